@@ -1,0 +1,32 @@
+"""Fixtures: a local Log Service with a source and targets, and copies of dispatch_data.py as processes."""
+
+import hypothesis
+import pytest
+
+from copies import PROJECT, SOURCE, Copies
+from local_log_service import LocalLogService
+
+# Machines that run tests are slow at times; a property is no less true for that.
+hypothesis.settings.register_profile("steady", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture
+def service():
+    """A running service with a source of 4 shards and the targets nginx, sql-audit and click."""
+    with LocalLogService() as running:
+        create_logstores(running)
+        yield running
+
+
+@pytest.fixture
+def copies(service, tmp_path):
+    """Starts copies of dispatch_data.py against `service`; what still runs at the end is killed."""
+    with Copies(service, tmp_path) as started:
+        yield started
+
+
+def create_logstores(service, shard_count=4):
+    service.create_logstore(PROJECT, SOURCE, shard_count)
+    for logstore in ("nginx", "sql-audit", "click"):
+        service.create_logstore(PROJECT, logstore, 2)

@@ -1,0 +1,254 @@
+"""What a copy delivers, through the real SDK over real HTTP: routing, fidelity, where it begins, how it is reached."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aliyun.log.proto import LogGroup
+from conftest import create_logstores
+from copies import (LIMIT, PROJECT, SOURCE, TARGETS, Copies, feed, group_shards, make_log_group, verdict,
+                    wait_until_delivered)
+from local_log_service import LocalLogService
+
+
+def topics_in(service, logstore):
+    return sorted(entry.parse().Topic for entry in service.ledger(PROJECT, logstore))
+
+
+def assert_all_delivered_once(service, targets=TARGETS):
+    outcome = verdict(service, targets)
+    assert outcome.sent > 0
+    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+
+
+def test_default_routes(service, copies):
+    feed(service, 40, topics=("nginx", "ngnix", "sql_audit", "click"))
+    copies.start()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert set(topics_in(service, "nginx")) == {"nginx", "ngnix"}
+    assert set(topics_in(service, "sql-audit")) == {"sql_audit"}
+    assert set(topics_in(service, "click")) == {"click"}
+
+
+def test_exact_topics_beat_patterns_and_patterns_go_in_order(service, copies):
+    service.create_logstore(PROJECT, "rest")
+    expected = {"app_audit": "sql-audit", "app_web": "nginx", "app_": "nginx", "web_1": "click", "web_12": "rest",
+                "[x]": "rest", "": "rest", "App_web": "rest"}
+    feed(service, len(expected), topics=tuple(expected))
+    copies.start(SLS_TOPIC_TO1="app_*", SLS_TOPIC_TO2=" app_audit , other ", SLS_TOPIC_TO3="app_w*,web_?",
+                 SLS_LOGSTORE_TO12="rest", SLS_TOPIC_TO12="*")
+    wait_until_delivered(service)
+    arrived = {topic: logstore for logstore in ("nginx", "sql-audit", "click", "rest")
+               for topic in topics_in(service, logstore)}
+    assert arrived == expected
+    assert_all_delivered_once(service, expected)
+
+
+def test_unmatched_topics_are_left_out_counted_and_named(service, copies):
+    feed(service, 30, topics=("nginx", "ngnxi", "debug"))
+    copy = copies.start()
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert_all_delivered_once(service)
+    summary = copy.log().splitlines()[-1]
+    assert "unmatched 20 groups 100 logs ('debug' 10, 'ngnxi' 10)" in summary \
+        or "unmatched 20 groups 100 logs ('ngnxi' 10, 'debug' 10)" in summary
+    assert "TO1 test-project/nginx 10 groups 50 logs" in summary
+
+
+def test_targets_in_other_projects_and_accounts(service, copies):
+    service.access_keys["other-id"] = "other-secret"
+    service.create_logstore("project-two", "nginx")
+    service.create_logstore("project-three", "click")
+    feed(service, 30)
+    copies.start(SLS_PROJECT_TO="project-two", SLS_LOGSTORE_TO2=None, SLS_PROJECT_TO3="project-three",
+                 SLS_AK_ID_TO3="other-id", SLS_AK_KEY_TO3="other-secret")
+    wait_until_delivered(service)
+    assert set(topics_in(service, "nginx")) == set(topics_in(service, "click")) == set()
+    assert {entry.parse().Topic for entry in service.ledger("project-two", "nginx")} == {"nginx", "ngnix"}
+    assert {entry.parse().Topic for entry in service.ledger("project-three", "click")} == {"click"}
+
+
+# Wire bytes are made by hand: the SDK's message classes refuse strings that are not UTF-8, the service doesn't.
+def field(number, value):
+    length = len(value)
+    size = b""
+    while length >= 0x80:
+        size += bytes([length & 0x7F | 0x80])
+        length >>= 7
+    return bytes([number << 3 | 2]) + size + bytes([length]) + value
+
+
+pairs = st.lists(st.builds(lambda key, value: field(1, key) + field(2, value), st.binary(max_size=20),
+                           st.binary(max_size=200)), max_size=4)
+logs = st.builds(
+    lambda seconds, contents, nanoseconds: b"\x08" + bytes([seconds & 0x7F | 0x80, seconds >> 7])
+    + b"".join(field(2, pair) for pair in contents)
+    + (b"" if nanoseconds is None else b"\x25" + nanoseconds.to_bytes(4, "little")),
+    st.integers(128, 16383), pairs, st.none() | st.integers(0, 999999999))
+wire_log_groups = st.builds(
+    lambda logs, category, topic, source, machine, tags: b"".join(field(1, log) for log in logs)
+    + b"".join(field(number, value) for number, value in
+               ((2, category), (3, topic), (4, source), (5, machine)) if value is not None)
+    + b"".join(field(6, tag) for tag in tags),
+    st.lists(logs, max_size=4), st.none() | st.binary(max_size=9),
+    st.sampled_from((b"nginx", b"sql_audit", b"click", b"\xff\xfe", b"", None)),
+    st.none() | st.binary(max_size=15), st.none() | st.binary(max_size=40), pairs)
+
+
+def test_log_groups_arrive_byte_for_byte(service, copies):
+    """Every field, in its order, with values that are not UTF-8; LogGroups may come joined, so logs are compared."""
+    service.create_logstore(PROJECT, "rest")
+    copies.start(SLS_LOGSTORE_TO4="rest", SLS_TOPIC_TO4="*")
+
+    @settings(max_examples=40)
+    @given(st.lists(wire_log_groups, min_size=1, max_size=20))
+    def arrives(log_groups):
+        from local_log_service.verdict import compare
+        before = {name: len(service.ledger(PROJECT, name)) for name in ("nginx", "sql-audit", "click", "rest")}
+        service.put(PROJECT, SOURCE, log_groups)
+        wait_until_delivered(service)
+        arrived = [entry.log_group for name, count in before.items() for entry in service.ledger(PROJECT, name)[count:]]
+        outcome = compare(log_groups, arrived)
+        assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+        # A LogGroup without logs has nothing a log by log comparison could see.
+        assert sum(not entry for entry in map(has_logs, log_groups)) <= len(log_groups)
+
+    def has_logs(log_group):
+        return log_group[:1] == b"\x0a"
+
+    arrives()
+
+
+def test_an_unmixed_log_group_is_put_as_it_came(service, copies):
+    """One LogGroup with everything in it: the put body is the source's bytes, to the last one."""
+    log_group = make_log_group("nginx", 3, Source="10.0.0.1", MachineUUID="uuid", Reserved="category")
+    parsed = LogGroup.FromString(log_group)
+    for key in ("__path__", "__hostname__", "__path__"):
+        parsed.LogTags.add(Key=key, Value="value of " + key)
+    parsed.Logs[0].Time_ns = 123456789
+    log_group = parsed.SerializeToString()
+    service.put(PROJECT, SOURCE, [log_group])
+    copies.start()
+    wait_until_delivered(service)
+    assert [entry.log_group for entry in service.ledger(PROJECT, "nginx")] == [log_group]
+
+
+def test_group_begins_at_the_first_log(service, copies):
+    feed(service, 20)
+    copies.start(SLS_CURSOR_START="begin")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def joined(service):
+    """A group exists and each shard of the source has a checkpoint."""
+    shards = group_shards(service)
+    return bool(shards) and all(shard["checkpoint"] for shard in shards.values())
+
+
+def has_joined(service):
+    service.wait_for(lambda: service.calls("HeartBeat") > 0 and joined(service), LIMIT, "a start saved for each shard")
+
+
+def test_group_begins_at_the_end(service, copies):
+    feed(service, 20)
+    copies.start(SLS_CURSOR_START="end")
+    has_joined(service)
+    later = feed(service, 20)
+    wait_until_delivered(service)
+    arrived = sum(len(service.ledger(PROJECT, logstore)) for logstore in ("nginx", "sql-audit", "click"))
+    assert len(later) == 20
+    assert sum(len(entry.parse().Logs) for logstore in ("nginx", "sql-audit", "click")
+               for entry in service.ledger(PROJECT, logstore)) == 100 and arrived > 0
+
+
+def test_group_begins_at_a_time(service, copies):
+    feed(service, 20)
+    # The service keeps whole seconds: the next one divides what was from what is to come.
+    boundary = int(time.time()) + 1
+    service.wait_for(lambda: time.time() >= boundary, 5, "the next second")
+    later = feed(service, 20)
+    copies.start(SLS_CURSOR_START=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(boundary)))
+    wait_until_delivered(service)
+    from local_log_service.verdict import compare
+    outcome = compare(later, [entry.log_group for logstore in ("nginx", "sql-audit", "click")
+                              for entry in service.ledger(PROJECT, logstore)])
+    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+
+
+def test_logs_that_come_while_no_copy_runs_are_not_skipped_by_a_start_at_the_end(service, copies):
+    """A copy killed before it delivered anything has yet settled where the group begins."""
+    first = copies.start(SLS_CURSOR_START="end")
+    has_joined(service)
+    first.process.kill()
+    feed(service, 20)
+    copies.start(SLS_CURSOR_START="end")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_shards_born_by_a_split_are_read_from_their_first_log(service, copies):
+    copies.start(SLS_CURSOR_START="end")
+    has_joined(service)
+    service.split_shard(PROJECT, SOURCE, 0)
+    service.merge_shards(PROJECT, SOURCE, 1)
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_an_expired_checkpoint_goes_on_at_the_oldest_log(service, copies):
+    first = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert first.stop() == 0
+    kept = feed(service, 40, shard=0)[-10:]
+    service.expire(PROJECT, SOURCE, 0, 40)  # 10 delivered and 30 that are gone for good: only the last 10 are left
+    second = copies.start()
+    wait_until_delivered(service)
+    arrived = {entry.log_group for logstore in ("nginx", "sql-audit", "click")
+               for entry in service.ledger(PROJECT, logstore)}
+    assert all(any(LogGroup.FromString(log_group).Logs[0].SerializeToString() in other for other in arrived)
+               for log_group in kept)
+    assert "shard 0: the service no longer knows cursor" in second.stderr()
+
+
+@pytest.mark.parametrize("https, region", [(True, None), (False, "local"), (True, "local")])
+def test_https_and_signature_v4(https, region, tmp_path):
+    with LocalLogService(https=https, region="local") as service:
+        create_logstores(service)
+        feed(service, 40)
+        with Copies(service, tmp_path) as copies:
+            copy = copies.start(SLS_REGION=region)
+            wait_until_delivered(service)
+            assert_all_delivered_once(service)
+            assert service.endpoint.startswith("https://") == https
+            assert copy.stop() == 0
+
+
+def test_temporary_credentials(tmp_path):
+    with LocalLogService(security_tokens={"local-id": "a-temporary-token"}) as service:
+        create_logstores(service)
+        feed(service, 20)
+        with Copies(service, tmp_path) as copies:
+            copy = copies.start(SLS_STS_TOKEN="a-temporary-token", SLS_LOG_LEVEL="DEBUG")
+            wait_until_delivered(service)
+            assert_all_delivered_once(service)
+            copy.stop()
+            assert "a-temporary-token" not in copy.log() + copy.stderr()
+            assert "local-secret" not in copy.log() + copy.stderr()
+
+
+def test_checkpoints_are_cursors_the_service_gave(service, copies):
+    """The checkpoint saved last is the cursor after the last LogGroup delivered, for each shard."""
+    feed(service, 40)
+    copies.start()
+    wait_until_delivered(service)
+    shards = group_shards(service)
+    assert {shard: state["next"] for shard, state in shards.items()} == {shard: 10 for shard in range(4)}
+    assert json.dumps(sorted(shards)) == "[0, 1, 2, 3]"

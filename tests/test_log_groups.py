@@ -1,0 +1,251 @@
+"""The byte path: equal to the SDK's parser on all valid bytes, safe on any bytes; joining changes no log."""
+
+from collections import Counter
+
+import pytest
+from aliyun.log import LogException
+from aliyun.log.proto import LogGroup as ParsedLogGroup
+from aliyun.log.proto import LogGroupList
+from aliyun.log.pulllog_response import PullLogResponse
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dispatch_data
+from dispatch_data import (JOINED_BYTES, JOINED_LOGS, LogGroup, join_log_groups, log_groups_of, read_log_group_list,
+                           without_pack_id)
+
+# ---- valid bytes, as the SDK's message classes write them, with fields they don't know mixed in
+
+texts = st.text(max_size=12)
+UNKNOWN_FIELDS = [b"\x48\x07", b"\x52\x02ab", b"\x5d1234", b"\x6112345678", b"\xc2\x3e\x00", b"\x48\xff\xff\xff\xff\x0f"]
+
+
+@st.composite
+def log_groups(draw, topics=st.none() | texts):
+    log_group = ParsedLogGroup()
+    for seconds, contents, nanoseconds in draw(st.lists(st.tuples(
+            st.integers(0, 2 ** 32 - 1), st.lists(st.tuples(texts, st.text(max_size=300)), max_size=3),
+            st.none() | st.integers(0, 2 ** 32 - 1)), max_size=5)):
+        log = log_group.Logs.add(Time=seconds)
+        for key, value in contents:
+            log.Contents.add(Key=key, Value=value)
+        if nanoseconds is not None:
+            log.Time_ns = nanoseconds
+    for name, strategy in (("Topic", topics), ("Source", st.none() | texts), ("MachineUUID", st.none() | texts),
+                           ("Reserved", st.none() | texts)):
+        text = draw(strategy)
+        if text is not None:
+            setattr(log_group, name, text)
+    for key, value in draw(st.lists(st.tuples(st.sampled_from(("__pack_id__", "__path__", "")), texts), max_size=3)):
+        log_group.LogTags.add(Key=key, Value=value)
+    unknown = draw(st.lists(st.sampled_from(UNKNOWN_FIELDS), max_size=2))
+    where = draw(st.booleans())
+    data = log_group.SerializeToString()
+    return b"".join(unknown) + data if where else data + b"".join(unknown)
+
+
+def varint(number):
+    data = b""
+    while number >= 0x80:
+        data += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return data + bytes([number])
+
+
+def list_of(serialised):
+    return b"".join(b"\x0a" + varint(len(data)) + data for data in serialised)
+
+
+def response_of(data, count=1):
+    return PullLogResponse(data, {"x-log-count": str(count), "x-log-bodyrawsize": str(len(data)), "x-log-cursor": "MA=="})
+
+
+@given(st.lists(log_groups(), max_size=4))
+def test_equal_to_the_parser_on_valid_bytes(serialised):
+    data = list_of(serialised)
+    ours = read_log_group_list(data)
+    theirs = LogGroupList.FromString(data).LogGroups
+    assert [log_group.SerializeToString() for log_group in ours] == serialised
+    assert [log_group.Topic for log_group in ours] == [parsed.Topic for parsed in theirs]
+    assert [log_group.log_count for log_group in ours] == [len(parsed.Logs) for parsed in theirs]
+    assert [len(log_group) for log_group in ours] == [len(one) for one in serialised]
+
+
+@given(log_groups(), log_groups())
+def test_equal_to_the_parser_when_fields_are_out_of_order(first, second):
+    """The concatenation of two messages is a message; then logs come after what describes the LogGroup."""
+    log_group, = read_log_group_list(list_of([first + second]))
+    parsed = ParsedLogGroup.FromString(first + second)
+    assert log_group.SerializeToString() == first + second
+    assert (log_group.Topic, log_group.log_count) == (parsed.Topic, len(parsed.Logs))
+    logs_in_rest = ParsedLogGroup.FromString(log_group.rest).Logs
+    assert log_group.joinable == (len(logs_in_rest) == 0)
+
+
+@given(st.binary(max_size=200) | st.lists(log_groups(), max_size=3).flatmap(
+    lambda serialised: st.tuples(st.just(list_of(serialised)), st.integers(0, 300), st.integers(0, 255))).map(
+    lambda made: made[0][:made[1]] + bytes([made[2]]) + made[0][made[1] + 1:]))
+def test_safe_on_any_bytes(data):
+    """Bytes are passed on unchanged, or refused by our reader and the SDK's parser alike; nothing is dropped."""
+    try:
+        ours = log_groups_of(response_of(data))
+    except LogException:
+        with pytest.raises(Exception):
+            LogGroupList.FromString(data)
+        return
+    try:
+        count = len(LogGroupList.FromString(data).LogGroups)
+    except Exception:  # DecodeError of either protobuf runtime: we look less deep, the target will judge
+        return
+    assert len(ours) == count
+    for log_group, parsed in zip(ours, LogGroupList.FromString(data).LogGroups):
+        assert ParsedLogGroup.FromString(log_group.SerializeToString()) == parsed
+
+
+def test_protobuf_groups_go_by_way_of_the_parser():
+    """Wire types 3 and 4, which our reader refuses and the parser knows."""
+    log_group = ParsedLogGroup(Topic="nginx").SerializeToString() + b"\x4b\x50\x01\x4c"
+    read, = log_groups_of(response_of(list_of([log_group])))
+    assert read.Topic == "nginx"
+    assert ParsedLogGroup.FromString(read.SerializeToString()) == ParsedLogGroup.FromString(log_group)
+
+
+def test_topics_that_are_not_utf8_are_routable():
+    read, = read_log_group_list(list_of([b"\x1a\x02\xff\xfe"]))
+    assert read.Topic == "\ufffd\ufffd"
+
+
+def test_without_the_sdk_s_private_bytes_the_parser_does_it():
+    serialised = ParsedLogGroup(Topic="nginx", Source="s")
+    serialised.Logs.add(Time=1)
+    response = response_of(list_of([serialised.SerializeToString()]))
+    del response._raw_uncompressed_body
+    response._loggroup_list = LogGroupList.FromString(list_of([serialised.SerializeToString()]))
+    read, = log_groups_of(response)
+    assert (read.Topic, read.log_count, read.SerializeToString()) == ("nginx", 1, serialised.SerializeToString())
+
+
+def test_the_sdk_still_keeps_the_bytes_of_a_pull():
+    """Fails when a new SDK release moves them: then dispatch_data.py still works, but parses everything."""
+    data = list_of([ParsedLogGroup(Topic="nginx").SerializeToString()])
+    assert response_of(data)._raw_uncompressed_body == data
+
+
+def test_an_empty_pull_has_no_log_groups():
+    assert log_groups_of(PullLogResponse(None, {"x-log-count": "0", "x-log-bodyrawsize": "0", "x-log-cursor": "MA=="})) \
+        == []
+
+
+# ---- joining
+
+few_topics = st.sampled_from(("a", "b", None))
+
+
+def logs_by_description(serialised, join_packs=False):
+    """What must not change: for each description of a LogGroup, its logs in their order."""
+    sequences = {}
+    for data in serialised:
+        parsed = ParsedLogGroup.FromString(data)
+        logs = [log.SerializeToString() for log in parsed.Logs]
+        del parsed.Logs[:]
+        if join_packs:
+            kept = [tag for tag in parsed.LogTags if tag.Key != "__pack_id__"]
+            del parsed.LogTags[:]
+            parsed.LogTags.extend(kept)
+        sequences.setdefault(parsed.SerializeToString(), []).extend(logs)
+    return sequences
+
+
+def copies_of(serialised):
+    return read_log_group_list(list_of(serialised))
+
+
+@given(st.lists(log_groups(few_topics), max_size=12), st.booleans())
+def test_joining_keeps_every_log_in_its_order_under_its_description(serialised, join_packs):
+    joined = join_log_groups(copies_of(serialised), join_packs)
+    assert len(joined) <= len(serialised)
+    before = logs_by_description(serialised, join_packs)
+    after = logs_by_description([log_group.SerializeToString() for log_group in joined], join_packs)
+    assert before == after
+    assert sum(log_group.log_count for log_group in joined) == sum(map(len, before.values()))
+    assert sum(len(log_group.logs) for log_group in joined) == len(serialised)
+
+
+def small(source="s", logs=3, size=10, **fields):
+    log_group = ParsedLogGroup(Topic="t", Source=source, **fields)
+    for number in range(logs):
+        log_group.Logs.add(Time=number).Contents.add(Key="k", Value="v" * size)
+    return log_group
+
+
+def with_tags(*tags):
+    log_group = small()
+    for key, value in tags:
+        log_group.LogTags.add(Key=key, Value=value)
+    return log_group.SerializeToString()
+
+
+def sizes_joined(serialised, join_packs=False):
+    return [log_group.log_count for log_group in join_log_groups(copies_of(serialised), join_packs)]
+
+
+def test_equal_descriptions_become_one_put():
+    assert sizes_joined([small().SerializeToString()] * 100) == [300]
+
+
+@pytest.mark.parametrize("other", [
+    small(source="other"), small(MachineUUID="m"), small(Reserved="c"), small(source=""),
+], ids=["source", "machine", "category", "empty source"])
+def test_other_descriptions_stay_apart(other):
+    assert sizes_joined([small().SerializeToString(), other.SerializeToString(), small().SerializeToString()]) == [6, 3]
+
+
+def test_tags_in_another_order_stay_apart():
+    ab, ba = with_tags(("a", "1"), ("b", "2")), with_tags(("b", "2"), ("a", "1"))
+    assert sizes_joined([ab, ba, ab]) == [6, 3]
+
+
+def test_packs_stay_apart_by_default_and_come_together_when_asked():
+    packs = [with_tags(("__path__", "p"), ("__pack_id__", "id-%d" % number)) for number in range(5)]
+    assert sizes_joined(packs) == [3] * 5
+    assert sizes_joined(packs, join_packs=True) == [15]
+    other = with_tags(("__path__", "q"), ("__pack_id__", "id-9"))
+    assert sizes_joined(packs + [other, packs[0]], join_packs=True) == [18, 3]
+    joined, = join_log_groups(copies_of(packs), True)
+    assert [(tag.Key, tag.Value) for tag in ParsedLogGroup.FromString(joined.SerializeToString()).LogTags] == \
+        [("__path__", "p"), ("__pack_id__", "id-0")]
+
+
+def test_only_the_tag_of_that_very_name_is_the_pack_id():
+    rest = with_tags(("__pack_id__x", "1"), ("x", "\n\x0b__pack_id__"))
+    assert without_pack_id(rest) == rest
+
+
+def test_joining_stays_within_the_limits():
+    by_logs = sizes_joined([small(logs=100).SerializeToString()] * 100)
+    assert sum(by_logs) == 10000 and max(by_logs) <= JOINED_LOGS and len(by_logs) == 3
+    serialised = [small(logs=1, size=JOINED_BYTES // 7).SerializeToString()] * 20
+    joined = join_log_groups(copies_of(serialised), False)
+    assert [log_group.log_count for log_group in joined] == [6, 6, 6, 2]
+    assert max(map(len, joined)) <= JOINED_BYTES
+
+
+def test_one_beyond_the_limits_is_not_split():
+    huge = small(logs=JOINED_LOGS + 1).SerializeToString()
+    assert sizes_joined([huge, small().SerializeToString(), huge]) == [JOINED_LOGS + 1, 3, JOINED_LOGS + 1]
+
+
+def test_what_has_logs_out_of_order_is_never_joined():
+    """Its rest holds a log, which joining by equal rests would drop."""
+    strange = b"\x1a\x01t" + b"\x0a\x02\x08\x01"
+    joined = join_log_groups(copies_of([strange, strange]), False)
+    assert [log_group.SerializeToString() for log_group in joined] == [strange, strange]
+
+
+def test_counting_is_by_description():
+    counted = Counter(log_group.Topic for log_group in copies_of([small().SerializeToString()] * 3))
+    assert counted == {"t": 3}
+    assert isinstance(copies_of([small().SerializeToString()])[0], LogGroup)
+    assert dispatch_data.LOGS_KEY == ParsedLogGroup.DESCRIPTOR.fields_by_name["Logs"].number << 3 | 2
+    assert dispatch_data.TOPIC_KEY == ParsedLogGroup.DESCRIPTOR.fields_by_name["Topic"].number << 3 | 2
+    assert dispatch_data.LOG_TAGS_KEY == ParsedLogGroup.DESCRIPTOR.fields_by_name["LogTags"].number << 3 | 2

@@ -1,0 +1,367 @@
+"""No log is lost: stops, kills, moves and refusals, with real processes and real signals."""
+
+import signal
+import time
+
+import pytest
+
+from copies import GROUP, LIMIT, PROJECT, SOURCE, feed, group_shards, verdict, wait_until_delivered, wait_until_shared
+from test_dispatch import assert_all_delivered_once
+
+TARGET_LOGSTORES = ("nginx", "sql-audit", "click")
+
+
+def arrived(service):
+    """Number of LogGroups, joined ones as one, that the targets have taken."""
+    return sum(len(service.ledger(PROJECT, logstore)) for logstore in TARGET_LOGSTORES)
+
+
+def logs_in(service, logstore):
+    return sum(len(entry.parse().Logs) for entry in service.ledger(PROJECT, logstore))
+
+
+class SteadyFeed:
+    """Feeds the source a little at each look, so that logs flow while a test waits for something else."""
+
+    def __init__(self, service):
+        self.service = service
+
+    def wait_for(self, condition, what):
+        def fed_and_met():
+            feed(self.service, 4)
+            return condition()
+        self.service.wait_for(fed_and_met, LIMIT, what)
+
+    def wait_until_shared(self, *sharing):
+        def is_shared():
+            held = [len(copy.held_shards(self.service)) for copy in sharing]
+            return sum(held) == 4 and max(held) - min(held) <= 1
+        self.wait_for(is_shared, "the shards shared among %d copies" % len(sharing))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_resumes_from_the_checkpoint_after_a_graceful_stop(service, copies, number):
+    flow = SteadyFeed(service)
+    for _ in range(3):
+        copy = copies.start()
+        before = arrived(service)
+        flow.wait_for(lambda: arrived(service) > before + 5, "a copy at work")
+        assert copy.stop(number) == 0
+        feed(service, 40)
+    copies.start()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_stop_waits_for_the_batch_in_flight(service, copies):
+    """A put that is in the air when SIGTERM comes is seen to its end and checkpointed."""
+    with service.add_fault("PutLogs", hold=True) as fault:
+        feed(service, 40)
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits >= 3, LIMIT, "puts in the air")
+        copy.send(signal.SIGTERM)
+        assert copy.process.poll() is None
+    assert copy.process.wait(LIMIT) == 0
+    copies.start()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_sharing_joining_and_leaving_loses_and_repeats_nothing(service, copies):
+    flow = SteadyFeed(service)
+    first, second = copies.start(), copies.start()
+    flow.wait_until_shared(first, second)
+    third = copies.start()
+    flow.wait_until_shared(first, second, third)
+    assert second.stop() == 0
+    flow.wait_until_shared(first, third)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_kill_9_of_one_in_three_loses_nothing(service, copies):
+    flow = SteadyFeed(service)
+    started = [copies.start() for _ in range(3)]
+    flow.wait_until_shared(*started)
+    started[1].send(signal.SIGKILL)
+    flow.wait_until_shared(started[0], started[2])
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+
+
+def test_kill_9_repeats_at_most_the_batch_in_flight(service, copies):
+    """Each batch is checkpointed before the next begins, so a copy killed at any time repeats one batch a shard."""
+    feed(service, 400)
+    copy = copies.start()
+    wait_until_delivered(service)
+    with service.add_fault("UpdateCheckPoint", cut="before"):
+        feed(service, 40, topics=("sql_audit",))
+        service.wait_for(lambda: logs_in(service, "sql-audit") == 100 * 5 + 40 * 5, LIMIT,
+                         "a batch of each shard delivered, its checkpoint not saved")
+        feed(service, 40, topics=("click",))
+        copy.process.kill()
+        copy.process.wait()
+    copies.start()
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+    assert outcome.duplicated == 40 * 5, str(outcome)
+
+
+def test_more_copies_than_shards(service, copies):
+    flow = SteadyFeed(service)
+    started = [copies.start() for _ in range(6)]
+
+    def each_shard_has_one_copy():
+        return sorted(len(copy.held_shards(service)) for copy in started) == [0, 0, 1, 1, 1, 1]
+
+    flow.wait_for(each_shard_has_one_copy, "four copies with a shard, two that wait")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert [copy.stop() for copy in started] == [0] * 6
+
+
+FAILURES = [
+    dict(status=403, code="ShardWriteQuotaExceed"), dict(status=403, code="WriteQuotaExceed"),
+    dict(status=404, code="LogStoreNotExist"), dict(status=401, code="Unauthorized"),
+    dict(status=500, code="InternalServerError"), dict(status=503, code="ServerBusy"),
+    dict(status=400, code="PostBodyInvalid"), dict(cut="before"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.get("code", "connection cut"))
+def test_puts_that_fail_are_tried_until_they_are_taken(service, copies, failure):
+    with service.add_fault("PutLogs", **failure) as fault:
+        feed(service, 40)
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits >= 6, LIMIT, "puts that fail")
+        assert arrived(service) == 0
+        assert service.lag(PROJECT, SOURCE, GROUP) == 40
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    assert "a put failed and is tried again until it is taken" in copy.stderr()
+
+
+def test_a_connection_cut_after_the_put_took_effect_loses_nothing(service, copies):
+    with service.add_fault("PutLogs", cut="after", share=0.5) as fault:
+        feed(service, 200)
+        copies.start()
+        service.wait_for(lambda: fault.hits >= 3, LIMIT, "connections cut")
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+
+
+def test_a_share_of_throttled_puts_costs_no_log(service, copies):
+    with service.add_fault("PutLogs", status=403, code="ShardWriteQuotaExceed", share=0.3) as fault:
+        flow = SteadyFeed(service)
+        copies.start()
+        flow.wait_for(lambda: fault.hits > 10, "throttled puts")
+        wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_missing_target_holds_everything_back_until_it_is_there(service, copies):
+    service.delete_logstore(PROJECT, "click")
+    feed(service, 40)
+    copy = copies.start()
+    service.wait_for(lambda: "LogStoreNotExist" in copy.stderr(), LIMIT, "a word about the missing logstore")
+    service.create_logstore(PROJECT, "click")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
+    with service.add_fault("PutLogs", logstore="click", hold=True) as fault:
+        feed(service, 40)
+        copies.start()
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "a put that hangs")
+        service.wait_for(lambda: logs_in(service, "nginx") == 20 * 5 and logs_in(service, "sql-audit") == 10 * 5,
+                         LIMIT, "all that goes elsewhere")
+        assert service.lag(PROJECT, SOURCE, GROUP) == 40
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+@pytest.mark.parametrize("failure", [dict(status=403, code="WriteQuotaExceed"), dict(hold=True), dict(cut="before")],
+                         ids=["refused", "hanging", "cut"])
+def test_sigterm_while_every_put_fails(service, copies, failure):
+    """Within the 10 s that supervisors give, and the next copy delivers everything."""
+    with service.add_fault("PutLogs", **failure) as fault:
+        feed(service, 40)
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "puts that fail")
+        copy.send(signal.SIGTERM)
+        assert copy.process.wait(10) == 0
+    copies.start()
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+
+
+def test_a_frozen_copy_does_not_disturb_the_one_that_took_over(service, copies):
+    """SIGSTOP past the group's timeout, then SIGCONT: it neither begins a batch nor moves a checkpoint back."""
+    frozen = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    frozen.send(signal.SIGSTOP)
+    feed(service, 40)
+    other = copies.start()
+    service.wait_for(lambda: len(other.held_shards(service)) == 4, LIMIT, "all shards taken over")
+    wait_until_delivered(service)
+    frozen.send(signal.SIGCONT)
+    flow = SteadyFeed(service)
+    flow.wait_until_shared(frozen, other)
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+    assert outcome.duplicated <= 40 * 5, str(outcome)
+
+
+def test_the_source_failing_for_a_while_costs_nothing(service, copies):
+    copies.start()
+    flow = SteadyFeed(service)
+    flow.wait_for(lambda: arrived(service) > 5, "a copy at work")
+    for action in ("PullLogs", "HeartBeat", "UpdateCheckPoint"):
+        with service.add_fault(action, status=400, code="ParameterInvalid") as fault:
+            flow.wait_for(lambda: fault.hits >= 2, "%s refused" % action)
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+
+
+def test_a_shard_is_given_up_when_it_moves_and_its_batch_cannot_be_delivered(service, copies):
+    """A copy whose target connection hangs must not keep shards that another copy could serve."""
+    with service.add_fault("PutLogs", hold=True) as fault:
+        feed(service, 40)
+        copies.start()
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "puts that hang")
+        second = copies.start()
+        service.wait_for(lambda: len(second.held_shards(service)) == 2, LIMIT, "two shards handed over")
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+
+
+def test_the_last_summary_counts_what_was_delivered(service, copies):
+    feed(service, 40)
+    copy = copies.start()
+    wait_until_delivered(service)
+    wait_until_shared(service, copy)
+    assert copy.stop() == 0
+    summary = copy.log().splitlines()[-1]
+    for part in ("summary:", "TO1 test-project/nginx 20 groups 100 logs", "TO2 test-project/sql-audit 10 groups 50 logs",
+                 "TO3 test-project/click 10 groups 50 logs", "0 retries", "unmatched 0 groups", "shards held: 0 1 2 3"):
+        assert part in summary
+    assert time.strftime("%Y-%m-%d") in summary
+
+
+def test_bytes_that_nobody_can_read_are_neither_skipped_nor_checkpointed(service, copies):
+    feed(service, 40)
+    copy = copies.start()
+    wait_until_delivered(service)
+    service.put(PROJECT, SOURCE, [b"\x0a\x7fcut short"], shard=0)
+    service.wait_for(lambda: "shard 0: a pull of 13 bytes is no LogGroupList" in copy.stderr(), LIMIT, "a loud refusal")
+    behind = feed(service, 10, shard=0)
+    service.wait_for(lambda: service.calls("PullLogs") > 0 and copy.stderr().count("shard 0: a pull of") >= 2, LIMIT,
+                     "another try")
+    assert service.lag(PROJECT, SOURCE, GROUP) == 1 + len(behind)
+    assert copy.stop() == 0
+    service.expire(PROJECT, SOURCE, 0, 11)  # the only way past it: its retention time ends
+    copies.start()
+    wait_until_delivered(service)
+    assert logs_in(service, "nginx") + logs_in(service, "sql-audit") + logs_in(service, "click") == 50 * 5
+
+
+REFUSALS = [
+    (dict(SLS_AK_KEY="wrong-secret"), "check SLS_AK_KEY: ", "SignatureNotMatch"),
+    (dict(SLS_AK_ID="nobody"), "check SLS_AK_ID: ", "InvalidAccessKeyId"),
+    (dict(SLS_PROJECT="no-such-project", SLS_PROJECT_TO=PROJECT), "check SLS_PROJECT ", "ProjectNotExist"),
+    (dict(SLS_LOGSTORE="no-such-logstore"), "check SLS_LOGSTORE: ", "LogStoreNotExist"),
+]
+
+
+@pytest.mark.parametrize("changes, advice, code", REFUSALS, ids=[code for _, _, code in REFUSALS])
+def test_a_copy_that_may_not_join_says_why_and_ends(service, copies, changes, advice, code):
+    copy = copies.start(**changes)
+    assert copy.process.wait(LIMIT) == 1
+    line, = copy.stderr().splitlines()
+    assert advice in line and code in line
+    assert "Traceback" not in line and "local-secret" not in line and "wrong-secret" not in line
+
+
+def test_one_group_too_many_is_said_in_one_line(service, copies):
+    client = service.client()
+    for number in range(10):
+        client.create_consumer_group(PROJECT, SOURCE, "group-%d" % number, 20)
+    copy = copies.start()
+    assert copy.process.wait(LIMIT) == 1
+    line, = copy.stderr().splitlines()
+    assert "check SLS_CG: " in line and "ConsumerGroupQuotaExceed" in line
+
+
+def test_a_source_that_cannot_be_reached_yet_is_tried_until_it_can(service, copies):
+    with service.add_fault("*", cut="before") as fault:
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits > 1, LIMIT, "tries")
+        feed(service, 20)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+def test_stops_at_once_while_it_cannot_join(service, copies):
+    with service.add_fault("*", hold=True) as fault:
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "a call without an answer")
+        copy.send(signal.SIGTERM)
+        assert copy.process.wait(10) == 0
+
+
+def test_sigint_stops_a_copy_whose_shell_had_it_ignored(service, copies):
+    """Shells start `command &` in a script with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        copy = copies.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    feed(service, 20)
+    wait_until_delivered(service)
+    assert copy.stop(signal.SIGINT) == 0
+    assert_all_delivered_once(service)
+
+
+def test_without_a_log_directory_everything_goes_to_stderr(service, copies):
+    feed(service, 20)
+    copy = copies.start(SLS_LOG_DIR="")
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert copy.log() == ""
+    assert "summary: TO1 test-project/nginx 10 groups 50 logs" in copy.stderr()
+
+
+def test_with_a_log_file_a_shared_nohup_out_gets_only_warnings(service, copies):
+    feed(service, 20)
+    copy = copies.start()
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert copy.stderr() == ""
+    assert "summary: TO1 test-project/nginx 10 groups 50 logs" in copy.log()
+    path, = copy.directory.glob("*.log")
+    assert path.name == "dispatch_data_%d.log" % copy.process.pid
+
+
+def test_consumer_names_are_unique_and_allowed(service, copies):
+    started = [copies.start() for _ in range(3)]
+    service.wait_for(lambda: len(consumers(service)) == 3, LIMIT, "three consumers")
+    names = consumers(service)
+    for copy in started:
+        name, = [name for name in names if "-%d-" % copy.process.pid in name]
+        assert name.startswith(GROUP + "-")
+        assert len(name) <= 128 and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+
+def consumers(service):
+    return service.consumer_group(PROJECT, SOURCE, GROUP)["consumers"] if group_shards(service) else {}
