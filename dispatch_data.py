@@ -31,7 +31,7 @@ import time
 import uuid
 from collections import Counter
 from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 try:
     import dateutil.parser
@@ -54,7 +54,7 @@ log = logging.getLogger("dispatch_data")
 
 
 class Setting(NamedTuple):
-    """One row of the table of settings. `check` turns the text into a value or raises ValueError(what would be right)."""
+    """One row of the table of settings. `check` gives the text's value or raises ValueError(what would be right)."""
 
     name: str
     check: Callable[[str], object]
@@ -142,7 +142,7 @@ SOURCE_SETTINGS = (
             REQUIRED, "the consumer group, the same for all copies"),
 )
 TARGET_SETTINGS = (
-    Setting("SLS_LOGSTORE_TO", name_of_logstore, REQUIRED, "target logstore n: SLS_LOGSTORE_TO1, SLS_LOGSTORE_TO2, ..."),
+    Setting("SLS_LOGSTORE_TO", name_of_logstore, REQUIRED, "the logstore of target n; n is any number from 1"),
     Setting("SLS_TOPIC_TO", topics, REQUIRED,
             "topics of target n, separated by commas; * and ? are wildcards, * alone takes what is left"),
 )
@@ -152,7 +152,7 @@ TUNING_SETTINGS = (
     Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
             "seconds; a copy that is silent for twice as long loses its shards"),
     Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.2", "seconds between looks at each shard"),
-    Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "4", "puts in the air at the same time, for each target"),
+    Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "4", "puts in the air at once, for each target"),
     Setting("SLS_MERGE_PACKS", yes_or_no, "false",
             "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up"),
     Setting("SLS_LOG_DIR", writable_directory, ".", "where the log file goes; empty: no file, stderr alone"),
@@ -258,7 +258,7 @@ class EnvironmentReader:
         return next(set_here, suffixes[-1])
 
     def read_place(self, suffixes: Sequence[str], logstore: Setting, logstore_suffix: str) -> Place:
-        """The place of one logstore; what the first suffix doesn't set, the next one does: _TO2, then _TO, then none."""
+        """The place of one logstore; what the first suffix doesn't set, the next does: _TO2, then _TO, then none."""
         values = []
         for setting in PLACE_SETTINGS:
             # Id, secret and token make one key: they are taken together, from where any of them is set.
@@ -354,18 +354,22 @@ class LogGroup:
     """A LogGroup as it came over the wire, in two pieces: its logs, and all that describes them.
 
     Offers what `LogClient.put_log_raw` and routing ask of a LogGroup, under the names of the SDK's message: `Topic` and
-    `SerializeToString()`. `logs` are the serialised fields Logs, one piece for each LogGroup joined; `rest` is
-    every other field, untouched. A LogGroup with `joinable` false has Logs in its rest.
+    `SerializeToString()`. `logs` are the serialised fields Logs and `log_counts` their numbers, one entry for each
+    LogGroup joined; `rest` is every other field, untouched. With `joinable` false there are Logs in the rest as well.
     """
 
-    __slots__ = ("Topic", "log_count", "logs", "rest", "joinable")
+    __slots__ = ("Topic", "log_counts", "logs", "rest", "joinable")
 
     def __init__(self, topic: str, log_count: int, logs: bytes, rest: bytes, joinable: bool = True) -> None:
         self.Topic = topic
-        self.log_count = log_count
+        self.log_counts = [log_count]
         self.logs = [logs]
         self.rest = rest
         self.joinable = joinable
+
+    @property
+    def log_count(self) -> int:
+        return sum(self.log_counts)
 
     def __len__(self) -> int:
         """Its size in bytes, uncompressed."""
@@ -373,6 +377,15 @@ class LogGroup:
 
     def SerializeToString(self) -> bytes:
         return b"".join(self.logs) + self.rest
+
+    def join(self, other: "LogGroup") -> None:
+        """Takes over the logs of another, which is equal in everything else."""
+        self.logs += other.logs
+        self.log_counts += other.log_counts
+
+    def split(self) -> List["LogGroup"]:
+        """Those that were joined, each for itself again."""
+        return [LogGroup(self.Topic, count, logs, self.rest) for count, logs in zip(self.log_counts, self.logs)]
 
 
 def read_varint(data: bytes, position: int) -> Tuple[int, int]:
@@ -493,18 +506,17 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> List[Lo
     joined = []  # type: List[LogGroup]
     growing = {}  # type: Dict[bytes, List]
     for log_group in log_groups:
-        size = len(log_group)
-        if not log_group.joinable:
-            joined.append(log_group)
-            continue
+        size, log_count = len(log_group), log_group.log_count
         likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
         entry = growing.get(likeness)
-        if entry and entry[1] + size <= JOINED_BYTES and entry[0].log_count + log_group.log_count <= JOINED_LOGS:
-            entry[0].logs += log_group.logs
-            entry[0].log_count += log_group.log_count
+        if not log_group.joinable:
+            joined.append(log_group)
+        elif entry and entry[1] + size <= JOINED_BYTES and entry[2] + log_count <= JOINED_LOGS:
+            entry[0].join(log_group)
             entry[1] += size
+            entry[2] += log_count
         else:
-            growing[likeness] = [log_group, size]
+            growing[likeness] = [log_group, size, log_count]
             joined.append(log_group)
     return joined
 
@@ -515,8 +527,24 @@ FIRST_PAUSE = 0.1  # seconds
 LONGEST_PAUSE = 5.0  # seconds
 CONNECT_TIMEOUT = 10  # seconds
 ANSWER_TIMEOUT = 60  # seconds
+USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop or its shard is to move
 SAME_NEWS = 10.0  # seconds between two lines about one target's refusals
+
+
+class Patience:
+    """Lasts as long as its batch is wanted, and GRACE seconds more."""
+
+    def __init__(self, is_wanted: Callable[[], bool]) -> None:
+        self.is_wanted = is_wanted
+        self.end = None  # type: Optional[float]
+
+    def lasts(self) -> bool:
+        if self.is_wanted():
+            self.end = None
+        elif self.end is None:
+            self.end = time.monotonic() + GRACE
+        return self.end is None or time.monotonic() < self.end
 
 
 def pauses() -> Iterator[float]:
@@ -534,69 +562,100 @@ class CallFailed(Exception):
         self.code = error.get_error_code()
         # LogException says 200 where there was no answer at all.
         self.status = error.get_resp_status() if error.get_resp_status() != 200 else None
-        super().__init__("%s%s: %s" % ("%d " % self.status if self.status else "", self.code, error.get_error_message()))
+        status = "%d " % self.status if self.status else ""
+        super().__init__("%s%s: %s" % (status, self.code, error.get_error_message()))
 
     def may_pass(self) -> bool:
         """Whether time alone may mend it; else somebody has to change a key, a name or a clock."""
         return self.status is None or self.status >= 500 or self.code.endswith("QuotaExceed")
 
 
-class Connector:
-    """Makes connections to one host as requests would, its proxy and CA bundle read from the environment once.
+def auth_version(place: Place) -> str:
+    return AUTH_VERSION_4 if place.region else AUTH_VERSION_1
 
-    requests reads the environment anew and builds its own objects for every call, which costs more than the rest of a
-    put. What http.client can't do (a proxy that is reached by TLS or SOCKS) is left to requests: then `is_usable` is False.
+
+class Connector:
+    """Opens connections to one origin (scheme://host:port) as requests would: same proxy, same trusted CAs.
+
+    requests reads the environment and builds its objects anew for every call, which costs more than the rest of a
+    put; this reads the environment once. What http.client can't do, a proxy spoken to in TLS or SOCKS, stays with
+    requests: then `is_usable` is False.
     """
 
-    def __init__(self, url: str) -> None:
-        settled = requests.Session().merge_environment_settings(url, {}, None, None, None)
-        verify = settled["verify"]
-        self.host = urlsplit(url)
-        self.proxy = urlsplit(requests.utils.select_proxy(url, settled["proxies"]) or "")
-        self.is_usable = self.proxy.scheme in ("", "http") and bool(verify)
+    def __init__(self, origin: str) -> None:
+        settled = requests.Session().merge_environment_settings(origin, {}, None, None, None)
+        bundle = requests.certs.where() if settled["verify"] is True else settled["verify"]
+        self.origin = urlsplit(origin)
+        self.proxy = urlsplit(requests.utils.select_proxy(origin, settled["proxies"]) or "")
+        self.is_usable = self.proxy.scheme in ("", "http") and bool(bundle)
         self.proxy_headers = {}
         if self.proxy.username:
             user = "%s:%s" % requests.utils.get_auth_from_url(self.proxy.geturl())
             self.proxy_headers["Proxy-Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
         self.tls = None
-        if self.host.scheme == "https" and self.is_usable:
-            bundle = requests.certs.where() if verify is True else verify
-            is_directory = os.path.isdir(bundle)
-            self.tls = ssl.create_default_context(cafile=None if is_directory else bundle,
-                                                  capath=bundle if is_directory else None)
+        if self.origin.scheme == "https" and self.is_usable:
+            where = "capath" if os.path.isdir(bundle) else "cafile"
+            self.tls = ssl.create_default_context(**{where: bundle})
 
     def connect(self) -> http.client.HTTPConnection:
-        """An open connection. Raises OSError or HTTPException."""
-        host, port = self.host.hostname, self.host.port
-        address = (self.proxy.hostname, self.proxy.port or 80) if self.proxy.hostname else (host, port)
+        """A new connection, open. Raises OSError or HTTPException."""
+        origin = self.origin.hostname, self.origin.port
+        address = (self.proxy.hostname, self.proxy.port or 80) if self.proxy.hostname else origin
         if self.tls:
             connection = http.client.HTTPSConnection(*address, timeout=CONNECT_TIMEOUT, context=self.tls)
             if self.proxy.hostname:
-                connection.set_tunnel(host, port, self.proxy_headers)
+                connection.set_tunnel(*origin, headers=self.proxy_headers)
         else:
             connection = http.client.HTTPConnection(*address, timeout=CONNECT_TIMEOUT)
         connection.connect()
         connection.sock.settimeout(ANSWER_TIMEOUT)
         return connection
 
-    def request_line(self, url: str) -> Tuple[str, Dict[str, str]]:
-        """What the request line names: the whole URL for an HTTP proxy, else the path; and the headers it adds."""
-        if self.proxy.hostname and not self.tls:
-            return url, self.proxy_headers
-        return url[url.index("/", url.index("://") + 3):], {}
+    def request(self, connection, method: str, path: str, body: Optional[bytes], headers: Dict[str, str]):
+        """Sends one request and returns (status, body, headers) of its answer. Raises OSError or HTTPException."""
+        if self.proxy.hostname and not self.tls:  # an HTTP proxy is told the whole URL
+            path = self.origin.geturl() + path
+            headers = dict(headers, **self.proxy_headers)
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.read(), response.headers
 
 
-class WriterClient(LogClient):
-    """A LogClient for puts from several threads: lean, and leaving it to its caller to try again."""
+class LeanClient(LogClient):
+    """A LogClient that talks to one project, from many threads, without requests.
+
+    It overrides a private method of the SDK's; should that be renamed, calls go through requests again.
+    """
 
     def __init__(self, place: Place) -> None:
         super().__init__(place.endpoint, place.access_key_id, place.access_key, place.security_token or None,
-                         source="dispatch_data", auth_version=AUTH_VERSION_4 if place.region else AUTH_VERSION_1,
-                         region=place.region)
+                         source="dispatch_data", auth_version=auth_version(place), region=place.region)
         self.timeout = (CONNECT_TIMEOUT, ANSWER_TIMEOUT)
-        host = self._endpoint if self._isRowIp else "%s.%s" % (place.project, self._endpoint)
-        self.connector = Connector(self.http_type.lower() + host)
-        self.of_thread = threading.local()  # each thread keeps one connection: no pool to run out of
+        self.connector = None  # type: Optional[Connector]
+        self.of_thread = threading.local()  # each thread keeps one connection: there is no pool to run out of
+
+    def _getHttpResponse(self, method, url, params, body, headers):
+        origin, path = re.match("([a-z]+://[^/]+)(.*)", url, re.IGNORECASE).groups()
+        self.connector = self.connector or Connector(origin)
+        if not self.connector.is_usable:
+            return super()._getHttpResponse(method, url, params, body, headers)
+        if params:
+            path += "?" + urlencode(params)
+        connection = getattr(self.of_thread, "connection", None)
+        self.of_thread.connection = None
+        try:
+            # An idle connection with something to read has been closed by the other side.
+            if connection is None or connection.sock is None or wait_for_read(connection.sock, 0):
+                connection = self.connector.connect()
+            answer = self.connector.request(connection, method, path, body, dict(headers, **USER_AGENT))
+        except (OSError, http.client.HTTPException) as error:
+            raise LogException("LogRequestError", "%s: %s" % (type(error).__name__, error)) from error
+        self.of_thread.connection = connection
+        return answer
+
+
+class WriterClient(LeanClient):
+    """A LeanClient that leaves it to its caller to try again: each failure is raised as CallFailed."""
 
     def _sendRequest(self, *args, **kwargs):
         # LogClient._send repeats some LogExceptions ten times, a second apart, deaf to a stop, and others never.
@@ -604,27 +663,6 @@ class WriterClient(LogClient):
             return super()._sendRequest(*args, **kwargs)
         except LogException as error:
             raise CallFailed(error) from error
-
-    def _getHttpResponse(self, method, url, params, body, headers):
-        # The same as LogClient's, without requests.
-        if params or not self.connector.is_usable:
-            return super()._getHttpResponse(method, url, params, body, headers)
-        connection = getattr(self.of_thread, "connection", None)
-        self.of_thread.connection = None
-        try:
-            # An idle connection that has something to read was closed by the other side.
-            if connection is None or connection.sock is None or wait_for_read(connection.sock, 0):
-                connection = self.connector.connect()
-            target, more_headers = self.connector.request_line(url)
-            connection.request(method, target, body, dict(headers, **more_headers))
-            response = connection.getresponse()
-            answer = response.status, response.read(), response.headers
-        except (OSError, http.client.HTTPException) as error:
-            if connection is not None:
-                connection.close()
-            raise LogException("LogRequestError", "%s: %s" % (type(error).__name__, error)) from error
-        self.of_thread.connection = connection
-        return answer
 
 
 class Target:
@@ -640,27 +678,29 @@ class Target:
         self.log_groups = self.logs = self.bytes = self.retries = 0
         self.next_news = 0.0
 
-    def put_all(self, puts: Sequence[Tuple[LogGroup, int]], given_up: threading.Event) -> bool:
-        """Puts each of (LogGroup, number of source LogGroups in it); True once all are taken."""
-        return all(self.put(log_group, count, given_up) for log_group, count in puts)
+    def put_all(self, log_groups: Iterable[LogGroup], given_up: threading.Event) -> bool:
+        """Puts one after the other; True once all are taken, False if `given_up` was set before that."""
+        return all(self.put(log_group, given_up) for log_group in log_groups)
 
-    def put(self, log_group: LogGroup, count: int, given_up: threading.Event) -> bool:
-        """Tries until the target has taken it, on every error; False if `given_up` is set before that."""
+    def put(self, log_group: LogGroup, given_up: threading.Event) -> bool:
+        """Tries until the target has taken it, on every error; False if `given_up` was set before that."""
         for pause in pauses():
             if given_up.is_set():
                 return False
             try:
                 self.write(log_group)
+                break
             except Exception as error:
                 self.report_refusal(error)
-                given_up.wait(pause)
-            else:
-                with self.lock:
-                    self.log_groups += count
-                    self.logs += log_group.log_count
-                    self.bytes += len(log_group)
-                return True
-        return False
+                if getattr(error, "status", None) == 400 and len(log_group.logs) > 1:
+                    # One of those joined may be what the service won't have: it must hold up no more than itself.
+                    return self.put_all(log_group.split(), given_up)
+            given_up.wait(pause)
+        with self.lock:
+            self.log_groups += len(log_group.logs)
+            self.logs += log_group.log_count
+            self.bytes += len(log_group)
+        return True
 
     def report_refusal(self, error: Exception) -> None:
         with self.lock:
@@ -724,31 +764,22 @@ class Delivery:
                 sorted_groups.setdefault(number, []).append(log_group)
         return sorted_groups
 
-    def deliver(self, log_groups: Iterable[LogGroup], is_wanted: Callable[[], bool]) -> bool:
-        """True once every routed LogGroup has been taken by its target, False if the batch was given up.
-
-        It is given up only when `is_wanted()` has been False for GRACE seconds.
-        """
+    def deliver(self, log_groups: Iterable[LogGroup], patience: Patience) -> bool:
+        """True once every routed LogGroup has been taken by its target, False if `patience` ended before that."""
         given_up = threading.Event()
-        waiting = set()
+        shares = []
         for number, routed in self.sort(log_groups).items():
             target = self.targets[number]
-            puts = [(log_group, len(log_group.logs)) for log_group in join_log_groups(routed, self.join_packs)]
-            for share in (puts[first::self.writers] for first in range(min(self.writers, len(puts)))):
-                waiting.add(target.threads.submit(target.put_all, share, given_up))
-        everything = list(waiting)
-        deadline = None
-        while True:
+            puts = join_log_groups(routed, self.join_packs)
+            for first in range(min(self.writers, len(puts))):
+                shares.append(target.threads.submit(target.put_all, puts[first::self.writers], given_up))
+        waiting = shares
+        while patience.lasts():
             waiting = concurrent.futures.wait(waiting, timeout=0.2).not_done
             if not waiting:
-                return all(future.result() for future in everything)
-            if is_wanted():
-                deadline = None
-            elif deadline is None:
-                deadline = time.monotonic() + GRACE
-            elif time.monotonic() > deadline:
-                given_up.set()
-                return False
+                return all(share.result() for share in shares)
+        given_up.set()
+        return False
 
 
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
@@ -757,15 +788,14 @@ class Delivery:
 class SourceClient(ConsumerClient):
     """The consumer group's calls, where the SDK's would lose logs or write over another copy's checkpoint."""
 
-    def __init__(self, config: LogHubConfig, start: Union[str, int]) -> None:
+    def __init__(self, config: LogHubConfig, place: Place, start: Union[str, int]) -> None:
         super().__init__(config.endpoint, config.accessKeyId, config.accessKey, config.project, config.logstore,
-                         config.consumer_group_name, config.consumer_name, config.securityToken,
-                         auth_version=config.auth_version, region=config.region)
+                         config.consumer_group_name, config.consumer_name)
+        self.mclient = LeanClient(place)
         self.start = start
-        client = self.mclient
-        checkpoints = client.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
+        checkpoints = self.mclient.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
         group_is_new = not any(entry["checkpoint"] for entry in checkpoints.get_consumer_group_check_points())
-        shards = client.list_shards(self.mproject, self.mlogstore).get_shards_info()
+        shards = self.mclient.list_shards(self.mproject, self.mlogstore).get_shards_info()
         self.first_shards = {shard["shardID"] for shard in shards} if group_is_new else set()
 
     def settle_start(self, shard: int) -> None:
@@ -827,23 +857,25 @@ class ShardConsumer(ConsumerProcessorBase):
         """
         delivered = False
         if self.dispatcher.begin_batch(self.shard_id):
+            patience = Patience(self.is_wanted)
             try:
-                delivered = self.dispatcher.delivery.deliver(log_groups, self.is_wanted)
+                delivered = self.dispatcher.delivery.deliver(log_groups, patience)
                 if delivered:
                     check_point_tracker.save_check_point(persistent=False)
-                    self.persist(check_point_tracker)
+                    self.persist(check_point_tracker, patience)
             except Exception:
                 log.exception("shard %s: a batch failed and is fetched again", self.shard_id)
+                time.sleep(LONGEST_PAUSE)
             finally:
                 self.dispatcher.end_batch()
         return None if delivered else check_point_tracker.get_check_point()
 
     def shutdown(self, check_point_tracker) -> None:
         """Called when the shard moves on. The SDK's own would save the cursor of a batch that may not be delivered."""
-        self.persist(check_point_tracker)
+        self.persist(check_point_tracker, Patience(self.is_wanted))
 
-    def persist(self, check_point_tracker) -> None:
-        """Saves the checkpoint of what was delivered, trying until it is taken, refused for good, or not wanted."""
+    def persist(self, check_point_tracker, patience: Patience) -> None:
+        """Saves the checkpoint of what was delivered, trying until it is taken, refused for good, or patience ends."""
         for pause in pauses():
             try:
                 return check_point_tracker.flush_check_point()
@@ -852,7 +884,7 @@ class ShardConsumer(ConsumerProcessorBase):
             if cause.code.startswith("ConsumerNot"):
                 return log.warning("shard %s: another copy holds it now, its checkpoint stays as it is", self.shard_id)
             log.warning("shard %s: the checkpoint is not saved yet: %s", self.shard_id, cause)
-            if not self.is_wanted():
+            if not patience.lasts():
                 return None
             time.sleep(pause)
 
@@ -876,9 +908,9 @@ class Dispatcher(ConsumerWorker):
             cursor_position=position.get(start, CursorPosition.SPECIAL_TIMER_CURSOR), cursor_start_time=start,
             heartbeat_interval=settings.heartbeat_interval, data_fetch_interval=settings.fetch_interval,
             security_token=source.security_token or None, worker_pool_size=self.THREADS,
-            auth_version=AUTH_VERSION_4 if source.region else AUTH_VERSION_1, region=source.region)
+            auth_version=auth_version(source), region=source.region)
         super().__init__(ShardConsumer, config, args=(self,))
-        self.consumer_client = SourceClient(config, start)
+        self.consumer_client = SourceClient(config, source, start)
         self.delivery = delivery
         self.stopping = False
         self.batches_in_flight = 0
@@ -1018,12 +1050,12 @@ def help_text() -> str:
 
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until SIGTERM or SIGINT; the process's exit status."""
-    # As KeyboardInterrupt both end the main thread's waiting wherever it is, even where a shell had SIGINT ignored.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     dispatcher = None
     stopped = False
     try:
+        # As KeyboardInterrupt both end the main thread's waiting wherever it is, even where a shell had SIGINT ignored.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         dispatcher = join_group(settings, Delivery(settings))
         log.info("consumer %s of %s, targets: %s", dispatcher.option.consumer_name, settings.source,
                  ", ".join("%s <- %s" % (target.place, ",".join(target.topics)) for target in settings.targets))

@@ -106,9 +106,9 @@ def make_log_group(topic: str, log_count: int = 5, **fields: str) -> bytes:
 
 
 def feed(service: LocalLogService, count: int, topics: Iterable[str] = tuple(TARGETS), **options: int) -> List[bytes]:
-    """Puts `count` LogGroups into the source, over all shards, so that each shard gets every topic."""
+    """Puts `count` LogGroups into the source, over all shards, each topic as often and in every shard."""
     names = list(topics)
-    log_groups = [make_log_group(names[(number + number // 4) % len(names)]) for number in range(count)]
+    log_groups = [make_log_group(names[(number + number // len(names)) % len(names)]) for number in range(count)]
     service.put(PROJECT, SOURCE, log_groups, **options)
     return log_groups
 
