@@ -788,11 +788,13 @@ class Delivery:
 class SourceClient(ConsumerClient):
     """The consumer group's calls, where the SDK's would lose logs or write over another copy's checkpoint."""
 
-    def __init__(self, config: LogHubConfig, place: Place, start: Union[str, int]) -> None:
+    def __init__(self, config: LogHubConfig, settings: Settings) -> None:
         super().__init__(config.endpoint, config.accessKeyId, config.accessKey, config.project, config.logstore,
                          config.consumer_group_name, config.consumer_name)
-        self.mclient = LeanClient(place)
-        self.start = start
+        self.mclient = LeanClient(settings.source)
+        self.start = settings.cursor_start
+        self.fetch_interval = settings.fetch_interval
+        self.next_pulls = {}  # type: Dict[int, float]
         checkpoints = self.mclient.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
         group_is_new = not any(entry["checkpoint"] for entry in checkpoints.get_consumer_group_check_points())
         shards = self.mclient.list_shards(self.mproject, self.mlogstore).get_shards_info()
@@ -815,6 +817,8 @@ class SourceClient(ConsumerClient):
                                         consumer, force_success=False)
 
     def pull_logs(self, shard_id, cursor, *args, **kwargs):
+        time.sleep(max(0.0, self.next_pulls.get(shard_id, 0.0) - time.monotonic()))
+        self.next_pulls[shard_id] = time.monotonic() + self.fetch_interval
         try:
             return super().pull_logs(shard_id, cursor, *args, **kwargs)
         except LogException as error:
@@ -895,6 +899,9 @@ class ShardConsumer(ConsumerProcessorBase):
 class Dispatcher(ConsumerWorker):
     """One copy's membership in the consumer group."""
 
+    # Seconds for a turn of the SDK's one loop, which begins every pull and every batch. A batch waits two turns; pulls
+    # are held apart by SourceClient, and by the SDK, which leaves half a second after one that brings little.
+    TURN = 0.05
     THREADS = 512  # made as needed; the SDK needs up to three for each shard, and a waiting put must not block another
 
     def __init__(self, settings: Settings, delivery: Delivery) -> None:
@@ -906,11 +913,11 @@ class Dispatcher(ConsumerWorker):
             source.endpoint, source.access_key_id, source.access_key, source.project, source.logstore,
             settings.consumer_group, consumer_name(settings.consumer_group),
             cursor_position=position.get(start, CursorPosition.SPECIAL_TIMER_CURSOR), cursor_start_time=start,
-            heartbeat_interval=settings.heartbeat_interval, data_fetch_interval=settings.fetch_interval,
+            heartbeat_interval=settings.heartbeat_interval, data_fetch_interval=self.TURN,
             security_token=source.security_token or None, worker_pool_size=self.THREADS,
             auth_version=auth_version(source), region=source.region)
         super().__init__(ShardConsumer, config, args=(self,))
-        self.consumer_client = SourceClient(config, source, start)
+        self.consumer_client = SourceClient(config, settings)
         self.delivery = delivery
         self.stopping = False
         self.batches_in_flight = 0
