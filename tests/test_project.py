@@ -1,0 +1,74 @@
+"""What the project promises about its own shape: one pinned dependency, an example that works, a README that is complete."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import dispatch_data
+from dispatch_data import read_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = (dispatch_data.PLACE_SETTINGS + dispatch_data.SOURCE_SETTINGS + dispatch_data.TARGET_SETTINGS
+            + dispatch_data.TUNING_SETTINGS)
+
+
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_requirements_and_inline_metadata_name_the_same_release():
+    """PEP 723, so that `uv run dispatch_data.py` and the like install what is tested."""
+    block = re.search(r"(?m)^# /// script\n((?:# .*\n)+?)# ///$", text_of("dispatch_data.py")).group(1)
+    listed = re.search(r"dependencies = \[(.*)\]", block).group(1)
+    inline = [entry.strip().strip('"') for entry in listed.split(",")]
+    required = [line for line in text_of("requirements.txt").splitlines() if line and not line.startswith("#")]
+    assert inline == required
+    assert [re.match(r"aliyun-log-python-sdk==[\d.]+$", line) is not None for line in required] == [True]
+
+
+def test_the_release_that_is_installed_is_the_one_that_is_pinned():
+    from aliyun.log.version import __version__
+    assert text_of("requirements.txt").strip().endswith("==" + __version__)
+
+
+def test_nothing_else_stands_at_the_top():
+    listed = subprocess.run(["git", "ls-files"], cwd=str(ROOT), stdout=subprocess.PIPE, universal_newlines=True)
+    visible = {line.split("/")[0] for line in listed.stdout.splitlines() if not line.startswith(".")}
+    assert visible <= {"dispatch_data.py", "README.md", "requirements.txt", "tests"}
+
+
+def test_the_example_exports_settings_that_work(tmp_path):
+    example = text_of(".env.example").replace("SLS_AK_ID=\n", "SLS_AK_ID=id\n").replace(
+        "SLS_AK_KEY=\n", "SLS_AK_KEY=key\n")
+    # With every line that is commented out, too.
+    (tmp_path / "example").write_text(re.sub(r"(?m)^# (SLS_)", r"\1", example), encoding="utf-8")
+    script = "set -a; . ./example; set +a; env"
+    output = subprocess.run(["sh", "-c", script], cwd=str(tmp_path), env={"PATH": "/usr/bin:/bin"}, check=True,
+                            stdout=subprocess.PIPE, universal_newlines=True).stdout
+    environment = dict(line.split("=", 1) for line in output.splitlines() if line.startswith("SLS_"))
+    environment.update(SLS_AK_ID_TO="id", SLS_AK_KEY_TO="key", SLS_STS_TOKEN="token")
+    settings = read_settings(environment)
+    assert settings.warnings == ()
+    assert [target.place.project for target in settings.targets] == ["other-project", "audit-project"] + \
+        ["other-project"] * 2
+    names = {dispatch_data.split_number(name)[0] for name in environment}
+    assert {setting.name for setting in SETTINGS} <= names
+
+
+def test_the_readme_names_every_setting_and_its_default():
+    readme = text_of("README.md")
+    for setting in SETTINGS:
+        row = next((line for line in readme.splitlines() if line.startswith("| ") and setting.name in line), None)
+        assert row, setting.name
+        if setting in dispatch_data.TUNING_SETTINGS:
+            assert row.split("|")[-2].strip().strip("`") == setting.default, setting.name
+
+
+def test_the_program_runs_where_only_the_sdk_is_missing():
+    """One line instead of a traceback."""
+    ended = subprocess.run([sys.executable, "-S", str(ROOT / "dispatch_data.py"), "--version"], env={},
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [ended.stderr.strip()]
+    assert "pip install -r requirements.txt" in ended.stderr
