@@ -230,7 +230,7 @@ class EnvironmentReader:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = {name: text.strip() for name, text in environment.items() if name.startswith("SLS_")}
-        self.problems = []  # type: List[str]
+        self.problems: List[str] = []
 
     def problem(self, line: str) -> None:
         if line not in self.problems:
@@ -323,7 +323,7 @@ class Routes:
     """Finds the target of a topic: a topic named exactly beats any pattern, patterns are tried in the order of n."""
 
     def __init__(self, targets: Iterable[TargetSettings]) -> None:
-        self.exact = {}  # type: Dict[str, int]
+        self.exact: Dict[str, int] = {}
         self.patterns = []
         for target in sorted(targets):
             for topic in target.topics:
@@ -503,8 +503,8 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> List[Lo
     The order of logs is kept, no LogGroup is split. With `join_packs`, an agent's packs count as equal, and the
     outcome bears the number of the first.
     """
-    joined = []  # type: List[LogGroup]
-    growing = {}  # type: Dict[bytes, List]
+    joined: List[LogGroup] = []
+    growing: Dict[bytes, List] = {}
     for log_group in log_groups:
         size, log_count = len(log_group), log_group.log_count
         likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
@@ -537,7 +537,7 @@ class Patience:
 
     def __init__(self, is_wanted: Callable[[], bool]) -> None:
         self.is_wanted = is_wanted
-        self.end = None  # type: Optional[float]
+        self.end: Optional[float] = None
 
     def lasts(self) -> bool:
         if self.is_wanted():
@@ -631,7 +631,7 @@ class LeanClient(LogClient):
         super().__init__(place.endpoint, place.access_key_id, place.access_key, place.security_token or None,
                          source="dispatch_data", auth_version=auth_version(place), region=place.region)
         self.timeout = (CONNECT_TIMEOUT, ANSWER_TIMEOUT)
-        self.connector = None  # type: Optional[Connector]
+        self.connector: Optional[Connector] = None
         self.of_thread = threading.local()  # each thread keeps one connection: there is no pool to run out of
 
     def _getHttpResponse(self, method, url, params, body, headers):
@@ -649,6 +649,8 @@ class LeanClient(LogClient):
                 connection = self.connector.connect()
             answer = self.connector.request(connection, method, path, body, dict(headers, **USER_AGENT))
         except (OSError, http.client.HTTPException) as error:
+            if connection is not None:
+                connection.close()
             raise LogException("LogRequestError", "%s: %s" % (type(error).__name__, error)) from error
         self.of_thread.connection = connection
         return answer
@@ -709,15 +711,12 @@ class Target:
                 return
             self.next_news = time.monotonic() + SAME_NEWS
         level = logging.WARNING if isinstance(error, CallFailed) and error.may_pass() else logging.ERROR
-        log.log(level, "%s: a put failed and is tried again until it is taken: %s", self.name, describe(error))
+        reason = error if isinstance(error, CallFailed) else repr(error)
+        log.log(level, "%s: a put failed and is tried again until it is taken: %s", self.name, reason)
 
     def __str__(self) -> str:
         return "%s %d groups %d logs %.1f MB %d retries" % (
             self.name, self.log_groups, self.logs, self.bytes / 1e6, self.retries)
-
-
-def describe(error: BaseException) -> str:
-    return str(error) if isinstance(error, CallFailed) else "%s: %s" % (type(error).__name__, error)
 
 
 class Unmatched:
@@ -728,7 +727,7 @@ class Unmatched:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.log_groups = self.logs = 0
-        self.topics = Counter()  # type: Counter
+        self.topics: Counter = Counter()
 
     def add(self, log_group: LogGroup) -> None:
         with self.lock:
@@ -755,7 +754,7 @@ class Delivery:
 
     def sort(self, log_groups: Iterable[LogGroup]) -> Dict[int, List[LogGroup]]:
         """The LogGroups by the number of their target, in their order; the unmatched are counted and left out."""
-        sorted_groups = {}  # type: Dict[int, List[LogGroup]]
+        sorted_groups: Dict[int, List[LogGroup]] = {}
         for log_group in log_groups:
             number = self.routes.find(log_group.Topic)
             if number is None:
@@ -794,7 +793,7 @@ class SourceClient(ConsumerClient):
         self.mclient = LeanClient(settings.source)
         self.start = settings.cursor_start
         self.fetch_interval = settings.fetch_interval
-        self.next_pulls = {}  # type: Dict[int, float]
+        self.next_pulls: Dict[int, float] = {}
         checkpoints = self.mclient.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
         group_is_new = not any(entry["checkpoint"] for entry in checkpoints.get_consumer_group_check_points())
         shards = self.mclient.list_shards(self.mproject, self.mlogstore).get_shards_info()
@@ -958,9 +957,9 @@ class Dispatcher(ConsumerWorker):
 
 
 def consumer_name(consumer_group: str) -> str:
-    """A name no other copy has, on this host or another: in containers every copy is process 1 of some host."""
-    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:20]
-    return "%s-%s-%d-%s" % (consumer_group, host, os.getpid(), uuid.uuid4().hex[:12])
+    """A name of at most 63 characters that no other copy has: host and process id repeat themselves in containers."""
+    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
+    return "%s-%s-%d-%s" % (consumer_group[:24], host[:12], os.getpid(), uuid.uuid4().hex[:12])
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -992,7 +991,8 @@ def join_group(settings: Settings, delivery: Delivery) -> Dispatcher:
             return Dispatcher(settings, delivery)
         except (LogException, ClientWorkerException) as error:
             # ClientWorkerException hides the LogException that caused it.
-            failure = CallFailed(error if isinstance(error, LogException) else error.__context__)
+            cause = error if isinstance(error, LogException) else error.__context__
+            failure = CallFailed(cause or LogException("ClientWorkerException", str(error)))
         if failure.code in REMEDIES:
             raise CannotStart("cannot join the consumer group, check %s (the service says: %s)"
                               % (REMEDIES[failure.code], failure))
@@ -1026,7 +1026,7 @@ class LineFormatter(logging.Formatter):
 def set_up_logging(settings: Settings) -> None:
     """To stderr, and to a file of this process's own; stderr gets only warnings when it is no terminal but a file."""
     to_stderr = logging.StreamHandler()
-    handlers = [to_stderr]  # type: List[logging.Handler]
+    handlers: List[logging.Handler] = [to_stderr]
     if settings.log_dir:
         path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
         handlers.append(logging.handlers.RotatingFileHandler(

@@ -360,7 +360,7 @@ def test_consumer_names_are_unique_and_allowed(service, copies):
     for copy in started:
         name, = [name for name in names if "-%d-" % copy.process.pid in name]
         assert name.startswith(GROUP + "-")
-        assert len(name) <= 128 and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+        assert len(name) <= 63 and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
 def consumers(service):
