@@ -1,0 +1,11 @@
+"""A local, in-memory double of Alibaba Cloud Simple Log Service for tests and demonstrations.
+
+It speaks the service's own HTTP protocol, signatures included, so that the vendor's SDK can be used against it
+unchanged. It keeps everything in memory and listens on the loopback interface only.
+"""
+
+from .faults import Fault
+from .service import LocalLogService
+from .state import Entry
+
+__all__ = ["Entry", "Fault", "LocalLogService"]

@@ -1,0 +1,441 @@
+"""The API of the service, one function an action.
+
+An action gets the service's settings, its state and the call, holds the state's lock while it works, and
+returns the answer or raises a ``ServiceError``: beside those named, ProjectNotExist, LogStoreNotExist and
+ConsumerGroupNotExist for whatever the call names in vain.
+"""
+
+import json
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+import lz4.block
+
+from . import validation, wire_format
+from .consumer_groups import ConsumerGroup, ConsumerNotHolder, ConsumerUnknown
+from .errors import ServiceError
+from .state import Logstore, Shard, State
+
+
+class Limits(NamedTuple):
+    """Limits of the service.
+
+    Attributes:
+        consumer_groups: how many a logstore may have.
+        pull_bytes: most raw bytes a pull answers with, unless its first LogGroup alone is larger.
+        put_bytes: most raw bytes a put may bring.
+    """
+
+    consumer_groups: int
+    pull_bytes: int
+    put_bytes: int
+
+
+class Call(NamedTuple):
+    """One authenticated call.
+
+    Attributes:
+        project: from the Host header.
+        logstore: from the path, "" when the action needs none.
+        item: what the path names within the logstore: a shard id or a consumer group, "" when nothing.
+        query: the query parameters.
+        headers: names in lower case.
+        body: as sent.
+        request_id: unique.
+    """
+
+    project: str
+    logstore: str
+    item: str
+    query: Dict[str, str]
+    headers: Dict[str, str]
+    body: bytes
+    request_id: str
+
+
+class Answer(NamedTuple):
+    """What to answer with status 200: the body and headers of its own."""
+
+    body: bytes = b""
+    headers: Dict[str, str] = {}
+
+
+_NOTHING = Answer()
+
+
+def _json(document: Any) -> Answer:
+    return Answer(json.dumps(document).encode("ascii"), {"Content-Type": "application/json"})
+
+
+# Projects and logstores
+
+
+def create_project(limits: Limits, state: State, call: Call) -> Answer:
+    """Create a project named by the body. Raises ParameterInvalid, ProjectAlreadyExist."""
+    settings = validation.json_body(call.body, dict)
+    name = validation.resource_name(settings.get("projectName"), "ParameterInvalid")
+    with state.lock:
+        state.create_project(name)
+    return _NOTHING
+
+
+def get_project(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer what is known of a project. Raises ProjectNotExist."""
+    with state.lock:
+        state.logstores(call.project)
+    return _json(
+        {
+            "projectName": call.project,
+            "status": "Normal",
+            "description": "",
+            "region": "",
+            "owner": "",
+            "createTime": "",
+            "lastModifyTime": "",
+        }
+    )
+
+
+def create_logstore(limits: Limits, state: State, call: Call) -> Answer:
+    """Create a logstore named by the body. Raises LogStoreInfoInvalid, LogStoreAlreadyExist."""
+    settings = validation.json_body(call.body, dict)
+    name = validation.resource_name(settings.get("logstoreName"), "LogStoreInfoInvalid")
+    shard_count = settings.get("shardCount")
+    if type(shard_count) is not int:
+        raise ServiceError("LogStoreInfoInvalid", "shardCount is invalid")
+    with state.lock:
+        state.create_logstore(call.project, name, shard_count)
+    return _NOTHING
+
+
+def delete_logstore(limits: Limits, state: State, call: Call) -> Answer:
+    """Delete a logstore with everything in it."""
+    with state.lock:
+        state.delete_logstore(call.project, call.logstore)
+    return _NOTHING
+
+
+def get_logstore(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer the settings of a logstore."""
+    with state.lock:
+        logstore = state.logstore(call.project, call.logstore)
+        return _json(
+            {
+                "logstoreName": logstore.name,
+                "ttl": 30,
+                "shardCount": sum(not shard.readonly for shard in logstore.shards.values()),
+                "enable_tracking": False,
+                "appendMeta": False,
+                "autoSplit": False,
+                "maxSplitShard": 64,
+                "createTime": logstore.create_time,
+                "lastModifyTime": logstore.create_time,
+            }
+        )
+
+
+def list_logstores(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer a page of the names of logstores, those that contain ``logstoreName``."""
+    wanted = call.query.get("logstoreName", "")
+    offset = validation.integer(call.query.get("offset", "0"), "offset", 0)
+    size = validation.integer(call.query.get("size", "500"), "size", 0, 500)
+    with state.lock:
+        names = sorted(name for name in state.logstores(call.project) if wanted in name)
+    page = names[offset:offset + size]
+    return _json({"count": len(page), "total": len(names), "logstores": page})
+
+
+# Shards
+
+
+def _shard_document(shard: Shard) -> Dict[str, Any]:
+    # The last key is written as the largest one of 32 digits.
+    return {
+        "shardID": shard.shard_id,
+        "status": "readonly" if shard.readonly else "readwrite",
+        "inclusiveBeginKey": "{:032x}".format(shard.begin_key),
+        "exclusiveEndKey": "{:032x}".format(min(shard.end_key, (1 << 128) - 1)),
+        "createTime": shard.create_time,
+    }
+
+
+def _shard_documents(shards: List[Shard]) -> Answer:
+    return _json([_shard_document(shard) for shard in shards])
+
+
+def list_shards(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer every shard of a logstore, readonly ones too."""
+    with state.lock:
+        return _shard_documents(list(state.logstore(call.project, call.logstore).shards.values()))
+
+
+def split_shard(limits: Limits, state: State, call: Call) -> Answer:
+    """Split a readwrite shard at ``key``; answer it and its two children."""
+    shard_id = validation.shard_id(call.item)
+    key = validation.key(call.query["key"]) if "key" in call.query else None
+    with state.lock:
+        return _shard_documents(state.logstore(call.project, call.logstore).split(shard_id, key))
+
+
+def merge_shard(limits: Limits, state: State, call: Call) -> Answer:
+    """Merge a readwrite shard with its right neighbour; answer the new shard and its two parents."""
+    shard_id = validation.shard_id(call.item)
+    with state.lock:
+        return _shard_documents(state.logstore(call.project, call.logstore).merge(shard_id))
+
+
+# Logs
+
+
+def _raw_body(limits: Limits, call: Call) -> bytes:
+    """Return the uncompressed body of a put."""
+    raw_size = validation.integer(call.headers.get("x-log-bodyrawsize", ""), "x-log-bodyrawsize", 0)
+    if raw_size > limits.put_bytes:
+        raise ServiceError("PostBodyTooLarge", "body size {} must little than {}".format(raw_size, limits.put_bytes))
+    compress_type = call.headers.get("x-log-compresstype", "")
+    if compress_type == "lz4":
+        try:
+            body = lz4.block.decompress(call.body, uncompressed_size=raw_size)
+        except (lz4.block.LZ4BlockError, ValueError):
+            raise ServiceError("PostBodyUncompressError")
+    elif compress_type:
+        raise ServiceError("ParameterInvalid", "x-log-compresstype {} is not supported".format(compress_type))
+    else:
+        body = call.body
+    if len(body) != raw_size:
+        raise ServiceError("PostBodyInvalid", "x-log-bodyrawsize is not the size of the body")
+    return body
+
+
+def put_logs(limits: Limits, state: State, call: Call) -> Answer:
+    """Take one LogGroup, the whole of it or nothing, into the next, the named or the key's shard.
+
+    Raises PostBodyInvalid, PostBodyTooLarge, PostBodyUncompressError, ParameterInvalid.
+    """
+    body = _raw_body(limits, call)
+    try:
+        wire_format.validate_log_group(body)
+    except ValueError as error:
+        raise ServiceError("PostBodyInvalid", "Protobuf content cannot parse: {}".format(error))
+    with state.lock:
+        logstore = state.logstore(call.project, call.logstore)
+        if call.item in ("", "lb"):
+            shard = logstore.next_writable_shard()
+        elif call.item == "route":
+            shard = logstore.shard_of_key(validation.key(validation.required(call.query, "key")))
+        else:
+            shard = logstore.writable_shard(validation.shard_id(call.item))
+        logstore.append(shard, body, call.request_id, state.next_sequence())
+    return _NOTHING
+
+
+def pull_logs(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer the LogGroups from a cursor on, as many as count and size allow, and the next cursor.
+
+    Raises InvalidCursor, ShardNotExist, ParameterInvalid.
+    """
+    shard_id = validation.shard_id(call.item)
+    cursor = validation.required(call.query, "cursor")
+    count = validation.integer(validation.required(call.query, "count"), "count", 1, 1000)
+    if "query" in call.query or "processor" in call.query:
+        raise ServiceError("ParameterInvalid", "the local Log Service does not process SPL")
+    with state.lock:
+        shard = state.logstore(call.project, call.logstore).shard(shard_id)
+        first = shard.readable_index_of(cursor)
+        last = end = len(shard.entries)
+        if call.query.get("end_cursor"):
+            last = shard.readable_index_of(call.query["end_cursor"])
+        taken = [entry.log_group for entry in shard.entries[first:min(last, first + count)]]
+        taken = _within(limits.pull_bytes, taken)
+        next_index = first + len(taken)
+        next_cursor = shard.cursor(next_index)
+    body = wire_format.log_group_list(taken)
+    headers = {
+        "Content-Type": "application/x-protobuf",
+        "x-log-cursor": next_cursor,
+        "x-log-count": str(len(taken)),
+        "x-log-bodyrawsize": str(len(body)),
+        "x-log-end-of-cursor": "1" if next_index == end else "0",
+    }
+    if body and "lz4" in call.headers.get("accept-encoding", ""):
+        headers["x-log-compresstype"] = "lz4"
+        body = lz4.block.compress(body, store_size=False)
+    return Answer(body, headers)
+
+
+def _within(size: int, log_groups: List[bytes]) -> List[bytes]:
+    """Return as many of the first LogGroups as fit into a LogGroupList of this size, at least one."""
+    for number, log_group in enumerate(log_groups):
+        size -= wire_format.framed_size(log_group)
+        if size < 0 and number > 0:
+            return log_groups[:number]
+    return log_groups
+
+
+def get_cursor(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer the cursor of the begin, the end or the first LogGroup that arrived at or after a second."""
+    shard_id = validation.shard_id(call.item)
+    position = validation.required(call.query, "from")
+    with state.lock:
+        shard = state.logstore(call.project, call.logstore).shard(shard_id)
+        if position == "begin":
+            index = shard.expired
+        elif position == "end":
+            index = len(shard.entries)
+        else:
+            index = shard.index_at(validation.integer(position, "from", 0))
+        return _json({"cursor": shard.cursor(index)})
+
+
+def get_cursor_time(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer when the LogGroup at a cursor arrived, in unix seconds. Raises InvalidCursor."""
+    shard_id = validation.shard_id(call.item)
+    cursor = validation.required(call.query, "cursor")
+    with state.lock:
+        shard = state.logstore(call.project, call.logstore).shard(shard_id)
+        index = shard.readable_index_of(cursor)
+        # At the end there is no LogGroup yet; the next one arrives now or later.
+        arrival = shard.entries[index].received_at if index < len(shard.entries) else time.time()
+        return _json({"cursor_time": int(arrival)})
+
+
+# Consumer groups
+
+
+def _group(state: State, call: Call) -> Tuple[Logstore, ConsumerGroup]:
+    logstore = state.logstore(call.project, call.logstore)
+    return logstore, logstore.consumer_group(call.item)
+
+
+def create_consumer_group(limits: Limits, state: State, call: Call) -> Answer:
+    """Create a consumer group.
+
+    Raises ConsumerGroupAlreadyExist, ConsumerGroupQuotaExceed, ParameterInvalid.
+    """
+    settings = validation.json_body(call.body, dict)
+    name = validation.member_name(settings.get("consumerGroup"), "consumerGroup")
+    timeout = validation.group_timeout(settings.get("timeout"))
+    in_order = validation.group_order(settings.get("order"))
+    with state.lock:
+        groups = state.logstore(call.project, call.logstore).consumer_groups
+        if name in groups:
+            raise ServiceError("ConsumerGroupAlreadyExist")
+        if len(groups) >= limits.consumer_groups:
+            raise ServiceError("ConsumerGroupQuotaExceed")
+        groups[name] = ConsumerGroup(name, timeout, in_order)
+    return _NOTHING
+
+
+def list_consumer_group(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer every consumer group of a logstore with its settings."""
+    with state.lock:
+        groups = state.logstore(call.project, call.logstore).consumer_groups
+        return _json(
+            [{"name": name, "timeout": group.timeout, "order": group.in_order} for name, group in groups.items()]
+        )
+
+
+def update_consumer_group(limits: Limits, state: State, call: Call) -> Answer:
+    """Change the timeout, the order or both of a consumer group."""
+    settings = validation.json_body(call.body, dict)
+    with state.lock:
+        _, group = _group(state, call)
+        timeout = validation.group_timeout(settings.get("timeout", group.timeout))
+        in_order = validation.group_order(settings.get("order", group.in_order))
+        group.timeout, group.in_order = timeout, in_order
+    return _NOTHING
+
+
+def delete_consumer_group(limits: Limits, state: State, call: Call) -> Answer:
+    """Delete a consumer group with its checkpoints."""
+    with state.lock:
+        logstore, group = _group(state, call)
+        del logstore.consumer_groups[group.name]
+    return _NOTHING
+
+
+def heart_beat(limits: Limits, state: State, call: Call) -> Answer:
+    """Take a consumer's list of the shards it holds; answer those it may hold."""
+    consumer = validation.member_name(validation.required(call.query, "consumer"), "consumer")
+    listed = validation.shard_list(call.body)
+    with state.lock:
+        logstore, group = _group(state, call)
+        return _json(group.heartbeat(consumer, listed, logstore.views(group), time.time()))
+
+
+def update_check_point(limits: Limits, state: State, call: Call) -> Answer:
+    """Save the checkpoint of a shard.
+
+    Raises InvalidShardCheckPoint, ConsumerNotExsit, ConsumerNotMatch, ShardNotExist.
+    """
+    force = validation.boolean(call.query.get("forceSuccess", "false"), "forceSuccess")
+    consumer = call.query.get("consumer", "")
+    if consumer or not force:
+        validation.member_name(consumer, "consumer")
+    document = validation.json_body(call.body, dict)
+    shard_id, checkpoint = document.get("shard"), document.get("checkpoint")
+    if type(shard_id) is not int or not isinstance(checkpoint, str):
+        raise ServiceError("PostBodyInvalid", "shard or checkpoint is missing")
+    with state.lock:
+        logstore, group = _group(state, call)
+        shard = logstore.shard(shard_id)
+        try:
+            checkpoint = shard.cursor(shard.index_of(checkpoint))
+        except ValueError as error:
+            raise ServiceError("InvalidShardCheckPoint", "the checkpoint is no cursor: {}".format(error))
+        now = time.time()
+        group.refresh(logstore.views(group), now)
+        try:
+            group.update_checkpoint(consumer, shard_id, checkpoint, now, force)
+        except ConsumerUnknown:
+            raise ServiceError("ConsumerNotExsit")
+        except ConsumerNotHolder:
+            raise ServiceError("ConsumerNotMatch")
+    return _NOTHING
+
+
+def get_check_point(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer the checkpoint of every shard, or of one."""
+    with state.lock:
+        logstore, group = _group(state, call)
+        group.refresh(logstore.views(group), time.time())
+        if "shard" in call.query:
+            shards = [logstore.shard(validation.shard_id(call.query["shard"])).shard_id]
+        else:
+            shards = sorted(logstore.shards)
+        return _json(
+            [
+                {
+                    "shard": shard,
+                    "checkpoint": group.assignments[shard].checkpoint,
+                    "updateTime": group.assignments[shard].update_time,
+                    "consumer": group.assignments[shard].checkpoint_consumer,
+                }
+                for shard in shards
+            ]
+        )
+
+
+#: API name -> the function that performs it
+ACTIONS: Dict[str, Callable[[Limits, State, Call], Answer]] = {
+    "CreateProject": create_project,
+    "GetProject": get_project,
+    "CreateLogStore": create_logstore,
+    "DeleteLogStore": delete_logstore,
+    "GetLogStore": get_logstore,
+    "ListLogStores": list_logstores,
+    "ListShards": list_shards,
+    "SplitShard": split_shard,
+    "MergeShard": merge_shard,
+    "PutLogs": put_logs,
+    "PullLogs": pull_logs,
+    "GetCursor": get_cursor,
+    "GetCursorTime": get_cursor_time,
+    "CreateConsumerGroup": create_consumer_group,
+    "ListConsumerGroup": list_consumer_group,
+    "UpdateConsumerGroup": update_consumer_group,
+    "DeleteConsumerGroup": delete_consumer_group,
+    "HeartBeat": heart_beat,
+    "UpdateCheckPoint": update_check_point,
+    "GetCheckPoint": get_check_point,
+}

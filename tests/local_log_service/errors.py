@@ -1,0 +1,81 @@
+"""The errors of the Log Service that this double answers with.
+
+Statuses, codes and the gist of the messages are those of the vendor's public API reference
+("Error codes" and the page of each API).
+"""
+
+import json
+from typing import Dict, Optional, Tuple
+
+#: code -> (HTTP status, message). BadGateway and InvalidAPI are not documented: they stand where the
+#: documentation names no code.
+DOCUMENTED: Dict[str, Tuple[int, str]] = {
+    "ConsumerGroupAlreadyExist": (400, "consumer group already exist"),
+    # The service itself spells this one without the second "i".
+    "ConsumerNotExsit": (400, "consumer not exist"),
+    "ConsumerNotMatch": (400, "consumer not match"),
+    "InvalidCursor": (400, "invalid cursor"),
+    "InvalidHost": (400, "Host header is invalid"),
+    "InvalidRequestTime": (400, "Request time does not follow the specification"),
+    "InvalidShardCheckPoint": (400, "shard checkpoint not encoded by base64"),
+    "LogStoreAlreadyExist": (400, "logstore already exists"),
+    "LogStoreInfoInvalid": (400, "logstore info is invalid"),
+    "MissingParameter": (400, "a required parameter is missing"),
+    "ParameterInvalid": (400, "a parameter is invalid"),
+    "PostBodyInvalid": (400, "Protobuf content cannot parse"),
+    "PostBodyTooLarge": (400, "the body exceeds the maximum size"),
+    "PostBodyUncompressError": (400, "Failed to decompress POST body"),
+    "ProjectAlreadyExist": (400, "Project already exist"),
+    "RequestTimeExpired": (400, "Request time has been expired"),
+    "InvalidAccessKeyId": (401, "AccessKeyId not found"),
+    "SignatureNotMatch": (401, "signature not matched"),
+    "Unauthorized": (401, "The AccessKeyId is unauthorized"),
+    "ConsumerGroupQuotaExceed": (403, "consumer group count quota exceed"),
+    "ReadQuotaExceed": (403, "Project read quota exceed"),
+    "ShardReadQuotaExceed": (403, "Shard read quota exceed"),
+    "ShardWriteQuotaExceed": (403, "Shard write quota exceed"),
+    "WriteQuotaExceed": (403, "Project write quota exceed"),
+    "ConsumerGroupNotExist": (404, "consumer group not exist"),
+    "InvalidAPI": (404, "no such API"),
+    "LogStoreNotExist": (404, "logstore does not exist"),
+    "ProjectNotExist": (404, "The Project does not exist"),
+    "ShardNotExist": (404, "shard does not exist"),
+    "InternalServerError": (500, "Internal server error"),
+    "BadGateway": (502, "bad gateway"),
+    "ServerBusy": (503, "the server is busy, please try again later"),
+}
+
+_CODE_OF_BARE_STATUS = {401: "Unauthorized", 403: "WriteQuotaExceed", 502: "BadGateway", 503: "ServerBusy"}
+
+
+class ServiceError(Exception):
+    """An error answer: HTTP ``status``, ``code`` ("errorCode") and ``message`` ("errorMessage")."""
+
+    def __init__(self, code: str, message: Optional[str] = None, status: Optional[int] = None) -> None:
+        """Take what is not given of a documented ``code`` from ``DOCUMENTED``.
+
+        An undocumented code needs a ``status``; its message is then the code itself.
+        """
+        if code in DOCUMENTED:
+            documented_status, documented_message = DOCUMENTED[code]
+        elif status is not None:
+            documented_status, documented_message = status, code
+        else:
+            raise ValueError("the code {!r} is not a documented one, so it needs a status".format(code))
+        self.status = documented_status if status is None else status
+        self.code = code
+        self.message = documented_message if message is None else message
+        super().__init__("{} {}: {}".format(self.status, self.code, self.message))
+
+    @classmethod
+    def of_status(cls, status: int) -> "ServiceError":
+        """Return the error that goes with a bare HTTP ``status``."""
+        if status >= 500:
+            code = _CODE_OF_BARE_STATUS.get(status, "InternalServerError")
+        else:
+            code = _CODE_OF_BARE_STATUS.get(status, "ParameterInvalid")
+        return cls(code, status=status)
+
+    def body(self) -> bytes:
+        """Return the JSON document that the service sends as the answer's body."""
+        return json.dumps({"errorCode": self.code, "errorMessage": self.message}).encode("ascii")

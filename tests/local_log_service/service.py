@@ -1,0 +1,389 @@
+"""The service as tests use it: its life cycle and what they order, feed and look at."""
+
+import asyncio
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+
+from aliyun.log import LogClient
+
+from .actions import ACTIONS, Limits
+from .faults import Fault, Faults
+from .state import Entry, State
+from .tunnel import Tunnel
+from .web import Web
+
+_HOST = "127.0.0.1"
+_POLL_INTERVAL = 0.005  # seconds
+
+
+class LocalLogService:
+    """An in-memory double of Simple Log Service that answers over real HTTP or HTTPS on the loopback interface.
+
+    Use it as a context manager, or call ``start`` and ``stop``. What it remembers outlives ``stop``: started
+    again it listens on the same port and goes on, as after an outage.
+
+    Methods that name a project, logstore, shard or consumer group raise ``errors.ServiceError`` with the code
+    that the HTTP API answers with when it does not exist.
+
+    Attributes:
+        access_keys: access key id -> secret; may be changed at any time.
+        security_tokens: access key id -> STS token that has to come with it; may be changed at any time.
+        endpoint: the endpoint to give to clients; it names no address, see ``environment``.
+        region: what signatures of version 4 have to name.
+        port: where clients find their proxy; once started never 0.
+    """
+
+    def __init__(
+        self,
+        access_keys: Mapping[str, str] = {"local-id": "local-secret"},
+        security_tokens: Optional[Mapping[str, str]] = None,
+        https: bool = False,
+        port: int = 0,
+        max_consumer_groups: int = 10,
+        max_pull_bytes: int = 10 * 1024 * 1024,
+        max_put_bytes: int = 10 * 1024 * 1024,
+        endpoint_host: str = "local-log-service.test",
+        region: str = "local",
+    ) -> None:
+        """Prepare a service; nothing listens yet.
+
+        Args:
+            access_keys: access key id -> secret.
+            security_tokens: access key id -> STS token that has to come with it.
+            https: speak HTTPS behind a CONNECT proxy instead of HTTP.
+            port: the port to listen on, 0 for a free one.
+            max_consumer_groups: how many consumer groups a logstore may have.
+            max_pull_bytes: most raw bytes a pull answers with, unless its first LogGroup alone is larger.
+            max_put_bytes: most raw bytes a put may bring.
+            endpoint_host: clients call ``<project>.<endpoint_host>``.
+            region: what signatures of version 4 have to name.
+        """
+        self.access_keys = dict(access_keys)
+        self.security_tokens = dict(security_tokens or {})
+        self.endpoint = "{}://{}".format("https" if https else "http", endpoint_host)
+        self.region = region
+        self.port = port
+        self._https = https
+        self._endpoint_host = endpoint_host
+        self._state = State()
+        self._faults = Faults()
+        limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes)
+        self._web = Web(
+            self._state,
+            self._faults,
+            limits,
+            lambda: (self.access_keys, self.security_tokens),
+            endpoint_host,
+            region,
+        )
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
+        self._thread: Optional[threading.Thread] = None
+        self._to_close = AsyncExitStack()
+        self._ca_file: Optional[str] = None
+
+    # Life cycle
+
+    def start(self) -> None:
+        """Start to listen, in a thread of this process.
+
+        Raises:
+            RuntimeError: it runs already.
+            OSError: the port is taken.
+        """
+        if self._loop is not None:
+            raise RuntimeError("the local Log Service runs already")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="local-log-service", daemon=True)
+        self._thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result()
+        except BaseException:
+            self._end_loop()
+            raise
+
+    async def _listen(self) -> None:
+        async with AsyncExitStack() as started:
+            if self._https:
+                await self._listen_https(started)
+            else:
+                self.port = await self._web.start(_HOST, self.port)
+                started.push_async_callback(self._web.stop)
+            self._to_close = started.pop_all()
+
+    async def _listen_https(self, started: AsyncExitStack) -> None:
+        from . import certificates  # here, so that HTTP needs none of the libraries for certificates
+
+        tls, authority = certificates.create(self._endpoint_host)
+        handle, ca_file = tempfile.mkstemp(prefix="local-log-service-", suffix=".pem")
+        started.callback(os.unlink, ca_file)
+        with os.fdopen(handle, "wb") as file:
+            file.write(authority)
+        tls_port = await self._web.start(_HOST, 0, tls)
+        started.push_async_callback(self._web.stop)
+        tunnel = Tunnel(_HOST, self._endpoint_host, tls_port)
+        self.port = await tunnel.start(self.port)
+        started.push_async_callback(tunnel.stop)
+        self._ca_file = ca_file
+
+    def stop(self) -> None:
+        """Stop listening and break off what is under way. Stopping twice does nothing more."""
+        if self._loop is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._to_close.aclose(), self._loop).result()
+        self._end_loop()
+        self._ca_file = None
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._loop = self._thread = None
+
+    def __enter__(self) -> "LocalLogService":
+        self.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stop()
+
+    # How clients reach it
+
+    @property
+    def _proxies(self) -> Dict[str, str]:
+        return {"https" if self._https else "http": "http://{}:{}".format(_HOST, self.port)}
+
+    def environment(self) -> Dict[str, str]:
+        """Return the environment variables with which a client process reaches the service.
+
+        The endpoint names a host that does not exist; clients get there by taking the service for their proxy.
+        """
+        variables = {"no_proxy": "", "NO_PROXY": ""}
+        for scheme in ("http", "https"):
+            proxy = self._proxies.get(scheme, "")
+            variables[scheme + "_proxy"] = proxy
+            variables[scheme.upper() + "_PROXY"] = proxy
+        if self._ca_file is not None:
+            variables["REQUESTS_CA_BUNDLE"] = self._ca_file
+        return variables
+
+    def client(self, access_key_id: Optional[str] = None) -> LogClient:
+        """Return an SDK client for this process that reaches the service whatever the environment says.
+
+        Args:
+            access_key_id: one of ``access_keys``, by default the first.
+        """
+        if access_key_id is None:
+            access_key_id = next(iter(self.access_keys))
+        client = LogClient(
+            self.endpoint,
+            access_key_id,
+            self.access_keys[access_key_id],
+            self.security_tokens.get(access_key_id),
+            source="localhost",  # without one the SDK asks the name server for the endpoint
+            region=self.region,
+        )
+        client._session.trust_env = False
+        client._session.proxies = self._proxies
+        if self._ca_file is not None:
+            client._session.verify = self._ca_file
+        return client
+
+    # Logstores
+
+    def create_logstore(self, project: str, logstore: str, shard_count: int = 1) -> None:
+        """Create a logstore, and its project when that is missing.
+
+        Raises:
+            ServiceError: LogStoreAlreadyExist; LogStoreInfoInvalid unless there are 1 to 256 shards.
+        """
+        with self._state.lock:
+            if project not in self._state.projects:
+                self._state.create_project(project)
+            self._state.create_logstore(project, logstore, shard_count)
+
+    def delete_logstore(self, project: str, logstore: str) -> None:
+        """Delete a logstore with everything in it, its ledger included."""
+        with self._state.lock:
+            self._state.delete_logstore(project, logstore)
+
+    def put(
+        self, project: str, logstore: str, log_groups: Iterable[bytes], shard: Optional[int] = None
+    ) -> List[Entry]:
+        """Feed serialized LogGroups without HTTP; return their entries.
+
+        Args:
+            project: name.
+            logstore: name.
+            log_groups: serialized LogGroups, uncompressed, taken as they are.
+            shard: id of a readwrite shard; None takes the readwrite shards in turn.
+
+        Raises:
+            ServiceError: also when the shard is readonly.
+        """
+        entries = []
+        for log_group in log_groups:  # the lock is not held while the iterable works
+            with self._state.lock:
+                store = self._state.logstore(project, logstore)
+                target = store.next_writable_shard() if shard is None else store.writable_shard(shard)
+                entries.append(
+                    store.append(target, log_group, self._web.new_request_id(), self._state.next_sequence())
+                )
+        return entries
+
+    def ledger(self, project: str, logstore: str) -> List[Entry]:
+        """Return every entry the logstore ever took, in order of arrival, expired ones too; a snapshot."""
+        with self._state.lock:
+            return list(self._state.logstore(project, logstore).ledger)
+
+    def split_shard(self, project: str, logstore: str, shard: int, key: Optional[str] = None) -> List[int]:
+        """Split a readwrite shard; return the ids of the two new ones.
+
+        Args:
+            project: name.
+            logstore: name.
+            shard: id.
+            key: where, an MD5 key of 32 hexadecimal digits; in the middle by default.
+
+        Raises:
+            ServiceError: ParameterInvalid when the shard is readonly or the key is not inside it.
+        """
+        with self._state.lock:
+            shards = self._state.logstore(project, logstore).split(shard, None if key is None else int(key, 16))
+            return [child.shard_id for child in shards[1:]]
+
+    def merge_shards(self, project: str, logstore: str, shard: int) -> int:
+        """Merge a readwrite shard with its right neighbour; return the id of the new one.
+
+        Raises:
+            ServiceError: ParameterInvalid when the shard is readonly or has no readwrite neighbour.
+        """
+        with self._state.lock:
+            return self._state.logstore(project, logstore).merge(shard)[0].shard_id
+
+    def expire(self, project: str, logstore: str, shard: int, count: int) -> None:
+        """Drop the oldest ``count`` LogGroups of a shard, as the retention time does.
+
+        Cursors before the oldest one left are answered InvalidCursor. The ledger keeps the dropped ones.
+        """
+        with self._state.lock:
+            self._state.logstore(project, logstore).expire(shard, count)
+
+    # Faults and calls
+
+    def add_fault(
+        self,
+        action: str,
+        project: Optional[str] = None,
+        logstore: Optional[str] = None,
+        status: Optional[int] = None,
+        code: Optional[str] = None,
+        share: float = 1.0,
+        delay: float = 0.0,
+        cut: Optional[str] = None,
+        hold: bool = False,
+    ) -> Fault:
+        """Put a fault into force until it is removed. Where several apply to a call, they do in turn.
+
+        Args:
+            action: API name of the calls to befall, for instance "PutLogs", or "*" for all.
+            project: only calls to this project.
+            logstore: only calls to this logstore.
+            status: answer with this HTTP status, before the call takes any effect.
+            code: answer with this error code; status and code find each other when only one is given.
+            share: which share of the matching calls, 0 to 1: evenly spread and the first one among them.
+            delay: seconds to wait before the call is handled, or fails if it is to.
+            cut: break the connection off without an answer, "before" or "after" the call takes effect.
+            hold: neither answer nor take calls until the fault is removed. A client that has gone by then
+                has its call not taken.
+
+        Raises:
+            ValueError: no such action, or the arguments make no fault.
+        """
+        _check_action(action)
+        return self._faults.add(action, project, logstore, status, code, share, delay, cut, hold)
+
+    def clear_faults(self) -> None:
+        """Remove every fault."""
+        self._faults.clear()
+
+    def calls(self, action: Optional[str] = None) -> Union[int, "Counter[str]"]:
+        """Return how many calls arrived, failed ones included: of one action, or by action.
+
+        Raises:
+            ValueError: no such action.
+        """
+        by_action: "Counter[str]" = Counter()
+        for (name, _, _), count in self.calls_by_logstore.items():
+            by_action[name] += count
+        if action is None:
+            return by_action
+        _check_action(action)
+        return sum(by_action.values()) if action == "*" else by_action[action]
+
+    @property
+    def calls_by_logstore(self) -> "Counter[Tuple[str, str, str]]":
+        """How many calls arrived by (action, project, logstore); a snapshot."""
+        with self._state.lock:
+            return self._web.arrived.copy()
+
+    # Consumer groups
+
+    def consumer_group(self, project: str, logstore: str, group: str) -> Dict[str, Any]:
+        """Return a snapshot of a consumer group.
+
+        It has "timeout" (s), "in_order", "consumers" (name -> seconds since its last heartbeat) and "shards"
+        (id -> "state", "consumer" (the holder or ""), "checkpoint" (a cursor or "") and "next": the index in
+        its shard of the LogGroup the checkpoint points at, or None without one).
+        """
+        with self._state.lock:
+            store = self._state.logstore(project, logstore)
+            consumer_group = store.consumer_group(group)
+            now = time.time()
+            consumer_group.refresh(store.views(consumer_group), now)
+            shards = {}
+            for shard_id, assignment in sorted(consumer_group.assignments.items()):
+                checkpoint = assignment.checkpoint
+                shards[shard_id] = {
+                    "state": assignment.state,
+                    "consumer": assignment.consumer,
+                    "checkpoint": checkpoint,
+                    "next": store.shards[shard_id].index_of(checkpoint) if checkpoint else None,
+                }
+            return {
+                "timeout": consumer_group.timeout,
+                "in_order": consumer_group.in_order,
+                "consumers": {name: now - last for name, last in consumer_group.consumers.items()},
+                "shards": shards,
+            }
+
+    def lag(self, project: str, logstore: str, group: str) -> int:
+        """Return how many LogGroups of all shards, expired ones aside, are beyond the group's checkpoints."""
+        with self._state.lock:
+            store = self._state.logstore(project, logstore)
+            consumer_group = store.consumer_group(group)
+            return sum(
+                len(shard.entries) - shard.next_index(consumer_group.checkpoint(shard_id))
+                for shard_id, shard in store.shards.items()
+            )
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 30.0, what: str = "condition") -> None:
+        """Wait until ``condition()`` holds. What it raises ends the wait.
+
+        Raises:
+            AssertionError: it did not within ``timeout`` seconds; names ``what``.
+        """
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError("{} not reached within {} s".format(what, timeout))
+            time.sleep(_POLL_INTERVAL)
+
+
+def _check_action(action: str) -> None:
+    if action != "*" and action not in ACTIONS:
+        raise ValueError("no action {!r}; there are {}".format(action, ", ".join(sorted(ACTIONS))))

@@ -1,0 +1,94 @@
+"""Checks of what a request says, apart from its signature. Each raises a ``ServiceError``."""
+
+import json
+import re
+from typing import Any, Dict, List, Optional
+
+from .errors import ServiceError
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_RESOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]")
+_KEY = re.compile(r"[0-9A-Fa-f]{32}")
+
+
+def integer(text: str, what: str, lowest: int, highest: Optional[int] = None) -> int:
+    """Return a parameter as an integer; ParameterInvalid when it is none or out of range."""
+    if text.isdigit() and text.isascii() and len(text) < 20:
+        value = int(text)
+        if lowest <= value and (highest is None or value <= highest):
+            return value
+    raise ServiceError("ParameterInvalid", "{} is invalid".format(what))
+
+
+def boolean(text: str, what: str) -> bool:
+    """Return a parameter as a truth value; SDKs write it "True" or "true"."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise ServiceError("ParameterInvalid", "{} is invalid".format(what))
+
+
+def required(query: Dict[str, str], name: str) -> str:
+    """Return a parameter that has to be given; MissingParameter when it is not."""
+    try:
+        return query[name]
+    except KeyError:
+        raise ServiceError("MissingParameter", "the parameter {} is missing".format(name))
+
+
+def shard_id(text: str) -> int:
+    """Return a shard id from a path or a parameter."""
+    return integer(text, "shard", 0)
+
+
+def key(text: str) -> int:
+    """Return an MD5 key, 32 hexadecimal digits, as an integer."""
+    if not _KEY.fullmatch(text):
+        raise ServiceError("ParameterInvalid", "key is invalid")
+    return int(text, 16)
+
+
+def member_name(text: Any, what: str) -> str:
+    """Check the name of a consumer or a consumer group: letters, digits, ``_ . -``."""
+    if not isinstance(text, str) or not _NAME.fullmatch(text):
+        raise ServiceError("ParameterInvalid", "{} is invalid".format(what))
+    return text
+
+
+def resource_name(text: Any, code: str) -> str:
+    """Check the name of a project or logstore to create: 3 to 63 lower-case letters, digits, ``_ -``."""
+    if not isinstance(text, str) or not _RESOURCE_NAME.fullmatch(text):
+        raise ServiceError(code, "the name is invalid")
+    return text
+
+
+def json_body(body: bytes, kind: type) -> Any:
+    """Return the JSON document of a body; PostBodyInvalid unless it is one of this Python type."""
+    try:
+        document = json.loads(body.decode("utf-8"))
+    except ValueError:
+        raise ServiceError("PostBodyInvalid", "The request body is not valid JSON")
+    if not isinstance(document, kind):
+        raise ServiceError("PostBodyInvalid", "The request body is not the expected JSON document")
+    return document
+
+
+def shard_list(body: bytes) -> List[int]:
+    """Return the shard ids that a heartbeat lists; an empty body lists none."""
+    shards = json_body(body or b"[]", list)
+    if not all(type(shard) is int for shard in shards):
+        raise ServiceError("PostBodyInvalid", "The request body is not a list of shards")
+    return shards
+
+
+def group_timeout(value: Any) -> int:
+    """Check the timeout of a consumer group, whole seconds."""
+    if type(value) is not int or value < 1:
+        raise ServiceError("ParameterInvalid", "timeout is invalid")
+    return value
+
+
+def group_order(value: Any) -> bool:
+    """Check whether a consumer group is to consume in order."""
+    if type(value) is not bool:
+        raise ServiceError("ParameterInvalid", "order is invalid")
+    return value

@@ -1,0 +1,192 @@
+"""The HTTP side of the service: from a request to an action and from its answer to a response."""
+
+import asyncio
+import itertools
+import logging
+import os
+import ssl
+import time
+from collections import Counter
+from typing import Callable, Dict, Mapping, Optional, Tuple
+from urllib.parse import parse_qsl, unquote
+
+from aiohttp import web
+
+from . import quick_acknowledgement, routing, signature
+from .actions import ACTIONS, Answer, Call, Limits
+from .errors import ServiceError
+from .faults import Fault, Faults
+from .state import State
+
+logger = logging.getLogger(__name__)
+
+_HOLD_POLL_INTERVAL = 0.005  # seconds
+
+
+class _Cut(Exception):
+    """The connection is to be broken off without an answer."""
+
+
+class _Server(web.Server):
+    """aiohttp's server of single requests, acknowledging from the first segment on."""
+
+    def connection_made(self, handler, transport: asyncio.Transport) -> None:
+        quick_acknowledgement.arm(transport)
+        super().connection_made(handler, transport)
+
+
+class Web:
+    """Answers HTTP requests, in the event loop's thread.
+
+    Attributes:
+        arrived: (action, project, logstore) -> number of calls that arrived; guarded by the state's lock.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        faults: Faults,
+        limits: Limits,
+        credentials: Callable[[], Tuple[Mapping[str, str], Mapping[str, str]]],
+        endpoint_host: str,
+        region: str,
+    ) -> None:
+        """Prepare to serve ``<project>.<endpoint_host>``.
+
+        ``credentials`` returns the access keys and the security tokens that are valid at the time of a call.
+        """
+        self.arrived: "Counter[Tuple[str, str, str]]" = Counter()
+        self._state = state
+        self._faults = faults
+        self._limits = limits
+        self._credentials = credentials
+        self._host_suffix = "." + endpoint_host
+        self._region = region
+        self._request_id_prefix = os.urandom(8).hex().upper()
+        self._request_numbers = itertools.count(1)
+        self._server: Optional[_Server] = None
+        self._listener: Optional[asyncio.AbstractServer] = None
+
+    async def start(self, host: str, port: int, tls: Optional[ssl.SSLContext] = None) -> int:
+        """Listen; return the port, which is a free one for ``port`` 0."""
+        self._server = _Server(self._handle, request_factory=self._make_request, access_log=None)
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._server, host, port, ssl=tls, backlog=1024
+        )
+        return self._listener.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stop listening and break off what is under way."""
+        self._listener.close()
+        await self._server.shutdown(timeout=0.01)
+
+    def new_request_id(self) -> str:
+        """Return a unique request id: 24 hexadecimal digits, as the service writes it."""
+        return "{}{:08X}".format(self._request_id_prefix, next(self._request_numbers))
+
+    def _make_request(self, message, payload, protocol, writer, task) -> web.BaseRequest:
+        # Compression may make a body a little larger; what is much too large need not be kept in memory.
+        return web.BaseRequest(
+            message,
+            payload,
+            protocol,
+            writer,
+            task,
+            asyncio.get_running_loop(),
+            client_max_size=2 * self._limits.put_bytes + 65536,
+        )
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        request_id = self.new_request_id()
+        try:
+            answer = await self._answer(request, request_id)
+            response = web.Response(body=answer.body, headers=answer.headers)
+        except (_Cut, ConnectionError, web.RequestPayloadError):  # all but the first: the client went away
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()  # goes nowhere
+        except ServiceError as error:
+            response = _error_response(error)
+        except Exception:
+            logger.exception("the local Log Service failed to handle %s %s", request.method, request.raw_path)
+            response = _error_response(ServiceError("InternalServerError"))
+        response.headers["x-log-requestid"] = request_id
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except ConnectionError:
+            pass  # the client did not wait for the answer
+        quick_acknowledgement.arm(request.transport)
+        return response
+
+    async def _answer(self, request: web.BaseRequest, request_id: str) -> Answer:
+        path, query = _parse_target(request.raw_path)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise ServiceError("PostBodyTooLarge")
+        project = self._project(headers.get("host", ""))
+        route = routing.find(request.method, path, query)
+        if route is None:
+            self._verify(request.method, path, query, headers, body)
+            raise ServiceError("InvalidAPI", "{} {} is no call of the API".format(request.method, path))
+        with self._state.lock:
+            self.arrived[route.action, project, route.logstore] += 1
+        faults = self._faults.striking(route.action, project, route.logstore)
+        for fault in faults:
+            await _suffer(fault, request)
+        self._verify(request.method, path, query, headers, body)
+        call = Call(project, route.logstore, route.item, query, headers, body, request_id)
+        answer = ACTIONS[route.action](self._limits, self._state, call)
+        if any(fault.cut == "after" for fault in faults):
+            raise _Cut
+        return answer
+
+    def _project(self, host: str) -> str:
+        """Return the project that a Host header names, "" for the endpoint alone."""
+        name = "." + host.partition(":")[0]
+        if not name.endswith(self._host_suffix):
+            raise ServiceError("InvalidHost", "Host header {} is invalid".format(host))
+        return name[1:-len(self._host_suffix)]
+
+    def _verify(
+        self, method: str, path: str, query: Dict[str, str], headers: Dict[str, str], body: bytes
+    ) -> None:
+        access_keys, security_tokens = self._credentials()
+        signature.verify(
+            method, path, query, headers, body, access_keys, security_tokens, self._region, time.time()
+        )
+
+
+def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:
+    """Return the path, not percent-encoded, and the query of a request line's target.
+
+    A client that takes the service for its proxy writes the whole URL there.
+    """
+    if not target.startswith("/"):
+        slash = target.find("/", target.find("://") + 3)
+        target = target[slash:] if slash >= 0 else "/"
+    path, _, query = target.partition("?")
+    return unquote(path), dict(parse_qsl(query, keep_blank_values=True))
+
+
+async def _suffer(fault: Fault, request: web.BaseRequest) -> None:
+    """Let a fault befall a request before it is handled."""
+    if fault.hold:
+        while not fault.removed:
+            await asyncio.sleep(_HOLD_POLL_INTERVAL)
+        if request.transport is None or request.transport.is_closing():
+            raise _Cut  # the client gave up waiting, so the call is not taken any more
+    if fault.delay:
+        await asyncio.sleep(fault.delay)
+    if fault.error is not None:
+        raise fault.error
+    if fault.cut == "before":
+        raise _Cut
+
+
+def _error_response(error: ServiceError) -> web.Response:
+    return web.Response(
+        status=error.status, body=error.body(), headers={"Content-Type": "application/json"}
+    )

@@ -1,0 +1,682 @@
+"""The local Log Service's API, called through the vendor's SDK over HTTP."""
+
+import itertools
+import time
+from types import SimpleNamespace
+
+import lz4.block
+import pytest
+import requests
+from aliyun.log import LogException, PutLogsRequest, LogItem, logclient
+from aliyun.log.proto import Log, LogGroup, LogGroupRaw, LogTag
+
+from local_log_service import Entry, LocalLogService, actions
+from local_log_service.errors import ServiceError
+
+PROJECT = "api-project"
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def log_service():
+    with LocalLogService(max_consumer_groups=3, max_pull_bytes=4000, max_put_bytes=5000) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(log_service):
+    return log_service.client()
+
+
+@pytest.fixture
+def logstore(log_service):
+    """Name of a new logstore of one shard."""
+    name = "logstore-{}".format(next(numbers))
+    log_service.create_logstore(PROJECT, name)
+    return name
+
+
+@pytest.fixture
+def two_shards(log_service):
+    """Name of a new logstore of two shards."""
+    name = "logstore-{}".format(next(numbers))
+    log_service.create_logstore(PROJECT, name, 2)
+    return name
+
+
+def log_group(value="value", topic="nginx"):
+    return LogGroup(
+        Topic=topic,
+        Source="10.0.0.1",
+        LogTags=[LogTag(Key="__pack_id__", Value="1-1")],
+        Logs=[Log(Time=1700000000, Contents=[Log.Content(Key="key", Value=value)])],
+    )
+
+
+def values(pulled):
+    return [group.Logs[0].Contents[0].Value for group in pulled.get_loggroup_list().LogGroups]
+
+
+def refusal(call, *arguments, **named):
+    """Call and return the (status, code) of the error that the service answers with."""
+    with pytest.raises(LogException) as raised:
+        call(*arguments, **named)
+    assert raised.value.get_request_id()
+    return raised.value.get_resp_status(), raised.value.get_error_code()
+
+
+# Putting
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_put_takes_the_whole_log_group_as_it_was_sent(log_service, client, logstore, compress):
+    sent = log_group("ü" * 100)
+    before = time.time()
+    response = client.put_log_raw(PROJECT, logstore, sent, compress)
+
+    (entry,) = log_service.ledger(PROJECT, logstore)
+    assert isinstance(entry, Entry)
+    assert entry.log_group == sent.SerializeToString()
+    assert entry.parse() == sent
+    assert entry.shard == 0
+    assert entry.request_id == response.get_request_id()
+    assert before <= entry.received_at <= time.time()
+
+
+def test_put_logs_of_the_sdk_is_taken_and_can_be_pulled(client, logstore):
+    item = LogItem(timestamp=1700000000, contents=[("key", "value")])
+    client.put_logs(PutLogsRequest(PROJECT, logstore, "nginx", "10.0.0.1", [item]))
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    assert values(client.pull_logs(PROJECT, logstore, 0, cursor)) == ["value"]
+
+
+def test_values_that_are_not_utf_8_go_through_unharmed(log_service, client, logstore):
+    sent = LogGroupRaw()
+    sent.Topic = b"nginx"
+    sent.Source = b""
+    log = sent.Logs.add()
+    log.Time = 1700000000
+    log.Contents.add(Key=b"key", Value=b"\xff\xfe\x00")
+    client.put_log_raw(PROJECT, logstore, sent)
+
+    (entry,) = log_service.ledger(PROJECT, logstore)
+    assert entry.parse().Logs[0].Contents[0].Value == b"\xff\xfe\x00"
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    assert values(client.pull_logs(PROJECT, logstore, 0, cursor)) == [b"\xff\xfe\x00"]
+
+
+def test_puts_go_to_the_shards_in_turn(log_service, client, two_shards):
+    for _ in range(6):
+        client.put_log_raw(PROJECT, two_shards, log_group())
+    shards = [entry.shard for entry in log_service.ledger(PROJECT, two_shards)]
+    assert sorted(shards) == [0, 0, 0, 1, 1, 1]
+    assert shards[:2] == shards[2:4] == shards[4:]
+
+
+@pytest.mark.parametrize("path", ["/logstores/{}", "/logstores/{}/shards/1"])
+def test_puts_of_other_sdks_are_taken(log_service, client, two_shards, path):
+    body = log_group().SerializeToString()
+    client._send("POST", PROJECT, body, path.format(two_shards), {}, {"x-log-bodyrawsize": str(len(body))})
+    (entry,) = log_service.ledger(PROJECT, two_shards)
+    assert entry.log_group == body
+    assert entry.shard == 1 or "shards" not in path
+
+
+@pytest.mark.parametrize("key, shard", [("0" * 32, 0), ("7" + "f" * 31, 0), ("8" + "0" * 31, 1), ("F" * 32, 1)])
+def test_a_put_with_a_hash_key_goes_to_the_shard_of_the_key(log_service, client, two_shards, key, shard):
+    item = LogItem(timestamp=1700000000, contents=[("key", "value")])
+    client.put_logs(PutLogsRequest(PROJECT, two_shards, "nginx", "10.0.0.1", [item], hashKey=key))
+    assert log_service.ledger(PROJECT, two_shards)[0].shard == shard
+
+
+def put_body(client, logstore, body, **headers):
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    client._send("POST", PROJECT, body, "/logstores/" + logstore + "/shards/lb", {}, named)
+
+
+LZ4_OF_20 = lz4.block.compress(b"\n\x12" + b"x" * 18, store_size=False)
+
+
+@pytest.mark.parametrize(
+    "body, headers, code",
+    [
+        (b"no protobuf", {"x_log_bodyrawsize": "11"}, "PostBodyInvalid"),
+        (b"\n\x05abc", {"x_log_bodyrawsize": "5"}, "PostBodyInvalid"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "6"}, "PostBodyInvalid"),
+        (b"\n\x03abc", {}, "ParameterInvalid"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "-5"}, "ParameterInvalid"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "snappy"}, "ParameterInvalid"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "lz4"}, "PostBodyUncompressError"),
+        (LZ4_OF_20, {"x_log_bodyrawsize": "19", "x_log_compresstype": "lz4"}, "PostBodyUncompressError"),
+        (LZ4_OF_20, {"x_log_bodyrawsize": "21", "x_log_compresstype": "lz4"}, "PostBodyInvalid"),
+        (LZ4_OF_20, {"x_log_bodyrawsize": "5001", "x_log_compresstype": "lz4"}, "PostBodyTooLarge"),
+    ],
+)
+def test_bad_bodies_are_refused_and_nothing_of_them_is_taken(log_service, client, logstore, body, headers, code):
+    assert refusal(put_body, client, logstore, body, **headers) == (400, code)
+    assert log_service.ledger(PROJECT, logstore) == []
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_the_size_limit_of_a_put_is_that_of_the_raw_body(log_service, client, logstore, compress):
+    overhead = len(log_group("x" * 4000).SerializeToString()) - 4000
+    client.put_log_raw(PROJECT, logstore, log_group("x" * (5000 - overhead)), compress)
+    one_more = log_group("x" * (5001 - overhead))
+    assert refusal(client.put_log_raw, PROJECT, logstore, one_more, compress) == (400, "PostBodyTooLarge")
+    assert len(log_service.ledger(PROJECT, logstore)) == 1
+
+
+def test_a_body_far_beyond_the_limit_is_refused_with_an_answer(log_service, client, logstore):
+    huge = log_group("x" * 3000000)
+    assert refusal(client.put_log_raw, PROJECT, logstore, huge, False) == (400, "PostBodyTooLarge")
+    client.put_log_raw(PROJECT, logstore, log_group())
+    assert len(log_service.ledger(PROJECT, logstore)) == 1
+
+
+# Pulling
+
+
+def test_pulling_follows_the_cursor_to_the_end_and_beyond_when_more_arrives(log_service, client, logstore):
+    log_service.put(PROJECT, logstore, [log_group(str(number)).SerializeToString() for number in range(5)])
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+
+    first = client.pull_logs(PROJECT, logstore, 0, cursor, 3)
+    assert values(first) == ["0", "1", "2"]
+    assert (first.get_loggroup_count(), first.get_header("x-log-end-of-cursor")) == (3, "0")
+
+    second = client.pull_logs(PROJECT, logstore, 0, first.get_next_cursor(), 3)
+    assert values(second) == ["3", "4"]
+    assert second.get_header("x-log-end-of-cursor") == "1"
+    assert second.get_next_cursor() == client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
+
+    empty = client.pull_logs(PROJECT, logstore, 0, second.get_next_cursor())
+    assert (empty.get_loggroup_count(), empty.get_raw_size()) == (0, 0)
+    assert empty.get_next_cursor() == second.get_next_cursor()
+
+    client.put_log_raw(PROJECT, logstore, log_group("5"))
+    assert values(client.pull_logs(PROJECT, logstore, 0, empty.get_next_cursor())) == ["5"]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_pull_is_compressed_when_the_client_accepts_it(client, logstore, compress):
+    client.put_log_raw(PROJECT, logstore, log_group("x" * 1000))
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    pulled = client.pull_logs(PROJECT, logstore, 0, cursor, compress=compress)
+    assert values(pulled) == ["x" * 1000]
+    assert pulled.get_header("x-log-compresstype") == ("lz4" if compress else "")
+    assert (int(pulled.get_header("Content-Length")) < 200) == compress
+    assert pulled.get_raw_size() == 1000 + len(log_group("").SerializeToString()) + 6  # longer lengths, framing
+
+
+def test_a_pull_ends_before_the_size_limit_but_brings_one_log_group_at_least(log_service, client, logstore):
+    sizes = [1500, 1500, 1500, 4500, 100]
+    log_service.put(PROJECT, logstore, [log_group("x" * size).SerializeToString() for size in sizes])
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    pulled_sizes = []
+    for _ in range(4):
+        pulled = client.pull_logs(PROJECT, logstore, 0, cursor)
+        cursor = pulled.get_next_cursor()
+        pulled_sizes.append([len(value) for value in values(pulled)])
+    assert pulled_sizes == [[1500, 1500], [1500], [4500], [100]]
+
+
+def test_a_pull_stops_at_the_end_cursor(log_service, client, logstore):
+    log_service.put(PROJECT, logstore, [log_group(str(number)).SerializeToString() for number in range(4)])
+    begin = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    third = client.pull_logs(PROJECT, logstore, 0, begin, 2).get_next_cursor()
+    pulled = client.pull_logs(PROJECT, logstore, 0, begin, end_cursor=third)
+    assert values(pulled) == ["0", "1"]
+    assert pulled.get_next_cursor() == third
+
+
+@pytest.mark.parametrize("count", [1001, -1, "many"])
+def test_a_pull_count_out_of_range_is_refused(client, logstore, count):
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, cursor, count) == (400, "ParameterInvalid")
+
+
+def test_a_pull_with_an_spl_query_is_refused_rather_than_answered_wrong(client, logstore):
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, cursor, query="* | where a = '1'") == (
+        400,
+        "ParameterInvalid",
+    )
+
+
+# Cursors
+
+
+def test_cursors_by_time_are_by_time_of_arrival(log_service, client, logstore, monkeypatch):
+    arrivals = [1000.2, 1000.9, 1002.0, 1005.5]
+    clock = iter(arrivals)
+    with monkeypatch.context() as patched:
+        patched.setattr("local_log_service.state.time", SimpleNamespace(time=lambda: next(clock)))
+        log_service.put(PROJECT, logstore, [log_group(str(at)).SerializeToString() for at in arrivals])
+
+    def first_from(at):
+        cursor = client.get_cursor(PROJECT, logstore, 0, at).get_cursor()
+        return values(client.pull_logs(PROJECT, logstore, 0, cursor, 1)) if cursor != end else None
+
+    end = client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
+    assert first_from(0) == ["1000.2"]
+    assert first_from(1000) == ["1000.2"]
+    assert first_from(1001) == ["1002.0"]
+    assert first_from(1002) == ["1002.0"]
+    assert first_from(1003) == ["1005.5"]
+    assert first_from(1006) is None
+
+    cursor = client.get_cursor(PROJECT, logstore, 0, 1003).get_cursor()
+    assert client.get_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == 1005
+    assert client.get_previous_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == 1002
+    begin = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    assert client.get_previous_cursor_time(PROJECT, logstore, 0, begin).get_cursor_time() == 1000
+
+
+def test_the_time_of_the_end_cursor_is_now(client, logstore):
+    end = client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
+    before = int(time.time())
+    assert before <= client.get_cursor_time(PROJECT, logstore, 0, end).get_cursor_time() <= time.time()
+
+
+@pytest.mark.parametrize("cursor", ["", "***", "bm8gbnVtYmVy", "LTE=", "MA==", "OTk5OTk5OTk5OTk5OTk5OTk5OQ==", "ü"])
+def test_malformed_and_foreign_cursors_are_refused(client, logstore, cursor):
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, cursor) == (400, "InvalidCursor")
+    assert refusal(client.get_cursor_time, PROJECT, logstore, 0, cursor) == (400, "InvalidCursor")
+
+
+def test_a_cursor_of_another_shard_is_refused(client, two_shards):
+    cursor = client.get_begin_cursor(PROJECT, two_shards, 1).get_cursor()
+    assert refusal(client.pull_logs, PROJECT, two_shards, 0, cursor) == (400, "InvalidCursor")
+
+
+def test_a_cursor_of_a_logstore_that_was_deleted_is_refused_by_its_successor(log_service, client, logstore):
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    log_service.delete_logstore(PROJECT, logstore)
+    log_service.create_logstore(PROJECT, logstore)
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, cursor) == (400, "InvalidCursor")
+
+
+def test_expired_log_groups_can_not_be_read_any_more(log_service, client, logstore):
+    log_service.put(PROJECT, logstore, [log_group(str(number)).SerializeToString() for number in range(5)])
+    oldest = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    log_service.expire(PROJECT, logstore, 0, 2)
+
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, oldest) == (400, "InvalidCursor")
+    begin = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    assert begin == client.get_cursor(PROJECT, logstore, 0, 0).get_cursor()
+    assert values(client.pull_logs(PROJECT, logstore, 0, begin)) == ["2", "3", "4"]
+
+    log_service.expire(PROJECT, logstore, 0, 100)
+    assert client.get_begin_cursor(PROJECT, logstore, 0).get_cursor() == (
+        client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
+    )
+    assert len(log_service.ledger(PROJECT, logstore)) == 5
+
+
+# Shards
+
+
+def ranges(shards):
+    return [(shard["shardID"], shard["status"], shard["inclusiveBeginKey"][:2], shard["exclusiveEndKey"][:2])
+            for shard in shards]
+
+
+def test_shards_split_the_range_of_keys_evenly(log_service, client):
+    log_service.create_logstore(PROJECT, "even-ranges", 4)
+    shards = client.list_shards(PROJECT, "even-ranges").get_shards_info()
+    assert ranges(shards) == [
+        (0, "readwrite", "00", "40"),
+        (1, "readwrite", "40", "80"),
+        (2, "readwrite", "80", "c0"),
+        (3, "readwrite", "c0", "ff"),
+    ]
+    for shard in shards:
+        assert len(shard["inclusiveBeginKey"]) == len(shard["exclusiveEndKey"]) == 32
+        assert abs(shard["createTime"] - time.time()) < 60
+
+
+def test_a_split_closes_the_parent_and_its_children_take_the_logs(log_service, client, logstore):
+    client.put_log_raw(PROJECT, logstore, log_group("before"))
+    answer = client.split_shard(PROJECT, logstore, 0, "40" + "0" * 30).get_shards_info()
+    assert ranges(answer) == [(0, "readonly", "00", "ff"), (1, "readwrite", "00", "40"), (2, "readwrite", "40", "ff")]
+    assert client.list_shards(PROJECT, logstore).get_shards_info() == answer
+
+    for _ in range(4):
+        client.put_log_raw(PROJECT, logstore, log_group("after"))
+    assert sorted(entry.shard for entry in log_service.ledger(PROJECT, logstore)) == [0, 1, 1, 2, 2]
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    assert values(client.pull_logs(PROJECT, logstore, 0, cursor)) == ["before"]
+
+
+def test_a_merge_closes_both_parents(client, two_shards):
+    answer = client.merge_shard(PROJECT, two_shards, 0).get_shards_info()
+    assert ranges(answer) == [(2, "readwrite", "00", "ff"), (0, "readonly", "00", "80"), (1, "readonly", "80", "ff")]
+    client.put_log_raw(PROJECT, two_shards, log_group())
+
+
+def test_splits_and_merges_that_make_no_sense_are_refused(client, two_shards):
+    invalid = (400, "ParameterInvalid")
+    assert refusal(client.split_shard, PROJECT, two_shards, 0, "80" + "0" * 30) == invalid  # its end
+    assert refusal(client.split_shard, PROJECT, two_shards, 0, "0" * 32) == invalid  # its begin
+    assert refusal(client.split_shard, PROJECT, two_shards, 0, "no key") == invalid
+    assert refusal(client.split_shard, PROJECT, two_shards, 7, "40" + "0" * 30) == (404, "ShardNotExist")
+    assert refusal(client.merge_shard, PROJECT, two_shards, 1) == invalid  # the last one
+    assert refusal(client.merge_shard, PROJECT, two_shards, 7) == (404, "ShardNotExist")
+    client.split_shard(PROJECT, two_shards, 0, "40" + "0" * 30)
+    assert refusal(client.split_shard, PROJECT, two_shards, 0, "20" + "0" * 30) == invalid  # readonly
+    assert refusal(client.merge_shard, PROJECT, two_shards, 0) == invalid
+    body = log_group().SerializeToString()
+    path = "/logstores/" + two_shards + "/shards/0"
+    size = {"x-log-bodyrawsize": str(len(body))}
+    assert refusal(client._send, "POST", PROJECT, body, path, {}, size) == invalid
+
+
+def test_shards_are_split_and_merged_by_method(log_service, client, logstore):
+    assert log_service.split_shard(PROJECT, logstore, 0) == [1, 2]
+    assert log_service.split_shard(PROJECT, logstore, 2, "c0" + "0" * 30) == [3, 4]
+    assert log_service.merge_shards(PROJECT, logstore, 1) == 5
+    assert ranges(client.list_shards(PROJECT, logstore).get_shards_info()) == [
+        (0, "readonly", "00", "ff"),
+        (1, "readonly", "00", "80"),
+        (2, "readonly", "80", "ff"),
+        (3, "readonly", "80", "c0"),
+        (4, "readwrite", "c0", "ff"),
+        (5, "readwrite", "00", "c0"),
+    ]
+    with pytest.raises(ServiceError, match="ParameterInvalid"):
+        log_service.put(PROJECT, logstore, [b""], shard=0)
+    with pytest.raises(ServiceError, match="ParameterInvalid"):
+        log_service.merge_shards(PROJECT, logstore, 4)
+
+
+# Projects and logstores
+
+
+def test_logstores_are_created_listed_and_deleted(log_service, client):
+    client.create_project("made-by-sdk", "description")
+    client.get_project("made-by-sdk")
+    client.create_logstore("made-by-sdk", "first", shard_count=3)
+    client.create_logstore("made-by-sdk", "second")
+    client.put_log_raw("made-by-sdk", "first", log_group())
+
+    listed = client.list_logstore("made-by-sdk")
+    assert (listed.get_logstores(), listed.get_logstores_total()) == (["first", "second"], 2)
+    assert client.list_logstore("made-by-sdk", "eco").get_logstores() == ["second"]
+    assert client.list_logstore("made-by-sdk", offset=1, size=5).get_logstores() == ["second"]
+    assert client.get_logstore("made-by-sdk", "first").get_shard_count() == 3
+
+    exists = (400, "LogStoreAlreadyExist")
+    assert refusal(client.create_logstore, "made-by-sdk", "first") == exists
+    assert refusal(client.create_project, "made-by-sdk", "") == (400, "ProjectAlreadyExist")
+    assert refusal(client.create_logstore, "made-by-sdk", "No Name") == (400, "LogStoreInfoInvalid")
+    assert refusal(client.create_logstore, "made-by-sdk", "third", shard_count=0) == (400, "LogStoreInfoInvalid")
+
+    client.delete_logstore("made-by-sdk", "first")
+    assert refusal(client.put_log_raw, "made-by-sdk", "first", log_group()) == (404, "LogStoreNotExist")
+    with pytest.raises(ServiceError, match="LogStoreAlreadyExist"):
+        log_service.create_logstore("made-by-sdk", "second")
+    with pytest.raises(ServiceError, match="LogStoreInfoInvalid"):
+        log_service.create_logstore("made-by-sdk", "third", 0)
+
+
+def test_every_call_to_what_does_not_exist_says_so(log_service, client, logstore):
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    for project, name, status_and_code in (
+        ("no-project", logstore, (404, "ProjectNotExist")),
+        (PROJECT, "no-logstore", (404, "LogStoreNotExist")),
+    ):
+        assert refusal(client.put_log_raw, project, name, log_group()) == status_and_code
+        assert refusal(client.pull_logs, project, name, 0, cursor) == status_and_code
+        assert refusal(client.get_begin_cursor, project, name, 0) == status_and_code
+        assert refusal(client.get_cursor_time, project, name, 0, cursor) == status_and_code
+        assert refusal(client.list_shards, project, name) == status_and_code
+        assert refusal(client.split_shard, project, name, 0, "40" + "0" * 30) == status_and_code
+        assert refusal(client.create_consumer_group, project, name, "group", 10) == status_and_code
+        assert refusal(client.list_consumer_group, project, name) == status_and_code
+        assert refusal(client.heart_beat, project, name, "group", "consumer") == status_and_code
+        with pytest.raises(ServiceError, match=status_and_code[1]):
+            log_service.ledger(project, name)
+    assert refusal(client.get_project, "no-project") == (404, "ProjectNotExist")
+    for call in (client.get_begin_cursor, client.get_end_cursor):
+        assert refusal(call, PROJECT, logstore, 3) == (404, "ShardNotExist")
+    assert refusal(client.pull_logs, PROJECT, logstore, 3, cursor) == (404, "ShardNotExist")
+    assert refusal(client.pull_logs, PROJECT, logstore, "three", cursor) == (400, "ParameterInvalid")
+    assert refusal(client.list_machine_group, PROJECT) == (404, "InvalidAPI")
+
+
+def test_a_host_outside_the_endpoint_is_refused(log_service):
+    response = requests.get(
+        "http://project.elsewhere.test/logstores", proxies={"http": log_service.environment()["http_proxy"]}
+    )
+    assert (response.status_code, response.json()["errorCode"]) == (400, "InvalidHost")
+
+
+# Consumer groups
+
+
+def test_consumer_groups_are_created_listed_updated_and_deleted(client, logstore):
+    client.create_consumer_group(PROJECT, logstore, "first", 10)
+    client.create_consumer_group(PROJECT, logstore, "second", 20, in_order=True)
+
+    def listed():
+        groups = client.list_consumer_group(PROJECT, logstore).get_consumer_groups()
+        return [(group.get_consumer_group_name(), group.get_timeout(), group.is_in_order()) for group in groups]
+
+    assert listed() == [("first", 10, False), ("second", 20, True)]
+    client.update_consumer_group(PROJECT, logstore, "first", timeout=30)
+    client.update_consumer_group(PROJECT, logstore, "second", in_order=False)
+    assert listed() == [("first", 30, False), ("second", 20, False)]
+    client.delete_consumer_group(PROJECT, logstore, "first")
+    assert listed() == [("second", 20, False)]
+
+
+def test_consumer_group_calls_that_make_no_sense_are_refused(client, logstore):
+    create = client.create_consumer_group
+    create(PROJECT, logstore, "a", 10)
+    assert refusal(create, PROJECT, logstore, "a", 10) == (400, "ConsumerGroupAlreadyExist")
+    create(PROJECT, logstore, "b", 10)
+    create(PROJECT, logstore, "c", 10)
+    assert refusal(create, PROJECT, logstore, "d", 10) == (403, "ConsumerGroupQuotaExceed")
+    client.delete_consumer_group(PROJECT, logstore, "c")
+    for name, timeout in (("", 10), ("no spaces", 10), ("x" * 129, 10), ("d", 0), ("d", "10")):
+        assert refusal(create, PROJECT, logstore, name, timeout) == (400, "ParameterInvalid")
+
+    missing = (404, "ConsumerGroupNotExist")
+    assert refusal(client.update_consumer_group, PROJECT, logstore, "no-group", 10) == missing
+    assert refusal(client.delete_consumer_group, PROJECT, logstore, "no-group") == missing
+    assert refusal(client.heart_beat, PROJECT, logstore, "no-group", "consumer") == missing
+    assert refusal(client.get_check_point, PROJECT, logstore, "no-group") == missing
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    assert refusal(client.update_check_point, PROJECT, logstore, "no-group", 0, cursor, "consumer") == missing
+
+
+def heart_beat(client, logstore, consumer, shards=()):
+    return client.heart_beat(PROJECT, logstore, "group", consumer, list(shards)).get_shards()
+
+
+def test_a_shard_moves_once_its_holder_has_let_go_of_it(log_service, client, two_shards):
+    client.create_consumer_group(PROJECT, two_shards, "group", 60)
+
+    def shard(number):
+        return log_service.consumer_group(PROJECT, two_shards, "group")["shards"][number]
+
+    assert heart_beat(client, two_shards, "one") == [0, 1]
+    assert heart_beat(client, two_shards, "two") == []  # it has to wait
+    assert (shard(1)["state"], shard(1)["consumer"]) == ("transfer", "one")
+    assert heart_beat(client, two_shards, "one", [0, 1]) == [0]  # told to let go, but still at it
+    assert heart_beat(client, two_shards, "two") == []
+    assert heart_beat(client, two_shards, "one", [0]) == [0]
+    assert shard(1)["state"] == "not_alloc"
+    assert heart_beat(client, two_shards, "two") == [1]
+    assert (shard(1)["state"], shard(1)["consumer"]) == ("already_alloc", "two")
+
+
+def test_a_silent_consumer_loses_its_shards(log_service, client, two_shards):
+    client.create_consumer_group(PROJECT, two_shards, "group", 1)
+    assert heart_beat(client, two_shards, "one") == [0, 1]
+    assert list(log_service.consumer_group(PROJECT, two_shards, "group")["consumers"]) == ["one"]
+    log_service.wait_for(lambda: heart_beat(client, two_shards, "two") == [0, 1], what="failover")
+    group = log_service.consumer_group(PROJECT, two_shards, "group")
+    assert list(group["consumers"]) == ["two"] and group["timeout"] == 1 and group["in_order"] is False
+
+
+def test_bad_heartbeats_are_refused(client, logstore):
+    client.create_consumer_group(PROJECT, logstore, "group", 60)
+    for consumer in ("", "two words", "ü", "x" * 129):
+        assert refusal(heart_beat, client, logstore, consumer) == (400, "ParameterInvalid")
+    for shards in (["one"], [None]):
+        assert refusal(heart_beat, client, logstore, "consumer", shards) == (400, "PostBodyInvalid")
+    path = "/logstores/" + logstore + "/consumergroups/group"
+    parameters = {"type": "heartbeat", "consumer": "consumer"}
+    for body in (b"{}", b"[1", b"\xff"):
+        assert refusal(client._send, "POST", PROJECT, body, path, parameters, {}) == (400, "PostBodyInvalid")
+    assert refusal(client._send, "POST", PROJECT, b"[]", path, {"type": "heartbeat"}, {}) == (400, "MissingParameter")
+
+
+def test_check_points_are_saved_and_show_the_lag(log_service, client, two_shards):
+    log_service.put(PROJECT, two_shards, [log_group().SerializeToString()] * 5, shard=1)
+    client.create_consumer_group(PROJECT, two_shards, "group", 60)
+    heart_beat(client, two_shards, "one")
+    begin = client.get_begin_cursor(PROJECT, two_shards, 1).get_cursor()
+    third = client.pull_logs(PROJECT, two_shards, 1, begin, 2).get_next_cursor()
+    assert log_service.lag(PROJECT, two_shards, "group") == 5
+
+    before = time.time()
+    client.update_check_point(PROJECT, two_shards, "group", 1, third, "one", force_success=False)
+    check_points = client.get_check_point(PROJECT, two_shards, "group").get_consumer_group_check_points()
+    update_time = check_points[1].pop("updateTime")
+    assert before <= update_time / 1e6 <= time.time()
+    assert check_points == [
+        {"shard": 0, "checkpoint": "", "updateTime": 0, "consumer": ""},
+        {"shard": 1, "checkpoint": third, "consumer": "one"},
+    ]
+    (of_one,) = client.get_check_point(PROJECT, two_shards, "group", 1).get_consumer_group_check_points()
+    assert of_one["checkpoint"] == third
+    assert refusal(client.get_check_point, PROJECT, two_shards, "group", 7) == (404, "ShardNotExist")
+
+    shards = log_service.consumer_group(PROJECT, two_shards, "group")["shards"]
+    assert (shards[0]["checkpoint"], shards[0]["next"]) == ("", None)
+    assert (shards[1]["checkpoint"], shards[1]["next"]) == (third, 2)
+    assert log_service.lag(PROJECT, two_shards, "group") == 3
+    log_service.expire(PROJECT, two_shards, 1, 4)
+    assert log_service.lag(PROJECT, two_shards, "group") == 1
+
+
+def test_only_the_holder_saves_check_points_unless_it_is_forced(log_service, client, two_shards):
+    client.create_consumer_group(PROJECT, two_shards, "group", 60)
+    cursor = client.get_begin_cursor(PROJECT, two_shards, 1).get_cursor()
+
+    def save(consumer, force):
+        client.update_check_point(PROJECT, two_shards, "group", 1, cursor, consumer, force)
+
+    def saved_by():
+        return client.get_check_point(PROJECT, two_shards, "group", 1).get_consumer_group_check_points()[0]["consumer"]
+
+    assert refusal(save, "one", False) == (400, "ConsumerNotExsit")
+    heart_beat(client, two_shards, "one")
+    heart_beat(client, two_shards, "two")
+    assert refusal(save, "two", False) == (400, "ConsumerNotMatch")
+    assert log_service.consumer_group(PROJECT, two_shards, "group")["shards"][1]["state"] == "transfer"
+    save("one", False)  # that is what the state of transfer is for
+    assert saved_by() == "one"
+    save("two", True)
+    assert saved_by() == "two"
+    save("stranger", True)
+    assert saved_by() == "stranger"
+    save("", True)
+    assert refusal(save, "", False) == (400, "ParameterInvalid")
+
+
+@pytest.mark.parametrize("check_point", ["", "***", "bm8gbnVtYmVy", "MA=="])
+def test_check_points_that_are_no_cursors_of_the_shard_are_refused(client, logstore, check_point):
+    client.create_consumer_group(PROJECT, logstore, "group", 60)
+    refused = refusal(client.update_check_point, PROJECT, logstore, "group", 0, check_point, "one")
+    assert refused == (400, "InvalidShardCheckPoint")
+
+
+def test_a_check_point_may_have_expired(log_service, client, logstore):
+    client.create_consumer_group(PROJECT, logstore, "group", 60)
+    old = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    log_service.put(PROJECT, logstore, [log_group().SerializeToString()] * 3)
+    log_service.expire(PROJECT, logstore, 0, 2)
+    client.update_check_point(PROJECT, logstore, "group", 0, old, "one")
+    assert log_service.consumer_group(PROJECT, logstore, "group")["shards"][0]["next"] == 0
+    assert log_service.lag(PROJECT, logstore, "group") == 1
+
+
+def test_groups_in_order_wait_for_a_split_shard_to_be_finished(log_service, client, logstore):
+    client.create_consumer_group(PROJECT, logstore, "group", 60, in_order=True)
+    log_service.put(PROJECT, logstore, [log_group().SerializeToString()] * 2)
+    log_service.split_shard(PROJECT, logstore, 0)
+
+    def states():
+        shards = log_service.consumer_group(PROJECT, logstore, "group")["shards"]
+        return [shards[number]["state"] for number in sorted(shards)]
+
+    assert heart_beat(client, logstore, "one") == [0]
+    assert states() == ["already_alloc", "wait", "wait"]
+    end = client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
+    client.update_check_point(PROJECT, logstore, "group", 0, end, "one", False)
+    assert heart_beat(client, logstore, "one", [0]) == [1, 2]
+    assert states() == ["over", "already_alloc", "already_alloc"]
+
+
+def test_groups_without_order_take_parents_and_children_at_once(log_service, client, logstore):
+    client.create_consumer_group(PROJECT, logstore, "group", 60)
+    log_service.put(PROJECT, logstore, [log_group().SerializeToString()] * 2)
+    log_service.split_shard(PROJECT, logstore, 0)
+    assert heart_beat(client, logstore, "one") == [0, 1, 2]
+
+
+# What every answer has, and what is counted
+
+
+def test_request_ids_are_unique_and_errors_carry_them_too(client, logstore):
+    identifiers = [client.list_shards(PROJECT, logstore).get_request_id() for _ in range(5)]
+    for _ in range(5):
+        with pytest.raises(LogException) as raised:
+            client.list_shards(PROJECT, "no-logstore")
+        identifiers.append(raised.value.get_request_id())
+    assert len(set(identifiers)) == 10 and all(len(identifier) == 24 for identifier in identifiers)
+
+
+def test_a_bug_in_the_service_is_an_internal_server_error(log_service, client, logstore, monkeypatch, caplog):
+    def fails(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(logclient, "time", SimpleNamespace(sleep=lambda seconds: None))  # it retries ten times
+    monkeypatch.setitem(actions.ACTIONS, "ListShards", fails)
+    assert refusal(client.list_shards, PROJECT, logstore) == (500, "InternalServerError")
+    assert "a bug" in caplog.text
+
+
+def test_calls_are_counted_by_action_and_logstore(client):
+    with LocalLogService() as counted:
+        counted.create_logstore(PROJECT, "target")
+        other = counted.client()
+        for _ in range(3):
+            other.put_log_raw(PROJECT, "target", log_group())
+        other.list_shards(PROJECT, "target")
+        refusal(other.list_shards, PROJECT, "missing")
+        assert counted.calls() == {"PutLogs": 3, "ListShards": 2}
+        assert (counted.calls("PutLogs"), counted.calls("PullLogs"), counted.calls("*")) == (3, 0, 5)
+        assert counted.calls_by_logstore["ListShards", PROJECT, "missing"] == 1
+        with pytest.raises(ValueError):
+            counted.calls("PutLog")
+
+
+def test_the_order_of_the_ledger_is_that_of_arrival_whichever_way_they_came(log_service, client, two_shards):
+    fed = log_service.put(PROJECT, two_shards, (log_group(text).SerializeToString() for text in "ab"), shard=1)
+    client.put_log_raw(PROJECT, two_shards, log_group("c"))
+    log_service.put(PROJECT, two_shards, [log_group("d").SerializeToString()])
+    ledger = log_service.ledger(PROJECT, two_shards)
+    assert [entry.parse().Logs[0].Contents[0].Value for entry in ledger] == list("abcd")
+    assert ledger[:2] == fed and [entry.shard for entry in fed] == [1, 1]
+    sequences = [entry.sequence for entry in ledger]
+    assert sequences == sorted(set(sequences))
+
+
+def test_waiting_in_vain_names_what_was_waited_for(log_service):
+    log_service.wait_for(lambda: True, timeout=0.0)
+    with pytest.raises(AssertionError, match="the impossible"):
+        log_service.wait_for(lambda: False, timeout=0.01, what="the impossible")
