@@ -152,7 +152,7 @@ TUNING_SETTINGS = (
     Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
             "seconds; a copy that is silent for twice as long loses its shards"),
     Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.2", "seconds between looks at each shard"),
-    Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "4", "puts in the air at once, for each target"),
+    Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "8", "puts in the air at once, for each target"),
     Setting("SLS_MERGE_PACKS", yes_or_no, "false",
             "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up"),
     Setting("SLS_LOG_DIR", writable_directory, ".", "where the log file goes; empty: no file, stderr alone"),
@@ -354,13 +354,14 @@ class LogGroup:
     """A LogGroup as it came over the wire, in two pieces: its logs, and all that describes them.
 
     Offers what `LogClient.put_log_raw` and routing ask of a LogGroup, under the names of the SDK's message: `Topic` and
-    `SerializeToString()`. `logs` are the serialised fields Logs and `log_counts` their numbers, one entry for each
-    LogGroup joined; `rest` is every other field, untouched. With `joinable` false there are Logs in the rest as well.
+    `SerializeToString()`. `logs` are the serialised fields Logs, as views into the pull they came with, `log_counts`
+    their numbers, one entry for each LogGroup joined; `rest` is every other field, untouched. With `joinable` false
+    there are Logs in the rest as well.
     """
 
     __slots__ = ("Topic", "log_counts", "logs", "rest", "joinable")
 
-    def __init__(self, topic: str, log_count: int, logs: bytes, rest: bytes, joinable: bool = True) -> None:
+    def __init__(self, topic: str, log_count: int, logs: Union[bytes, memoryview], rest: bytes, joinable=True) -> None:
         self.Topic = topic
         self.log_counts = [log_count]
         self.logs = [logs]
@@ -376,7 +377,7 @@ class LogGroup:
         return sum(map(len, self.logs)) + len(self.rest)
 
     def SerializeToString(self) -> bytes:
-        return b"".join(self.logs) + self.rest
+        return b"".join(self.logs + [self.rest])
 
     def join(self, other: "LogGroup") -> None:
         """Takes over the logs of another, which is equal in everything else."""
@@ -426,7 +427,7 @@ def read_fields(data: bytes, position: int, end: int) -> Iterator[Tuple[int, int
         yield key, start, value, position
 
 
-def read_log_group(data: bytes, start: int, end: int) -> LogGroup:
+def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGroup:
     """The LogGroup serialised in data[start:end], its logs skipped, not read. Raises as `read_fields`."""
     # Serialisers write fields in the order of their numbers, so the logs come first. One pass of this loop is one log:
     # it is the hot spot of the program, hence written out.
@@ -451,12 +452,13 @@ def read_log_group(data: bytes, start: int, end: int) -> LogGroup:
             log_count += 1
             joinable = False
     # A topic should be UTF-8; one that isn't must still find the catch-all.
-    return LogGroup(topic.decode("utf-8", "replace"), log_count, data[start:rest_start], data[rest_start:end], joinable)
+    return LogGroup(topic.decode("utf-8", "replace"), log_count, view[start:rest_start], data[rest_start:end], joinable)
 
 
 def read_log_group_list(data: bytes) -> List[LogGroup]:
     """The LogGroups of a serialised LogGroupList, what a pull answers with. Raises as `read_fields`."""
-    return [read_log_group(data, value, end)
+    view = memoryview(data)
+    return [read_log_group(data, view, value, end)
             for key, _, value, end in read_fields(data, 0, len(data)) if key == LOG_GROUPS_KEY]
 
 
@@ -787,6 +789,12 @@ class Delivery:
 class SourceClient(ConsumerClient):
     """The consumer group's calls, where the SDK's would lose logs or write over another copy's checkpoint."""
 
+    # The SDK keeps up to three pulls of a shard in memory, so the count asked for follows from the size of what came
+    # last. Five pulls of 2 MB a second are what the service gives of a shard.
+    PULL_BYTES = 2 * 1000 * 1000
+    FIRST_COUNT = 100
+    MOST_COUNT = 1000  # the service's limit
+
     def __init__(self, config: LogHubConfig, settings: Settings) -> None:
         super().__init__(config.endpoint, config.accessKeyId, config.accessKey, config.project, config.logstore,
                          config.consumer_group_name, config.consumer_name)
@@ -794,6 +802,7 @@ class SourceClient(ConsumerClient):
         self.start = settings.cursor_start
         self.fetch_interval = settings.fetch_interval
         self.next_pulls: Dict[int, float] = {}
+        self.counts: Dict[int, int] = {}
         checkpoints = self.mclient.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
         group_is_new = not any(entry["checkpoint"] for entry in checkpoints.get_consumer_group_check_points())
         shards = self.mclient.list_shards(self.mproject, self.mlogstore).get_shards_info()
@@ -815,18 +824,23 @@ class SourceClient(ConsumerClient):
         self.mclient.update_check_point(self.mproject, self.mlogstore, self.mconsumer_group, shard, check_point,
                                         consumer, force_success=False)
 
-    def pull_logs(self, shard_id, cursor, *args, **kwargs):
+    def pull_logs(self, shard_id, cursor, *args, **options):
         time.sleep(max(0.0, self.next_pulls.get(shard_id, 0.0) - time.monotonic()))
         self.next_pulls[shard_id] = time.monotonic() + self.fetch_interval
+        options["count"] = self.counts.get(shard_id, self.FIRST_COUNT)
         try:
-            return super().pull_logs(shard_id, cursor, *args, **kwargs)
+            response = super().pull_logs(shard_id, cursor, *args, **options)
         except LogException as error:
             # The SDK would go on at the newest log and skip what lies between.
             if error.get_error_code() != "InvalidCursor":
                 raise
             log.error("shard %s: the service no longer knows cursor %s, older logs may have reached the end of their "
                       "retention time; reading on from the oldest log there is", shard_id, cursor)
-            return super().pull_logs(shard_id, self.get_begin_cursor(shard_id), *args, **kwargs)
+            response = super().pull_logs(shard_id, self.get_begin_cursor(shard_id), *args, **options)
+        if response.get_loggroup_count():
+            size = response.get_raw_size() / response.get_loggroup_count()
+            self.counts[shard_id] = max(1, min(self.MOST_COUNT, int(self.PULL_BYTES / size)))
+        return response
 
 
 class ShardConsumer(ConsumerProcessorBase):
