@@ -186,6 +186,10 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
 
+    @property
+    def auth_version(self) -> str:
+        return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
+
     def address(self) -> Tuple[str, str, str]:
         """What tells one logstore from another, however its endpoint is written."""
         host = self.endpoint.lower().rstrip("/").split("://")[-1]
@@ -572,10 +576,6 @@ class CallFailed(Exception):
         return self.status is None or self.status >= 500 or self.code.endswith("QuotaExceed")
 
 
-def auth_version(place: Place) -> str:
-    return AUTH_VERSION_4 if place.region else AUTH_VERSION_1
-
-
 class Connector:
     """Opens connections to one origin (scheme://host:port) as requests would: same proxy, same trusted CAs.
 
@@ -631,7 +631,7 @@ class LeanClient(LogClient):
 
     def __init__(self, place: Place) -> None:
         super().__init__(place.endpoint, place.access_key_id, place.access_key, place.security_token or None,
-                         source="dispatch_data", auth_version=auth_version(place), region=place.region)
+                         source="dispatch_data", auth_version=place.auth_version, region=place.region)
         self.timeout = (CONNECT_TIMEOUT, ANSWER_TIMEOUT)
         self.connector: Optional[Connector] = None
         self.of_thread = threading.local()  # each thread keeps one connection: there is no pool to run out of
@@ -824,6 +824,21 @@ class SourceClient(ConsumerClient):
         self.mclient.update_check_point(self.mproject, self.mlogstore, self.mconsumer_group, shard, check_point,
                                         consumer, force_success=False)
 
+    def lag(self, shards: Iterable[int]) -> float:
+        """Seconds since the oldest log arrived that these shards have yet to deliver, 0 without one.
+
+        Asked of the service, by checkpoint: a batch that a target won't take is pulled, but not delivered. Raises
+        LogException.
+        """
+        oldest = time.time()
+        checkpoints = self.mclient.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
+        for entry in checkpoints.get_consumer_group_check_points():
+            shard, checkpoint = entry["shard"], entry["checkpoint"]
+            if shard in shards and checkpoint and checkpoint != self.get_end_cursor(shard):
+                arrival = self.mclient.get_cursor_time(self.mproject, self.mlogstore, shard, checkpoint)
+                oldest = min(oldest, arrival.get_cursor_time())
+        return max(0.0, time.time() - oldest)
+
     def pull_logs(self, shard_id, cursor, *args, **options):
         time.sleep(max(0.0, self.next_pulls.get(shard_id, 0.0) - time.monotonic()))
         self.next_pulls[shard_id] = time.monotonic() + self.fetch_interval
@@ -928,7 +943,7 @@ class Dispatcher(ConsumerWorker):
             cursor_position=position.get(start, CursorPosition.SPECIAL_TIMER_CURSOR), cursor_start_time=start,
             heartbeat_interval=settings.heartbeat_interval, data_fetch_interval=self.TURN,
             security_token=source.security_token or None, worker_pool_size=self.THREADS,
-            auth_version=auth_version(source), region=source.region)
+            auth_version=source.auth_version, region=source.region)
         super().__init__(ShardConsumer, config, args=(self,))
         self.consumer_client = SourceClient(config, settings)
         self.delivery = delivery
@@ -963,7 +978,15 @@ class Dispatcher(ConsumerWorker):
             self.stopping = True
             return self.change.wait_for(lambda: self.batches_in_flight == 0, seconds)
 
+    def lag(self) -> str:
+        """The lag of the shards held, for people."""
+        try:
+            return "lag %.0f s" % self.consumer_client.lag(self.heart_beat.get_held_shards())
+        except LogException as error:
+            return "lag unknown (%s)" % CallFailed(error)
+
     def summary(self) -> str:
+        """What became of the logs so far, in one line."""
         shards = sorted(self.heart_beat.get_held_shards())
         parts = [str(target) for target in self.delivery.targets.values()]
         parts += [str(self.delivery.unmatched), "shards held: %s" % (" ".join(map(str, shards)) or "none")]
@@ -1085,7 +1108,7 @@ def run(settings: Settings) -> int:
         while dispatcher.is_alive():
             time.sleep(0.2)
             if time.monotonic() > next_summary:
-                log.info("%s", dispatcher.summary())
+                log.info("%s; %s", dispatcher.summary(), dispatcher.lag())
                 next_summary += SUMMARY_INTERVAL
     except CannotStart as error:
         log.error("%s", error)

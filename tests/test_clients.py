@@ -1,15 +1,17 @@
-"""How puts and pulls reach the service: proxies, certificates, kept connections, and what the SDK's client leaves us."""
+"""How puts and pulls reach the service: proxies, certificates, kept connections; lag; what the SDK leaves to us."""
 
+import re
 import socket
 import socketserver
 import threading
+import time
 
 import pytest
 from aliyun.log import LogClient, LogException
 from aliyun.log.proto import LogGroup
 
-from copies import PROJECT, make_log_group
-from dispatch_data import CallFailed, Connector, LeanClient, Place, WriterClient
+from copies import GROUP, PROJECT, SOURCE, make_log_group, settings_for
+from dispatch_data import CallFailed, Connector, Dispatcher, LeanClient, Place, WriterClient, read_settings
 from local_log_service import LocalLogService
 
 PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -151,6 +153,28 @@ def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
     pulled = client.pull_logs(PROJECT, "nginx", shard, cursor, 10).get_loggroup_list().LogGroups
     assert [one.SerializeToString() for one in pulled] == [log_group]
     assert client.connector is not None
+
+
+# ---- lag
+
+
+def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, clean_environment):
+    use_environment(clean_environment, service)
+    dispatcher = Dispatcher(read_settings(settings_for(service)), delivery=None)
+    source = dispatcher.consumer_client
+    for shard in range(4):
+        source.mclient.update_check_point(PROJECT, SOURCE, GROUP, shard, source.get_begin_cursor(shard))
+    assert source.lag([0, 1, 2, 3]) == pytest.approx(0, abs=0.5)
+    first, = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    service.wait_for(lambda: time.time() > first.received_at + 2, 10, "two seconds of lag")
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=3)
+    assert source.lag([0, 1, 2, 3]) >= 2
+    assert source.lag([0, 1]) == pytest.approx(0, abs=0.5)
+    assert re.match(r"lag \d+ s$", dispatcher.lag())
+    with service.add_fault("GetCheckPoint", status=403, code="ReadQuotaExceed"):
+        assert dispatcher.lag().startswith("lag unknown (403 ReadQuotaExceed: ")
+    source.mclient.update_check_point(PROJECT, SOURCE, GROUP, 2, source.get_end_cursor(2))
+    assert source.lag([2]) == pytest.approx(0, abs=0.5)
 
 
 # ---- what dispatch_data.py overrides in the SDK: these fail when a new release changes it

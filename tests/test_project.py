@@ -1,4 +1,4 @@
-"""What the project promises about its own shape: one pinned dependency, an example that works, a README that is complete."""
+"""The project's own shape: one pinned dependency, an example that works, a README that is complete."""
 
 import re
 import subprocess
