@@ -29,8 +29,8 @@ import sys
 import threading
 import time
 import uuid
-from collections import Counter
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from collections import Counter, deque
+from typing import Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 from urllib.parse import urlencode, urlsplit
 
 try:
@@ -535,6 +535,8 @@ CONNECT_TIMEOUT = 10  # seconds
 ANSWER_TIMEOUT = 60  # seconds
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop or its shard is to move
+LOOK_INTERVAL = 0.01  # seconds between two looks at whether more writers would help
+BUSY = 0.7  # of one CPU, all that Python threads can use
 SAME_NEWS = 10.0  # seconds between two lines about one target's refusals
 
 
@@ -551,6 +553,19 @@ class Patience:
         elif self.end is None:
             self.end = time.monotonic() + GRACE
         return self.end is None or time.monotonic() < self.end
+
+
+class Load:
+    """How busy this process is."""
+
+    def __init__(self) -> None:
+        self.cpu, self.wall = time.process_time(), time.monotonic()
+
+    def since_last_look(self) -> float:
+        """CPU seconds for each second that has passed."""
+        cpu, wall = self.cpu, self.wall
+        self.cpu, self.wall = time.process_time(), time.monotonic()
+        return (self.cpu - cpu) / max(1e-6, self.wall - wall)
 
 
 def pauses() -> Iterator[float]:
@@ -682,9 +697,15 @@ class Target:
         self.log_groups = self.logs = self.bytes = self.retries = 0
         self.next_news = 0.0
 
-    def put_all(self, log_groups: Iterable[LogGroup], given_up: threading.Event) -> bool:
-        """Puts one after the other; True once all are taken, False if `given_up` was set before that."""
-        return all(self.put(log_group, given_up) for log_group in log_groups)
+    def put_all(self, log_groups: Deque[LogGroup], given_up: threading.Event) -> bool:
+        """Puts what waits in `log_groups`, beside other writers; False if `given_up` was set before one was taken."""
+        while True:
+            try:
+                log_group = log_groups.popleft()
+            except IndexError:
+                return True
+            if not self.put(log_group, given_up):
+                return False
 
     def put(self, log_group: LogGroup, given_up: threading.Event) -> bool:
         """Tries until the target has taken it, on every error; False if `given_up` was set before that."""
@@ -698,7 +719,7 @@ class Target:
                 self.report_refusal(error)
                 if getattr(error, "status", None) == 400 and len(log_group.logs) > 1:
                     # One of those joined may be what the service won't have: it must hold up no more than itself.
-                    return self.put_all(log_group.split(), given_up)
+                    return self.put_all(deque(log_group.split()), given_up)
             given_up.wait(pause)
         with self.lock:
             self.log_groups += len(log_group.logs)
@@ -766,19 +787,26 @@ class Delivery:
         return sorted_groups
 
     def deliver(self, log_groups: Iterable[LogGroup], patience: Patience) -> bool:
-        """True once every routed LogGroup has been taken by its target, False if `patience` ended before that."""
+        """True once every routed LogGroup has been taken by its target, False if `patience` ended before that.
+
+        Each target begins with one writer; their number doubles, up to `writers`, while the process has CPU time to
+        spare. A near service keeps the CPU busy with few, and more would only take turns; a far one makes it wait.
+        """
         given_up = threading.Event()
-        shares = []
-        for number, routed in self.sort(log_groups).items():
-            target = self.targets[number]
-            puts = join_log_groups(routed, self.join_packs)
-            for first in range(min(self.writers, len(puts))):
-                shares.append(target.threads.submit(target.put_all, puts[first::self.writers], given_up))
-        waiting = shares
+        waiting = {self.targets[number]: deque(join_log_groups(routed, self.join_packs))
+                   for number, routed in self.sort(log_groups).items()}
+        tasks = [target.threads.submit(target.put_all, puts, given_up) for target, puts in waiting.items()]
+        crew = 1
+        load = Load()
         while patience.lasts():
-            waiting = concurrent.futures.wait(waiting, timeout=0.2).not_done
-            if not waiting:
-                return all(share.result() for share in shares)
+            is_growing = crew < self.writers and any(waiting.values())
+            if not concurrent.futures.wait(tasks, LOOK_INTERVAL if is_growing else 0.2).not_done:
+                return all(task.result() for task in tasks)
+            if is_growing and load.since_last_look() < BUSY:
+                more = min(crew, self.writers - crew)
+                crew += more
+                tasks += [target.threads.submit(target.put_all, puts, given_up)
+                          for target, puts in waiting.items() if puts for _ in range(more)]
         given_up.set()
         return False
 

@@ -253,7 +253,8 @@ def test_the_last_summary_counts_what_was_delivered(service, copies):
     assert copy.stop() == 0
     summary = copy.log().splitlines()[-1]
     for part in ("summary:", "TO1 test-project/nginx 20 groups 100 logs",
-                 "TO2 test-project/sql-audit 10 groups 50 logs", "TO3 test-project/click 10 groups 50 logs", "0 retries", "unmatched 0 groups", "shards held: 0 1 2 3"):
+                 "TO2 test-project/sql-audit 10 groups 50 logs", "TO3 test-project/click 10 groups 50 logs",
+                 "0 retries", "unmatched 0 groups", "shards held: 0 1 2 3"):
         assert part in summary
     assert time.strftime("%Y-%m-%d") in summary
 

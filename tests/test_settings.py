@@ -130,7 +130,8 @@ def test_defaults():
 
 def test_each_target_takes_what_it_does_not_set_from_the_line_above():
     settings = read(SLS_LOGSTORE_TO2="b", SLS_LOGSTORE_TO30="c", SLS_TOPIC_TO30="x",
-                    SLS_STS_TOKEN=TOKEN, SLS_REGION="r", SLS_PROJECT_TO="p", SLS_AK_ID_TO="id-to", SLS_AK_KEY_TO="key-to",
+                    SLS_STS_TOKEN=TOKEN, SLS_REGION="r", SLS_PROJECT_TO="p",
+                    SLS_AK_ID_TO="id-to", SLS_AK_KEY_TO="key-to",
                     SLS_ENDPOINT_TO2="https://e2", SLS_REGION_TO2="r2", SLS_PROJECT_TO2="p2",
                     SLS_AK_ID_TO30="id-30", SLS_AK_KEY_TO30="key-30", SLS_STS_TOKEN_TO30="token-30")
     one, two, thirty = [target.place for target in settings.targets]
