@@ -7,6 +7,8 @@ and so on). How logs were grouped does not count: LogGroups equal in everything 
 import hashlib
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Tuple
 
+from .wire_format import read_varint
+
 # A field's key is its number and its wire type. These are of LogGroup and of LogTag, all length-delimited.
 LOGS_KEY = 1 << 3 | 2
 LOG_TAGS_KEY = 6 << 3 | 2
@@ -109,29 +111,20 @@ def read_fields(message: bytes) -> Iterator[Tuple[int, int, int, int]]:
     position = 0
     while position < len(message):
         start = position
-        key, position = read_varint(message, position)
-        wire_type = key & 7
-        value = position
-        if wire_type == 2:
-            length, value = read_varint(message, position)
-            position = value + length
-        elif wire_type == 0:
-            position = read_varint(message, position)[1]
-        elif wire_type in (1, 5):
-            position += 8 if wire_type == 1 else 4
-        else:
-            raise ValueError("byte %d begins a field of the unknown wire type %d" % (start, wire_type))
+        try:
+            key, value = read_varint(message, position)
+            wire_type = key & 7
+            if wire_type == 2:
+                length, value = read_varint(message, value)
+                position = value + length
+            elif wire_type == 0:
+                position = read_varint(message, value)[1]
+            elif wire_type in (1, 5):
+                position = value + (8 if wire_type == 1 else 4)
+            else:
+                raise ValueError("byte %d begins a field of the unknown wire type %d" % (start, wire_type))
+        except IndexError:
+            position = len(message) + 1
         if position > len(message):
             raise ValueError("the field at byte %d is cut short" % start)
         yield key, start, value, position
-
-
-def read_varint(message: bytes, position: int) -> Tuple[int, int]:
-    """The varint at `position` and the position after it. Raises ValueError where it is cut short."""
-    number = shift = 0
-    for end, byte in enumerate(message[position:position + 10], position + 1):
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, end
-        shift += 7
-    raise ValueError("the varint at byte %d is cut short or longer than 10 bytes" % position)

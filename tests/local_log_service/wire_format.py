@@ -11,7 +11,7 @@ _LAST_KNOWN_FIELD = 6  # Logs, Category, Topic, Source, MachineUUID, LogTags: ev
 _FIXED_SIZES = {1: 8, 5: 4}  # wire type -> bytes
 
 
-def _read_varint(data: bytes, position: int) -> Tuple[int, int]:
+def read_varint(data: bytes, position: int) -> Tuple[int, int]:
     """Return the varint at ``position`` and the position after it; IndexError when it is cut short."""
     value = shift = 0
     while True:
@@ -41,7 +41,7 @@ def validate_log_group(data: bytes) -> None:
             if tag < 0x80:
                 position += 1
             else:
-                tag, position = _read_varint(data, position)
+                tag, position = read_varint(data, position)
             field, wire_type = tag >> 3, tag & 7
             if wire_type == _LENGTH_DELIMITED and field:
                 length = data[position]
@@ -50,12 +50,12 @@ def validate_log_group(data: bytes) -> None:
                 elif data[position + 1] < 0x80:  # most logs: this spares a call for each of them
                     position += 2 + (length & 0x7F | data[position + 1] << 7)
                 else:
-                    length, position = _read_varint(data, position)
+                    length, position = read_varint(data, position)
                     position += length
             elif field <= _LAST_KNOWN_FIELD:
                 raise ValueError("field {} has wire type {}".format(field, wire_type))
             elif wire_type == 0:
-                _, position = _read_varint(data, position)
+                _, position = read_varint(data, position)
             elif wire_type in _FIXED_SIZES:
                 position += _FIXED_SIZES[wire_type]
             else:
