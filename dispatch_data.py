@@ -30,7 +30,8 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from typing import Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import (Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple,
+                    Union)
 from urllib.parse import urlencode, urlsplit
 
 try:
@@ -363,22 +364,16 @@ class LogGroup:
     there are Logs in the rest as well.
     """
 
-    __slots__ = ("Topic", "log_counts", "logs", "rest", "joinable")
+    __slots__ = ("Topic", "logs", "log_counts", "rest", "joinable", "size", "log_count")
 
     def __init__(self, topic: str, log_count: int, logs: Union[bytes, memoryview], rest: bytes, joinable=True) -> None:
         self.Topic = topic
-        self.log_counts = [log_count]
         self.logs = [logs]
+        self.log_counts = [log_count]
         self.rest = rest
         self.joinable = joinable
-
-    @property
-    def log_count(self) -> int:
-        return sum(self.log_counts)
-
-    def __len__(self) -> int:
-        """Its size in bytes, uncompressed."""
-        return sum(map(len, self.logs)) + len(self.rest)
+        self.size = len(logs) + len(rest)  # bytes, uncompressed
+        self.log_count = log_count
 
     def SerializeToString(self) -> bytes:
         return b"".join(self.logs + [self.rest])
@@ -387,6 +382,8 @@ class LogGroup:
         """Takes over the logs of another, which is equal in everything else."""
         self.logs += other.logs
         self.log_counts += other.log_counts
+        self.size += other.size - len(other.rest)
+        self.log_count += other.log_count
 
     def split(self) -> List["LogGroup"]:
         """Those that were joined, each for itself again."""
@@ -510,20 +507,17 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> List[Lo
     outcome bears the number of the first.
     """
     joined: List[LogGroup] = []
-    growing: Dict[bytes, List] = {}
+    growing: Dict[bytes, LogGroup] = {}
     for log_group in log_groups:
-        size, log_count = len(log_group), log_group.log_count
         likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
-        entry = growing.get(likeness)
-        if not log_group.joinable:
-            joined.append(log_group)
-        elif entry and entry[1] + size <= JOINED_BYTES and entry[2] + log_count <= JOINED_LOGS:
-            entry[0].join(log_group)
-            entry[1] += size
-            entry[2] += log_count
-        else:
-            growing[likeness] = [log_group, size, log_count]
-            joined.append(log_group)
+        first = growing.get(likeness) if log_group.joinable else None
+        if (first and first.size + log_group.size <= JOINED_BYTES
+                and first.log_count + log_group.log_count <= JOINED_LOGS):
+            first.join(log_group)
+            continue
+        joined.append(log_group)
+        if log_group.joinable:
+            growing[likeness] = log_group
     return joined
 
 
@@ -533,10 +527,11 @@ FIRST_PAUSE = 0.1  # seconds
 LONGEST_PAUSE = 5.0  # seconds
 CONNECT_TIMEOUT = 10  # seconds
 ANSWER_TIMEOUT = 60  # seconds
+SURELY_OPEN = 1.0  # seconds for which a connection last used is not looked at before it is used again
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop or its shard is to move
 LOOK_INTERVAL = 0.01  # seconds between two looks at whether more writers would help
-BUSY = 0.7  # of one CPU, all that Python threads can use
+BUSY = 0.5  # of one CPU, which is all that Python threads can use together
 SAME_NEWS = 10.0  # seconds between two lines about one target's refusals
 
 
@@ -633,9 +628,15 @@ class Connector:
         if self.proxy.hostname and not self.tls:  # an HTTP proxy is told the whole URL
             path = self.origin.geturl() + path
             headers = dict(headers, **self.proxy_headers)
-        connection.request(method, path, body, headers)
-        response = connection.getresponse()
-        return response.status, response.read(), response.headers
+        # http.client would check each header and send the body apart, which costs as much again.
+        head = "%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join("%s: %s\r\n" % pair for pair in headers.items()))
+        connection.sock.sendall(head.encode("latin-1") + (body or b""))
+        response = http.client.HTTPResponse(connection.sock, method=method)
+        response.begin()
+        answer = response.status, response.read(), response.headers
+        if response.will_close:
+            connection.close()
+        return answer
 
 
 class LeanClient(LogClient):
@@ -658,18 +659,19 @@ class LeanClient(LogClient):
             return super()._getHttpResponse(method, url, params, body, headers)
         if params:
             path += "?" + urlencode(params)
-        connection = getattr(self.of_thread, "connection", None)
-        self.of_thread.connection = None
+        connection, last_use = getattr(self.of_thread, "kept", (None, 0.0))
+        self.of_thread.kept = None, 0.0
+        is_open = connection is not None and connection.sock is not None
         try:
             # An idle connection with something to read has been closed by the other side.
-            if connection is None or connection.sock is None or wait_for_read(connection.sock, 0):
+            if not is_open or time.monotonic() - last_use > SURELY_OPEN and wait_for_read(connection.sock, 0):
                 connection = self.connector.connect()
             answer = self.connector.request(connection, method, path, body, dict(headers, **USER_AGENT))
         except (OSError, http.client.HTTPException) as error:
             if connection is not None:
                 connection.close()
             raise LogException("LogRequestError", "%s: %s" % (type(error).__name__, error)) from error
-        self.of_thread.connection = connection
+        self.of_thread.kept = connection, time.monotonic()
         return answer
 
 
@@ -724,7 +726,7 @@ class Target:
         with self.lock:
             self.log_groups += len(log_group.logs)
             self.logs += log_group.log_count
-            self.bytes += len(log_group)
+            self.bytes += log_group.size
         return True
 
     def report_refusal(self, error: Exception) -> None:

@@ -10,6 +10,7 @@ import pytest
 from aliyun.log import LogClient, LogException
 from aliyun.log.proto import LogGroup
 
+import dispatch_data
 from copies import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from dispatch_data import CallFailed, Connector, Dispatcher, LeanClient, Place, WriterClient, read_settings
 from local_log_service import LocalLogService
@@ -119,6 +120,7 @@ def test_what_http_client_cannot_do_is_left_to_requests(clean_environment, proxy
 
 def test_an_idle_connection_that_the_service_closed_is_replaced_unnoticed(service, clean_environment):
     use_environment(clean_environment, service)
+    clean_environment.setattr(dispatch_data, "SURELY_OPEN", 0.0)
     client = writer_for(service)
     first = put(client)
     service.stop()
@@ -130,10 +132,10 @@ def test_each_thread_keeps_its_connection(service, clean_environment):
     use_environment(clean_environment, service)
     client = writer_for(service)
     put(client)
-    connection = client.of_thread.connection
+    connection, _ = client.of_thread.kept
     socket_before = connection.sock
     put(client)
-    assert client.of_thread.connection is connection and connection.sock is socket_before
+    assert client.of_thread.kept[0] is connection and connection.sock is socket_before
     threads = [threading.Thread(target=put, args=(client,)) for _ in range(20)]
     for thread in threads:
         thread.start()

@@ -70,7 +70,7 @@ def test_equal_to_the_parser_on_valid_bytes(serialised):
     assert [log_group.SerializeToString() for log_group in ours] == serialised
     assert [log_group.Topic for log_group in ours] == [parsed.Topic for parsed in theirs]
     assert [log_group.log_count for log_group in ours] == [len(parsed.Logs) for parsed in theirs]
-    assert [len(log_group) for log_group in ours] == [len(one) for one in serialised]
+    assert [log_group.size for log_group in ours] == [len(one) for one in serialised]
 
 
 @given(log_groups(), log_groups())
@@ -228,7 +228,8 @@ def test_joining_stays_within_the_limits():
     serialised = [small(logs=1, size=JOINED_BYTES // 7).SerializeToString()] * 20
     joined = join_log_groups(copies_of(serialised), False)
     assert [log_group.log_count for log_group in joined] == [6, 6, 6, 2]
-    assert max(map(len, joined)) <= JOINED_BYTES
+    assert [log_group.size for log_group in joined] == [len(log_group.SerializeToString()) for log_group in joined]
+    assert max(log_group.size for log_group in joined) <= JOINED_BYTES
 
 
 def test_one_beyond_the_limits_is_not_split():
