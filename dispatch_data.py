@@ -530,8 +530,7 @@ ANSWER_TIMEOUT = 60  # seconds
 SURELY_OPEN = 1.0  # seconds for which a connection last used is not looked at before it is used again
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop or its shard is to move
-LOOK_INTERVAL = 0.01  # seconds between two looks at whether more writers would help
-BUSY = 0.5  # of one CPU, which is all that Python threads can use together
+LOOK_INTERVAL = 0.05  # seconds of load that decide whether more writers would help
 SAME_NEWS = 10.0  # seconds between two lines about one target's refusals
 
 
@@ -550,17 +549,27 @@ class Patience:
         return self.end is None or time.monotonic() < self.end
 
 
-class Load:
-    """How busy this process is."""
+class Crew:
+    """How many writers each target gets: more while the process waits, fewer while it computes.
 
-    def __init__(self) -> None:
+    A near service keeps the CPU busy with few writers, and more would only take turns; a far one makes it wait.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.size = 1
+        self.lock = threading.Lock()
         self.cpu, self.wall = time.process_time(), time.monotonic()
 
-    def since_last_look(self) -> float:
-        """CPU seconds for each second that has passed."""
-        cpu, wall = self.cpu, self.wall
-        self.cpu, self.wall = time.process_time(), time.monotonic()
-        return (self.cpu - cpu) / max(1e-6, self.wall - wall)
+    def look(self) -> int:
+        """The size for now."""
+        with self.lock:
+            passed = time.monotonic() - self.wall
+            if passed >= LOOK_INTERVAL:
+                busy = (time.process_time() - self.cpu) / passed
+                self.size = min(self.most, self.size * 2) if busy < 0.5 else max(1, self.size - 1)
+                self.cpu, self.wall = time.process_time(), time.monotonic()
+            return self.size
 
 
 def pauses() -> Iterator[float]:
@@ -773,7 +782,7 @@ class Delivery:
     def __init__(self, settings: Settings) -> None:
         self.routes = Routes(settings.targets)
         self.targets = {target.number: Target(target, settings.writers) for target in settings.targets}
-        self.writers = settings.writers
+        self.crew = Crew(settings.writers)
         self.join_packs = settings.merge_packs
         self.unmatched = Unmatched()
 
@@ -789,26 +798,20 @@ class Delivery:
         return sorted_groups
 
     def deliver(self, log_groups: Iterable[LogGroup], patience: Patience) -> bool:
-        """True once every routed LogGroup has been taken by its target, False if `patience` ended before that.
-
-        Each target begins with one writer; their number doubles, up to `writers`, while the process has CPU time to
-        spare. A near service keeps the CPU busy with few, and more would only take turns; a far one makes it wait.
-        """
+        """True once every routed LogGroup has been taken by its target, False if `patience` ended before that."""
         given_up = threading.Event()
         waiting = {self.targets[number]: deque(join_log_groups(routed, self.join_packs))
                    for number, routed in self.sort(log_groups).items()}
-        tasks = [target.threads.submit(target.put_all, puts, given_up) for target, puts in waiting.items()]
-        crew = 1
-        load = Load()
+        tasks: List[concurrent.futures.Future] = []
+        started = 0  # writers of each target
         while patience.lasts():
-            is_growing = crew < self.writers and any(waiting.values())
-            if not concurrent.futures.wait(tasks, LOOK_INTERVAL if is_growing else 0.2).not_done:
+            crew = self.crew.look()
+            for target, puts in waiting.items():
+                for _ in range(min(crew - started, len(puts))):
+                    tasks.append(target.threads.submit(target.put_all, puts, given_up))
+            started = max(started, crew)
+            if not concurrent.futures.wait(tasks, LOOK_INTERVAL if any(waiting.values()) else 0.2).not_done:
                 return all(task.result() for task in tasks)
-            if is_growing and load.since_last_look() < BUSY:
-                more = min(crew, self.writers - crew)
-                crew += more
-                tasks += [target.threads.submit(target.put_all, puts, given_up)
-                          for target, puts in waiting.items() if puts for _ in range(more)]
         given_up.set()
         return False
 

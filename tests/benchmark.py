@@ -1,0 +1,319 @@
+"""Measures dispatch_data.py beside tests/naive.py: throughput, CPU, memory, requests and latency.
+
+    python tests/benchmark.py [--only small,agent,merged,large,delay,latency] [--quick]
+
+The dispatcher is a process of its own on the same interpreter; the local Log Service runs in this one. MB are 10**6 raw
+bytes of the source LogGroups that are routed, for both programs alike. After every run each log is looked for in the
+targets: where one is missing the row says LOST instead of figures and the exit status is 1. Needs Linux's /proc.
+"""
+
+import argparse
+import functools
+import itertools
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from aliyun.log.proto import LogGroup
+from aliyun.log.version import __version__ as sdk_version
+
+from copies import GROUP, PROGRAM, PROJECT, SOURCE, group_shards, settings_for
+from local_log_service import LocalLogService
+from local_log_service.sample_logs import access_line
+from local_log_service.verdict import compare, log_identities
+
+NAIVE = Path(__file__).resolve().parent / "naive.py"
+SHARDS = 4
+TARGETS = {"nginx": "nginx", "sql_audit": "sql-audit", "click": "click"}  # topic -> logstore
+TOPIC_WEIGHTS = {"nginx": 30, "sql_audit": 30, "click": 25, "debug": 15}  # percent of the LogGroups; debug has no route
+HOSTS = 3  # that write each topic, so many Sources it has
+DISTINCT_BYTES = 130000  # of logs of each topic, before they come again with other numbers: LZ4 looks 64 KB back
+IS_PYPY = platform.python_implementation() == "PyPy"
+WARM_UP = 2500 if IS_PYPY else 200  # LogGroups before the backlog: connections, and PyPy compiles what it runs often
+LIMIT = 300.0  # seconds that a run may take on a slow machine
+
+
+class Shape(NamedTuple):
+    """How LogGroups look. With a `number_tag` they are an agent's: they bear MachineUUID and tags.
+
+    A log is one field of text, as agents send lines that they don't take apart: what costs a program least that parses
+    LogGroups. With ten fields a log the naive program takes up to three times as long on PyPy.
+    """
+
+    logs: int
+    text_size: int  # characters of each log
+    number_tag: str  # the tag whose value each LogGroup has for itself; LogGroups that differ in it can't be joined
+
+
+SHAPES = {
+    "small": Shape(10, 150, ""),
+    "agent": Shape(60, 220, "__pack_id__"),
+    "large": Shape(600, 350, "__pack_id__"),
+    "warm-up": Shape(60, 220, "__session__"),  # never joined: each makes a put
+}
+
+
+class Row(NamedTuple):
+    """One comparison. MB of backlog: enough for steady figures, and the naive program, being slower, gets less."""
+
+    name: str
+    shape: str
+    naive_megabytes: float
+    megabytes: float
+    settings: Dict[str, str] = {}  # of dispatch_data.py; the naive program is at its defaults
+    delay: float = 0.0  # seconds, for each call
+
+
+ROWS = (
+    Row("small", "small", 8, 120),
+    Row("agent", "agent", 30, 100),
+    Row("merged", "agent", 30, 150, {"SLS_MERGE_PACKS": "true"}),
+    Row("large", "large", 80, 300),
+    Row("delay", "agent", 30, 80, {}, 0.005),
+)
+QUICK = 0.03  # share of the backlogs with --quick
+QUICK_WARM_UP = 200  # LogGroups
+QUICK_SETTINGS = {"SLS_FETCH_INTERVAL": "0.2"}  # of the naive program with --quick
+
+
+class Lost(Exception):
+    """Logs did not arrive; says how many."""
+
+
+class Figures(NamedTuple):
+    """What one run came to, from the release of the backlog until all of it was delivered and checkpointed."""
+
+    megabytes: float
+    cpu: float  # seconds of the dispatcher, user and system
+    wall: float  # seconds
+    requests: int  # of all kinds
+    peak: float  # MB of memory, from the dispatcher's start
+    service_cpu: float  # seconds of this process, in which the service runs in one thread
+
+
+def text(choice: random.Random, size: int) -> str:
+    """So many characters out of a web server's access log, after a place for the log's number."""
+    line = "@" * 10
+    while len(line) < size:
+        line += " " + " ".join(access_line(choice).values())
+    return line[:size]
+
+
+def make_template(choice: random.Random, shape: Shape, topic: str) -> bytes:
+    """A serialised LogGroup as a format that takes a number for each log and, of an agent, one for its tag."""
+    host = choice.randrange(HOSTS)
+    log_group = LogGroup(Topic=topic, Source="10.1.7.%d" % host)
+    for second in range(shape.logs):
+        log = log_group.Logs.add(Time=1700000000 + second)
+        log.Contents.add(Key="content", Value=text(choice, shape.text_size))
+    if shape.number_tag:
+        log_group.MachineUUID = "6C2F7A4E-0000-000%d" % host
+        log_group.LogTags.add(Key="__hostname__", Value="host-%d" % host)
+        log_group.LogTags.add(Key="__path__", Value="/var/log/%s/access.log" % topic)
+        log_group.LogTags.add(Key=shape.number_tag, Value="5E8C1A70B3D9%04X-" % host + "@" * 10)
+    return log_group.SerializeToString().replace(b"%", b"%%").replace(b"@" * 10, b"%010d")
+
+
+def log_groups(shape: Shape) -> Iterator[Tuple[str, bytes]]:
+    """(topic, serialised LogGroup) without end, no two logs alike; the same ones each time."""
+    choice = random.Random(shape.logs)
+    template_count = 1 + DISTINCT_BYTES // (shape.logs * shape.text_size)
+    templates = {topic: itertools.cycle([make_template(choice, shape, topic) for _ in range(template_count)])
+                 for topic in TOPIC_WEIGHTS}
+    numbers = itertools.count()
+    places = shape.logs + bool(shape.number_tag)
+    topics, weights = list(TOPIC_WEIGHTS), list(TOPIC_WEIGHTS.values())
+    while True:
+        topic, = choice.choices(topics, weights)
+        yield topic, next(templates[topic]) % tuple(itertools.islice(numbers, places))
+
+
+def routed_alone(topics_and_log_groups: Iterable[Tuple[str, bytes]]) -> List[bytes]:
+    return [log_group for topic, log_group in topics_and_log_groups if topic in TARGETS]
+
+
+class Dispatcher:
+    """A process that runs one of the two programs, at its defaults but for `settings`."""
+
+    def __init__(self, program: Path, service: LocalLogService, settings: Dict[str, str], directory: Path) -> None:
+        self.stderr_path = directory / "stderr"
+        with self.stderr_path.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, str(program)], cwd=str(directory), stdin=subprocess.DEVNULL, stdout=stderr,
+                stderr=stderr, env=settings_for(service, SLS_HEARTBEAT_INTERVAL=None, **settings))
+
+    def cpu(self) -> float:
+        """Seconds of CPU time so far, user and system."""
+        after_name = Path("/proc/%d/stat" % self.process.pid).read_text().rpartition(")")[2].split()
+        return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    def peak(self) -> float:
+        """The most memory it has had resident so far, in MB."""
+        for line in Path("/proc/%d/status" % self.process.pid).read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+        raise ValueError("no VmHWM in /proc")
+
+    def is_done(self, service: LocalLogService) -> bool:
+        """Whether everything in the source is delivered and checkpointed. Raises RuntimeError where it has ended."""
+        if self.process.poll() is not None:
+            raise RuntimeError("the dispatcher has ended:\n" + self.stderr_path.read_text())
+        return bool(group_shards(service)) and service.lag(PROJECT, SOURCE, GROUP) == 0
+
+
+@contextmanager
+def running(program: Path, settings: Dict[str, str]) -> Iterator[Tuple[LocalLogService, Dispatcher]]:
+    """A service with empty logstores and a dispatcher that works on it."""
+    with LocalLogService() as service, tempfile.TemporaryDirectory() as directory:
+        service.create_logstore(PROJECT, SOURCE, SHARDS)
+        for logstore in TARGETS.values():
+            service.create_logstore(PROJECT, logstore, 2)
+        dispatcher = Dispatcher(program, service, settings, Path(directory))
+        try:
+            yield service, dispatcher
+        finally:
+            dispatcher.process.kill()
+            dispatcher.process.wait()
+
+
+def measure(program: Path, settings: Dict[str, str], row: Row, megabytes: float, warm_up_count: int) -> Figures:
+    """One run of a program over a backlog of so many MB, after so many LogGroups of warm-up. Raises Lost."""
+    warm_up = list(itertools.islice(log_groups(SHAPES["warm-up"]), warm_up_count))
+    backlog = []
+    size = 0
+    for topic, log_group in log_groups(SHAPES[row.shape]):
+        backlog.append((topic, log_group))
+        size += len(log_group) if topic in TARGETS else 0
+        if size > megabytes * 1e6:
+            break
+    with running(program, settings) as (service, dispatcher):
+        service.put(PROJECT, SOURCE, (log_group for _, log_group in warm_up))
+        service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the warm-up")
+        if row.delay:
+            service.add_fault("*", delay=row.delay)
+        # Pulls wait until all of the backlog is there.
+        with service.add_fault("PullLogs", hold=True):
+            service.put(PROJECT, SOURCE, (log_group for _, log_group in backlog))
+            requests, cpu, service_cpu = service.calls("*"), dispatcher.cpu(), time.process_time()
+            start = time.monotonic()
+        service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the backlog")
+        wall = time.monotonic() - start
+        figures = Figures(size / 1e6, dispatcher.cpu() - cpu, wall, service.calls("*") - requests, dispatcher.peak(),
+                          time.process_time() - service_cpu)
+        delivered = (entry.log_group for logstore in TARGETS.values() for entry in service.ledger(PROJECT, logstore))
+        verdict = compare(routed_alone(warm_up + backlog), delivered, "SLS_MERGE_PACKS" in settings)
+    if not verdict.ok:
+        raise Lost("%s: %s" % (program.name, verdict))
+    return figures
+
+
+def measure_latency(program: Path, settings: Dict[str, str], seconds: float) -> Tuple[float, float, float]:
+    """One copy, idle for half of `seconds`, then fed with 5 LogGroups a second at random moments. Raises Lost.
+
+    Returns median and 99th percentile of the seconds from a log's arrival in the source to that in a target, and the
+    pulls a second of each idle shard.
+    """
+    choice = random.Random(0)
+    fed = iter(routed_alone(itertools.islice(log_groups(SHAPES["small"]), int(20 * seconds))))
+    with running(program, settings) as (service, dispatcher):
+        service.wait_for(lambda: service.calls("PullLogs") >= 2 * SHARDS, LIMIT, "pulls from every shard")
+        pulls = service.calls("PullLogs")
+        time.sleep(seconds / 2)
+        pulls = service.calls("PullLogs") - pulls
+
+        sent = {}  # identity of a log -> unix time
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(choice.expovariate(5))
+            entry, = service.put(PROJECT, SOURCE, [next(fed)], shard=choice.randrange(SHARDS))
+            sent.update(dict.fromkeys(log_identities([entry.log_group]), entry.received_at))
+        service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the last log")
+        arrived = {identity: entry.received_at for logstore in TARGETS.values()
+                   for entry in service.ledger(PROJECT, logstore) for identity in log_identities([entry.log_group])}
+    if not sent.keys() <= arrived.keys():
+        raise Lost("%s: %d of %d logs" % (program.name, len(sent.keys() - arrived.keys()), len(sent)))
+    latencies = sorted(arrived[identity] - sent[identity] for identity in sent)
+    return statistics.median(latencies), latencies[len(latencies) * 99 // 100], pulls / (seconds / 2) / SHARDS
+
+
+LEGEND = """\
+Each pair is naive / dispatch_data.py. CPU s: the dispatcher's own, user and system. busy: the CPU time of the service's
+process as a share of the wall time. The service has one thread: near 100 %% MB/s tells its speed, not the dispatcher's.
+MB/CPU s does not depend on it. %d LogGroups went through before the clock started.
+"""
+COLUMNS = "%-7s %15s %7s %15s %17s %13s %13s"
+HEADINGS = ("row", "MB/CPU s", "ratio", "MB/s", "requests/MB", "peak MB", "busy %")
+LATENCY = "latency %-16s median %.2f s, 99th percentile %.2f s, %.2f pulls a second of each idle shard"
+
+
+def table_line(row: Row, naive: Figures, ours: Figures) -> str:
+    def pair(number_format: str, of: Callable[[Figures], float]) -> str:
+        return (number_format + " / " + number_format) % (of(naive), of(ours))
+
+    ratio = ours.megabytes / ours.cpu * naive.cpu / naive.megabytes
+    return COLUMNS % (
+        row.name, pair("%.1f", lambda run: run.megabytes / run.cpu), "%.1fx" % ratio,
+        pair("%.1f", lambda run: run.megabytes / run.wall), pair("%.2f", lambda run: run.requests / run.megabytes),
+        pair("%.0f", lambda run: run.peak), pair("%.0f", lambda run: 100 * run.service_cpu / run.wall))
+
+
+def interpreter() -> str:
+    version = platform.python_version()
+    if IS_PYPY:
+        version = "%d.%d.%d (Python %s)" % (sys.pypy_version_info[:3] + (version,))
+    return "%s %s" % (platform.python_implementation(), version)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Prints the table; returns 1 where logs were lost, else 0."""
+    names = [row.name for row in ROWS] + ["latency"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="rows, separated by commas, out of " + ",".join(names), default=",".join(names))
+    parser.add_argument("--quick", action="store_true", help="small backlogs: shows that it works, not how fast")
+    options = parser.parse_args(arguments)
+    wanted = options.only.split(",")
+    if not set(wanted) <= set(names):
+        parser.error("there are the rows " + ",".join(names))
+    scale, warm_up_count = (QUICK, QUICK_WARM_UP) if options.quick else (1.0, WARM_UP)
+    naive_settings = QUICK_SETTINGS if options.quick else {}
+
+    @functools.lru_cache(maxsize=None)
+    def naive_run(shape: str, delay: float) -> Figures:
+        row = next(row for row in ROWS if (row.shape, row.delay) == (shape, delay))
+        return measure(NAIVE, naive_settings, row, row.naive_megabytes * scale, warm_up_count)
+
+    def row_line(row: Row) -> str:
+        naive = naive_run(row.shape, row.delay)
+        return table_line(row, naive, measure(PROGRAM, row.settings, row, row.megabytes * scale, warm_up_count))
+
+    def latency_lines() -> str:
+        seconds = 4 if options.quick else 20
+        return "\n".join(LATENCY % ((program.name,) + measure_latency(program, settings, seconds))
+                         for program, settings in ((NAIVE, naive_settings), (PROGRAM, {})))
+
+    print("%s, aliyun-log-python-sdk %s, %d CPUs" % (interpreter(), sdk_version, os.cpu_count()))
+    print(LEGEND % warm_up_count)
+    print(COLUMNS % HEADINGS, flush=True)
+    lines = {row.name: functools.partial(row_line, row) for row in ROWS}  # type: Dict[str, Callable[[], str]]
+    lines["latency"] = latency_lines
+    status = 0
+    for name in names:
+        if name in wanted:
+            try:
+                print(lines[name](), flush=True)
+            except Lost as lost:
+                print("%-7s LOST %s" % (name, lost), flush=True)
+                status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""The benchmark, run as one runs it, with backlogs too small for its figures to mean anything."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARK = Path(__file__).resolve().parent / "benchmark.py"
+LIMIT = 600.0  # seconds, for slow machines
+PAIR = r"\d+(?:\.\d+)? / \d+(?:\.\d+)?"
+
+
+def test_rows_have_figures_and_no_log_is_lost():
+    ended = subprocess.run([sys.executable, str(BENCHMARK), "--quick", "--only", "merged,latency"], stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, universal_newlines=True, timeout=LIMIT)
+    assert ended.returncode == 0, ended.stdout
+    figures = r"(?m)^merged +%s +\d+\.\dx +%s$" % (PAIR, " +".join([PAIR] * 4))
+    assert re.search(figures, ended.stdout), ended.stdout
+    for program in ("naive.py", "dispatch_data.py"):
+        figures = r"(?m)^latency %s +median \d+\.\d\d s, 99th percentile \d+\.\d\d s, \d+\.\d\d pulls "
+        assert re.search(figures % re.escape(program), ended.stdout), ended.stdout
+
+
+def test_an_unknown_row_is_refused():
+    ended = subprocess.run([sys.executable, str(BENCHMARK), "--only", "small,tiny"], stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, universal_newlines=True, timeout=LIMIT)
+    assert ended.returncode == 2
+    assert "small,agent,merged,large,delay,latency" in ended.stderr
