@@ -436,10 +436,13 @@ def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGr
     log_count = 0
     while position < end and data[position] == LOGS_KEY:
         length = data[position + 1]
-        position += 2
-        if length >= 0x80:
-            length, position = read_varint(data, position - 1)
-        position += length
+        if length < 0x80:
+            position += 2 + length
+        elif data[position + 2] < 0x80:
+            position += 3 + (length & 0x7F | data[position + 2] << 7)
+        else:
+            length, position = read_varint(data, position + 1)
+            position += length
         log_count += 1
     if position > end:
         raise ValueError("a log that goes beyond its LogGroup")

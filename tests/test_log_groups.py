@@ -73,6 +73,19 @@ def test_equal_to_the_parser_on_valid_bytes(serialised):
     assert [log_group.size for log_group in ours] == [len(one) for one in serialised]
 
 
+@pytest.mark.parametrize("size", [0, 1, 126, 127, 128, 129, 16382, 16383, 16384, 16385, 2 ** 21 - 1, 2 ** 21])
+def test_logs_of_every_length_of_length(size):
+    """One, two, three and four bytes tell the size of a log; the reader takes the first two in its stride."""
+    log = b"\x08\x01" + b"\x42" + varint(size) + b"x" * size  # a Time, and a field the SDK doesn't know
+    for length in {size, max(0, size - 2 - 1 - len(varint(size)))}:
+        logs = [log, b"\x08\x01\x42" + varint(length) + b"y" * length]
+        data = b"".join(b"\x0a" + varint(len(one)) + one for one in logs) + b"\x1a\x01t"
+        read, = read_log_group_list(list_of([data]))
+        assert (read.log_count, read.Topic, read.rest) == (2, "t", b"\x1a\x01t")
+        assert read.SerializeToString() == data
+        assert len(ParsedLogGroup.FromString(data).Logs) == 2
+
+
 @given(log_groups(), log_groups())
 def test_equal_to_the_parser_when_fields_are_out_of_order(first, second):
     """The concatenation of two messages is a message; then logs come after what describes the LogGroup."""
