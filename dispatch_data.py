@@ -39,7 +39,7 @@ try:
     import requests
     from aliyun.log import LogClient, LogException
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
-    from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, CursorPosition, LogHubConfig
+    from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
     from aliyun.log.consumer.consumer_client import ConsumerClient
     from aliyun.log.consumer.exceptions import CheckPointException, ClientWorkerException
     from urllib3.util import wait_for_read
@@ -969,14 +969,14 @@ class Dispatcher(ConsumerWorker):
     THREADS = 512  # made as needed; the SDK needs up to three for each shard, and a waiting put must not block another
 
     def __init__(self, settings: Settings, delivery: Delivery) -> None:
-        """Joins the group, and makes it where there is none. Raises LogException or ClientWorkerException."""
+        """Joins the group, and makes it where there is none. Raises LogException or ClientWorkerException.
+
+        Where shards begin is not in the SDK's config: SourceClient.settle_start saves it before the SDK would ask.
+        """
         source = settings.source
-        start = settings.cursor_start
-        position = {"begin": CursorPosition.BEGIN_CURSOR, "end": CursorPosition.END_CURSOR}
         config = LogHubConfig(
             source.endpoint, source.access_key_id, source.access_key, source.project, source.logstore,
             settings.consumer_group, consumer_name(settings.consumer_group),
-            cursor_position=position.get(start, CursorPosition.SPECIAL_TIMER_CURSOR), cursor_start_time=start,
             heartbeat_interval=settings.heartbeat_interval, data_fetch_interval=self.TURN,
             security_token=source.security_token or None, worker_pool_size=self.THREADS,
             auth_version=source.auth_version, region=source.region)

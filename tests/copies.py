@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional, Sequence
 
 from aliyun.log.proto import LogGroup
 
@@ -134,11 +134,13 @@ def wait_until_delivered(service: LocalLogService) -> None:
                      LIMIT, "everything delivered and checkpointed")
 
 
+def is_shared(service: LocalLogService, sharing: Sequence[Copy], shard_count: int = 4) -> bool:
+    """Whether the service has given all shards to these copies, to within one."""
+    held = [len(copy.held_shards(service)) for copy in sharing]
+    return sum(held) == shard_count and max(held) - min(held) <= 1
+
+
 def wait_until_shared(service: LocalLogService, *sharing: Copy, shard_count: int = 4) -> None:
     """Waits until the service has given all shards to these copies, to within one."""
-
-    def is_shared() -> bool:
-        held = [len(copy.held_shards(service)) for copy in sharing]
-        return sum(held) == shard_count and max(held) - min(held) <= 1
-
-    service.wait_for(is_shared, LIMIT, "the shards shared among %d copies" % len(sharing))
+    service.wait_for(lambda: is_shared(service, sharing, shard_count), LIMIT,
+                     "the shards shared among %d copies" % len(sharing))

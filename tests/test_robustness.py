@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from copies import GROUP, LIMIT, PROJECT, SOURCE, feed, group_shards, verdict, wait_until_delivered, wait_until_shared
+from copies import (GROUP, LIMIT, PROJECT, SOURCE, feed, group_shards, is_shared, verdict, wait_until_delivered,
+                    wait_until_shared)
 from test_dispatch import assert_all_delivered_once
 
 TARGET_LOGSTORES = ("nginx", "sql-audit", "click")
@@ -33,10 +34,7 @@ class SteadyFeed:
         self.service.wait_for(fed_and_met, LIMIT, what)
 
     def wait_until_shared(self, *sharing):
-        def is_shared():
-            held = [len(copy.held_shards(self.service)) for copy in sharing]
-            return sum(held) == 4 and max(held) - min(held) <= 1
-        self.wait_for(is_shared, "the shards shared among %d copies" % len(sharing))
+        self.wait_for(lambda: is_shared(self.service, sharing), "the shards shared among %d copies" % len(sharing))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
