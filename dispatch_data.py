@@ -30,8 +30,20 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from typing import (Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple,
-                    Union)
+from typing import (
+    Callable,
+    Deque,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 from urllib.parse import urlencode, urlsplit
 
 try:
@@ -125,6 +137,7 @@ name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
 secret = matching(r"[!-~]+", "printable characters without spaces")
 REQUIRED = None
 
+# fmt: off
 # What the source needs, and each target may have for itself: with _TO for all targets, with _TO<n> for one of them.
 PLACE_SETTINGS = (
     Setting("SLS_ENDPOINT",
@@ -160,6 +173,7 @@ TUNING_SETTINGS = (
     Setting("SLS_LOG_LEVEL", matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO",
             "what is logged"),
 )
+# fmt: on
 # "ngnix" is how the field's original example spells it; logs with that topic are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
@@ -271,8 +285,10 @@ class EnvironmentReader:
             values.append(self.read(setting, self.nearest(deciding, suffixes)))
         place = Place(*values, logstore=self.read(logstore, logstore_suffix))
         if place.project and place.address()[0].startswith(place.project + "."):
-            self.problem("SLS_ENDPOINT%s: %r is wrong; right would be the host without the project"
-                         % (self.nearest(["SLS_ENDPOINT"], suffixes), place.endpoint))
+            self.problem(
+                "SLS_ENDPOINT%s: %r is wrong; right would be the host without the project"
+                % (self.nearest(["SLS_ENDPOINT"], suffixes), place.endpoint)
+            )
         return place
 
     def unknown_names(self) -> Iterator[str]:
@@ -311,8 +327,10 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         targets.append(TargetSettings(number, place, reader.read(topics_setting, suffix, DEFAULT_TOPICS.get(number))))
     for first, second in ((a, b) for a in targets for b in targets if a.number < b.number):
         for topic in sorted(set(first.topics) & set(second.topics)):
-            reader.problem("SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
-                           % (second.number, topic, first.number))
+            reader.problem(
+                "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
+                % (second.number, topic, first.number)
+            )
 
     tuning = [reader.read(setting) for setting in TUNING_SETTINGS]
     warnings = tuple(reader.unknown_names())
@@ -364,7 +382,7 @@ class LogGroup:
     there are Logs in the rest as well.
     """
 
-    __slots__ = ("Topic", "logs", "log_counts", "rest", "joinable", "size", "log_count")
+    __slots__ = ("Topic", "joinable", "log_count", "log_counts", "logs", "rest", "size")
 
     def __init__(self, topic: str, log_count: int, logs: Union[bytes, memoryview], rest: bytes, joinable=True) -> None:
         self.Topic = topic
@@ -462,8 +480,11 @@ def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGr
 def read_log_group_list(data: bytes) -> List[LogGroup]:
     """The LogGroups of a serialised LogGroupList, what a pull answers with. Raises as `read_fields`."""
     view = memoryview(data)
-    return [read_log_group(data, view, value, end)
-            for key, _, value, end in read_fields(data, 0, len(data)) if key == LOG_GROUPS_KEY]
+    return [
+        read_log_group(data, view, value, end)
+        for key, _, value, end in read_fields(data, 0, len(data))
+        if key == LOG_GROUPS_KEY
+    ]
 
 
 def parse_log_group_list(response) -> List[LogGroup]:
@@ -494,8 +515,11 @@ def without_pack_id(rest: bytes) -> bytes:
     """The rest of a LogGroup but for the tag with which an agent numbers its packs."""
     if PACK_ID_TAG not in rest:
         return rest
-    return b"".join(rest[start:end] for key, start, value, end in read_fields(rest, 0, len(rest))
-                    if not (key == LOG_TAGS_KEY and rest.startswith(PACK_ID_TAG, value)))
+    return b"".join(
+        rest[start:end]
+        for key, start, value, end in read_fields(rest, 0, len(rest))
+        if not (key == LOG_TAGS_KEY and rest.startswith(PACK_ID_TAG, value))
+    )
 
 
 # The service takes 10 MB a put; older limits, 3 MB and 4096 logs, are what every region and agent has kept to.
@@ -514,8 +538,11 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> List[Lo
     for log_group in log_groups:
         likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
         first = growing.get(likeness) if log_group.joinable else None
-        if (first and first.size + log_group.size <= JOINED_BYTES
-                and first.log_count + log_group.log_count <= JOINED_LOGS):
+        if (
+            first
+            and first.size + log_group.size <= JOINED_BYTES
+            and first.log_count + log_group.log_count <= JOINED_LOGS
+        ):
             first.join(log_group)
             continue
         joined.append(log_group)
@@ -658,8 +685,15 @@ class LeanClient(LogClient):
     """
 
     def __init__(self, place: Place) -> None:
-        super().__init__(place.endpoint, place.access_key_id, place.access_key, place.security_token or None,
-                         source="dispatch_data", auth_version=place.auth_version, region=place.region)
+        super().__init__(
+            place.endpoint,
+            place.access_key_id,
+            place.access_key,
+            place.security_token or None,
+            source="dispatch_data",
+            auth_version=place.auth_version,
+            region=place.region,
+        )
         self.timeout = (CONNECT_TIMEOUT, ANSWER_TIMEOUT)
         self.connector: Optional[Connector] = None
         self.of_thread = threading.local()  # each thread keeps one connection: there is no pool to run out of
@@ -676,7 +710,7 @@ class LeanClient(LogClient):
         is_open = connection is not None and connection.sock is not None
         try:
             # An idle connection with something to read has been closed by the other side.
-            if not is_open or time.monotonic() - last_use > SURELY_OPEN and wait_for_read(connection.sock, 0):
+            if not is_open or (time.monotonic() - last_use > SURELY_OPEN and wait_for_read(connection.sock, 0)):
                 connection = self.connector.connect()
             answer = self.connector.request(connection, method, path, body, dict(headers, **USER_AGENT))
         except (OSError, http.client.HTTPException) as error:
@@ -753,7 +787,12 @@ class Target:
 
     def __str__(self) -> str:
         return "%s %d groups %d logs %.1f MB %d retries" % (
-            self.name, self.log_groups, self.logs, self.bytes / 1e6, self.retries)
+            self.name,
+            self.log_groups,
+            self.logs,
+            self.bytes / 1e6,
+            self.retries,
+        )
 
 
 class Unmatched:
@@ -803,8 +842,10 @@ class Delivery:
     def deliver(self, log_groups: Iterable[LogGroup], patience: Patience) -> bool:
         """True once every routed LogGroup has been taken by its target, False if `patience` ended before that."""
         given_up = threading.Event()
-        waiting = {self.targets[number]: deque(join_log_groups(routed, self.join_packs))
-                   for number, routed in self.sort(log_groups).items()}
+        waiting = {
+            self.targets[number]: deque(join_log_groups(routed, self.join_packs))
+            for number, routed in self.sort(log_groups).items()
+        }
         tasks: List[concurrent.futures.Future] = []
         started = 0  # writers of each target
         while patience.lasts():
@@ -832,8 +873,15 @@ class SourceClient(ConsumerClient):
     MOST_COUNT = 1000  # the service's limit
 
     def __init__(self, config: LogHubConfig, settings: Settings) -> None:
-        super().__init__(config.endpoint, config.accessKeyId, config.accessKey, config.project, config.logstore,
-                         config.consumer_group_name, config.consumer_name)
+        super().__init__(
+            config.endpoint,
+            config.accessKeyId,
+            config.accessKey,
+            config.project,
+            config.logstore,
+            config.consumer_group_name,
+            config.consumer_name,
+        )
         self.mclient = LeanClient(settings.source)
         self.start = settings.cursor_start
         self.fetch_interval = settings.fetch_interval
@@ -857,8 +905,9 @@ class SourceClient(ConsumerClient):
 
     def update_check_point(self, shard, consumer, check_point):
         # The SDK forces its update: a copy that was frozen and lost the shard would write over the new holder's.
-        self.mclient.update_check_point(self.mproject, self.mlogstore, self.mconsumer_group, shard, check_point,
-                                        consumer, force_success=False)
+        self.mclient.update_check_point(
+            self.mproject, self.mlogstore, self.mconsumer_group, shard, check_point, consumer, force_success=False
+        )
 
     def lag(self, shards: Iterable[int]) -> float:
         """Seconds since the oldest log arrived that these shards have yet to deliver, 0 without one.
@@ -885,8 +934,12 @@ class SourceClient(ConsumerClient):
             # The SDK would go on at the newest log and skip what lies between.
             if error.get_error_code() != "InvalidCursor":
                 raise
-            log.error("shard %s: the service no longer knows cursor %s, older logs may have reached the end of their "
-                      "retention time; reading on from the oldest log there is", shard_id, cursor)
+            log.error(
+                "shard %s: the service no longer knows cursor %s, older logs may have reached the end of their "
+                "retention time; reading on from the oldest log there is",
+                shard_id,
+                cursor,
+            )
             response = super().pull_logs(shard_id, self.get_begin_cursor(shard_id), *args, **options)
         if response.get_loggroup_count():
             size = response.get_raw_size() / response.get_loggroup_count()
@@ -912,8 +965,11 @@ class ShardConsumer(ConsumerProcessorBase):
         try:
             return log_groups_of(response)
         except LogException:  # its text would hold the whole pull
-            log.error("shard %s: a pull of %s bytes is no LogGroupList; nothing of it is delivered, it is pulled again",
-                      self.shard_id, response.get_raw_size())
+            log.error(
+                "shard %s: a pull of %s bytes is no LogGroupList; nothing of it is delivered, it is pulled again",
+                self.shard_id,
+                response.get_raw_size(),
+            )
             time.sleep(self.UNREADABLE_PAUSE)
             raise LogException("BadResponse", "not a LogGroupList") from None
 
@@ -975,11 +1031,20 @@ class Dispatcher(ConsumerWorker):
         """
         source = settings.source
         config = LogHubConfig(
-            source.endpoint, source.access_key_id, source.access_key, source.project, source.logstore,
-            settings.consumer_group, consumer_name(settings.consumer_group),
-            heartbeat_interval=settings.heartbeat_interval, data_fetch_interval=self.TURN,
-            security_token=source.security_token or None, worker_pool_size=self.THREADS,
-            auth_version=source.auth_version, region=source.region)
+            source.endpoint,
+            source.access_key_id,
+            source.access_key,
+            source.project,
+            source.logstore,
+            settings.consumer_group,
+            consumer_name(settings.consumer_group),
+            heartbeat_interval=settings.heartbeat_interval,
+            data_fetch_interval=self.TURN,
+            security_token=source.security_token or None,
+            worker_pool_size=self.THREADS,
+            auth_version=source.auth_version,
+            region=source.region,
+        )
         super().__init__(ShardConsumer, config, args=(self,))
         self.consumer_client = SourceClient(config, settings)
         self.delivery = delivery
@@ -1067,8 +1132,9 @@ def join_group(settings: Settings, delivery: Delivery) -> Dispatcher:
             cause = error if isinstance(error, LogException) else error.__context__
             failure = CallFailed(cause or LogException("ClientWorkerException", str(error)))
         if failure.code in REMEDIES:
-            raise CannotStart("cannot join the consumer group, check %s (the service says: %s)"
-                              % (REMEDIES[failure.code], failure))
+            raise CannotStart(
+                "cannot join the consumer group, check %s (the service says: %s)" % (REMEDIES[failure.code], failure)
+            )
         if not failure.may_pass():
             raise CannotStart("cannot join the consumer group: %s" % failure)
         log.warning("cannot join the consumer group yet, trying again: %s", failure)
@@ -1088,7 +1154,7 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if record.name.startswith("aliyun"):
             record.exc_info = None
-            line = " ".join(super().format(record).split())[:self.LONGEST_SDK_LINE]
+            line = " ".join(super().format(record).split())[: self.LONGEST_SDK_LINE]
         else:
             line = super().format(record)
         for text in self.secrets:
@@ -1102,8 +1168,9 @@ def set_up_logging(settings: Settings) -> None:
     handlers: List[logging.Handler] = [to_stderr]
     if settings.log_dir:
         path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
-        handlers.append(logging.handlers.RotatingFileHandler(
-            path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8"))
+        handlers.append(
+            logging.handlers.RotatingFileHandler(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+        )
         if not sys.stderr.isatty():
             to_stderr.setLevel(logging.WARNING)
     for handler in handlers:
@@ -1123,8 +1190,10 @@ def help_text() -> str:
         if setting.name == "SLS_TOPIC_TO":
             default = "default: %s" % "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
         lines.append("  %s%s (%s)\n      %s" % (setting.name, numbered, default, setting.meaning))
-    lines.append("  %s with _TO: the same for all targets, with _TO<n>: for target n; else as the source's"
-                 % ", ".join(setting.name for setting in PLACE_SETTINGS))
+    lines.append(
+        "  %s with _TO: the same for all targets, with _TO<n>: for target n; else as the source's"
+        % ", ".join(setting.name for setting in PLACE_SETTINGS)
+    )
     return "\n".join(lines)
 
 
@@ -1137,8 +1206,12 @@ def run(settings: Settings) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         dispatcher = join_group(settings, Delivery(settings))
-        log.info("consumer %s of %s, targets: %s", dispatcher.option.consumer_name, settings.source,
-                 ", ".join("%s <- %s" % (target.place, ",".join(target.topics)) for target in settings.targets))
+        log.info(
+            "consumer %s of %s, targets: %s",
+            dispatcher.option.consumer_name,
+            settings.source,
+            ", ".join("%s <- %s" % (target.place, ",".join(target.topics)) for target in settings.targets),
+        )
         dispatcher.start()
         next_summary = time.monotonic() + SUMMARY_INTERVAL
         while dispatcher.is_alive():
@@ -1164,8 +1237,11 @@ def run(settings: Settings) -> int:
 def main(arguments: Optional[Sequence[str]] = None, environment: Mapping[str, str] = os.environ) -> int:
     """The program; returns the exit status: 0 stopped as asked, 1 failed, 2 the settings are wrong."""
     parser = argparse.ArgumentParser(
-        prog="dispatch_data.py", description=__doc__.splitlines()[0], epilog=help_text(),
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="dispatch_data.py",
+        description=__doc__.splitlines()[0],
+        epilog=help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version="dispatch_data.py " + __version__)
     parser.parse_args(arguments)
     try:

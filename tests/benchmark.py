@@ -24,7 +24,6 @@ from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optiona
 
 from aliyun.log.proto import LogGroup
 from aliyun.log.version import __version__ as sdk_version
-
 from copies import GROUP, PROGRAM, PROJECT, SOURCE, group_shards, settings_for
 from local_log_service import LocalLogService
 from local_log_service.sample_logs import access_line
@@ -126,13 +125,15 @@ def log_groups(shape: Shape) -> Iterator[Tuple[str, bytes]]:
     """(topic, serialised LogGroup) without end, no two logs alike; the same ones each time."""
     choice = random.Random(shape.logs)
     template_count = 1 + DISTINCT_BYTES // (shape.logs * shape.text_size)
-    templates = {topic: itertools.cycle([make_template(choice, shape, topic) for _ in range(template_count)])
-                 for topic in TOPIC_WEIGHTS}
+    templates = {
+        topic: itertools.cycle([make_template(choice, shape, topic) for _ in range(template_count)])
+        for topic in TOPIC_WEIGHTS
+    }
     numbers = itertools.count()
     places = shape.logs + bool(shape.number_tag)
     topics, weights = list(TOPIC_WEIGHTS), list(TOPIC_WEIGHTS.values())
     while True:
-        topic, = choice.choices(topics, weights)
+        (topic,) = choice.choices(topics, weights)
         yield topic, next(templates[topic]) % tuple(itertools.islice(numbers, places))
 
 
@@ -147,8 +148,13 @@ class Dispatcher:
         self.stderr_path = directory / "stderr"
         with self.stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, str(program)], cwd=str(directory), stdin=subprocess.DEVNULL, stdout=stderr,
-                stderr=stderr, env=settings_for(service, SLS_HEARTBEAT_INTERVAL=None, **settings))
+                [sys.executable, str(program)],
+                cwd=str(directory),
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                env=settings_for(service, SLS_HEARTBEAT_INTERVAL=None, **settings),
+            )
 
     def cpu(self) -> float:
         """Seconds of CPU time so far, user and system."""
@@ -206,8 +212,14 @@ def measure(program: Path, settings: Dict[str, str], row: Row, megabytes: float,
             start = time.monotonic()
         service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the backlog")
         wall = time.monotonic() - start
-        figures = Figures(size / 1e6, dispatcher.cpu() - cpu, wall, service.calls("*") - requests, dispatcher.peak(),
-                          time.process_time() - service_cpu)
+        figures = Figures(
+            size / 1e6,
+            dispatcher.cpu() - cpu,
+            wall,
+            service.calls("*") - requests,
+            dispatcher.peak(),
+            time.process_time() - service_cpu,
+        )
         delivered = (entry.log_group for logstore in TARGETS.values() for entry in service.ledger(PROJECT, logstore))
         verdict = compare(routed_alone(warm_up + backlog), delivered, "SLS_MERGE_PACKS" in settings)
     if not verdict.ok:
@@ -233,11 +245,15 @@ def measure_latency(program: Path, settings: Dict[str, str], seconds: float) -> 
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(choice.expovariate(5))
-            entry, = service.put(PROJECT, SOURCE, [next(fed)], shard=choice.randrange(SHARDS))
+            (entry,) = service.put(PROJECT, SOURCE, [next(fed)], shard=choice.randrange(SHARDS))
             sent.update(dict.fromkeys(log_identities([entry.log_group]), entry.received_at))
         service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the last log")
-        arrived = {identity: entry.received_at for logstore in TARGETS.values()
-                   for entry in service.ledger(PROJECT, logstore) for identity in log_identities([entry.log_group])}
+        arrived = {
+            identity: entry.received_at
+            for logstore in TARGETS.values()
+            for entry in service.ledger(PROJECT, logstore)
+            for identity in log_identities([entry.log_group])
+        }
     if not sent.keys() <= arrived.keys():
         raise Lost("%s: %d of %d logs" % (program.name, len(sent.keys() - arrived.keys()), len(sent)))
     latencies = sorted(arrived[identity] - sent[identity] for identity in sent)
@@ -260,9 +276,14 @@ def table_line(row: Row, naive: Figures, ours: Figures) -> str:
 
     ratio = ours.megabytes / ours.cpu * naive.cpu / naive.megabytes
     return COLUMNS % (
-        row.name, pair("%.1f", lambda run: run.megabytes / run.cpu), "%.1fx" % ratio,
-        pair("%.1f", lambda run: run.megabytes / run.wall), pair("%.2f", lambda run: run.requests / run.megabytes),
-        pair("%.0f", lambda run: run.peak), pair("%.0f", lambda run: 100 * run.service_cpu / run.wall))
+        row.name,
+        pair("%.1f", lambda run: run.megabytes / run.cpu),
+        "%.1fx" % ratio,
+        pair("%.1f", lambda run: run.megabytes / run.wall),
+        pair("%.2f", lambda run: run.requests / run.megabytes),
+        pair("%.0f", lambda run: run.peak),
+        pair("%.0f", lambda run: 100 * run.service_cpu / run.wall),
+    )
 
 
 def interpreter() -> str:
@@ -296,8 +317,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
     def latency_lines() -> str:
         seconds = 4 if options.quick else 20
-        return "\n".join(LATENCY % ((program.name,) + measure_latency(program, settings, seconds))
-                         for program, settings in ((NAIVE, naive_settings), (PROGRAM, {})))
+        return "\n".join(
+            LATENCY % ((program.name,) + measure_latency(program, settings, seconds))
+            for program, settings in ((NAIVE, naive_settings), (PROGRAM, {}))
+        )
 
     print("%s, aliyun-log-python-sdk %s, %d CPUs" % (interpreter(), sdk_version, os.cpu_count()))
     print(LEGEND % warm_up_count)

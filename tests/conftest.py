@@ -2,7 +2,6 @@
 
 import hypothesis
 import pytest
-
 from copies import PROJECT, SOURCE, Copies
 from local_log_service import LocalLogService
 

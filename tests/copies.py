@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Dict, Iterable, List, Optional, Sequence
 
 from aliyun.log.proto import LogGroup
-
 from local_log_service import LocalLogService
 from local_log_service.errors import ServiceError
 from local_log_service.verdict import Verdict, compare
@@ -28,12 +27,20 @@ def settings_for(service: LocalLogService, **changes: Optional[str]) -> Dict[str
     environment = {name: text for name, text in os.environ.items() if not name.startswith("SLS_")}
     environment.update(service.environment())
     access_key_id, access_key = next(iter(service.access_keys.items()))
-    environment.update({
-        "SLS_ENDPOINT": service.endpoint, "SLS_AK_ID": access_key_id, "SLS_AK_KEY": access_key,
-        "SLS_PROJECT": PROJECT, "SLS_LOGSTORE": SOURCE, "SLS_CG": GROUP,
-        "SLS_LOGSTORE_TO1": "nginx", "SLS_LOGSTORE_TO2": "sql-audit", "SLS_LOGSTORE_TO3": "click",
-        "SLS_HEARTBEAT_INTERVAL": "1",
-    })
+    environment.update(
+        {
+            "SLS_ENDPOINT": service.endpoint,
+            "SLS_AK_ID": access_key_id,
+            "SLS_AK_KEY": access_key,
+            "SLS_PROJECT": PROJECT,
+            "SLS_LOGSTORE": SOURCE,
+            "SLS_CG": GROUP,
+            "SLS_LOGSTORE_TO1": "nginx",
+            "SLS_LOGSTORE_TO2": "sql-audit",
+            "SLS_LOGSTORE_TO3": "click",
+            "SLS_HEARTBEAT_INTERVAL": "1",
+        }
+    )
     environment.update({name: text for name, text in changes.items() if text is not None})
     return {name: text for name, text in environment.items() if changes.get(name, text) is not None}
 
@@ -46,8 +53,14 @@ class Copy:
         self.directory = directory
         self.stderr_path = directory / "stderr"
         with self.stderr_path.open("wb") as stderr:
-            self.process = subprocess.Popen([sys.executable, str(PROGRAM)], env=environment, cwd=str(directory),
-                                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
+            self.process = subprocess.Popen(
+                [sys.executable, str(PROGRAM)],
+                env=environment,
+                cwd=str(directory),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)
@@ -66,8 +79,11 @@ class Copy:
 
     def held_shards(self, service: LocalLogService) -> List[int]:
         """The shards that the service has given this copy, found by the process id in the consumer's name."""
-        return sorted(shard for shard, state in group_shards(service).items()
-                      if state["state"] == "already_alloc" and "-%d-" % self.process.pid in state["consumer"])
+        return sorted(
+            shard
+            for shard, state in group_shards(service).items()
+            if state["state"] == "already_alloc" and "-%d-" % self.process.pid in state["consumer"]
+        )
 
 
 class Copies:
@@ -130,8 +146,11 @@ def group_shards(service: LocalLogService) -> Dict[int, dict]:
 
 def wait_until_delivered(service: LocalLogService) -> None:
     """Waits until the group's checkpoints have reached the end of the source."""
-    service.wait_for(lambda: group_shards(service) and service.lag(PROJECT, SOURCE, GROUP) == 0,
-                     LIMIT, "everything delivered and checkpointed")
+    service.wait_for(
+        lambda: group_shards(service) and service.lag(PROJECT, SOURCE, GROUP) == 0,
+        LIMIT,
+        "everything delivered and checkpointed",
+    )
 
 
 def is_shared(service: LocalLogService, sharing: Sequence[Copy], shard_count: int = 4) -> bool:
@@ -142,5 +161,6 @@ def is_shared(service: LocalLogService, sharing: Sequence[Copy], shard_count: in
 
 def wait_until_shared(service: LocalLogService, *sharing: Copy, shard_count: int = 4) -> None:
     """Waits until the service has given all shards to these copies, to within one."""
-    service.wait_for(lambda: is_shared(service, sharing, shard_count), LIMIT,
-                     "the shards shared among %d copies" % len(sharing))
+    service.wait_for(
+        lambda: is_shared(service, sharing, shard_count), LIMIT, "the shards shared among %d copies" % len(sharing)
+    )

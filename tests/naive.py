@@ -34,9 +34,18 @@ class Dispatch(ConsumerProcessorBase):
 
 if __name__ == "__main__":
     client = LogClient(*ACCESS)
-    writes = {topic: functools.partial(client.put_log_raw, PROJECT, os.environ["SLS_LOGSTORE_TO%d" % number])
-              for number, topics in TOPICS.items() for topic in topics}
+    writes = {
+        topic: functools.partial(client.put_log_raw, PROJECT, os.environ["SLS_LOGSTORE_TO%d" % number])
+        for number, topics in TOPICS.items()
+        for topic in topics
+    }
     group = os.environ["SLS_CG"]
-    config = LogHubConfig(*ACCESS, PROJECT, os.environ["SLS_LOGSTORE"], group, "%s-%d" % (group, os.getpid()),
-                          data_fetch_interval=float(os.environ.get("SLS_FETCH_INTERVAL", 2)))
+    config = LogHubConfig(
+        *ACCESS,
+        PROJECT,
+        os.environ["SLS_LOGSTORE"],
+        group,
+        "%s-%d" % (group, os.getpid()),
+        data_fetch_interval=float(os.environ.get("SLS_FETCH_INTERVAL", 2)),
+    )
     ConsumerWorker(Dispatch, config, args=(writes,)).start(join=True)

@@ -11,8 +11,13 @@ PAIR = r"\d+(?:\.\d+)? / \d+(?:\.\d+)?"
 
 
 def test_rows_have_figures_and_no_log_is_lost():
-    ended = subprocess.run([sys.executable, str(BENCHMARK), "--quick", "--only", "merged,latency"], stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, universal_newlines=True, timeout=LIMIT)
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--quick", "--only", "merged,latency"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+    )
     assert ended.returncode == 0, ended.stdout
     figures = r"(?m)^merged +%s +\d+\.\dx +%s$" % (PAIR, " +".join([PAIR] * 4))
     assert re.search(figures, ended.stdout), ended.stdout
@@ -22,7 +27,8 @@ def test_rows_have_figures_and_no_log_is_lost():
 
 
 def test_an_unknown_row_is_refused():
-    ended = subprocess.run([sys.executable, str(BENCHMARK), "--only", "small,tiny"], stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE, universal_newlines=True, timeout=LIMIT)
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--only", "small,tiny"], capture_output=True, text=True, timeout=LIMIT
+    )
     assert ended.returncode == 2
     assert "small,agent,merged,large,delay,latency" in ended.stderr

@@ -9,11 +9,11 @@ import time
 import pytest
 from aliyun.log import LogClient, LogException
 from aliyun.log.proto import LogGroup
+from copies import GROUP, PROJECT, SOURCE, make_log_group, settings_for
+from local_log_service import LocalLogService
 
 import dispatch_data
-from copies import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from dispatch_data import CallFailed, Connector, Dispatcher, LeanClient, Place, WriterClient, read_settings
-from local_log_service import LocalLogService
 
 PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -58,8 +58,13 @@ def test_directly_without_a_proxy_or_around_it(service, clean_environment, no_pr
         clean_environment.setenv("http_proxy", "http://127.0.0.1:9")
         clean_environment.setenv("no_proxy", no_proxy)
     resolve = socket.getaddrinfo
-    clean_environment.setattr(socket, "getaddrinfo", lambda host, *rest, **options: resolve(
-        "127.0.0.1" if host == PROJECT + ".local-log-service.test" else host, *rest, **options))
+    clean_environment.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **options: resolve(
+            "127.0.0.1" if host == PROJECT + ".local-log-service.test" else host, *rest, **options
+        ),
+    )
     client = writer_for(service, "%s:%d" % (service.endpoint, service.port))
     assert [put(client)] == taken(service)
 
@@ -70,7 +75,7 @@ def test_tls_trusts_the_bundle_of_the_environment_and_nobody_else(clean_environm
         use_environment(clean_environment, service)
         assert [put(writer_for(service))] == taken(service)
         clean_environment.delenv("REQUESTS_CA_BUNDLE")
-        with pytest.raises(CallFailed, match="CERTIFICATE_VERIFY_FAILED|certificate verify failed"):
+        with pytest.raises(CallFailed, match=r"CERTIFICATE_VERIFY_FAILED|certificate verify failed"):
             put(writer_for(service))
         assert len(taken(service)) == 1
 
@@ -90,17 +95,21 @@ class Listener(socketserver.ThreadingTCPServer):
                     listener.head += line
                     if line == b"\r\n":
                         break
-                self.wfile.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n"
-                                 b"Connection: close\r\n\r\n")
+                self.wfile.write(
+                    b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                )
 
         super().__init__(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
-@pytest.mark.parametrize("scheme, first_line", [
-    ("http", b"POST http://test-project.example.test:80/logstores/nginx/shards/lb HTTP/1.1\r\n"),
-    ("https", b"CONNECT test-project.example.test:443 HTTP/1."),
-])
+@pytest.mark.parametrize(
+    "scheme, first_line",
+    [
+        ("http", b"POST http://test-project.example.test:80/logstores/nginx/shards/lb HTTP/1.1\r\n"),
+        ("https", b"CONNECT test-project.example.test:443 HTTP/1."),
+    ],
+)
 def test_a_proxy_is_told_its_user_and_password(clean_environment, scheme, first_line):
     with Listener() as proxy:
         clean_environment.setenv(scheme + "_proxy", "http://user:p%%40ss@127.0.0.1:%d" % proxy.server_address[1])
@@ -167,7 +176,7 @@ def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, cl
     for shard in range(4):
         source.mclient.update_check_point(PROJECT, SOURCE, GROUP, shard, source.get_begin_cursor(shard))
     assert source.lag([0, 1, 2, 3]) == pytest.approx(0, abs=0.5)
-    first, = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    (first,) = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
     service.wait_for(lambda: time.time() > first.received_at + 2, 10, "two seconds of lag")
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=3)
     assert source.lag([0, 1, 2, 3]) >= 2
@@ -200,10 +209,16 @@ def test_the_sdk_s_client_still_leaves_trying_again_to_us(service, clean_environ
     assert (caught.value.status, caught.value.code, caught.value.may_pass()) == (500, "InternalServerError", True)
 
 
-@pytest.mark.parametrize("status, code, may_pass", [
-    (403, "ShardWriteQuotaExceed", True), (503, "ServerBusy", True), (404, "LogStoreNotExist", False),
-    (401, "Unauthorized", False), (400, "PostBodyInvalid", False),
-])
+@pytest.mark.parametrize(
+    "status, code, may_pass",
+    [
+        (403, "ShardWriteQuotaExceed", True),
+        (503, "ServerBusy", True),
+        (404, "LogStoreNotExist", False),
+        (401, "Unauthorized", False),
+        (400, "PostBodyInvalid", False),
+    ],
+)
 def test_failures_say_what_the_service_said(service, clean_environment, status, code, may_pass):
     use_environment(clean_environment, service)
     with service.add_fault("PutLogs", status=status, code=code):

@@ -18,8 +18,14 @@ class Demo:
     """A running demonstration and what it has printed so far."""
 
     def __init__(self, command):
-        self.process = subprocess.Popen(command, cwd=str(REPOSITORY), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, universal_newlines=True)
+        self.process = subprocess.Popen(
+            command,
+            cwd=str(REPOSITORY),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            universal_newlines=True,
+        )
         self.lines = []
 
     def read_until(self, text):
@@ -74,7 +80,7 @@ def test_every_log_is_accounted_for(start_demo):
     sent, delivered, duplicated = map(int, outcome.groups())
     assert sent > 0 and delivered == sent + duplicated
 
-    header, = [line.split() for line in demo.lines if line.split()[:1] == ["time"]]
+    (header,) = [line.split() for line in demo.lines if line.split()[:1] == ["time"]]
     assert header == ["time", "source", "nginx", "sql-audit", "click", "unmatched", "lag", "A", "B", "C"]
     rows = [line.split() for line in demo.lines if re.match(r" *\d+ s ", line)]
     source, nginx, sql_audit, click, unmatched, lag = map(int, rows[-1][2:8])
@@ -110,27 +116,40 @@ def start_demo_of(start_demo, tmp_path):
     def start(program):
         path = tmp_path / "program.py"
         path.write_text(program, encoding="utf-8")
-        return start_demo([sys.executable, "-c", "\n".join([
-            "import pathlib, sys",
-            "from tests.local_log_service import __main__, demo",
-            "demo.PROGRAM = pathlib.Path(%r)" % str(path),
-            "sys.exit(__main__.main(['demo', '--seconds', '2']))",
-        ])])
+        return start_demo(
+            [
+                sys.executable,
+                "-c",
+                "\n".join(
+                    [
+                        "import pathlib, sys",
+                        "from tests.local_log_service import __main__, demo",
+                        "demo.PROGRAM = pathlib.Path(%r)" % str(path),
+                        "sys.exit(__main__.main(['demo', '--seconds', '2']))",
+                    ]
+                ),
+            ]
+        )
 
     return start
 
 
 def test_a_dispatcher_that_loses_logs_is_not_ok(start_demo_of):
-    demo = start_demo_of("\n".join([
-        "import itertools, runpy",
-        "from aliyun.log import LogClient",
-        "put, numbers = LogClient.put_log_raw, itertools.count()",
-        "LogClient.put_log_raw = lambda *arguments: next(numbers) % 5 and put(*arguments)",
-        "runpy.run_path(%r, run_name='__main__')" % str(REPOSITORY / "dispatch_data.py"),
-    ]))
+    demo = start_demo_of(
+        "\n".join(
+            [
+                "import itertools, runpy",
+                "from aliyun.log import LogClient",
+                "put, numbers = LogClient.put_log_raw, itertools.count()",
+                "LogClient.put_log_raw = lambda *arguments: next(numbers) % 5 and put(*arguments)",
+                "runpy.run_path(%r, run_name='__main__')" % str(REPOSITORY / "dispatch_data.py"),
+            ]
+        )
+    )
     assert demo.read_all() == 1
-    assert re.fullmatch(r"NOT OK: \d+ logs sent, \d+ delivered: [1-9]\d* lost, \d+ duplicated, 0 foreign",
-                        demo.lines[-1]), "\n".join(demo.lines)
+    assert re.fullmatch(
+        r"NOT OK: \d+ logs sent, \d+ delivered: [1-9]\d* lost, \d+ duplicated, 0 foreign", demo.lines[-1]
+    ), "\n".join(demo.lines)
 
 
 def test_a_copy_that_fails_is_shown_with_its_stderr(start_demo_of):

@@ -3,13 +3,22 @@
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from aliyun.log.proto import LogGroup
 from conftest import create_logstores
-from copies import (LIMIT, PROJECT, SOURCE, TARGETS, Copies, feed, group_shards, make_log_group, verdict,
-                    wait_until_delivered)
+from copies import (
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    TARGETS,
+    Copies,
+    feed,
+    group_shards,
+    make_log_group,
+    verdict,
+    wait_until_delivered,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
@@ -19,8 +28,9 @@ def topics_in(service, logstore):
 
 
 def arrived_in_targets(service):
-    return [entry.log_group for logstore in ("nginx", "sql-audit", "click")
-            for entry in service.ledger(PROJECT, logstore)]
+    return [
+        entry.log_group for logstore in ("nginx", "sql-audit", "click") for entry in service.ledger(PROJECT, logstore)
+    ]
 
 
 def assert_all_delivered_once(service, targets=TARGETS):
@@ -41,14 +51,30 @@ def test_default_routes(service, copies):
 
 def test_exact_topics_beat_patterns_and_patterns_go_in_order(service, copies):
     service.create_logstore(PROJECT, "rest")
-    expected = {"app_audit": "sql-audit", "app_web": "nginx", "app_": "nginx", "web_1": "click", "web_12": "rest",
-                "[x]": "rest", "": "rest", "App_web": "rest"}
+    expected = {
+        "app_audit": "sql-audit",
+        "app_web": "nginx",
+        "app_": "nginx",
+        "web_1": "click",
+        "web_12": "rest",
+        "[x]": "rest",
+        "": "rest",
+        "App_web": "rest",
+    }
     feed(service, len(expected), topics=tuple(expected))
-    copies.start(SLS_TOPIC_TO1="app_*", SLS_TOPIC_TO2=" app_audit , other ", SLS_TOPIC_TO3="app_w*,web_?",
-                 SLS_LOGSTORE_TO12="rest", SLS_TOPIC_TO12="*")
+    copies.start(
+        SLS_TOPIC_TO1="app_*",
+        SLS_TOPIC_TO2=" app_audit , other ",
+        SLS_TOPIC_TO3="app_w*,web_?",
+        SLS_LOGSTORE_TO12="rest",
+        SLS_TOPIC_TO12="*",
+    )
     wait_until_delivered(service)
-    arrived = {topic: logstore for logstore in ("nginx", "sql-audit", "click", "rest")
-               for topic in topics_in(service, logstore)}
+    arrived = {
+        topic: logstore
+        for logstore in ("nginx", "sql-audit", "click", "rest")
+        for topic in topics_in(service, logstore)
+    }
     assert arrived == expected
     assert_all_delivered_once(service, expected)
 
@@ -60,8 +86,10 @@ def test_unmatched_topics_are_left_out_counted_and_named(service, copies):
     assert copy.stop() == 0
     assert_all_delivered_once(service)
     summary = copy.log().splitlines()[-1]
-    assert "unmatched 20 groups 100 logs ('debug' 10, 'ngnxi' 10)" in summary \
+    assert (
+        "unmatched 20 groups 100 logs ('debug' 10, 'ngnxi' 10)" in summary
         or "unmatched 20 groups 100 logs ('ngnxi' 10, 'debug' 10)" in summary
+    )
     assert "TO1 test-project/nginx 10 groups 50 logs" in summary
 
 
@@ -70,8 +98,13 @@ def test_targets_in_other_projects_and_accounts(service, copies):
     service.create_logstore("project-two", "nginx")
     service.create_logstore("project-three", "click")
     feed(service, 30)
-    copies.start(SLS_PROJECT_TO="project-two", SLS_LOGSTORE_TO2=None, SLS_PROJECT_TO3="project-three",
-                 SLS_AK_ID_TO3="other-id", SLS_AK_KEY_TO3="other-secret")
+    copies.start(
+        SLS_PROJECT_TO="project-two",
+        SLS_LOGSTORE_TO2=None,
+        SLS_PROJECT_TO3="project-three",
+        SLS_AK_ID_TO3="other-id",
+        SLS_AK_KEY_TO3="other-secret",
+    )
     wait_until_delivered(service)
     assert set(topics_in(service, "nginx")) == set(topics_in(service, "click")) == set()
     assert {entry.parse().Topic for entry in service.ledger("project-two", "nginx")} == {"nginx", "ngnix"}
@@ -88,21 +121,38 @@ def field(number, value):
     return bytes([number << 3 | 2]) + size + bytes([length]) + value
 
 
-pairs = st.lists(st.builds(lambda key, value: field(1, key) + field(2, value), st.binary(max_size=20),
-                           st.binary(max_size=200)), max_size=4)
+pairs = st.lists(
+    st.builds(lambda key, value: field(1, key) + field(2, value), st.binary(max_size=20), st.binary(max_size=200)),
+    max_size=4,
+)
 logs = st.builds(
-    lambda seconds, contents, nanoseconds: b"\x08" + bytes([seconds & 0x7F | 0x80, seconds >> 7])
-    + b"".join(field(2, pair) for pair in contents)
-    + (b"" if nanoseconds is None else b"\x25" + nanoseconds.to_bytes(4, "little")),
-    st.integers(128, 16383), pairs, st.none() | st.integers(0, 999999999))
+    lambda seconds, contents, nanoseconds: (
+        b"\x08"
+        + bytes([seconds & 0x7F | 0x80, seconds >> 7])
+        + b"".join(field(2, pair) for pair in contents)
+        + (b"" if nanoseconds is None else b"\x25" + nanoseconds.to_bytes(4, "little"))
+    ),
+    st.integers(128, 16383),
+    pairs,
+    st.none() | st.integers(0, 999999999),
+)
 wire_log_groups = st.builds(
-    lambda logs, category, topic, source, machine, tags: b"".join(field(1, log) for log in logs)
-    + b"".join(field(number, value) for number, value in
-               ((2, category), (3, topic), (4, source), (5, machine)) if value is not None)
-    + b"".join(field(6, tag) for tag in tags),
-    st.lists(logs, max_size=4), st.none() | st.binary(max_size=9),
+    lambda logs, category, topic, source, machine, tags: (
+        b"".join(field(1, log) for log in logs)
+        + b"".join(
+            field(number, value)
+            for number, value in ((2, category), (3, topic), (4, source), (5, machine))
+            if value is not None
+        )
+        + b"".join(field(6, tag) for tag in tags)
+    ),
+    st.lists(logs, max_size=4),
+    st.none() | st.binary(max_size=9),
     st.sampled_from((b"nginx", b"sql_audit", b"click", b"\xff\xfe", b"", None)),
-    st.none() | st.binary(max_size=15), st.none() | st.binary(max_size=40), pairs)
+    st.none() | st.binary(max_size=15),
+    st.none() | st.binary(max_size=40),
+    pairs,
+)
 
 
 def test_log_groups_arrive_byte_for_byte(service, copies):
@@ -242,7 +292,7 @@ def test_checkpoints_are_cursors_the_service_gave(service, copies):
     copies.start()
     wait_until_delivered(service)
     shards = group_shards(service)
-    assert {shard: state["next"] for shard, state in shards.items()} == {shard: 10 for shard in range(4)}
+    assert {shard: state["next"] for shard, state in shards.items()} == dict.fromkeys(range(4), 10)
 
 
 def agent_packs(count, topic="nginx"):

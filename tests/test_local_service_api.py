@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import lz4.block
 import pytest
 import requests
-from aliyun.log import LogException, PutLogsRequest, LogItem, logclient
+from aliyun.log import LogException, LogItem, PutLogsRequest, logclient
 from aliyun.log.proto import Log, LogGroup, LogGroupRaw, LogTag
-
 from local_log_service import Entry, LocalLogService, actions
 from local_log_service.errors import ServiceError
 
@@ -317,8 +316,10 @@ def test_expired_log_groups_can_not_be_read_any_more(log_service, client, logsto
 
 
 def ranges(shards):
-    return [(shard["shardID"], shard["status"], shard["inclusiveBeginKey"][:2], shard["exclusiveEndKey"][:2])
-            for shard in shards]
+    return [
+        (shard["shardID"], shard["status"], shard["inclusiveBeginKey"][:2], shard["exclusiveEndKey"][:2])
+        for shard in shards
+    ]
 
 
 def test_shards_split_the_range_of_keys_evenly(log_service, client):

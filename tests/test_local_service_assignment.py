@@ -3,16 +3,7 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
-from local_log_service.consumer_groups import (
-    ALREADY_ALLOC,
-    NOT_ALLOC,
-    OVER,
-    TRANSFER,
-    WAIT,
-    ConsumerGroup,
-    ShardView,
-)
+from local_log_service.consumer_groups import ALREADY_ALLOC, NOT_ALLOC, OVER, TRANSFER, WAIT, ConsumerGroup, ShardView
 
 TIMEOUT = 40.0
 SETTLING_ROUNDS = 4  # one to mark the surplus, one to let go of it, one to take it, one for who came first
@@ -218,7 +209,7 @@ def test_a_consumer_more_than_there_are_shards_gets_none_and_disturbs_nobody():
 
 
 def test_silence_up_to_the_timeout_is_forgiven_and_no_longer():
-    group, shards, (first,) = group_of(2, "first")
+    group, shards, _ = group_of(2, "first")
     second = Consumer("second")
     second.heartbeat(group, shards, 1000.0 + TIMEOUT)
     assert (second.held, list(group.consumers)) == (set(), ["first", "second"])
@@ -228,7 +219,7 @@ def test_silence_up_to_the_timeout_is_forgiven_and_no_longer():
 
 
 def test_a_shard_in_transfer_is_freed_when_its_holder_dies():
-    group, shards, (first,) = group_of(2, "first")
+    group, shards, _ = group_of(2, "first")
     second = Consumer("second")
     second.heartbeat(group, shards, 1001.0)
     assert group.assignments[1].state == TRANSFER

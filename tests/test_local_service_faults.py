@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 from aliyun.log import LogException, logclient
 from aliyun.log.proto import LogGroup
-
 from local_log_service import Fault, LocalLogService
 
 PROJECT = "faulty-project"

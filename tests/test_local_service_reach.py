@@ -16,7 +16,6 @@ import requests
 from aliyun.log import LogClient, LogException
 from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
 from aliyun.log.proto import Log, LogGroup
-
 from local_log_service import LocalLogService, quick_acknowledgement
 
 PROJECT = "reached-project"
@@ -277,8 +276,15 @@ def test_the_workers_of_the_sdk_share_the_shards_and_consume_everything(monkeypa
             ConsumerWorker(
                 Collector,
                 LogHubConfig(
-                    service.endpoint, "local-id", "local-secret", PROJECT, "source", "group", name,
-                    heartbeat_interval=1, data_fetch_interval=0.1,
+                    service.endpoint,
+                    "local-id",
+                    "local-secret",
+                    PROJECT,
+                    "source",
+                    "group",
+                    name,
+                    heartbeat_interval=1,
+                    data_fetch_interval=0.1,
                 ),
                 args=(values,),
             )
@@ -340,10 +346,7 @@ class Served:
         return LogClient(*(self.exports[name] for name in names), source="x")
 
 
-@pytest.mark.parametrize(
-    "arguments, number",
-    [([], signal.SIGTERM), (["--https", "--shards", "2"], signal.SIGINT)],
-)
+@pytest.mark.parametrize("arguments, number", [([], signal.SIGTERM), (["--https", "--shards", "2"], signal.SIGINT)])
 def test_the_command_serves_until_a_signal_and_what_it_prints_is_all_one_needs(arguments, number, monkeypatch):
     with Served(*arguments) as served:
         client = served.client(monkeypatch)
@@ -387,7 +390,7 @@ def test_a_taken_port_is_told_on_the_command_line():
             [sys.executable, "-m", "local_log_service", "serve", "--port", str(port)],
             cwd=str(TESTS),
             stderr=subprocess.PIPE,
-            universal_newlines=True,
+            text=True,
             timeout=LIMIT,
         )
     assert finished.returncode == 1

@@ -7,7 +7,6 @@ import pytest
 import requests
 from aliyun.log import LogClient, LogException, auth
 from aliyun.log.proto import LogGroup
-
 from local_log_service import LocalLogService
 
 PROJECT = "signed-project"
@@ -88,7 +87,7 @@ def test_every_kind_of_request_is_accepted_when_signed_rightly(log_service, vers
 
 def test_requests_sent_straight_to_the_service_are_accepted(log_service):
     request = signed_put(log_service, auth.AUTH_VERSION_1)
-    request.url = log_service.environment()["http_proxy"] + request.url[len(log_service.endpoint) + len(PROJECT) + 4:]
+    request.url = log_service.environment()["http_proxy"] + request.url[len(log_service.endpoint) + len(PROJECT) + 4 :]
     response = requests.post(request.url, data=request.body, headers=request.headers, proxies={"http": ""})
     assert response.status_code == 200
 
@@ -214,7 +213,7 @@ def test_a_body_that_was_changed_on_the_way_is_refused(log_service, version):
 
 def test_version_4_names_the_region(log_service):
     client = client_of(log_service, auth.AUTH_VERSION_4, region="elsewhere")
-    with pytest.raises(LogException, match="SignatureNotMatch.*region"):
+    with pytest.raises(LogException, match=r"SignatureNotMatch.*region"):
         client.list_shards(PROJECT, LOGSTORE)
 
 
@@ -245,9 +244,7 @@ def test_a_clock_may_be_off_by_15_minutes(log_service, version, minutes, accepte
         assert refusal(client.list_shards, PROJECT, LOGSTORE) == (400, "RequestTimeExpired")
 
 
-@pytest.mark.parametrize(
-    "version, header", [(auth.AUTH_VERSION_1, "Date"), (auth.AUTH_VERSION_4, "x-log-date")]
-)
+@pytest.mark.parametrize("version, header", [(auth.AUTH_VERSION_1, "Date"), (auth.AUTH_VERSION_4, "x-log-date")])
 def test_a_request_without_a_proper_time_is_refused(log_service, version, header):
     request = signed_put(log_service, version)
     for time in ("yesterday", "Mon, 99 Jan 2006 15:04:05 GMT", "Mon, 02 Jan 99999 15:04:05 GMT", "20060199T150405Z"):

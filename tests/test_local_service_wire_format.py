@@ -4,15 +4,12 @@ import pytest
 from aliyun.log.proto import Log, LogGroup, LogGroupListRaw, LogTag
 from hypothesis import given
 from hypothesis import strategies as st
-
 from local_log_service import cursors
 from local_log_service.wire_format import framed_size, log_group_list, validate_log_group
 
 texts = st.text(max_size=200)
 logs = st.builds(
-    Log,
-    Time=st.integers(0, 2**32 - 1),
-    Contents=st.lists(st.builds(Log.Content, Key=texts, Value=texts), max_size=3),
+    Log, Time=st.integers(0, 2**32 - 1), Contents=st.lists(st.builds(Log.Content, Key=texts, Value=texts), max_size=3)
 )
 log_groups = st.builds(
     LogGroup,
@@ -79,8 +76,7 @@ def test_garbage_is_refused(data):
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"\x38\xff\x01", b"\x3d1234", b"\x3912345678", b"\x82\x01\x03abc", b"\x82\x01\x80\x01" + b"x" * 128],
+    "data", [b"", b"\x38\xff\x01", b"\x3d1234", b"\x3912345678", b"\x82\x01\x03abc", b"\x82\x01\x80\x01" + b"x" * 128]
 )
 def test_unknown_fields_are_let_through(data):
     validate_log_group(b"\x1a\x01t" + data)

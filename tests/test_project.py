@@ -9,8 +9,12 @@ import dispatch_data
 from dispatch_data import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = (dispatch_data.PLACE_SETTINGS + dispatch_data.SOURCE_SETTINGS + dispatch_data.TARGET_SETTINGS
-            + dispatch_data.TUNING_SETTINGS)
+SETTINGS = (
+    dispatch_data.PLACE_SETTINGS
+    + dispatch_data.SOURCE_SETTINGS
+    + dispatch_data.TARGET_SETTINGS
+    + dispatch_data.TUNING_SETTINGS
+)
 
 
 def text_of(name):
@@ -29,29 +33,38 @@ def test_requirements_and_inline_metadata_name_the_same_release():
 
 def test_the_release_that_is_installed_is_the_one_that_is_pinned():
     from aliyun.log.version import __version__
+
     assert text_of("requirements.txt").strip().endswith("==" + __version__)
 
 
 def test_nothing_else_stands_at_the_top():
-    listed = subprocess.run(["git", "ls-files"], cwd=str(ROOT), stdout=subprocess.PIPE, universal_newlines=True)
+    listed = subprocess.run(["git", "ls-files"], cwd=str(ROOT), stdout=subprocess.PIPE, text=True)
     visible = {line.split("/")[0] for line in listed.stdout.splitlines() if not line.startswith(".")}
     assert visible <= {"dispatch_data.py", "README.md", "requirements.txt", "tests"}
 
 
 def test_the_example_exports_settings_that_work(tmp_path):
-    example = text_of(".env.example").replace("SLS_AK_ID=\n", "SLS_AK_ID=id\n").replace(
-        "SLS_AK_KEY=\n", "SLS_AK_KEY=key\n")
+    example = (
+        text_of(".env.example").replace("SLS_AK_ID=\n", "SLS_AK_ID=id\n").replace("SLS_AK_KEY=\n", "SLS_AK_KEY=key\n")
+    )
     # With every line that is commented out, too.
     (tmp_path / "example").write_text(re.sub(r"(?m)^# (SLS_)", r"\1", example), encoding="utf-8")
     script = "set -a; . ./example; set +a; env"
-    output = subprocess.run(["sh", "-c", script], cwd=str(tmp_path), env={"PATH": "/usr/bin:/bin"}, check=True,
-                            stdout=subprocess.PIPE, universal_newlines=True).stdout
+    output = subprocess.run(
+        ["sh", "-c", script],
+        cwd=str(tmp_path),
+        env={"PATH": "/usr/bin:/bin"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
     environment = dict(line.split("=", 1) for line in output.splitlines() if line.startswith("SLS_"))
     environment.update(SLS_AK_ID_TO="id", SLS_AK_KEY_TO="key", SLS_STS_TOKEN="token")
     settings = read_settings(environment)
     assert settings.warnings == ()
-    assert [target.place.project for target in settings.targets] == ["other-project", "audit-project"] + \
-        ["other-project"] * 2
+    assert [target.place.project for target in settings.targets] == ["other-project", "audit-project"] + [
+        "other-project"
+    ] * 2
     names = {dispatch_data.split_number(name)[0] for name in environment}
     assert {setting.name for setting in SETTINGS} <= names
 
@@ -67,8 +80,9 @@ def test_the_readme_names_every_setting_and_its_default():
 
 def test_the_program_runs_where_only_the_sdk_is_missing():
     """One line instead of a traceback."""
-    ended = subprocess.run([sys.executable, "-S", str(ROOT / "dispatch_data.py"), "--version"], env={},
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    ended = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "dispatch_data.py"), "--version"], env={}, capture_output=True, text=True
+    )
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [ended.stderr.strip()]
     assert "pip install -r requirements.txt" in ended.stderr

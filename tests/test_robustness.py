@@ -4,9 +4,18 @@ import signal
 import time
 
 import pytest
-
-from copies import (GROUP, LIMIT, PROJECT, SOURCE, feed, group_shards, is_shared, verdict, wait_until_delivered,
-                    wait_until_shared)
+from copies import (
+    GROUP,
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    feed,
+    group_shards,
+    is_shared,
+    verdict,
+    wait_until_delivered,
+    wait_until_shared,
+)
 from test_dispatch import assert_all_delivered_once
 
 TARGET_LOGSTORES = ("nginx", "sql-audit", "click")
@@ -31,6 +40,7 @@ class SteadyFeed:
         def fed_and_met():
             feed(self.service, 4)
             return condition()
+
         self.service.wait_for(fed_and_met, LIMIT, what)
 
     def wait_until_shared(self, *sharing):
@@ -43,7 +53,7 @@ def test_resumes_from_the_checkpoint_after_a_graceful_stop(service, copies, numb
     for _ in range(3):
         copy = copies.start()
         before = arrived(service)
-        flow.wait_for(lambda: arrived(service) > before + 5, "a copy at work")
+        flow.wait_for(lambda before=before: arrived(service) > before + 5, "a copy at work")
         assert copy.stop(number) == 0
         feed(service, 40)
     copies.start()
@@ -95,8 +105,11 @@ def test_kill_9_repeats_at_most_the_batch_in_flight(service, copies):
     wait_until_delivered(service)
     with service.add_fault("UpdateCheckPoint", cut="before"):
         feed(service, 40, topics=("sql_audit",))
-        service.wait_for(lambda: logs_in(service, "sql-audit") == 100 * 5 + 40 * 5, LIMIT,
-                         "a batch of each shard delivered, its checkpoint not saved")
+        service.wait_for(
+            lambda: logs_in(service, "sql-audit") == 100 * 5 + 40 * 5,
+            LIMIT,
+            "a batch of each shard delivered, its checkpoint not saved",
+        )
         feed(service, 40, topics=("click",))
         copy.process.kill()
         copy.process.wait()
@@ -121,10 +134,14 @@ def test_more_copies_than_shards(service, copies):
 
 
 FAILURES = [
-    dict(status=403, code="ShardWriteQuotaExceed"), dict(status=403, code="WriteQuotaExceed"),
-    dict(status=404, code="LogStoreNotExist"), dict(status=401, code="Unauthorized"),
-    dict(status=500, code="InternalServerError"), dict(status=503, code="ServerBusy"),
-    dict(status=400, code="PostBodyInvalid"), dict(cut="before"),
+    dict(status=403, code="ShardWriteQuotaExceed"),
+    dict(status=403, code="WriteQuotaExceed"),
+    dict(status=404, code="LogStoreNotExist"),
+    dict(status=401, code="Unauthorized"),
+    dict(status=500, code="InternalServerError"),
+    dict(status=503, code="ServerBusy"),
+    dict(status=400, code="PostBodyInvalid"),
+    dict(cut="before"),
 ]
 
 
@@ -176,15 +193,21 @@ def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
         feed(service, 40)
         copies.start()
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a put that hangs")
-        service.wait_for(lambda: logs_in(service, "nginx") == 20 * 5 and logs_in(service, "sql-audit") == 10 * 5,
-                         LIMIT, "all that goes elsewhere")
+        service.wait_for(
+            lambda: logs_in(service, "nginx") == 20 * 5 and logs_in(service, "sql-audit") == 10 * 5,
+            LIMIT,
+            "all that goes elsewhere",
+        )
         assert service.lag(PROJECT, SOURCE, GROUP) == 40
     wait_until_delivered(service)
     assert_all_delivered_once(service)
 
 
-@pytest.mark.parametrize("failure", [dict(status=403, code="WriteQuotaExceed"), dict(hold=True), dict(cut="before")],
-                         ids=["refused", "hanging", "cut"])
+@pytest.mark.parametrize(
+    "failure",
+    [dict(status=403, code="WriteQuotaExceed"), dict(hold=True), dict(cut="before")],
+    ids=["refused", "hanging", "cut"],
+)
 def test_sigterm_while_every_put_fails(service, copies, failure):
     """Within the 10 s that supervisors give, and the next copy delivers everything."""
     with service.add_fault("PutLogs", **failure) as fault:
@@ -250,9 +273,15 @@ def test_the_last_summary_counts_what_was_delivered(service, copies):
     wait_until_shared(service, copy)
     assert copy.stop() == 0
     summary = copy.log().splitlines()[-1]
-    for part in ("summary:", "TO1 test-project/nginx 20 groups 100 logs",
-                 "TO2 test-project/sql-audit 10 groups 50 logs", "TO3 test-project/click 10 groups 50 logs",
-                 "0 retries", "unmatched 0 groups", "shards held: 0 1 2 3"):
+    for part in (
+        "summary:",
+        "TO1 test-project/nginx 20 groups 100 logs",
+        "TO2 test-project/sql-audit 10 groups 50 logs",
+        "TO3 test-project/click 10 groups 50 logs",
+        "0 retries",
+        "unmatched 0 groups",
+        "shards held: 0 1 2 3",
+    ):
         assert part in summary
     assert time.strftime("%Y-%m-%d") in summary
 
@@ -264,8 +293,9 @@ def test_bytes_that_nobody_can_read_are_neither_skipped_nor_checkpointed(service
     service.put(PROJECT, SOURCE, [b"\x0a\x7fcut short"], shard=0)
     service.wait_for(lambda: "shard 0: a pull of 13 bytes is no LogGroupList" in copy.stderr(), LIMIT, "a loud refusal")
     behind = feed(service, 10, shard=0)
-    service.wait_for(lambda: service.calls("PullLogs") > 0 and copy.stderr().count("shard 0: a pull of") >= 2, LIMIT,
-                     "another try")
+    service.wait_for(
+        lambda: service.calls("PullLogs") > 0 and copy.stderr().count("shard 0: a pull of") >= 2, LIMIT, "another try"
+    )
     assert service.lag(PROJECT, SOURCE, GROUP) == 1 + len(behind)
     assert copy.stop() == 0
     service.expire(PROJECT, SOURCE, 0, 11)  # the only way past it: its retention time ends
@@ -286,7 +316,7 @@ REFUSALS = [
 def test_a_copy_that_may_not_join_says_why_and_ends(service, copies, changes, advice, code):
     copy = copies.start(**changes)
     assert copy.process.wait(LIMIT) == 1
-    line, = copy.stderr().splitlines()
+    (line,) = copy.stderr().splitlines()
     assert advice in line and code in line
     assert "Traceback" not in line and "local-secret" not in line and "wrong-secret" not in line
 
@@ -297,7 +327,7 @@ def test_one_group_too_many_is_said_in_one_line(service, copies):
         client.create_consumer_group(PROJECT, SOURCE, "group-%d" % number, 20)
     copy = copies.start()
     assert copy.process.wait(LIMIT) == 1
-    line, = copy.stderr().splitlines()
+    (line,) = copy.stderr().splitlines()
     assert "check SLS_CG: " in line and "ConsumerGroupQuotaExceed" in line
 
 
@@ -348,7 +378,7 @@ def test_with_a_log_file_a_shared_nohup_out_gets_only_warnings(service, copies):
     assert copy.stop() == 0
     assert copy.stderr() == ""
     assert "summary: TO1 test-project/nginx 10 groups 50 logs" in copy.log()
-    path, = copy.directory.glob("*.log")
+    (path,) = copy.directory.glob("*.log")
     assert path.name == "dispatch_data_%d.log" % copy.process.pid
 
 
@@ -357,7 +387,7 @@ def test_consumer_names_are_unique_and_allowed(service, copies):
     service.wait_for(lambda: len(consumers(service)) == 3, LIMIT, "three consumers")
     names = consumers(service)
     for copy in started:
-        name, = [name for name in names if "-%d-" % copy.process.pid in name]
+        (name,) = [name for name in names if "-%d-" % copy.process.pid in name]
         assert name.startswith(GROUP + "-")
         assert len(name) <= 63 and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 

@@ -6,16 +6,21 @@ import sys
 from datetime import datetime, timezone
 
 import pytest
+from copies import PROGRAM
 
 import dispatch_data
-from copies import PROGRAM
 from dispatch_data import Routes, SettingsError, read_settings
 
 SECRET = "Secret/key+0"
 TOKEN = "Token/0"
 GOOD = {
-    "SLS_ENDPOINT": "cn-hangzhou.log.aliyuncs.com", "SLS_AK_ID": "id", "SLS_AK_KEY": SECRET,
-    "SLS_PROJECT": "project", "SLS_LOGSTORE": "source", "SLS_CG": "group", "SLS_LOGSTORE_TO1": "nginx",
+    "SLS_ENDPOINT": "cn-hangzhou.log.aliyuncs.com",
+    "SLS_AK_ID": "id",
+    "SLS_AK_KEY": SECRET,
+    "SLS_PROJECT": "project",
+    "SLS_LOGSTORE": "source",
+    "SLS_CG": "group",
+    "SLS_LOGSTORE_TO1": "nginx",
 }
 
 
@@ -74,42 +79,70 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("changes, line", MISTAKES, ids=[" ".join(changes) + " " + str(number)
-                                                         for number, (changes, _) in enumerate(MISTAKES)])
+@pytest.mark.parametrize(
+    "changes, line",
+    MISTAKES,
+    ids=[" ".join(changes) + " " + str(number) for number, (changes, _) in enumerate(MISTAKES)],
+)
 def test_a_mistake_gets_one_line(changes, line):
     with pytest.raises(SettingsError) as caught:
         read(**changes)
-    problem, = caught.value.problems
+    (problem,) = caught.value.problems
     assert re.match(line, problem), problem
     assert "\n" not in problem and SECRET not in problem and TOKEN not in problem
 
 
 def run_program(environment, *arguments):
-    return subprocess.run([sys.executable, str(PROGRAM)] + list(arguments), env=environment, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    return subprocess.run(
+        [sys.executable, str(PROGRAM)] + list(arguments),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):
-    environment = with_changes({"SLS_PROJECT": None, "SLS_AK_KEY": SECRET + " x", "SLS_LOGSTORE_TO9": "rest",
-                                "SLS_HEARTBEAT_INTERVAL": "soon", "SLS_LOG_DIR": str(tmp_path), "SLS_LOGSTOR_TO2": "x"})
+    environment = with_changes(
+        {
+            "SLS_PROJECT": None,
+            "SLS_AK_KEY": SECRET + " x",
+            "SLS_LOGSTORE_TO9": "rest",
+            "SLS_HEARTBEAT_INTERVAL": "soon",
+            "SLS_LOG_DIR": str(tmp_path),
+            "SLS_LOGSTOR_TO2": "x",
+        }
+    )
     ended = run_program(environment)
     assert ended.returncode == 2
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
     assert [re.match(r"dispatch_data\.py: (SLS_\w+)", line).group(1) for line in lines] == [
-        "SLS_AK_KEY", "SLS_PROJECT", "SLS_TOPIC_TO9", "SLS_HEARTBEAT_INTERVAL", "SLS_LOGSTOR_TO2"]
+        "SLS_AK_KEY",
+        "SLS_PROJECT",
+        "SLS_TOPIC_TO9",
+        "SLS_HEARTBEAT_INTERVAL",
+        "SLS_LOGSTOR_TO2",
+    ]
     assert "did you mean SLS_LOGSTORE_TO2?" in lines[-1]
     assert SECRET not in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name, nearest", [
-    ("SLS_TOPICS_TO2", "SLS_TOPIC_TO2"), ("SLS_LOGSTORE_T01", "SLS_LOGSTORE_TO1"), ("SLS_AK_SECRET", "SLS_AK_KEY"),
-    ("SLS_HEARTBEAT", "SLS_HEARTBEAT_INTERVAL"), ("SLS_PROJEKT", "SLS_PROJECT"), ("SLS_ENDPONT_TO", "SLS_ENDPOINT_TO"),
-    ("SLS_LOGSTORE_TO0", "SLS_LOGSTORE_TO"),
-])
+@pytest.mark.parametrize(
+    "name, nearest",
+    [
+        ("SLS_TOPICS_TO2", "SLS_TOPIC_TO2"),
+        ("SLS_LOGSTORE_T01", "SLS_LOGSTORE_TO1"),
+        ("SLS_AK_SECRET", "SLS_AK_KEY"),
+        ("SLS_HEARTBEAT", "SLS_HEARTBEAT_INTERVAL"),
+        ("SLS_PROJEKT", "SLS_PROJECT"),
+        ("SLS_ENDPONT_TO", "SLS_ENDPOINT_TO"),
+        ("SLS_LOGSTORE_TO0", "SLS_LOGSTORE_TO"),
+    ],
+)
 def test_an_unknown_name_earns_a_warning_with_the_nearest_known(name, nearest):
-    warning, = read(**{name: "x"}).warnings
+    (warning,) = read(**{name: "x"}).warnings
     assert warning.startswith(name + " is not a setting")
     assert nearest in warning
 
@@ -121,7 +154,7 @@ def test_no_warning_without_need():
 def test_defaults():
     settings = read()
     assert settings[3:-1] == ("begin", 20, 0.2, dispatch_data.read_settings(GOOD).writers, False, ".", "INFO")
-    target, = settings.targets
+    (target,) = settings.targets
     assert (target.number, target.topics) == (1, ("ngnix", "nginx"))
     assert target.place == settings.source._replace(logstore="nginx")
     settings = read(SLS_LOGSTORE_TO2="b", SLS_LOGSTORE_TO3="c")
@@ -129,18 +162,28 @@ def test_defaults():
 
 
 def test_each_target_takes_what_it_does_not_set_from_the_line_above():
-    settings = read(SLS_LOGSTORE_TO2="b", SLS_LOGSTORE_TO30="c", SLS_TOPIC_TO30="x",
-                    SLS_STS_TOKEN=TOKEN, SLS_REGION="r", SLS_PROJECT_TO="p",
-                    SLS_AK_ID_TO="id-to", SLS_AK_KEY_TO="key-to",
-                    SLS_ENDPOINT_TO2="https://e2", SLS_REGION_TO2="r2", SLS_PROJECT_TO2="p2",
-                    SLS_AK_ID_TO30="id-30", SLS_AK_KEY_TO30="key-30", SLS_STS_TOKEN_TO30="token-30")
+    settings = read(
+        SLS_LOGSTORE_TO2="b",
+        SLS_LOGSTORE_TO30="c",
+        SLS_TOPIC_TO30="x",
+        SLS_STS_TOKEN=TOKEN,
+        SLS_REGION="r",
+        SLS_PROJECT_TO="p",
+        SLS_AK_ID_TO="id-to",
+        SLS_AK_KEY_TO="key-to",
+        SLS_ENDPOINT_TO2="https://e2",
+        SLS_REGION_TO2="r2",
+        SLS_PROJECT_TO2="p2",
+        SLS_AK_ID_TO30="id-30",
+        SLS_AK_KEY_TO30="key-30",
+        SLS_STS_TOKEN_TO30="token-30",
+    )
     one, two, thirty = [target.place for target in settings.targets]
     assert one == (GOOD["SLS_ENDPOINT"], "id-to", "key-to", "", "r", "p", "nginx")
     assert two == ("https://e2", "id-to", "key-to", "", "r2", "p2", "b")
     assert thirty == (GOOD["SLS_ENDPOINT"], "id-30", "key-30", "token-30", "r", "p", "c")
     assert settings.source.security_token == TOKEN
-    assert sorted(settings.secrets()) == sorted(
-        [SECRET, TOKEN, "key-to", "key-to", "key-30", "token-30"])
+    assert sorted(settings.secrets()) == sorted([SECRET, TOKEN, "key-to", "key-to", "key-30", "token-30"])
 
 
 def test_values_may_have_space_around_them():
@@ -152,22 +195,41 @@ def test_an_empty_log_dir_means_stderr_alone():
     assert read(SLS_LOG_LEVEL="").log_level == "INFO"
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("begin", "begin"), ("end", "end"),
-    ("2018-12-26T00:00:00+08:00", 1545753600), ("2018-12-26T00:00:00Z", 1545782400),
-    ("2018-12-26 0:0:0", int(datetime(2018, 12, 26).timestamp())),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("begin", "begin"),
+        ("end", "end"),
+        ("2018-12-26T00:00:00+08:00", 1545753600),
+        ("2018-12-26T00:00:00Z", 1545782400),
+        ("2018-12-26 0:0:0", int(datetime(2018, 12, 26).timestamp())),
+    ],
+)
 def test_cursor_start(text, expected):
     assert read(SLS_CURSOR_START=text).cursor_start == expected
     assert datetime.fromtimestamp(1545782400, timezone.utc).year == 2018
 
 
 def test_routes():
-    settings = read(SLS_TOPIC_TO1="a*,*.log", SLS_LOGSTORE_TO2="b", SLS_TOPIC_TO2="abc,[0-9]?",
-                    SLS_LOGSTORE_TO10="c", SLS_TOPIC_TO10="ab*,z")
+    settings = read(
+        SLS_TOPIC_TO1="a*,*.log",
+        SLS_LOGSTORE_TO2="b",
+        SLS_TOPIC_TO2="abc,[0-9]?",
+        SLS_LOGSTORE_TO10="c",
+        SLS_TOPIC_TO10="ab*,z",
+    )
     find = Routes(settings.targets).find
-    assert [find(topic) for topic in ("abc", "abd", "a", "x.log", "12", "z", "", "b", "ABC")] == \
-        [2, 1, 1, 1, 2, 10, None, None, None]
+    assert [find(topic) for topic in ("abc", "abd", "a", "x.log", "12", "z", "", "b", "ABC")] == [
+        2,
+        1,
+        1,
+        1,
+        2,
+        10,
+        None,
+        None,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
@@ -177,8 +239,12 @@ def test_help_and_version_work_without_settings(option):
     if option == "--version":
         assert ended.stdout == "dispatch_data.py %s\n" % dispatch_data.__version__
     else:
-        for setting in (dispatch_data.PLACE_SETTINGS + dispatch_data.SOURCE_SETTINGS + dispatch_data.TARGET_SETTINGS
-                        + dispatch_data.TUNING_SETTINGS):
+        for setting in (
+            dispatch_data.PLACE_SETTINGS
+            + dispatch_data.SOURCE_SETTINGS
+            + dispatch_data.TARGET_SETTINGS
+            + dispatch_data.TUNING_SETTINGS
+        ):
             assert setting.name in ended.stdout
 
 

@@ -9,7 +9,6 @@ import pytest
 from aliyun.log.proto import LogGroup
 from hypothesis import given
 from hypothesis import strategies as st
-
 from local_log_service import sample_logs
 from local_log_service.verdict import compare, split_log_group
 
@@ -72,7 +71,7 @@ def test_one_log_removed_repeated_or_altered_is_told(sent, data):
     others = make_log_groups(sent)
     log_groups = others + [make_log_group(description, values)]
 
-    removed = make_log_group(description, values[:place] + values[place + 1:])
+    removed = make_log_group(description, values[:place] + values[place + 1 :])
     verdict = compare(log_groups, others + [removed])
     assert (verdict.lost, verdict.duplicated, verdict.foreign, verdict.ok) == (1, 0, 0, False)
 
@@ -80,7 +79,7 @@ def test_one_log_removed_repeated_or_altered_is_told(sent, data):
     verdict = compare(log_groups, log_groups + [repeated])
     assert (verdict.lost, verdict.duplicated, verdict.foreign, verdict.ok) == (0, 1, 0, True)
 
-    altered = make_log_group(description, values[:place] + [values[place] + "!"] + values[place + 1:])
+    altered = make_log_group(description, values[:place] + [values[place] + "!"] + values[place + 1 :])
     verdict = compare(log_groups, others + [altered])
     assert (verdict.lost, verdict.duplicated, verdict.foreign, verdict.ok) == (1, 0, 1, False)
 
@@ -128,8 +127,9 @@ def test_splitting_agrees_with_the_parser(some_packs):
         assert LogGroup.FromString(rest) == parsed
 
 
-@pytest.mark.parametrize("data", [
-    b"\x0a", b"\x0a\x05abc", b"\x0a\x80", b"\x08", b"\x0b\x01", b"\x0d\x01", b"\xff" * 11])
+@pytest.mark.parametrize(
+    "data", [b"\x0a", b"\x0a\x05abc", b"\x0a\x80", b"\x08", b"\x0b\x01", b"\x0d\x01", b"\xff" * 11]
+)
 def test_what_is_no_log_group_is_refused(data):
     with pytest.raises(ValueError):
         compare([data], [])

@@ -141,7 +141,7 @@ def list_logstores(limits: Limits, state: State, call: Call) -> Answer:
     size = validation.integer(call.query.get("size", "500"), "size", 0, 500)
     with state.lock:
         names = sorted(name for name in state.logstores(call.project) if wanted in name)
-    page = names[offset:offset + size]
+    page = names[offset : offset + size]
     return _json({"count": len(page), "total": len(names), "logstores": page})
 
 
@@ -245,7 +245,7 @@ def pull_logs(limits: Limits, state: State, call: Call) -> Answer:
         last = end = len(shard.entries)
         if call.query.get("end_cursor"):
             last = shard.readable_index_of(call.query["end_cursor"])
-        taken = [entry.log_group for entry in shard.entries[first:min(last, first + count)]]
+        taken = [entry.log_group for entry in shard.entries[first : min(last, first + count)]]
         taken = _within(limits.pull_bytes, taken)
         next_index = first + len(taken)
         next_cursor = shard.cursor(next_index)

@@ -55,7 +55,7 @@ class Assignment:
         update_time: when it was saved, unix time in microseconds, 0 until then.
     """
 
-    __slots__ = ("state", "consumer", "checkpoint", "checkpoint_consumer", "update_time")
+    __slots__ = ("checkpoint", "checkpoint_consumer", "consumer", "state", "update_time")
 
     def __init__(self) -> None:
         self.state = NOT_ALLOC
@@ -115,9 +115,7 @@ class ConsumerGroup:
                 blocked = self.in_order and not _ancestors_finished(shard, shards)
                 assignment.state = WAIT if blocked else NOT_ALLOC
 
-    def heartbeat(
-        self, consumer: str, listed: Iterable[int], shards: Mapping[int, ShardView], now: float
-    ) -> List[int]:
+    def heartbeat(self, consumer: str, listed: Iterable[int], shards: Mapping[int, ShardView], now: float) -> List[int]:
         """Take a consumer's heartbeat and return the ids of the shards it may hold, ascending.
 
         Args:
@@ -130,18 +128,12 @@ class ConsumerGroup:
         self.consumers[consumer] = now
         still_listed = set(listed)
         for shard, assignment in self.assignments.items():
-            if (
-                assignment.state == TRANSFER
-                and assignment.consumer == consumer
-                and shard not in still_listed
-            ):
+            if assignment.state == TRANSFER and assignment.consumer == consumer and shard not in still_listed:
                 assignment.free()
         self._balance(consumer)
         return self._held_by(consumer)
 
-    def update_checkpoint(
-        self, consumer: str, shard: int, checkpoint: str, now: float, force: bool = False
-    ) -> None:
+    def update_checkpoint(self, consumer: str, shard: int, checkpoint: str, now: float, force: bool = False) -> None:
         """Save the checkpoint of a shard.
 
         Without ``force`` only the holder may (also while the shard is in ``transfer``: that is what the state

@@ -87,8 +87,14 @@ class Copy:
         self.killed = False
         self.stderr_path = Path(directory, "stderr_of_%s" % letter)
         with self.stderr_path.open("wb") as stderr:
-            self.process = subprocess.Popen([sys.executable, str(PROGRAM)], env=environment, cwd=directory,
-                                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
+            self.process = subprocess.Popen(
+                [sys.executable, str(PROGRAM)],
+                env=environment,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
 
     def kill(self) -> None:
         """Ends it with SIGKILL, which leaves it no time to do anything."""
@@ -105,8 +111,9 @@ class Copy:
         actual = self.process.poll()
         if actual != status:
             self.show_stderr()
-            raise DemoFailed("copy %s %s" % (
-                self.letter, "does not end" if actual is None else "ended with exit status %d" % actual))
+            raise DemoFailed(
+                "copy %s %s" % (self.letter, "does not end" if actual is None else "ended with exit status %d" % actual)
+            )
 
 
 class Arrivals:
@@ -121,7 +128,7 @@ class Arrivals:
 
     def update(self) -> None:
         """Takes in what has arrived since the last update."""
-        for entry in self.service.ledger(PROJECT, self.logstore)[self.seen:]:
+        for entry in self.service.ledger(PROJECT, self.logstore)[self.seen :]:
             self.seen += 1
             message = entry.parse()
             self.log_groups[message.Topic].append(entry.log_group)
@@ -157,14 +164,21 @@ class Demonstration:
 
     def environment(self) -> Dict[str, str]:
         """The environment of a copy."""
-        (access_key_id, access_key), = ACCESS_KEYS.items()
+        ((access_key_id, access_key),) = ACCESS_KEYS.items()
         environment = {name: text for name, text in os.environ.items() if not name.startswith("SLS_")}
         environment.update(self.service.environment())
-        environment.update({
-            "SLS_ENDPOINT": self.service.endpoint, "SLS_AK_ID": access_key_id, "SLS_AK_KEY": access_key,
-            "SLS_PROJECT": PROJECT, "SLS_LOGSTORE": SOURCE, "SLS_CG": GROUP, "SLS_LOG_DIR": self.directory,
-            "SLS_HEARTBEAT_INTERVAL": str(HEARTBEAT_INTERVAL),
-        })
+        environment.update(
+            {
+                "SLS_ENDPOINT": self.service.endpoint,
+                "SLS_AK_ID": access_key_id,
+                "SLS_AK_KEY": access_key,
+                "SLS_PROJECT": PROJECT,
+                "SLS_LOGSTORE": SOURCE,
+                "SLS_CG": GROUP,
+                "SLS_LOG_DIR": self.directory,
+                "SLS_HEARTBEAT_INTERVAL": str(HEARTBEAT_INTERVAL),
+            }
+        )
         for number, (target, topics) in enumerate(TARGETS.items(), 1):
             environment["SLS_LOGSTORE_TO%d" % number] = target
             environment["SLS_TOPIC_TO%d" % number] = ",".join(topics)
@@ -173,8 +187,11 @@ class Demonstration:
     def held_shards(self, copy: Copy) -> List[int]:
         """The shards that the service has given to a copy, known by the process id in the consumer's name."""
         shards = self.service.consumer_group(PROJECT, SOURCE, GROUP)["shards"]
-        return sorted(shard for shard, state in shards.items()
-                      if state["consumer"] and state["consumer"].rsplit("-", 2)[1] == str(copy.process.pid))
+        return sorted(
+            shard
+            for shard, state in shards.items()
+            if state["consumer"] and state["consumer"].rsplit("-", 2)[1] == str(copy.process.pid)
+        )
 
     def is_shared(self) -> bool:
         """Whether all shards are held by the copies that run, and each of them has its share."""
@@ -223,8 +240,10 @@ class Demonstration:
         """
         for letter in "ABC":
             self.copies.append(Copy(letter, self.environment(), self.directory))
-        say("-- started dispatch_data.py: %s" % ", ".join(
-            "%s (process %d)" % (copy.letter, copy.process.pid) for copy in self.copies))
+        say(
+            "-- started dispatch_data.py: %s"
+            % ", ".join("%s (process %d)" % (copy.letter, copy.process.pid) for copy in self.copies)
+        )
         say(LEGEND)
         say(ROW % ("time", "source", *TARGETS, "unmatched", "lag", *(copy.letter for copy in self.copies)))
         self.watch(self.is_shared, "the copies to share the shards")
@@ -292,9 +311,13 @@ def positive(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the demonstration's command line arguments to a parser."""
-    parser.add_argument("--seconds", type=positive, default=20.0, metavar="N",
-                        help="how long to feed the source, at the least (default: 20); "
-                             "the whole takes about 10 seconds more")
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        default=20.0,
+        metavar="N",
+        help="how long to feed the source, at the least (default: 20); the whole takes about 10 seconds more",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -316,9 +339,12 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say("\nNOT OK: interrupted")
         return 1
-    say("""
+    say(
+        """
 kill -9 leaves a copy no time to save how far it has come. Who takes over its shards delivers again what was in flight:
 for each shard one batch at the most. Logs that come twice for that reason (%d here) are no failure, a lost log is.
-""" % verdict.duplicated)
+"""
+        % verdict.duplicated
+    )
     say("%s: %s" % ("OK" if verdict.ok else "NOT OK", verdict))
     return 0 if verdict.ok else 1

@@ -52,7 +52,7 @@ def audit_record(choice: random.Random) -> Dict[str, str]:
         "user": choice.choice(("web", "batch", "report")),
         "client_ip": "10.0.%d.%d" % (choice.randrange(4), choice.randint(1, 254)),
         "thread_id": str(choice.randrange(1000)),
-        "sql": choice.choice(STATEMENTS).format(choice.randrange(10 ** 7)),
+        "sql": choice.choice(STATEMENTS).format(choice.randrange(10**7)),
         "latency_us": str(int(choice.lognormvariate(7, 1.5))),
         "return_rows": "0" if failed else str(choice.randrange(200)),
         "fail": "1205" if failed else "0",
@@ -64,7 +64,7 @@ def click_event(choice: random.Random) -> Dict[str, str]:
     return {
         "event": choice.choice(("click", "click", "scroll", "view")),
         "session": "%016x" % choice.getrandbits(64),
-        "user_id": str(choice.randrange(10 ** 6)) if choice.random() < 0.6 else "",
+        "user_id": str(choice.randrange(10**6)) if choice.random() < 0.6 else "",
         "page": choice.choice(PAGES).format(choice.randrange(100000)),
         "element": choice.choice(ELEMENTS),
         "x": str(choice.randrange(1920)),
@@ -95,15 +95,18 @@ class Agent:
     def send(self, log_count: int, unix_time: int) -> bytes:
         """The next pack: a serialised LogGroup of `log_count` logs, all of the second `unix_time`."""
         log_group = LogGroup(Topic=self.topic, Source=self.source, MachineUUID=self.machine)
-        for nanoseconds in sorted(self.choice.randrange(10 ** 9) for _ in range(log_count)):
+        for nanoseconds in sorted(self.choice.randrange(10**9) for _ in range(log_count)):
             log = log_group.Logs.add(Time=unix_time)
             if self.has_nanoseconds:
                 log.Time_ns = nanoseconds
             for key, value in self.make_log(self.choice).items():
                 log.Contents.add(Key=key, Value=value)
         self.pack_number += 1
-        tags = {"__hostname__": "host-" + self.source.replace(".", "-"), "__path__": self.path,
-                "__pack_id__": "%s-%X" % (self.pack_prefix, self.pack_number)}
+        tags = {
+            "__hostname__": "host-" + self.source.replace(".", "-"),
+            "__path__": self.path,
+            "__pack_id__": "%s-%X" % (self.pack_prefix, self.pack_number),
+        }
         for key, value in tags.items():
             log_group.LogTags.add(Key=key, Value=value)
         return log_group.SerializeToString()
@@ -119,8 +122,9 @@ KINDS = {
 }
 
 
-def log_groups(seed: int = 0, topics: Sequence[str] = tuple(KINDS), hosts: int = 3,
-               now: Callable[[], float] = lambda: 1700000000) -> Iterator[bytes]:
+def log_groups(
+    seed: int = 0, topics: Sequence[str] = tuple(KINDS), hosts: int = 3, now: Callable[[], float] = lambda: 1700000000
+) -> Iterator[bytes]:
     """Serialised LogGroups without end, each of 10 to 100 logs of one of `topics`, sent by agents on `hosts` hosts.
 
     The same arguments make the same LogGroups; `now` gives the time of the logs as unix seconds, such as time.time.
@@ -130,5 +134,5 @@ def log_groups(seed: int = 0, topics: Sequence[str] = tuple(KINDS), hosts: int =
     agents = {topic: [Agent(choice, topic, *KINDS[topic][1:]) for _ in range(hosts)] for topic in topics}
     shares = [KINDS[topic][0] for topic in topics]
     while True:
-        topic, = choice.choices(topics, shares)
+        (topic,) = choice.choices(topics, shares)
         yield choice.choice(agents[topic]).send(choice.randint(10, 100), int(now()))

@@ -74,12 +74,7 @@ class LocalLogService:
         self._faults = Faults()
         limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes)
         self._web = Web(
-            self._state,
-            self._faults,
-            limits,
-            lambda: (self.access_keys, self.security_tokens),
-            endpoint_host,
-            region,
+            self._state, self._faults, limits, lambda: (self.access_keys, self.security_tokens), endpoint_host, region
         )
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._thread: Optional[threading.Thread] = None
@@ -211,9 +206,7 @@ class LocalLogService:
         with self._state.lock:
             self._state.delete_logstore(project, logstore)
 
-    def put(
-        self, project: str, logstore: str, log_groups: Iterable[bytes], shard: Optional[int] = None
-    ) -> List[Entry]:
+    def put(self, project: str, logstore: str, log_groups: Iterable[bytes], shard: Optional[int] = None) -> List[Entry]:
         """Feed serialized LogGroups without HTTP; return their entries.
 
         Args:
@@ -230,9 +223,7 @@ class LocalLogService:
             with self._state.lock:
                 store = self._state.logstore(project, logstore)
                 target = store.next_writable_shard() if shard is None else store.writable_shard(shard)
-                entries.append(
-                    store.append(target, log_group, self._web.new_request_id(), self._state.next_sequence())
-                )
+                entries.append(store.append(target, log_group, self._web.new_request_id(), self._state.next_sequence()))
         return entries
 
     def ledger(self, project: str, logstore: str) -> List[Entry]:
@@ -317,7 +308,7 @@ class LocalLogService:
         Raises:
             ValueError: no such action.
         """
-        by_action: "Counter[str]" = Counter()
+        by_action: Counter[str] = Counter()
         for (name, _, _), count in self.calls_by_logstore.items():
             by_action[name] += count
         if action is None:

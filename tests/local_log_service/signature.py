@@ -54,13 +54,13 @@ def verify(
     """
     authorization = headers.get("authorization", "")
     if authorization.startswith(_V1):
-        access_key_id, _, signature = authorization[len(_V1):].rpartition(":")
+        access_key_id, _, signature = authorization[len(_V1) :].rpartition(":")
         secret = _secret(access_key_id, access_keys)
         _check_security_token(access_key_id, headers, security_tokens)
         _check_clock(_http_time(headers.get("date") or headers.get("x-log-date", "")), now)
         expected = _sign_v1(method, path, query, headers, secret)
     elif authorization.startswith(_V4):
-        access_key_id, scope, signature = _parse_v4(authorization[len(_V4):])
+        access_key_id, scope, signature = _parse_v4(authorization[len(_V4) :])
         secret = _secret(access_key_id, access_keys)
         _check_security_token(access_key_id, headers, security_tokens)
         request_time = headers.get("x-log-date", "")
@@ -87,9 +87,7 @@ def _secret(access_key_id: str, access_keys: Mapping[str, str]) -> str:
     return secret
 
 
-def _check_security_token(
-    access_key_id: str, headers: Mapping[str, str], security_tokens: Mapping[str, str]
-) -> None:
+def _check_security_token(access_key_id: str, headers: Mapping[str, str], security_tokens: Mapping[str, str]) -> None:
     sent = headers.get("x-acs-security-token", "")
     required = security_tokens.get(access_key_id, "")
     if not hmac.compare_digest(_bytes(sent), _bytes(required)):
@@ -133,9 +131,7 @@ def _is_signed_header(name: str) -> bool:
     return name.startswith("x-acs-") or (name.startswith("x-log-") and not name.startswith(_UNSIGNED_PREFIX))
 
 
-def _sign_v1(
-    method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], secret: str
-) -> str:
+def _sign_v1(method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], secret: str) -> str:
     lines = [
         method,
         headers.get("content-md5", ""),
@@ -170,13 +166,7 @@ def _signing_key(secret: str, date: str, region: str) -> bytes:
 
 
 def _sign_v4(
-    method: str,
-    path: str,
-    query: Mapping[str, str],
-    headers: Mapping[str, str],
-    secret: str,
-    region: str,
-    scope: str,
+    method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], secret: str, region: str, scope: str
 ) -> str:
     signed = sorted(name for name in headers if name in ("content-type", "host") or _is_signed_header(name))
     parameters = sorted((name, quote(value, safe="~")) for name, value in query.items())
@@ -191,8 +181,6 @@ def _sign_v4(
         ]
     )
     request_time = headers["x-log-date"]
-    text = "\n".join(
-        [_V4.strip(), request_time, scope, hashlib.sha256(_bytes(canonical_request)).hexdigest()]
-    )
+    text = "\n".join([_V4.strip(), request_time, scope, hashlib.sha256(_bytes(canonical_request)).hexdigest()])
     key = _signing_key(secret, request_time[:8], region)
     return hmac.new(key, _bytes(text), hashlib.sha256).hexdigest()

@@ -68,9 +68,7 @@ class Shard:
         expired: how many of the oldest entries the retention time has dropped.
     """
 
-    def __init__(
-        self, shard_id: int, begin_key: int, end_key: int, base: int, parents: Tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, shard_id: int, begin_key: int, end_key: int, base: int, parents: Tuple[int, ...] = ()) -> None:
         self.shard_id = shard_id
         self.begin_key = begin_key
         self.end_key = end_key
@@ -247,8 +245,7 @@ class Logstore:
         """Return what the state machine of a group needs to know of every shard."""
         return {
             shard_id: ShardView(
-                shard.parents,
-                shard.readonly and shard.next_index(group.checkpoint(shard_id)) == len(shard.entries),
+                shard.parents, shard.readonly and shard.next_index(group.checkpoint(shard_id)) == len(shard.entries)
             )
             for shard_id, shard in self.shards.items()
         }

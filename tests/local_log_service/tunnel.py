@@ -19,7 +19,7 @@ class Tunnel:
         self._endpoint_host = endpoint_host
         self._target_port = target_port
         self._server: Optional[asyncio.AbstractServer] = None
-        self._connections: Set["asyncio.Task[None]"] = set()
+        self._connections: Set[asyncio.Task[None]] = set()
 
     async def start(self, port: int) -> int:
         """Listen; return the port, which is a free one for ``port`` 0."""

@@ -5,7 +5,7 @@ and so on). How logs were grouped does not count: LogGroups equal in everything 
 """
 
 import hashlib
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Tuple
+from typing import Iterable, Iterator, List, NamedTuple, Tuple
 
 from .wire_format import read_varint
 
@@ -90,8 +90,11 @@ def split_log_group(log_group: bytes) -> Tuple[List[bytes], bytes]:
 
 def without_pack_id(rest: bytes) -> bytes:
     """A serialised LogGroup but for its LogTags named `__pack_id__`. Raises ValueError where it is no LogGroup."""
-    return b"".join(rest[start:end] for key, start, value, end in read_fields(rest)
-                    if not (key == LOG_TAGS_KEY and tag_name(rest[value:end]) == b"__pack_id__"))
+    return b"".join(
+        rest[start:end]
+        for key, start, value, end in read_fields(rest)
+        if not (key == LOG_TAGS_KEY and tag_name(rest[value:end]) == b"__pack_id__")
+    )
 
 
 def tag_name(log_tag: bytes) -> bytes:

@@ -55,7 +55,7 @@ class Web:
 
         ``credentials`` returns the access keys and the security tokens that are valid at the time of a call.
         """
-        self.arrived: "Counter[Tuple[str, str, str]]" = Counter()
+        self.arrived: Counter[Tuple[str, str, str]] = Counter()
         self._state = state
         self._faults = faults
         self._limits = limits
@@ -70,9 +70,7 @@ class Web:
     async def start(self, host: str, port: int, tls: Optional[ssl.SSLContext] = None) -> int:
         """Listen; return the port, which is a free one for ``port`` 0."""
         self._server = _Server(self._handle, request_factory=self._make_request, access_log=None)
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._server, host, port, ssl=tls, backlog=1024
-        )
+        self._listener = await asyncio.get_running_loop().create_server(self._server, host, port, ssl=tls, backlog=1024)
         return self._listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -148,15 +146,11 @@ class Web:
         name = "." + host.partition(":")[0]
         if not name.endswith(self._host_suffix):
             raise ServiceError("InvalidHost", "Host header {} is invalid".format(host))
-        return name[1:-len(self._host_suffix)]
+        return name[1 : -len(self._host_suffix)]
 
-    def _verify(
-        self, method: str, path: str, query: Dict[str, str], headers: Dict[str, str], body: bytes
-    ) -> None:
+    def _verify(self, method: str, path: str, query: Dict[str, str], headers: Dict[str, str], body: bytes) -> None:
         access_keys, security_tokens = self._credentials()
-        signature.verify(
-            method, path, query, headers, body, access_keys, security_tokens, self._region, time.time()
-        )
+        signature.verify(method, path, query, headers, body, access_keys, security_tokens, self._region, time.time())
 
 
 def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:
@@ -187,6 +181,4 @@ async def _suffer(fault: Fault, request: web.BaseRequest) -> None:
 
 
 def _error_response(error: ServiceError) -> web.Response:
-    return web.Response(
-        status=error.status, body=error.body(), headers={"Content-Type": "application/json"}
-    )
+    return web.Response(status=error.status, body=error.body(), headers={"Content-Type": "application/json"})
