@@ -9,42 +9,16 @@ from copies import (
     LIMIT,
     PROJECT,
     SOURCE,
+    SteadyFeed,
     feed,
     group_shards,
-    is_shared,
+    logs_in,
+    puts_arrived,
     verdict,
     wait_until_delivered,
     wait_until_shared,
 )
 from test_dispatch import assert_all_delivered_once
-
-TARGET_LOGSTORES = ("nginx", "sql-audit", "click")
-
-
-def arrived(service):
-    """Number of LogGroups, joined ones as one, that the targets have taken."""
-    return sum(len(service.ledger(PROJECT, logstore)) for logstore in TARGET_LOGSTORES)
-
-
-def logs_in(service, logstore):
-    return sum(len(entry.parse().Logs) for entry in service.ledger(PROJECT, logstore))
-
-
-class SteadyFeed:
-    """Feeds the source a little at each look, so that logs flow while a test waits for something else."""
-
-    def __init__(self, service):
-        self.service = service
-
-    def wait_for(self, condition, what):
-        def fed_and_met():
-            feed(self.service, 4)
-            return condition()
-
-        self.service.wait_for(fed_and_met, LIMIT, what)
-
-    def wait_until_shared(self, *sharing):
-        self.wait_for(lambda: is_shared(self.service, sharing), "the shards shared among %d copies" % len(sharing))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -52,8 +26,8 @@ def test_resumes_from_the_checkpoint_after_a_graceful_stop(service, copies, numb
     flow = SteadyFeed(service)
     for _ in range(3):
         copy = copies.start()
-        before = arrived(service)
-        flow.wait_for(lambda before=before: arrived(service) > before + 5, "a copy at work")
+        before = puts_arrived(service)
+        flow.wait_for(lambda before=before: puts_arrived(service) > before + 5, "a copy at work")
         assert copy.stop(number) == 0
         feed(service, 40)
     copies.start()
@@ -151,7 +125,7 @@ def test_puts_that_fail_are_tried_until_they_are_taken(service, copies, failure)
         feed(service, 40)
         copy = copies.start()
         service.wait_for(lambda: fault.hits >= 6, LIMIT, "puts that fail")
-        assert arrived(service) == 0
+        assert puts_arrived(service) == 0
         assert service.lag(PROJECT, SOURCE, GROUP) == 40
     wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -244,7 +218,7 @@ def test_a_frozen_copy_does_not_disturb_the_one_that_took_over(service, copies):
 def test_the_source_failing_for_a_while_costs_nothing(service, copies):
     copies.start()
     flow = SteadyFeed(service)
-    flow.wait_for(lambda: arrived(service) > 5, "a copy at work")
+    flow.wait_for(lambda: puts_arrived(service) > 5, "a copy at work")
     for action in ("PullLogs", "HeartBeat", "UpdateCheckPoint"):
         with service.add_fault(action, status=400, code="ParameterInvalid") as fault:
             flow.wait_for(lambda: fault.hits >= 2, "%s refused" % action)

@@ -1,0 +1,227 @@
+"""Whatever fails for a while, at the targets, at the source or on the way to them, costs no log and repeats none.
+
+Where an answer was lost after a put took effect, exactly that put is repeated. Each test runs real copies against the
+local service and compares the whole ledger, log by log.
+"""
+
+import contextlib
+import itertools
+from collections import Counter
+
+import pytest
+from conftest import create_logstores
+from copies import (
+    GROUP,
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    TARGET_LOGSTORES,
+    Copies,
+    SteadyFeed,
+    feed,
+    group_shards,
+    logs_in,
+    logs_in_flight,
+    make_log_group,
+    puts_arrived,
+    verdict,
+    wait_until_delivered,
+)
+from local_log_service import LocalLogService
+from test_dispatch import assert_all_delivered_once
+
+# ---- puts that fail ---------------------------------------------------------------------------------------------
+
+REFUSALS = [
+    dict(status=403, code="ShardWriteQuotaExceed"),
+    dict(status=403, code="WriteQuotaExceed"),
+    dict(status=404, code="LogStoreNotExist"),
+    dict(status=401, code="Unauthorized"),
+    dict(status=500, code="InternalServerError"),
+    dict(status=503, code="ServerBusy"),
+    dict(status=400, code="PostBodyInvalid"),
+    dict(cut="before"),
+]
+
+
+def name_of(failure):
+    return failure.get("code") or (failure.get("cut") and "cut " + failure["cut"]) or "hold"
+
+
+@pytest.mark.parametrize("failure", REFUSALS, ids=name_of)
+def test_puts_that_all_fail_are_tried_until_they_are_taken(service, copies, failure):
+    """Nothing is checkpointed meanwhile, and nothing repeated after."""
+    with service.add_fault("PutLogs", **failure) as fault:
+        feed(service, 40)
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits >= 6, LIMIT, "puts that fail")
+        assert puts_arrived(service) == 0
+        assert service.lag(PROJECT, SOURCE, GROUP) == 40
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    assert "a put failed and is tried again until it is taken" in copy.stderr()
+
+
+@pytest.mark.parametrize(
+    "failure, logstore",
+    [
+        (dict(status=403, code="ShardWriteQuotaExceed"), None),
+        (dict(status=403, code="ShardWriteQuotaExceed"), "click"),
+        (dict(status=403, code="WriteQuotaExceed"), "nginx"),
+        (dict(status=503, code="ServerBusy"), None),
+        (dict(status=500, code="InternalServerError"), "sql-audit"),
+        (dict(cut="before"), None),
+    ],
+    ids=lambda value: name_of(value) if isinstance(value, dict) else value or "all targets",
+)
+def test_a_share_of_failing_puts_costs_and_repeats_no_log(service, copies, failure, logstore):
+    """30 % of the puts fail while logs flow in."""
+    copies.start()
+    flow = SteadyFeed(service)
+    with service.add_fault("PutLogs", logstore=logstore, share=0.3, **failure) as fault:
+        flow.wait_for(lambda: fault.hits > 10, "puts that fail")
+        wait_until_delivered(service)
+    flow.go_on()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_put_whose_answer_is_cut_off_is_repeated_and_nothing_else_is(service, copies):
+    """The service has taken it, the copy can't know: of every such put there are two, of every other one."""
+    flow = SteadyFeed(service)
+    copies.start()
+    with service.add_fault("PutLogs", cut="after", share=0.3) as fault:
+        flow.wait_for(lambda: fault.hits >= 5, "answers cut off")
+        wait_until_delivered(service)
+    bodies = Counter(entry.log_group for logstore in TARGET_LOGSTORES for entry in service.ledger(PROJECT, logstore))
+    assert sum(count - 1 for count in bodies.values()) == fault.hits
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+    more = [log_group for log_group, count in bodies.items() for _ in range(count - 1)]
+    assert outcome.duplicated == sum(count_logs(log_group) for log_group in more), str(outcome)
+
+
+def count_logs(log_group):
+    return len(split_log_group(log_group)[0])
+
+
+def test_a_put_that_is_never_answered_is_tried_again(service, copies):
+    """After ANSWER_TIMEOUT. What the service held without an answer it has not taken, so nothing is repeated."""
+    with service.add_fault("PutLogs", hold=True, share=0.5) as fault:
+        feed(service, 40)
+        copies.start(before="ANSWER_TIMEOUT = 1")
+        wait_until_delivered(service)
+        assert fault.hits >= 3
+    assert_all_delivered_once(service)
+
+
+@pytest.mark.parametrize("action, pause", [("PutLogs", 0.003), ("PullLogs", 0.0005), ("UpdateCheckPoint", 0.003)])
+def test_an_answer_that_trickles_in_byte_by_byte_counts_once(service, copies, action, pause):
+    with service.add_fault(action, trickle=pause, share=0.5) as fault:
+        feed(service, 40)
+        copies.start()
+        service.wait_for(lambda: fault.hits >= 2, LIMIT, "answers that trickle in")
+        wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
+    with service.add_fault("PutLogs", logstore="click", hold=True) as fault:
+        feed(service, 40)
+        copies.start()
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "a put that hangs")
+        service.wait_for(
+            lambda: logs_in(service, "nginx") == 20 * 5 and logs_in(service, "sql-audit") == 10 * 5,
+            LIMIT,
+            "all that goes elsewhere",
+        )
+        assert service.lag(PROJECT, SOURCE, GROUP) == 40
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_missing_target_holds_everything_back_until_it_is_there(service, copies):
+    service.delete_logstore(PROJECT, "click")
+    feed(service, 40)
+    copy = copies.start()
+    service.wait_for(lambda: "LogStoreNotExist" in copy.stderr(), LIMIT, "a word about the missing logstore")
+    service.create_logstore(PROJECT, "click")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_target_deleted_on_the_way_gets_what_it_had_not_taken_once_it_is_there_again(service, copies):
+    copy = copies.start()
+    flow = SteadyFeed(service)
+    flow.wait_for(lambda: logs_in(service, "click") > 0, "a copy at work")
+    with service.add_fault("PutLogs", logstore="click", code="WriteQuotaExceed") as fault:
+        # From the first put refused on, what the logstore has taken stands still: that is what goes with it.
+        flow.wait_for(lambda: fault.hits > 0, "no more puts taken")
+        gone = [entry.log_group for entry in service.ledger(PROJECT, "click")]
+        service.delete_logstore(PROJECT, "click")
+    flow.wait_for(lambda: "LogStoreNotExist" in copy.stderr(), "a word about the missing logstore")
+    service.create_logstore(PROJECT, "click")
+    wait_until_delivered(service)
+    outcome = verdict(service, delivered_before=gone)
+    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert gone and service.ledger(PROJECT, "click")
+
+
+# ---- the source failing -----------------------------------------------------------------------------------------
+
+SOURCE_FAILURES = [
+    dict(status=400, code="ParameterInvalid"),
+    dict(status=403, code="ReadQuotaExceed"),
+    dict(status=503, code="ServerBusy"),
+    dict(cut="before"),
+    dict(hold=True),
+]
+
+
+@pytest.mark.parametrize("failure", SOURCE_FAILURES, ids=name_of)
+@pytest.mark.parametrize("action", ["PullLogs", "UpdateCheckPoint"])
+def test_the_source_failing_under_load_costs_and_repeats_nothing(service, copies, action, failure):
+    """For longer than the group's timeout; the copy's heartbeats go on, so its shards stay its own."""
+    copy = copies.start()
+    flow = SteadyFeed(service)
+    flow.wait_for(lambda: puts_arrived(service) > 5, "a copy at work")
+    with service.add_fault(action, **failure) as fault:
+        flow.wait_for(lambda: fault.hits >= 2, "%s failing" % action)
+        pass_heartbeats(flow, 4)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+def pass_heartbeats(flow, count):
+    before = flow.service.calls("HeartBeat")
+    flow.wait_for(lambda: flow.service.calls("HeartBeat") >= before + count, "%d heartbeats" % count)
+
+
+def test_a_checkpoint_whose_answer_is_lost_is_saved_all_the_same(service, copies):
+    copies.start()
+    flow = SteadyFeed(service)
+    with service.add_fault("UpdateCheckPoint", cut="after", share=0.5) as fault:
+        flow.wait_for(lambda: fault.hits >= 10, "answers cut off")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+@pytest.mark.parametrize("failure", [SOURCE_FAILURES[0], SOURCE_FAILURES[2], SOURCE_FAILURES[4]], ids=name_of)
+def test_heartbeats_failing_for_longer_than_the_timeout_let_no_batch_begin(service, copies, failure):
+    """The service gives the shards to others by then: a copy must wait until it knows that they are its own."""
+    copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    with service.add_fault("HeartBeat", **failure):
+        wait_until_forgotten(service)
+        feed(service, 40)
+        pulls = service.calls("PullLogs")
+        service.wait_for(lambda: service.calls("PullLogs") >= pulls + 4, LIMIT, "new logs pulled")
+        assert puts_arrived(service) == len(service.ledger(PROJECT, SOURCE)) - 40 - joined(service)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+# ---- the way to the service, the key, the clock -----------------------------------------------------------------
