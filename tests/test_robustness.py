@@ -107,76 +107,6 @@ def test_more_copies_than_shards(service, copies):
     assert [copy.stop() for copy in started] == [0] * 6
 
 
-FAILURES = [
-    dict(status=403, code="ShardWriteQuotaExceed"),
-    dict(status=403, code="WriteQuotaExceed"),
-    dict(status=404, code="LogStoreNotExist"),
-    dict(status=401, code="Unauthorized"),
-    dict(status=500, code="InternalServerError"),
-    dict(status=503, code="ServerBusy"),
-    dict(status=400, code="PostBodyInvalid"),
-    dict(cut="before"),
-]
-
-
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.get("code", "connection cut"))
-def test_puts_that_fail_are_tried_until_they_are_taken(service, copies, failure):
-    with service.add_fault("PutLogs", **failure) as fault:
-        feed(service, 40)
-        copy = copies.start()
-        service.wait_for(lambda: fault.hits >= 6, LIMIT, "puts that fail")
-        assert puts_arrived(service) == 0
-        assert service.lag(PROJECT, SOURCE, GROUP) == 40
-    wait_until_delivered(service)
-    assert_all_delivered_once(service)
-    assert copy.stop() == 0
-    assert "a put failed and is tried again until it is taken" in copy.stderr()
-
-
-def test_a_connection_cut_after_the_put_took_effect_loses_nothing(service, copies):
-    with service.add_fault("PutLogs", cut="after", share=0.5) as fault:
-        feed(service, 200)
-        copies.start()
-        service.wait_for(lambda: fault.hits >= 3, LIMIT, "connections cut")
-    wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-
-
-def test_a_share_of_throttled_puts_costs_no_log(service, copies):
-    with service.add_fault("PutLogs", status=403, code="ShardWriteQuotaExceed", share=0.3) as fault:
-        flow = SteadyFeed(service)
-        copies.start()
-        flow.wait_for(lambda: fault.hits > 10, "throttled puts")
-        wait_until_delivered(service)
-    assert_all_delivered_once(service)
-
-
-def test_a_missing_target_holds_everything_back_until_it_is_there(service, copies):
-    service.delete_logstore(PROJECT, "click")
-    feed(service, 40)
-    copy = copies.start()
-    service.wait_for(lambda: "LogStoreNotExist" in copy.stderr(), LIMIT, "a word about the missing logstore")
-    service.create_logstore(PROJECT, "click")
-    wait_until_delivered(service)
-    assert_all_delivered_once(service)
-
-
-def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
-    with service.add_fault("PutLogs", logstore="click", hold=True) as fault:
-        feed(service, 40)
-        copies.start()
-        service.wait_for(lambda: fault.hits > 0, LIMIT, "a put that hangs")
-        service.wait_for(
-            lambda: logs_in(service, "nginx") == 20 * 5 and logs_in(service, "sql-audit") == 10 * 5,
-            LIMIT,
-            "all that goes elsewhere",
-        )
-        assert service.lag(PROJECT, SOURCE, GROUP) == 40
-    wait_until_delivered(service)
-    assert_all_delivered_once(service)
-
-
 @pytest.mark.parametrize(
     "failure",
     [dict(status=403, code="WriteQuotaExceed"), dict(hold=True), dict(cut="before")],
@@ -213,18 +143,6 @@ def test_a_frozen_copy_does_not_disturb_the_one_that_took_over(service, copies):
     outcome = verdict(service)
     assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
     assert outcome.duplicated <= 40 * 5, str(outcome)
-
-
-def test_the_source_failing_for_a_while_costs_nothing(service, copies):
-    copies.start()
-    flow = SteadyFeed(service)
-    flow.wait_for(lambda: puts_arrived(service) > 5, "a copy at work")
-    for action in ("PullLogs", "HeartBeat", "UpdateCheckPoint"):
-        with service.add_fault(action, status=400, code="ParameterInvalid") as fault:
-            flow.wait_for(lambda: fault.hits >= 2, "%s refused" % action)
-    wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
 
 
 def test_a_shard_is_given_up_when_it_moves_and_its_batch_cannot_be_delivered(service, copies):
