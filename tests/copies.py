@@ -94,10 +94,13 @@ class Copy:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Sends a signal and returns the exit status (negative: ended by that signal)."""
+    def stop(self, number: int = signal.SIGTERM, seconds: float = LIMIT) -> int:
+        """Sends a signal and returns the exit status (negative: ended by that signal).
+
+        Raises subprocess.TimeoutExpired where that takes more than `seconds`.
+        """
         self.send(number)
-        return self.process.wait(LIMIT)
+        return self.process.wait(seconds)
 
     def stderr(self) -> str:
         return self.stderr_path.read_text(encoding="utf-8")

@@ -13,40 +13,11 @@ from copies import (
     feed,
     group_shards,
     logs_in,
-    puts_arrived,
     verdict,
     wait_until_delivered,
     wait_until_shared,
 )
 from test_dispatch import assert_all_delivered_once
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_resumes_from_the_checkpoint_after_a_graceful_stop(service, copies, number):
-    flow = SteadyFeed(service)
-    for _ in range(3):
-        copy = copies.start()
-        before = puts_arrived(service)
-        flow.wait_for(lambda before=before: puts_arrived(service) > before + 5, "a copy at work")
-        assert copy.stop(number) == 0
-        feed(service, 40)
-    copies.start()
-    wait_until_delivered(service)
-    assert_all_delivered_once(service)
-
-
-def test_stop_waits_for_the_batch_in_flight(service, copies):
-    """A put that is in the air when SIGTERM comes is seen to its end and checkpointed."""
-    with service.add_fault("PutLogs", hold=True) as fault:
-        feed(service, 40)
-        copy = copies.start()
-        service.wait_for(lambda: fault.hits >= 3, LIMIT, "puts in the air")
-        copy.send(signal.SIGTERM)
-        assert copy.process.poll() is None
-    assert copy.process.wait(LIMIT) == 0
-    copies.start()
-    wait_until_delivered(service)
-    assert_all_delivered_once(service)
 
 
 def test_sharing_joining_and_leaving_loses_and_repeats_nothing(service, copies):
@@ -72,28 +43,6 @@ def test_kill_9_of_one_in_three_loses_nothing(service, copies):
     assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
 
 
-def test_kill_9_repeats_at_most_the_batch_in_flight(service, copies):
-    """Each batch is checkpointed before the next begins, so a copy killed at any time repeats one batch a shard."""
-    feed(service, 400)
-    copy = copies.start()
-    wait_until_delivered(service)
-    with service.add_fault("UpdateCheckPoint", cut="before"):
-        feed(service, 40, topics=("sql_audit",))
-        service.wait_for(
-            lambda: logs_in(service, "sql-audit") == 100 * 5 + 40 * 5,
-            LIMIT,
-            "a batch of each shard delivered, its checkpoint not saved",
-        )
-        feed(service, 40, topics=("click",))
-        copy.process.kill()
-        copy.process.wait()
-    copies.start()
-    wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-    assert outcome.duplicated == 40 * 5, str(outcome)
-
-
 def test_more_copies_than_shards(service, copies):
     flow = SteadyFeed(service)
     started = [copies.start() for _ in range(6)]
@@ -105,25 +54,6 @@ def test_more_copies_than_shards(service, copies):
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert [copy.stop() for copy in started] == [0] * 6
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [dict(status=403, code="WriteQuotaExceed"), dict(hold=True), dict(cut="before")],
-    ids=["refused", "hanging", "cut"],
-)
-def test_sigterm_while_every_put_fails(service, copies, failure):
-    """Within the 10 s that supervisors give, and the next copy delivers everything."""
-    with service.add_fault("PutLogs", **failure) as fault:
-        feed(service, 40)
-        copy = copies.start()
-        service.wait_for(lambda: fault.hits > 0, LIMIT, "puts that fail")
-        copy.send(signal.SIGTERM)
-        assert copy.process.wait(10) == 0
-    copies.start()
-    wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
 
 
 def test_a_frozen_copy_does_not_disturb_the_one_that_took_over(service, copies):
@@ -231,27 +161,6 @@ def test_a_source_that_cannot_be_reached_yet_is_tried_until_it_can(service, copi
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert copy.stop() == 0
-
-
-def test_stops_at_once_while_it_cannot_join(service, copies):
-    with service.add_fault("*", hold=True) as fault:
-        copy = copies.start()
-        service.wait_for(lambda: fault.hits > 0, LIMIT, "a call without an answer")
-        copy.send(signal.SIGTERM)
-        assert copy.process.wait(10) == 0
-
-
-def test_sigint_stops_a_copy_whose_shell_had_it_ignored(service, copies):
-    """Shells start `command &` in a script with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        copy = copies.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    feed(service, 20)
-    wait_until_delivered(service)
-    assert copy.stop(signal.SIGINT) == 0
-    assert_all_delivered_once(service)
 
 
 def test_without_a_log_directory_everything_goes_to_stderr(service, copies):
