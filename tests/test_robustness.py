@@ -1,91 +1,10 @@
 """No log is lost: stops, kills, moves and refusals, with real processes and real signals."""
 
-import signal
 import time
 
 import pytest
-from copies import (
-    GROUP,
-    LIMIT,
-    PROJECT,
-    SOURCE,
-    SteadyFeed,
-    feed,
-    group_shards,
-    logs_in,
-    verdict,
-    wait_until_delivered,
-    wait_until_shared,
-)
+from copies import GROUP, LIMIT, PROJECT, SOURCE, feed, group_shards, logs_in, wait_until_delivered, wait_until_shared
 from test_dispatch import assert_all_delivered_once
-
-
-def test_sharing_joining_and_leaving_loses_and_repeats_nothing(service, copies):
-    flow = SteadyFeed(service)
-    first, second = copies.start(), copies.start()
-    flow.wait_until_shared(first, second)
-    third = copies.start()
-    flow.wait_until_shared(first, second, third)
-    assert second.stop() == 0
-    flow.wait_until_shared(first, third)
-    wait_until_delivered(service)
-    assert_all_delivered_once(service)
-
-
-def test_kill_9_of_one_in_three_loses_nothing(service, copies):
-    flow = SteadyFeed(service)
-    started = [copies.start() for _ in range(3)]
-    flow.wait_until_shared(*started)
-    started[1].send(signal.SIGKILL)
-    flow.wait_until_shared(started[0], started[2])
-    wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-
-
-def test_more_copies_than_shards(service, copies):
-    flow = SteadyFeed(service)
-    started = [copies.start() for _ in range(6)]
-
-    def each_shard_has_one_copy():
-        return sorted(len(copy.held_shards(service)) for copy in started) == [0, 0, 1, 1, 1, 1]
-
-    flow.wait_for(each_shard_has_one_copy, "four copies with a shard, two that wait")
-    wait_until_delivered(service)
-    assert_all_delivered_once(service)
-    assert [copy.stop() for copy in started] == [0] * 6
-
-
-def test_a_frozen_copy_does_not_disturb_the_one_that_took_over(service, copies):
-    """SIGSTOP past the group's timeout, then SIGCONT: it neither begins a batch nor moves a checkpoint back."""
-    frozen = copies.start()
-    feed(service, 40)
-    wait_until_delivered(service)
-    frozen.send(signal.SIGSTOP)
-    feed(service, 40)
-    other = copies.start()
-    service.wait_for(lambda: len(other.held_shards(service)) == 4, LIMIT, "all shards taken over")
-    wait_until_delivered(service)
-    frozen.send(signal.SIGCONT)
-    flow = SteadyFeed(service)
-    flow.wait_until_shared(frozen, other)
-    wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-    assert outcome.duplicated <= 40 * 5, str(outcome)
-
-
-def test_a_shard_is_given_up_when_it_moves_and_its_batch_cannot_be_delivered(service, copies):
-    """A copy whose target connection hangs must not keep shards that another copy could serve."""
-    with service.add_fault("PutLogs", hold=True) as fault:
-        feed(service, 40)
-        copies.start()
-        service.wait_for(lambda: fault.hits > 0, LIMIT, "puts that hang")
-        second = copies.start()
-        service.wait_for(lambda: len(second.held_shards(service)) == 2, LIMIT, "two shards handed over")
-    wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
 
 
 def test_the_last_summary_counts_what_was_delivered(service, copies):
