@@ -2,7 +2,7 @@
 
 import hypothesis
 import pytest
-from copies import PROJECT, SOURCE, Copies
+from copies import PROJECT, SOURCE, Copies, checkpoints_watched
 from local_log_service import LocalLogService
 
 # Machines that run tests are slow at times; a property is no less true for that.
@@ -20,9 +20,13 @@ def service():
 
 @pytest.fixture
 def copies(service, tmp_path):
-    """Starts copies of dispatch_data.py against `service`; what still runs at the end is killed."""
-    with Copies(service, tmp_path) as started:
+    """Starts copies of dispatch_data.py against `service`; what still runs at the end is killed.
+
+    Whatever happens to them, none may ever set a checkpoint back.
+    """
+    with checkpoints_watched() as set_back, Copies(service, tmp_path) as started:
         yield started
+        assert set_back == []
 
 
 def create_logstores(service, shard_count=4):

@@ -1,24 +1,28 @@
 """Runs copies of dispatch_data.py as processes, and feeds and checks what they work on."""
 
+import contextlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Dict, Iterable, List, Optional, Sequence
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 from aliyun.log.proto import LogGroup
-from local_log_service import LocalLogService
+from local_log_service import LocalLogService, cursors
+from local_log_service.consumer_groups import ConsumerGroup
 from local_log_service.errors import ServiceError
-from local_log_service.verdict import Verdict, compare
+from local_log_service.verdict import Verdict, compare, log_identities
 
 PROGRAM = Path(__file__).resolve().parent.parent / "dispatch_data.py"
 PROJECT = "test-project"
 SOURCE = "source"
 GROUP = "dispatch"
 TARGETS = {"nginx": "nginx", "ngnix": "nginx", "sql_audit": "sql-audit", "click": "click"}  # topic -> logstore
+TARGET_LOGSTORES = ("nginx", "sql-audit", "click")
 LIMIT = 60.0  # seconds that any condition may take on a slow machine
 
 
@@ -45,16 +49,41 @@ def settings_for(service: LocalLogService, **changes: Optional[str]) -> Dict[str
     return {name: text for name, text in environment.items() if changes.get(name, text) is not None}
 
 
+MAIN = '\nif __name__ == "__main__":\n'
+
+
+def program_with(before: str, directory: Path) -> Path:
+    """The program with a few lines of Python more, which run in its module before its main part does."""
+    text = PROGRAM.read_text(encoding="utf-8")
+    assert text.count(MAIN) == 1
+    path = directory / PROGRAM.name
+    path.write_text(text.replace(MAIN, "\n%s\n%s" % (before, MAIN)), encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def inherited_signals(ignored: Sequence[int]) -> Iterator[None]:
+    """What is started meanwhile finds these signals ignored, and SIGHUP not, unless named: tests may run in nohup."""
+    dispositions = {signal.SIGHUP: signal.SIG_DFL, **dict.fromkeys(ignored, signal.SIG_IGN)}
+    before = {number: signal.signal(number, disposition) for number, disposition in dispositions.items()}
+    try:
+        yield
+    finally:
+        for number, disposition in before.items():
+            signal.signal(number, disposition)
+
+
 class Copy:
     """One process that runs dispatch_data.py, its stderr in a file beside its log."""
 
-    def __init__(self, environment: Dict[str, str], directory: Path) -> None:
+    def __init__(self, environment: Dict[str, str], directory: Path, before: str, ignored: Sequence[int]) -> None:
         directory.mkdir()
         self.directory = directory
         self.stderr_path = directory / "stderr"
-        with self.stderr_path.open("wb") as stderr:
+        program = program_with(before, directory) if before else PROGRAM
+        with self.stderr_path.open("wb") as stderr, inherited_signals(ignored):
             self.process = subprocess.Popen(
-                [sys.executable, str(PROGRAM)],
+                [sys.executable, str(program)],
                 env=environment,
                 cwd=str(directory),
                 stdin=subprocess.DEVNULL,
@@ -65,10 +94,13 @@ class Copy:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Sends a signal and returns the exit status (negative: ended by that signal)."""
+    def stop(self, number: int = signal.SIGTERM, seconds: float = LIMIT) -> int:
+        """Sends a signal and returns the exit status (negative: ended by that signal).
+
+        Raises subprocess.TimeoutExpired where that takes more than `seconds`.
+        """
         self.send(number)
-        return self.process.wait(LIMIT)
+        return self.process.wait(seconds)
 
     def stderr(self) -> str:
         return self.stderr_path.read_text(encoding="utf-8")
@@ -94,8 +126,14 @@ class Copies:
         self.directory = directory
         self.started = []  # type: List[Copy]
 
-    def start(self, **changes: Optional[str]) -> Copy:
-        copy = Copy(settings_for(self.service, **changes), self.directory / ("copy%d" % len(self.started)))
+    def start(self, before: str = "", ignored: Sequence[int] = (), **changes: Optional[str]) -> Copy:
+        """Starts a copy, with these changes of its settings.
+
+        `before` are lines of Python for what no setting can do: they run in the program's module before its main part.
+        `ignored` are signals that it inherits as ignored, as from nohup.
+        """
+        directory = self.directory / ("copy%d" % len(self.started))
+        copy = Copy(settings_for(self.service, **changes), directory, before, ignored)
         self.started.append(copy)
         return copy
 
@@ -129,11 +167,85 @@ def feed(service: LocalLogService, count: int, topics: Iterable[str] = tuple(TAR
     return log_groups
 
 
-def verdict(service: LocalLogService, targets: Dict[str, str] = TARGETS) -> Verdict:
-    """All that was ever put into the source under a routed topic, against all that arrived in the targets."""
+class SteadyFeed:
+    """Feeds the source a little at each look, so that logs flow while a test waits for something else."""
+
+    INTERVAL = 0.02  # seconds
+
+    def __init__(self, service: LocalLogService) -> None:
+        self.service = service
+        self.next_time = 0.0
+
+    def go_on(self) -> None:
+        if time.monotonic() >= self.next_time:
+            self.next_time = time.monotonic() + self.INTERVAL
+            feed(self.service, 4)
+
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        def fed_and_met() -> bool:
+            self.go_on()
+            return condition()
+
+        self.service.wait_for(fed_and_met, LIMIT, what)
+
+    def wait_until_shared(self, *sharing: Copy) -> None:
+        self.wait_for(lambda: is_shared(self.service, sharing), "the shards shared among %d copies" % len(sharing))
+
+
+def verdict(
+    service: LocalLogService, targets: Dict[str, str] = TARGETS, delivered_before: Sequence[bytes] = ()
+) -> Verdict:
+    """All that was ever put into the source under a routed topic, against all that arrived in the targets.
+
+    `delivered_before` are LogGroups that had arrived in a target which was deleted since, its ledger with it.
+    """
     sent = [entry.log_group for entry in service.ledger(PROJECT, SOURCE) if entry.parse().Topic in targets]
     delivered = [entry.log_group for logstore in set(targets.values()) for entry in service.ledger(PROJECT, logstore)]
-    return compare(sent, delivered)
+    return compare(sent, [*delivered_before, *delivered])
+
+
+def puts_arrived(service: LocalLogService) -> int:
+    """Number of LogGroups, joined ones as one, that the targets have taken."""
+    return sum(len(service.ledger(PROJECT, logstore)) for logstore in TARGET_LOGSTORES)
+
+
+def logs_in(service: LocalLogService, logstore: str) -> int:
+    return sum(len(entry.parse().Logs) for entry in service.ledger(PROJECT, logstore))
+
+
+def logs_in_flight(service: LocalLogService) -> int:
+    """Number of logs that are in a target already while the checkpoint of their shard is yet to pass them.
+
+    That is what has to be delivered again if every copy were gone now: of each shard the batch in flight.
+    """
+    checkpoints = {shard: state["next"] for shard, state in group_shards(service).items()}
+    beyond = []
+    index_in_shard: Counter = Counter()
+    for entry in service.ledger(PROJECT, SOURCE):
+        if index_in_shard[entry.shard] >= (checkpoints.get(entry.shard) or 0):
+            beyond.append(entry.log_group)
+        index_in_shard[entry.shard] += 1
+    delivered = (entry.log_group for logstore in TARGET_LOGSTORES for entry in service.ledger(PROJECT, logstore))
+    return sum((Counter(log_identities(beyond)) & Counter(log_identities(delivered))).values())
+
+
+@contextlib.contextmanager
+def checkpoints_watched() -> Iterator[List[str]]:
+    """Yields a list that gets a line for every checkpoint accepted meanwhile that goes back behind the one before."""
+    set_back: List[str] = []
+    update = ConsumerGroup.update_checkpoint
+
+    def watched(group, consumer, shard, checkpoint, *others, **named):
+        before = group.checkpoint(shard)
+        update(group, consumer, shard, checkpoint, *others, **named)
+        if before and cursors.decode(checkpoint) < cursors.decode(before):
+            set_back.append("%s set shard %d back from %s to %s" % (consumer, shard, before, checkpoint))
+
+    ConsumerGroup.update_checkpoint = watched
+    try:
+        yield set_back
+    finally:
+        ConsumerGroup.update_checkpoint = update
 
 
 def group_shards(service: LocalLogService) -> Dict[int, dict]:

@@ -161,6 +161,31 @@ def test_a_delay_comes_before_the_call_takes_effect(log_service, put):
     assert log_service.ledger(PROJECT, TARGET)[-1].received_at - began >= 0.2
 
 
+def test_an_answer_may_trickle_in(log_service, put):
+    """Byte by byte, and whole: of a call that is taken as of one that is refused; the next is answered at once."""
+    began = time.monotonic()
+    with log_service.add_fault("PutLogs", trickle=0.002) as fault:
+        before = taken(log_service)
+        assert put() is None
+        assert time.monotonic() - began > 0.1
+        with log_service.add_fault("PutLogs", code="WriteQuotaExceed"):
+            assert put() == (403, "WriteQuotaExceed")
+        log_service.client().list_shards(PROJECT, TARGET)
+    assert put() is None
+    assert (fault.hits, taken(log_service)) == (2, before + 2)
+
+
+def test_a_service_with_a_client_that_waits_for_a_trickle_can_be_stopped():
+    with LocalLogService() as service:
+        service.create_logstore(PROJECT, TARGET)
+        fault = service.add_fault("PutLogs", trickle=30)
+        impatient = service.client()
+        impatient.timeout = 0.05
+        with pytest.raises(LogException):
+            impatient.put_log_raw(PROJECT, TARGET, GROUP)
+        assert fault.hits == len(service.ledger(PROJECT, TARGET)) == 10  # the SDK repeats it
+
+
 def test_held_calls_wait_for_the_fault_to_be_removed(log_service, put):
     before = taken(log_service)
     fault = log_service.add_fault("PutLogs", hold=True)
@@ -223,6 +248,7 @@ def test_a_service_that_holds_calls_can_be_stopped():
         {"action": "PutLogs", "code": "MadeUp"},
         {"action": "PutLogs", "status": 403, "share": 1.1},
         {"action": "PutLogs", "status": 403, "share": -0.1},
+        {"action": "PutLogs", "trickle": -1},
         {"action": "PutLogs", "cut": "between"},
         {"action": "PutLogs", "status": 403, "cut": "after"},
     ],

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,51 @@ def test_http_needs_none_of_the_libraries_for_certificates():
         "    pass\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=str(TESTS), check=True, timeout=LIMIT)
+
+
+def test_the_authority_stays_the_same_over_a_restart():
+    with LocalLogService(https=True) as service:
+        service.create_logstore(PROJECT, TARGET)
+        environment = service.environment()
+        context = ssl.create_default_context(cafile=environment["REQUESTS_CA_BUNDLE"])
+        service.stop()
+        service.start()
+        assert service.environment() == environment
+        assert context.get_ca_certs() == ssl.create_default_context(cafile=service._ca_file).get_ca_certs() != []
+        service.client().put_log_raw(PROJECT, TARGET, log_group("value"))
+
+
+def test_a_certificate_that_nobody_vouches_for_is_presented_to_new_connections_only():
+    with LocalLogService(https=True) as service:
+        service.create_logstore(PROJECT, TARGET)
+        connected = service.client()
+        connected.put_log_raw(PROJECT, TARGET, log_group("before"))
+        service.present_certificate(trusted=False)
+        connected.put_log_raw(PROJECT, TARGET, log_group("kept"))
+        with pytest.raises(LogException, match="certificate verify failed"):
+            service.client().list_shards(PROJECT, TARGET)
+        service.present_certificate(trusted=True)
+        service.client().put_log_raw(PROJECT, TARGET, log_group("after"))
+        assert taken_values(service) == ["before", "kept", "after"]
+
+
+def test_there_is_no_certificate_to_choose_without_https():
+    with LocalLogService() as service, pytest.raises(RuntimeError):
+        service.present_certificate(trusted=False)
+
+
+@pytest.mark.parametrize("offset, refused", [(1200, True), (-1200, True), (600, False), (-600, False)])
+def test_the_clock_of_the_service_may_be_off(offset, refused):
+    with LocalLogService() as service:
+        service.create_logstore(PROJECT, TARGET)
+        client = service.client()
+        service.clock_offset = offset
+        if refused:
+            with pytest.raises(LogException, match="RequestTimeExpired"):
+                client.list_shards(PROJECT, TARGET)
+            service.clock_offset = 0
+        client.put_log_raw(PROJECT, TARGET, log_group("value"))
+        assert abs(service.ledger(PROJECT, TARGET)[0].received_at - time.time()) < LIMIT
 
 
 def test_a_tls_context_of_a_client_accepts_the_certificate():

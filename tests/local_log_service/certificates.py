@@ -1,14 +1,27 @@
 """Certificates for HTTPS, made on the fly by a certificate authority of the service's own."""
 
 import ssl
-from typing import Tuple
 
 import trustme
 
 
-def create(endpoint_host: str) -> Tuple[ssl.SSLContext, bytes]:
-    """Return a server's TLS context for ``*.<endpoint_host>`` and the CA certificate to trust (PEM)."""
-    authority = trustme.CA(organization_name="Local Log Service")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("*." + endpoint_host, endpoint_host).configure_cert(context)
-    return context, authority.cert_pem.bytes()
+class Certificates:
+    """The certificates of one service, which outlive its restarts.
+
+    Attributes:
+        context: the server's TLS context for ``*.<endpoint_host>``; what it presents may be changed at any time.
+        authority: the CA certificate to trust (PEM).
+    """
+
+    def __init__(self, endpoint_host: str) -> None:
+        names = ("*." + endpoint_host, endpoint_host)
+        trusted = trustme.CA(organization_name="Local Log Service")
+        self._trusted = trusted.issue_cert(*names)
+        self._untrusted = trustme.CA(organization_name="Somebody Else").issue_cert(*names)
+        self.authority: bytes = trusted.cert_pem.bytes()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.present(True)
+
+    def present(self, trusted: bool) -> None:
+        """Present a certificate to new connections that ``authority`` vouches for, or one that it doesn't."""
+        (self._trusted if trusted else self._untrusted).configure_cert(self.context)

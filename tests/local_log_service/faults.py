@@ -17,6 +17,7 @@ class Fault:
         error: what to answer instead of handling it, if anything.
         cut: "before" or "after" the call takes effect, the connection is broken off without an answer.
         hold: calls are neither answered nor taken until the fault is removed.
+        trickle: seconds between the bytes of the answer.
         removed: whether it was removed.
     """
 
@@ -31,12 +32,14 @@ class Fault:
         delay: float,
         cut: Optional[str],
         hold: bool,
+        trickle: float,
     ) -> None:
         self.hits = 0
         self.delay = delay
         self.error = error
         self.cut = cut
         self.hold = hold
+        self.trickle = trickle
         self.removed = False
         self._on_remove = on_remove
         self._action = action
@@ -91,6 +94,7 @@ class Faults:
         delay: float = 0.0,
         cut: Optional[str] = None,
         hold: bool = False,
+        trickle: float = 0.0,
     ) -> Fault:
         """Put a fault into force; see ``LocalLogService.add_fault``.
 
@@ -99,6 +103,8 @@ class Faults:
         """
         if not 0 <= share <= 1:
             raise ValueError("share has to be within 0 and 1")
+        if delay < 0 or trickle < 0:
+            raise ValueError("delay and trickle are seconds")
         if cut not in (None, "before", "after"):
             raise ValueError('cut has to be None, "before" or "after"')
         error = None
@@ -106,11 +112,11 @@ class Faults:
             error = ServiceError(code, status=status)
         elif status is not None:
             error = ServiceError.of_status(status)
-        if error is None and cut is None and not delay and not hold:
-            raise ValueError("name a status, a code, a delay, cut or hold")
+        if error is None and cut is None and not delay and not hold and not trickle:
+            raise ValueError("name a status, a code, a delay, cut, hold or trickle")
         if error is not None and cut is not None:
             raise ValueError("a call is either answered with an error or cut off")
-        fault = Fault(self._remove, action, project, logstore, error, share, delay, cut, hold)
+        fault = Fault(self._remove, action, project, logstore, error, share, delay, cut, hold, trickle)
         with self._lock:
             self._faults = self._faults + [fault]
         return fault

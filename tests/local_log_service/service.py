@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 import time
+import uuid
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Union
@@ -33,6 +34,9 @@ class LocalLogService:
     Attributes:
         access_keys: access key id -> secret; may be changed at any time.
         security_tokens: access key id -> STS token that has to come with it; may be changed at any time.
+        clock_offset: seconds added to what the service takes for now when it checks the time of a request, which
+            may be 15 minutes off; to the service a client's clock is wrong by as much the other way. May be changed
+            at any time.
         endpoint: the endpoint to give to clients; it names no address, see ``environment``.
         region: what signatures of version 4 have to name.
         port: where clients find their proxy; once started never 0.
@@ -68,18 +72,26 @@ class LocalLogService:
         self.endpoint = "{}://{}".format("https" if https else "http", endpoint_host)
         self.region = region
         self.port = port
+        self.clock_offset = 0.0
         self._https = https
         self._endpoint_host = endpoint_host
         self._state = State()
         self._faults = Faults()
         limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes)
         self._web = Web(
-            self._state, self._faults, limits, lambda: (self.access_keys, self.security_tokens), endpoint_host, region
+            self._state,
+            self._faults,
+            limits,
+            lambda: (self.access_keys, self.security_tokens),
+            endpoint_host,
+            region,
+            lambda: time.time() + self.clock_offset,
         )
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._thread: Optional[threading.Thread] = None
         self._to_close = AsyncExitStack()
         self._ca_file: Optional[str] = None
+        self._certificates: Any = None  # certificates.Certificates, from the first start with HTTPS on
 
     # Life cycle
 
@@ -113,17 +125,17 @@ class LocalLogService:
     async def _listen_https(self, started: AsyncExitStack) -> None:
         from . import certificates  # here, so that HTTP needs none of the libraries for certificates
 
-        tls, authority = certificates.create(self._endpoint_host)
-        handle, ca_file = tempfile.mkstemp(prefix="local-log-service-", suffix=".pem")
-        started.callback(os.unlink, ca_file)
-        with os.fdopen(handle, "wb") as file:
-            file.write(authority)
-        tls_port = await self._web.start(_HOST, 0, tls)
+        if self._certificates is None:
+            self._certificates = certificates.Certificates(self._endpoint_host)
+            self._ca_file = os.path.join(tempfile.gettempdir(), "local-log-service-{}.pem".format(uuid.uuid4().hex))
+        with open(self._ca_file, "xb") as file:
+            started.callback(os.unlink, self._ca_file)
+            file.write(self._certificates.authority)
+        tls_port = await self._web.start(_HOST, 0, self._certificates.context)
         started.push_async_callback(self._web.stop)
         tunnel = Tunnel(_HOST, self._endpoint_host, tls_port)
         self.port = await tunnel.start(self.port)
         started.push_async_callback(tunnel.stop)
-        self._ca_file = ca_file
 
     def stop(self) -> None:
         """Stop listening and break off what is under way. Stopping twice does nothing more."""
@@ -131,7 +143,6 @@ class LocalLogService:
             return
         asyncio.run_coroutine_threadsafe(self._to_close.aclose(), self._loop).result()
         self._end_loop()
-        self._ca_file = None
 
     def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -145,6 +156,19 @@ class LocalLogService:
 
     def __exit__(self, *exception) -> None:
         self.stop()
+
+    def present_certificate(self, trusted: bool) -> None:
+        """With HTTPS, choose the certificate for connections made from now on.
+
+        Args:
+            trusted: one that the CA file of ``environment`` vouches for, as from the start; else another's.
+
+        Raises:
+            RuntimeError: it speaks HTTP, or was never started.
+        """
+        if self._certificates is None:
+            raise RuntimeError("there are certificates with https=True only, once it was started")
+        self._certificates.present(trusted)
 
     # How clients reach it
 
@@ -277,6 +301,7 @@ class LocalLogService:
         delay: float = 0.0,
         cut: Optional[str] = None,
         hold: bool = False,
+        trickle: float = 0.0,
     ) -> Fault:
         """Put a fault into force until it is removed. Where several apply to a call, they do in turn.
 
@@ -291,12 +316,13 @@ class LocalLogService:
             cut: break the connection off without an answer, "before" or "after" the call takes effect.
             hold: neither answer nor take calls until the fault is removed. A client that has gone by then
                 has its call not taken.
+            trickle: send the answer byte by byte, so many seconds apart; then the connection is closed.
 
         Raises:
             ValueError: no such action, or the arguments make no fault.
         """
         _check_action(action)
-        return self._faults.add(action, project, logstore, status, code, share, delay, cut, hold)
+        return self._faults.add(action, project, logstore, status, code, share, delay, cut, hold, trickle)
 
     def clear_faults(self) -> None:
         """Remove every fault."""

@@ -7,7 +7,7 @@ import os
 import ssl
 import time
 from collections import Counter
-from typing import Callable, Dict, Mapping, Optional, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Tuple
 from urllib.parse import parse_qsl, unquote
 
 from aiohttp import web
@@ -50,10 +50,12 @@ class Web:
         credentials: Callable[[], Tuple[Mapping[str, str], Mapping[str, str]]],
         endpoint_host: str,
         region: str,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """Prepare to serve ``<project>.<endpoint_host>``.
 
-        ``credentials`` returns the access keys and the security tokens that are valid at the time of a call.
+        ``credentials`` returns the access keys and the security tokens that are valid at the time of a call, ``now``
+        the unix time that a request's own is compared with.
         """
         self.arrived: Counter[Tuple[str, str, str]] = Counter()
         self._state = state
@@ -62,6 +64,7 @@ class Web:
         self._credentials = credentials
         self._host_suffix = "." + endpoint_host
         self._region = region
+        self._now = now
         self._request_id_prefix = os.urandom(8).hex().upper()
         self._request_numbers = itertools.count(1)
         self._server: Optional[_Server] = None
@@ -96,8 +99,9 @@ class Web:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         request_id = self.new_request_id()
+        faults: List[Fault] = []
         try:
-            answer = await self._answer(request, request_id)
+            answer = await self._answer(request, request_id, faults)
             response = web.Response(body=answer.body, headers=answer.headers)
         except (_Cut, ConnectionError, web.RequestPayloadError):  # all but the first: the client went away
             if request.transport is not None:
@@ -110,6 +114,10 @@ class Web:
             response = _error_response(ServiceError("InternalServerError"))
         response.headers["x-log-requestid"] = request_id
         try:
+            trickle = max((fault.trickle for fault in faults), default=0.0)
+            if trickle:
+                await _send_slowly(response, request.transport, trickle)
+                return web.Response()  # goes nowhere
             await response.prepare(request)
             await response.write_eof()
         except ConnectionError:
@@ -117,7 +125,8 @@ class Web:
         quick_acknowledgement.arm(request.transport)
         return response
 
-    async def _answer(self, request: web.BaseRequest, request_id: str) -> Answer:
+    async def _answer(self, request: web.BaseRequest, request_id: str, faults: List[Fault]) -> Answer:
+        """Handle a request; ``faults`` takes those that befall it."""
         path, query = _parse_target(request.raw_path)
         headers = {name.lower(): value for name, value in request.headers.items()}
         try:
@@ -131,7 +140,7 @@ class Web:
             raise ServiceError("InvalidAPI", "{} {} is no call of the API".format(request.method, path))
         with self._state.lock:
             self.arrived[route.action, project, route.logstore] += 1
-        faults = self._faults.striking(route.action, project, route.logstore)
+        faults += self._faults.striking(route.action, project, route.logstore)
         for fault in faults:
             await _suffer(fault, request)
         self._verify(request.method, path, query, headers, body)
@@ -150,7 +159,7 @@ class Web:
 
     def _verify(self, method: str, path: str, query: Dict[str, str], headers: Dict[str, str], body: bytes) -> None:
         access_keys, security_tokens = self._credentials()
-        signature.verify(method, path, query, headers, body, access_keys, security_tokens, self._region, time.time())
+        signature.verify(method, path, query, headers, body, access_keys, security_tokens, self._region, self._now())
 
 
 def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:
@@ -178,6 +187,19 @@ async def _suffer(fault: Fault, request: web.BaseRequest) -> None:
         raise fault.error
     if fault.cut == "before":
         raise _Cut
+
+
+async def _send_slowly(response: web.Response, transport: Optional[asyncio.Transport], pause: float) -> None:
+    """Send an answer byte by byte with a pause after each, then close the connection."""
+    head = ["HTTP/1.1 {} {}".format(response.status, response.reason), "Connection: close"]
+    head.append("Content-Length: {}".format(len(response.body or b"")))
+    head.extend("{}: {}".format(*pair) for pair in response.headers.items() if pair[0].lower() != "content-length")
+    for byte in "\r\n".join(head + ["", ""]).encode("latin-1") + (response.body or b""):
+        if transport is None or transport.is_closing():
+            return  # the client did not wait for the end
+        transport.write(bytes([byte]))
+        await asyncio.sleep(pause)
+    transport.close()
 
 
 def _error_response(error: ServiceError) -> web.Response:

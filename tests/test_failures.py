@@ -1,0 +1,375 @@
+"""Whatever fails for a while, at the targets, at the source or on the way to them, costs no log and repeats none.
+
+Where an answer was lost after a put took effect, exactly that put is repeated. Each test runs real copies against the
+local service and compares the whole ledger, log by log.
+"""
+
+import contextlib
+from collections import Counter
+
+import pytest
+from conftest import create_logstores
+from copies import (
+    GROUP,
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    TARGET_LOGSTORES,
+    Copies,
+    SteadyFeed,
+    feed,
+    logs_in,
+    puts_arrived,
+    verdict,
+    wait_until_delivered,
+)
+from local_log_service import LocalLogService
+from local_log_service.verdict import split_log_group
+from test_dispatch import assert_all_delivered_once
+
+# ---- puts that fail ---------------------------------------------------------------------------------------------
+
+REFUSALS = [
+    dict(status=403, code="ShardWriteQuotaExceed"),
+    dict(status=403, code="WriteQuotaExceed"),
+    dict(status=404, code="LogStoreNotExist"),
+    dict(status=401, code="Unauthorized"),
+    dict(status=500, code="InternalServerError"),
+    dict(status=503, code="ServerBusy"),
+    dict(status=400, code="PostBodyInvalid"),
+    dict(cut="before"),
+]
+
+
+def name_of(failure):
+    return failure.get("code") or (failure.get("cut") and "cut " + failure["cut"]) or "hold"
+
+
+@pytest.mark.parametrize("failure", REFUSALS, ids=name_of)
+def test_puts_that_all_fail_are_tried_until_they_are_taken(service, copies, failure):
+    """Nothing is checkpointed meanwhile, and nothing repeated after."""
+    with service.add_fault("PutLogs", **failure) as fault:
+        feed(service, 40)
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits >= 6, LIMIT, "puts that fail")
+        assert puts_arrived(service) == 0
+        assert service.lag(PROJECT, SOURCE, GROUP) == 40
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    assert "a put failed and is tried again until it is taken" in copy.stderr()
+
+
+@pytest.mark.parametrize(
+    "failure, logstore",
+    [
+        (dict(status=403, code="ShardWriteQuotaExceed"), None),
+        (dict(status=403, code="ShardWriteQuotaExceed"), "click"),
+        (dict(status=403, code="WriteQuotaExceed"), "nginx"),
+        (dict(status=503, code="ServerBusy"), None),
+        (dict(status=500, code="InternalServerError"), "sql-audit"),
+        (dict(cut="before"), None),
+    ],
+    ids=lambda value: name_of(value) if isinstance(value, dict) else value or "all targets",
+)
+def test_a_share_of_failing_puts_costs_and_repeats_no_log(service, copies, failure, logstore):
+    """30 % of the puts fail while logs flow in."""
+    copies.start()
+    flow = SteadyFeed(service)
+    with service.add_fault("PutLogs", logstore=logstore, share=0.3, **failure) as fault:
+        flow.wait_for(lambda: fault.hits >= (4 if logstore else 10), "puts that fail")
+        wait_until_delivered(service)
+    flow.go_on()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_put_whose_answer_is_cut_off_is_repeated_and_nothing_else_is(service, copies):
+    """The service has taken it, the copy can't know: of every such put there are two, of every other one."""
+    flow = SteadyFeed(service)
+    copies.start()
+    with service.add_fault("PutLogs", cut="after", share=0.3) as fault:
+        flow.wait_for(lambda: fault.hits >= 5, "answers cut off")
+        wait_until_delivered(service)
+    bodies = Counter(entry.log_group for logstore in TARGET_LOGSTORES for entry in service.ledger(PROJECT, logstore))
+    assert sum(count - 1 for count in bodies.values()) == fault.hits
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+    more = [log_group for log_group, count in bodies.items() for _ in range(count - 1)]
+    assert outcome.duplicated == sum(count_logs(log_group) for log_group in more), str(outcome)
+
+
+def count_logs(log_group):
+    return len(split_log_group(log_group)[0])
+
+
+def test_a_put_that_is_never_answered_is_tried_again(service, copies):
+    """After ANSWER_TIMEOUT. What the service held without an answer it has not taken, so nothing is repeated."""
+    with service.add_fault("PutLogs", hold=True, share=0.5) as fault:
+        feed(service, 40)
+        copies.start(before="ANSWER_TIMEOUT = 1")
+        wait_until_delivered(service)
+        assert fault.hits >= 3
+    assert_all_delivered_once(service)
+
+
+@pytest.mark.parametrize("action, pause", [("PutLogs", 0.003), ("PullLogs", 0.0005), ("UpdateCheckPoint", 0.003)])
+def test_an_answer_that_trickles_in_byte_by_byte_counts_once(service, copies, action, pause):
+    with service.add_fault(action, trickle=pause, share=0.5) as fault:
+        feed(service, 40)
+        copies.start()
+        service.wait_for(lambda: fault.hits >= 2, LIMIT, "answers that trickle in")
+        wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
+    with service.add_fault("PutLogs", logstore="click", hold=True) as fault:
+        feed(service, 40)
+        copies.start()
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "a put that hangs")
+        service.wait_for(
+            lambda: logs_in(service, "nginx") == 20 * 5 and logs_in(service, "sql-audit") == 10 * 5,
+            LIMIT,
+            "all that goes elsewhere",
+        )
+        assert service.lag(PROJECT, SOURCE, GROUP) == 40
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_missing_target_holds_everything_back_until_it_is_there(service, copies):
+    service.delete_logstore(PROJECT, "click")
+    feed(service, 40)
+    copy = copies.start()
+    service.wait_for(lambda: "LogStoreNotExist" in copy.stderr(), LIMIT, "a word about the missing logstore")
+    service.create_logstore(PROJECT, "click")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_target_deleted_on_the_way_gets_what_it_had_not_taken_once_it_is_there_again(service, copies):
+    copies.start()
+    flow = SteadyFeed(service)
+    flow.wait_for(lambda: logs_in(service, "click") > 0, "a copy at work")
+    with service.add_fault("PutLogs", logstore="click", code="WriteQuotaExceed") as fault:
+        # From the first put refused on, what the logstore has taken stands still: that is what goes with it.
+        flow.wait_for(lambda: fault.hits > 0, "no more puts taken")
+        gone = [entry.log_group for entry in service.ledger(PROJECT, "click")]
+        service.delete_logstore(PROJECT, "click")
+    tries = service.calls_by_logstore["PutLogs", PROJECT, "click"]
+    flow.wait_for(lambda: service.calls_by_logstore["PutLogs", PROJECT, "click"] >= tries + 2, "puts to no logstore")
+    service.create_logstore(PROJECT, "click")
+    wait_until_delivered(service)
+    outcome = verdict(service, delivered_before=gone)
+    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert gone and service.ledger(PROJECT, "click")
+
+
+# ---- the source failing -----------------------------------------------------------------------------------------
+
+SOURCE_FAILURES = [
+    ("PullLogs", dict(status=403, code="ReadQuotaExceed")),
+    ("PullLogs", dict(status=503, code="ServerBusy")),
+    ("PullLogs", dict(cut="before")),
+    ("UpdateCheckPoint", dict(status=400, code="ParameterInvalid")),
+    ("UpdateCheckPoint", dict(status=503, code="ServerBusy")),
+    ("UpdateCheckPoint", dict(cut="before")),
+    ("UpdateCheckPoint", dict(hold=True)),
+]
+
+
+@pytest.mark.parametrize(
+    "action, failure",
+    SOURCE_FAILURES,
+    ids=["%s-%s" % (action, name_of(failure)) for action, failure in SOURCE_FAILURES],
+)
+def test_the_source_failing_under_load_costs_and_repeats_nothing(service, copies, action, failure):
+    """For longer than the group's timeout; the copy's heartbeats go on, so its shards stay its own."""
+    copy = copies.start()
+    flow = SteadyFeed(service)
+    flow.wait_for(lambda: puts_arrived(service) > 5, "a copy at work")
+    with service.add_fault(action, **failure) as fault:
+        flow.wait_for(lambda: fault.hits >= 2, "%s failing" % action)
+        pass_heartbeats(flow, 3)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+def pass_heartbeats(flow, count):
+    before = flow.service.calls("HeartBeat")
+    flow.wait_for(lambda: flow.service.calls("HeartBeat") >= before + count, "%d heartbeats" % count)
+
+
+def test_a_checkpoint_whose_answer_is_lost_is_saved_all_the_same(service, copies):
+    copies.start()
+    flow = SteadyFeed(service)
+    with service.add_fault("UpdateCheckPoint", cut="after", share=0.5) as fault:
+        flow.wait_for(lambda: fault.hits >= 10, "answers cut off")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+@pytest.mark.parametrize(
+    "failure", [dict(status=400, code="ParameterInvalid"), dict(status=503), dict(hold=True)], ids=str
+)
+def test_heartbeats_failing_for_longer_than_the_timeout_let_no_batch_begin(service, copies, failure):
+    """The service gives the shards to others by then: a copy must wait until it knows that they are its own."""
+    copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    with service.add_fault("HeartBeat", **failure):
+        wait_until_forgotten(service)
+        before = puts_arrived(service)
+        feed(service, 40)
+        calls = service.calls()
+        service.wait_for(
+            lambda: (
+                service.calls("PullLogs") >= calls["PullLogs"] + 8
+                or service.calls("HeartBeat") >= calls["HeartBeat"] + 3
+            ),
+            LIMIT,
+            "new logs pulled, or the shards given up",
+        )
+        assert puts_arrived(service) == before
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def wait_until_forgotten(service):
+    """Until every consumer has been silent for longer than the group's timeout."""
+    service.wait_for(
+        lambda: not service.consumer_group(PROJECT, SOURCE, GROUP)["consumers"], LIMIT, "the consumers removed"
+    )
+
+
+# ---- the way to the service, the key, the clock -----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def outage(service):
+    """The whole service is gone."""
+    service.stop()
+    yield None
+    service.start()
+
+
+@contextlib.contextmanager
+def changed_key(service, access_key_id, secret):
+    """A key is another (or none: deleted), and then what it was again."""
+    right = service.access_keys.copy()
+    service.access_keys[access_key_id] = secret
+    if secret is None:
+        del service.access_keys[access_key_id]
+    yield "InvalidAccessKeyId" if secret is None else "SignatureNotMatch"
+    service.access_keys.update(right)
+
+
+@contextlib.contextmanager
+def wrong_clock(service, offset):
+    service.clock_offset = offset
+    yield "RequestTimeExpired"
+    service.clock_offset = 0.0
+
+
+TROUBLES = {
+    "the service is gone": outage,
+    "the source's key is changed": lambda service: changed_key(service, "local-id", "another-secret"),
+    "the source's key is deleted": lambda service: changed_key(service, "local-id", None),
+    "the clock is slow": lambda service: wrong_clock(service, 1200),
+    "the clock is fast": lambda service: wrong_clock(service, -1200),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=[name.replace(" ", "-") for name in TROUBLES])
+def test_copies_outlast_a_source_out_of_reach(service, copies, trouble):
+    """For longer than the group's timeout, with logs coming in: they go on by themselves, and nothing is repeated."""
+    started = [copies.start(), copies.start()]
+    feed(service, 40)
+    wait_until_delivered(service)
+    with trouble(service) as sign:
+        feed(service, 40)
+        wait_until_forgotten(service)
+        if sign:
+            service.wait_for(lambda: all(sign in copy.stderr() for copy in started), LIMIT, "a word about it")
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert [copy.stop() for copy in started] == [0, 0]
+
+
+def test_a_service_gone_in_mid_batch_repeats_at_most_that_batch(service, copies):
+    with service.add_fault("PutLogs", hold=True, share=0.5) as fault:
+        feed(service, 40)
+        copies.start()
+        service.wait_for(lambda: fault.hits >= 3 and puts_arrived(service) >= 3, LIMIT, "puts in the air")
+        service.stop()
+    feed(service, 40)
+    wait_until_forgotten(service)
+    service.start()
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
+    assert outcome.duplicated <= 40 * 5, str(outcome)
+
+
+@pytest.mark.parametrize("secret", ["another-secret", None], ids=["changed", "deleted"])
+def test_a_target_whose_key_is_refused_waits_for_the_right_one(service, copies, secret):
+    service.access_keys["target-id"] = "target-secret"
+    copy = copies.start(SLS_AK_ID_TO3="target-id", SLS_AK_KEY_TO3="target-secret")
+    flow = SteadyFeed(service)
+    flow.wait_for(lambda: logs_in(service, "click") > 0, "a copy at work")
+    with changed_key(service, "target-id", secret) as code:
+        flow.wait_for(lambda: code in copy.stderr(), "a word about the key")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "target-secret" not in copy.stderr() + copy.log()
+
+
+NO_NAMES = """
+def failing_while_the_file_exists(*arguments, resolve=socket.getaddrinfo, **named):
+    if os.path.exists(%r):
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    return resolve(*arguments, **named)
+
+socket.getaddrinfo = failing_while_the_file_exists
+"""
+
+
+def test_copies_outlast_a_failing_name_resolution(service, copies, tmp_path):
+    switch = tmp_path / "names are unknown"
+    copy = copies.start(before=NO_NAMES % str(switch))
+    feed(service, 40)
+    wait_until_delivered(service)
+    switch.touch()
+    service.stop()  # so that every connection has to be made anew
+    service.start()
+    service.wait_for(lambda: "gaierror" in copy.stderr(), LIMIT, "a word about it")
+    wait_until_forgotten(service)
+    feed(service, 40)
+    switch.unlink()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_copies_outlast_a_certificate_that_nobody_vouches_for(tmp_path):
+    """And they deliver nothing to whoever presents it."""
+    with LocalLogService(https=True) as service:
+        create_logstores(service)
+        with Copies(service, tmp_path) as copies:
+            copy = copies.start()
+            feed(service, 40)
+            wait_until_delivered(service)
+            service.stop()  # so that every connection has to be made anew
+            service.present_certificate(trusted=False)
+            service.start()
+            service.wait_for(lambda: "certificate verify failed" in copy.stderr(), LIMIT, "a word about it")
+            feed(service, 40)
+            calls = service.calls("*")
+            wait_until_forgotten(service)
+            assert service.calls("*") == calls
+            service.present_certificate(trusted=True)
+            wait_until_delivered(service)
+            assert_all_delivered_once(service)
+            assert copy.stop() == 0
