@@ -276,3 +276,8 @@ def wait_until_shared(service: LocalLogService, *sharing: Copy, shard_count: int
     service.wait_for(
         lambda: is_shared(service, sharing, shard_count), LIMIT, "the shards shared among %d copies" % len(sharing)
     )
+
+
+def wait_until_joined(service: LocalLogService, *started: Copy) -> None:
+    """Waits until these copies have made sure of their settings and joined the group."""
+    service.wait_for(lambda: all("INFO consumer " in copy.log() for copy in started), LIMIT, "copies that have joined")

@@ -86,11 +86,9 @@ def test_unmatched_topics_are_left_out_counted_and_named(service, copies):
     assert copy.stop() == 0
     assert_all_delivered_once(service)
     summary = copy.log().splitlines()[-1]
-    assert (
-        "unmatched 20 groups 100 logs ('debug' 10, 'ngnxi' 10)" in summary
-        or "unmatched 20 groups 100 logs ('ngnxi' 10, 'debug' 10)" in summary
-    )
-    assert "TO1 test-project/nginx 10 groups 50 logs" in summary
+    assert "unmatched_groups=20 unmatched_logs=100 unmatched_topics=" in summary
+    assert '"debug 10, ngnxi 10"' in summary or '"ngnxi 10, debug 10"' in summary
+    assert "target=1 logstore=test-project/nginx groups=10 logs=50 " in copy.log()
 
 
 def test_targets_in_other_projects_and_accounts(service, copies):

@@ -22,6 +22,7 @@ from copies import (
     puts_arrived,
     verdict,
     wait_until_delivered,
+    wait_until_joined,
 )
 from local_log_service import LocalLogService
 from local_log_service.verdict import split_log_group
@@ -139,9 +140,10 @@ def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
 
 
 def test_a_missing_target_holds_everything_back_until_it_is_there(service, copies):
+    copy = copies.start()
+    wait_until_joined(service, copy)
     service.delete_logstore(PROJECT, "click")
     feed(service, 40)
-    copy = copies.start()
     service.wait_for(lambda: "LogStoreNotExist" in copy.stderr(), LIMIT, "a word about the missing logstore")
     service.create_logstore(PROJECT, "click")
     wait_until_delivered(service)
@@ -286,6 +288,7 @@ TROUBLES = {
 def test_copies_outlast_a_source_out_of_reach(service, copies, trouble):
     """For longer than the group's timeout, with logs coming in: they go on by themselves, and nothing is repeated."""
     started = [copies.start(), copies.start()]
+    wait_until_joined(service, *started)
     feed(service, 40)
     wait_until_delivered(service)
     with trouble(service) as sign:
@@ -373,3 +376,31 @@ def test_copies_outlast_a_certificate_that_nobody_vouches_for(tmp_path):
             wait_until_delivered(service)
             assert_all_delivered_once(service)
             assert copy.stop() == 0
+
+
+def test_bytes_that_nobody_can_read_are_neither_skipped_nor_checkpointed(service, copies):
+    feed(service, 40)
+    copy = copies.start()
+    wait_until_delivered(service)
+    service.put(PROJECT, SOURCE, [b"\x0a\x7fcut short"], shard=0)
+    service.wait_for(lambda: "shard 0: a pull of 13 bytes is no LogGroupList" in copy.stderr(), LIMIT, "a loud refusal")
+    behind = feed(service, 10, shard=0)
+    service.wait_for(
+        lambda: service.calls("PullLogs") > 0 and copy.stderr().count("shard 0: a pull of") >= 2, LIMIT, "another try"
+    )
+    assert service.lag(PROJECT, SOURCE, GROUP) == 1 + len(behind)
+    assert copy.stop() == 0
+    service.expire(PROJECT, SOURCE, 0, 11)  # the only way past it: its retention time ends
+    copies.start()
+    wait_until_delivered(service)
+    assert logs_in(service, "nginx") + logs_in(service, "sql-audit") + logs_in(service, "click") == 50 * 5
+
+
+def test_a_source_that_cannot_be_reached_yet_is_tried_until_it_can(service, copies):
+    with service.add_fault("*", cut="before") as fault:
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits > 1, LIMIT, "tries")
+        feed(service, 20)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0

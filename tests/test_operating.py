@@ -366,7 +366,7 @@ def test_the_summary_is_key_value_pairs(service, copies):
 
 
 def test_the_summary_comes_with_the_lag(service, copies):
-    copy = copies.start(before="import dispatch_data; dispatch_data.SUMMARY_INTERVAL = 0.5")
+    copy = copies.start(before="SUMMARY_INTERVAL = 0.5")
     wait_until_delivered(service)
     with service.add_fault("PutLogs", hold=True):
         service.put(PROJECT, SOURCE, [make_log_group("nginx")])
@@ -377,3 +377,41 @@ def test_the_summary_comes_with_the_lag(service, copies):
         )
     wait_until_delivered(service)
     service.wait_for(lambda: pairs(copy.log().splitlines()[-1]).get("lag_seconds") == "0", LIMIT, "a lag of 0")
+
+
+# ---- where it logs, and under which name
+
+
+def test_without_a_log_directory_everything_goes_to_stderr(service, copies):
+    feed(service, 20)
+    copy = copies.start(SLS_LOG_DIR="")
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert copy.log() == ""
+    assert "INFO summary target=1 logstore=test-project/nginx groups=10 logs=50 " in copy.stderr()
+
+
+def test_with_a_log_file_a_shared_nohup_out_gets_only_warnings(service, copies):
+    feed(service, 20)
+    copy = copies.start()
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert copy.stderr() == ""
+    assert "INFO summary target=1 logstore=test-project/nginx groups=10 logs=50 " in copy.log()
+    (path,) = copy.directory.glob("*.log")
+    assert path.name == "dispatch_data_%d.log" % copy.process.pid
+    assert all(line.startswith(time.strftime("%Y-")) for line in copy.log().splitlines())
+
+
+def test_consumer_names_are_unique_and_allowed(service, copies):
+    started = [copies.start() for _ in range(3)]
+    service.wait_for(lambda: len(consumers(service)) == 3, LIMIT, "three consumers")
+    names = consumers(service)
+    for copy in started:
+        (name,) = [name for name in names if "-%d-" % copy.process.pid in name]
+        assert name.startswith(GROUP + "-")
+        assert len(name) <= 63 and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+
+
+def consumers(service):
+    return service.consumer_group(PROJECT, SOURCE, GROUP)["consumers"] if group_shards(service) else {}

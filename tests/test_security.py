@@ -1,0 +1,210 @@
+"""What must not leak, and what hostile logs and full disks must not do."""
+
+import logging
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import create_logstores
+from copies import (
+    LIMIT,
+    PROGRAM,
+    PROJECT,
+    SOURCE,
+    Copies,
+    feed,
+    make_log_group,
+    settings_for,
+    verdict,
+    wait_until_delivered,
+    wait_until_joined,
+)
+from local_log_service import LocalLogService
+from test_dispatch import assert_all_delivered_once
+
+from dispatch_data import LineFormatter, Routes, Unmatched, hidden, read_settings, secrets_of
+from dispatch_data import LogGroup as RoutedLogGroup
+
+SECRET = "Very/Secret+Key0"
+TOKEN = "Very/Secret+Token1"
+
+
+@pytest.fixture
+def secret_service():
+    with LocalLogService({"local-id": SECRET}, {"local-id": TOKEN}) as service:
+        create_logstores(service)
+        yield service
+
+
+def everything_written(copy):
+    return copy.stderr() + copy.log()
+
+
+def test_keys_appear_nowhere_while_all_goes_wrong(secret_service, tmp_path):
+    """The SDK's DEBUG output included, and the words for every kind of failure."""
+    service = secret_service
+    with Copies(service, tmp_path) as copies:
+        copy = copies.start(SLS_LOG_LEVEL="DEBUG", SLS_STS_TOKEN=TOKEN)
+        wait_until_joined(service, copy)
+        assert SECRET not in Path("/proc/%d/cmdline" % copy.process.pid).read_text()
+        assert TOKEN not in Path("/proc/%d/cmdline" % copy.process.pid).read_text()
+        for failure in (dict(status=401, code="SignatureNotMatch"), dict(status=500), dict(cut="before")):
+            with service.add_fault("*", **failure) as fault:
+                feed(service, 8)
+                service.wait_for(lambda fault=fault: fault.hits >= 8, LIMIT, "calls that fail")
+        wait_until_delivered(service)
+        assert_all_delivered_once(service)
+        assert copy.stop() == 0
+        written = everything_written(copy)
+    assert " DEBUG " in written
+    assert SECRET not in written and TOKEN not in written
+
+
+def test_keys_appear_in_no_answer_of_check_and_status(secret_service):
+    environment = settings_for(secret_service, SLS_STS_TOKEN=TOKEN + "x", SLS_LOGSTORE_TO1="nowhere")
+    for arguments in (["--check"], ["--status"], []):
+        ended = subprocess.run(
+            [sys.executable, str(PROGRAM), *arguments], env=environment, capture_output=True, text=True, timeout=LIMIT
+        )
+        assert ended.returncode == 1
+        assert SECRET not in ended.stdout + ended.stderr and TOKEN not in ended.stdout + ended.stderr
+
+
+def test_the_password_of_a_proxy_is_a_secret(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://user:p%40ss-word@proxy.test:3128")
+    settings = read_settings(
+        {
+            "SLS_ENDPOINT": "e",
+            "SLS_AK_ID": "id",
+            "SLS_AK_KEY": SECRET,
+            "SLS_PROJECT": "p",
+            "SLS_LOGSTORE": "l",
+            "SLS_CG": "g",
+            "SLS_LOGSTORE_TO1": "t",
+        }
+    )
+    text = "cannot reach http://user:p%40ss-word@proxy.test:3128 or p@ss-word with " + SECRET
+    assert hidden(text, secrets_of(settings)) == "cannot reach http://user:***@proxy.test:3128 or *** with ***"
+
+
+# ---- hostile logs
+
+HOSTILE_TOPICS = (
+    "x\n2026-01-01 00:00:00,000 1 INFO summary target=1 logs=0",
+    "x\r\x1b[2J\u2028\u202egpj.exe",
+    "../../etc/passwd",
+    "%s%d%n",
+    "T" * 1000000,
+)
+
+
+def test_hostile_topics_forge_no_line(service, copies):
+    """Left out, they are named in the summary; refused, in the words for that."""
+    service.put(PROJECT, SOURCE, [make_log_group(topic) for topic in HOSTILE_TOPICS])
+    feed(service, 20)
+    copy = copies.start()
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert_all_delivered_once(service)
+    lines = copy.log().splitlines()
+    assert len([line for line in lines if re.match(r"\d{4}-.* INFO summary target=1 ", line)]) == 1
+    assert not any(line.startswith("2026-01-01") for line in lines)
+    summary = lines[-1]
+    assert "unmatched_groups=%d" % len(HOSTILE_TOPICS) in summary
+    assert summary.isprintable() and len(summary) < 1000
+
+
+def test_hostile_topics_and_names_forge_no_path(service, copies, tmp_path):
+    directory = tmp_path / "rejected"
+    directory.mkdir()
+    service.create_logstore(PROJECT, "rest")
+    poisons = [make_log_group(topic, 1) + b"\x28\x01" for topic in HOSTILE_TOPICS[:4]]
+    service.put(PROJECT, SOURCE, poisons)
+    copy = copies.start(SLS_REJECTED_DIR=str(directory), SLS_LOGSTORE_TO4="rest", SLS_TOPIC_TO4="*")
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert sorted(path.read_bytes() for path in directory.iterdir()) == sorted(poisons)
+    assert all(path.name.startswith("TO4-test-project-rest-") for path in directory.iterdir())
+    assert all(len(line) < 2000 and line.isprintable() for line in everything_written(copy).split("\n"))
+
+
+def test_huge_topics_are_not_remembered():
+    """A shard can bring a new one with each LogGroup; memory must not grow with them."""
+    settings = type("Target", (), {"number": 1, "topics": ("T*",)})
+    routes, unmatched = Routes([settings]), Unmatched()
+    for number in range(50):
+        assert routes.find("T" * 10000 + str(number)) == 1
+        unmatched.add(RoutedLogGroup("t" * 10000 + str(number), 1, b"", b""))
+    assert routes.remembered.cache_info().currsize == 0
+    assert sum(map(len, unmatched.topics)) < 50 * 100
+    assert len(unmatched.summary()) < 1000
+
+
+def test_a_line_is_one_line_whatever_is_in_it():
+    formatter = LineFormatter([SECRET])
+    record = logging.LogRecord("x", logging.INFO, "", 0, "a\n2026 forged\x1b[1m %s", (SECRET,), None)
+    first, second = formatter.format(record).split("\n")
+    assert first.endswith(" INFO a") and second == "    2026 forged\\x1b[1m ***"
+
+
+# ---- disks
+
+
+def test_a_full_disk_for_the_log_file_is_said_and_stops_nothing(service, copies):
+    """A limit of the shell's on the size of files stands for the disk."""
+    copy = copies.start(
+        before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))", SLS_LOG_LEVEL="DEBUG"
+    )
+    feed(service, 40)
+    wait_until_delivered(service)
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    told = [line for line in copy.stderr().splitlines() if "can't write the log file" in line]
+    assert told and "File too large" in told[0]
+    assert len(told) <= 3, "a flood"
+    assert os.path.getsize(str(next(copy.directory.glob("*.log")))) <= 4096
+
+
+def test_a_log_file_that_cannot_be_made_is_said_before_anything_starts(service, tmp_path):
+    """Where not even root may write; a directory that is none is found among the settings."""
+    if not Path("/proc/self").is_dir():
+        pytest.skip("there is no /proc here")
+    ended = subprocess.run(
+        [sys.executable, str(PROGRAM)],
+        env=settings_for(service, SLS_LOG_DIR="/proc/self"),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("dispatch_data.py: SLS_LOG_DIR: ")
+    assert service.calls("*") == 0
+
+
+def test_a_full_disk_for_refused_log_groups_is_said_and_loses_nothing(service, copies, tmp_path):
+    poison = make_log_group("click", 500) + b"\x28\x01"
+    directory = tmp_path / "rejected"
+    directory.mkdir()
+    service.put(PROJECT, SOURCE, [poison], shard=0)
+    copy = copies.start(
+        before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))",
+        SLS_REJECTED_DIR=str(directory),
+        SLS_LOG_DIR="",
+    )
+    service.wait_for(lambda: "File too large" in copy.stderr(), LIMIT, "a word about the disk")
+    assert "TO3 test-project/click: a refused LogGroup can't be set aside yet: " in copy.stderr()
+    assert copy.stop() == 0
+    assert list(directory.iterdir()) == []
+    copies.start(SLS_REJECTED_DIR=str(directory))
+    wait_until_delivered(service)
+    (path,) = directory.iterdir()
+    assert path.read_bytes() == poison
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert verdict(service).foreign == 0
