@@ -1812,13 +1812,23 @@ def help_text() -> str:
     return "\n".join([*lines, "", EXIT_STATUSES])
 
 
+def is_ignored(number: int) -> bool:
+    """Whether this process began with a signal ignored, as nohup has SIGHUP. PyPy's getsignal doesn't know that."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            mask = next(line.split()[1] for line in file if line.startswith("SigIgn:"))
+        return bool(int(mask, 16) >> (number - 1) & 1)
+    except (OSError, StopIteration):
+        return signal.getsignal(number) == signal.SIG_IGN
+
+
 def catch_stop_signals() -> None:
     """SIGTERM, SIGINT and SIGHUP raise KeyboardInterrupt in the main thread, once: a second one changes nothing.
 
     That ends its waiting wherever it is, also where a shell had SIGINT ignored. nohup has SIGHUP ignored: so it stays.
     """
     numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    if not is_ignored(signal.SIGHUP):
         numbers.append(signal.SIGHUP)
 
     asked = threading.Event()
