@@ -10,13 +10,19 @@ copies and keeps the checkpoints; a copy writes each LogGroup to the logstore th
 order: settings, routes, log groups (bytes), delivery, consumer, command line. Each part knows only those before it.
 """
 
+from __future__ import annotations
+
 import argparse
 import base64
 import concurrent.futures
+import contextlib
 import difflib
+import errno
 import fnmatch
 import functools
+import hashlib
 import http.client
+import json
 import logging
 import logging.handlers
 import os
@@ -28,23 +34,11 @@ import ssl
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from collections import Counter, deque
-from typing import (
-    Callable,
-    Deque,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
-    Mapping,
-    NamedTuple,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
-from urllib.parse import urlencode, urlsplit
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from urllib.parse import unquote, urlencode, urlsplit
 
 try:
     import dateutil.parser
@@ -52,8 +46,10 @@ try:
     from aliyun.log import LogClient, LogException
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
     from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
+    from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
     from aliyun.log.consumer.consumer_client import ConsumerClient
     from aliyun.log.consumer.exceptions import CheckPointException, ClientWorkerException
+    from aliyun.log.pulllog_response import PullLogResponse
     from urllib3.util import wait_for_read
 except ImportError as missing:
     sys.exit("dispatch_data.py: %s; install the SDK: pip install -r requirements.txt" % missing)
@@ -71,7 +67,7 @@ class Setting(NamedTuple):
 
     name: str
     check: Callable[[str], object]
-    default: Optional[str]
+    default: str | None
     meaning: str
 
 
@@ -102,7 +98,7 @@ def between(kind: Callable[[str], float], low: float, high: float, right: str) -
     return check
 
 
-def cursor_start(text: str) -> Union[str, int]:
+def cursor_start(text: str) -> str | int:
     """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK."""
     if text in ("begin", "end"):
         return text
@@ -126,7 +122,7 @@ def yes_or_no(text: str) -> bool:
     return text.lower() == "true"
 
 
-def topics(text: str) -> Tuple[str, ...]:
+def topics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names:
         raise ValueError("topics separated by commas, such as nginx,access_*")
@@ -169,6 +165,8 @@ TUNING_SETTINGS = (
     Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "8", "puts in the air at once, for each target"),
     Setting("SLS_MERGE_PACKS", yes_or_no, "false",
             "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up"),
+    Setting("SLS_REJECTED_DIR", writable_directory, "",
+            "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait"),
     Setting("SLS_LOG_DIR", writable_directory, ".", "where the log file goes; empty: no file, stderr alone"),
     Setting("SLS_LOG_LEVEL", matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO",
             "what is logged"),
@@ -179,16 +177,19 @@ DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 
 KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
+CA_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what requests reads, and so does this program
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
 
 
-def split_number(name: str) -> Tuple[str, Optional[str]]:
-    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); None for the number where there is none."""
-    return re.fullmatch(r"(.*?)([1-9]\d*)?", name).groups()
+def split_number(name: str) -> tuple[str, str]:
+    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); '' for the number where there is none, or one from 0."""
+    stem = name.rstrip("0123456789")
+    digits = name[len(stem) :]
+    return (name, "") if digits.startswith("0") else (stem, digits)
 
 
 class Place(NamedTuple):
-    """One logstore, and how to reach it."""
+    """One logstore, and how to reach it; `names` has the variable that each setting was read from."""
 
     endpoint: str
     access_key_id: str
@@ -197,6 +198,7 @@ class Place(NamedTuple):
     region: str
     project: str
     logstore: str
+    names: Mapping[str, str]
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
@@ -205,7 +207,7 @@ class Place(NamedTuple):
     def auth_version(self) -> str:
         return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
 
-    def address(self) -> Tuple[str, str, str]:
+    def address(self) -> tuple[str, str, str]:
         """What tells one logstore from another, however its endpoint is written."""
         host = self.endpoint.lower().rstrip("/").split("://")[-1]
         return host, self.project, self.logstore
@@ -214,23 +216,24 @@ class Place(NamedTuple):
 class TargetSettings(NamedTuple):
     number: int
     place: Place
-    topics: Tuple[str, ...]
+    topics: tuple[str, ...]
 
 
 class Settings(NamedTuple):
     source: Place
     consumer_group: str
-    targets: Tuple[TargetSettings, ...]
-    cursor_start: Union[str, int]  # "begin", "end" or unix seconds
+    targets: tuple[TargetSettings, ...]
+    cursor_start: str | int  # "begin", "end" or unix seconds
     heartbeat_interval: int  # seconds
     fetch_interval: float  # seconds
     writers: int
     merge_packs: bool
+    rejected_dir: str
     log_dir: str
     log_level: str
-    warnings: Tuple[str, ...]
+    warnings: tuple[str, ...]
 
-    def secrets(self) -> List[str]:
+    def secrets(self) -> list[str]:
         """All that must never be shown."""
         places = [self.source] + [target.place for target in self.targets]
         return [text for place in places for text in (place.access_key, place.security_token) if text]
@@ -249,16 +252,16 @@ class EnvironmentReader:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = {name: text.strip() for name, text in environment.items() if name.startswith("SLS_")}
-        self.problems: List[str] = []
+        self.problems: list[str] = []
 
     def problem(self, line: str) -> None:
         if line not in self.problems:
             self.problems.append(line)
 
-    def read(self, setting: Setting, suffix: str = "", default: Optional[str] = None):
+    def read(self, setting: Setting, suffix: str = "", default: str | None = None) -> Any:
         """The checked value of a setting; "" where it is empty, or a problem has been noted."""
         name = setting.name + suffix
-        text = self.environment.get(name, "")
+        text: str | None = self.environment.get(name, "")
         if not text and not (setting.name == "SLS_LOG_DIR" and name in self.environment):
             text = setting.default if default is None else default
         if text is REQUIRED:
@@ -278,16 +281,18 @@ class EnvironmentReader:
 
     def read_place(self, suffixes: Sequence[str], logstore: Setting, logstore_suffix: str) -> Place:
         """The place of one logstore; what the first suffix doesn't set, the next does: _TO2, then _TO, then none."""
-        values = []
+        values: list[Any] = []
+        names = {"SLS_LOGSTORE": logstore.name + logstore_suffix}
         for setting in PLACE_SETTINGS:
             # Id, secret and token make one key: they are taken together, from where any of them is set.
             deciding = KEY_NAMES if setting.name in KEY_NAMES else (setting.name,)
-            values.append(self.read(setting, self.nearest(deciding, suffixes)))
-        place = Place(*values, logstore=self.read(logstore, logstore_suffix))
+            suffix = self.nearest(deciding, suffixes)
+            values.append(self.read(setting, suffix))
+            names[setting.name] = setting.name + suffix
+        place = Place(*values, *[self.read(logstore, logstore_suffix), names])
         if place.project and place.address()[0].startswith(place.project + "."):
             self.problem(
-                "SLS_ENDPOINT%s: %r is wrong; right would be the host without the project"
-                % (self.nearest(["SLS_ENDPOINT"], suffixes), place.endpoint)
+                "%s: %r is wrong; right would be the host without the project" % (names["SLS_ENDPOINT"], place.endpoint)
             )
         return place
 
@@ -303,6 +308,29 @@ class EnvironmentReader:
                 yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
 
 
+def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSettings]:
+    """The targets in the order of their numbers; what is wrong with them is noted with the reader."""
+    set_names = [split_number(name) for name, text in reader.environment.items() if text]
+    numbers = {int(digits) for stem, digits in set_names if digits and stem in NUMBERED_NAMES}
+    if not numbers:
+        reader.problem("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
+    logstore_setting, topics_setting = TARGET_SETTINGS
+    routed: dict[str, int] = {}
+    for number in sorted(numbers):
+        suffix = str(number)
+        place = reader.read_place(["_TO" + suffix, "_TO", ""], logstore_setting, suffix)
+        if place.logstore and place.address() == source.address():
+            reader.problem("SLS_LOGSTORE_TO%d: %s is the source itself; name another logstore" % (number, place))
+        target = TargetSettings(number, place, reader.read(topics_setting, suffix, DEFAULT_TOPICS.get(number)))
+        for topic in target.topics:
+            if routed.setdefault(topic, number) != number:
+                reader.problem(
+                    "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
+                    % (number, topic, routed[topic])
+                )
+        yield target
+
+
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The settings in `environment` (names to texts, as os.environ).
 
@@ -311,32 +339,15 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     reader = EnvironmentReader(environment)
     source = reader.read_place([""], SOURCE_SETTINGS[0], "")
     consumer_group = reader.read(SOURCE_SETTINGS[1])
-
-    set_names = [split_number(name) for name, text in reader.environment.items() if text]
-    numbers = {int(digits) for stem, digits in set_names if digits and stem in NUMBERED_NAMES}
-    if not numbers:
-        reader.problem("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
-
-    targets = []
-    logstore_setting, topics_setting = TARGET_SETTINGS
-    for number in sorted(numbers):
-        suffix = str(number)
-        place = reader.read_place(["_TO" + suffix, "_TO", ""], logstore_setting, suffix)
-        if place.logstore and place.address() == source.address():
-            reader.problem("SLS_LOGSTORE_TO%d: %s is the source itself; name another logstore" % (number, place))
-        targets.append(TargetSettings(number, place, reader.read(topics_setting, suffix, DEFAULT_TOPICS.get(number))))
-    for first, second in ((a, b) for a in targets for b in targets if a.number < b.number):
-        for topic in sorted(set(first.topics) & set(second.topics)):
-            reader.problem(
-                "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
-                % (second.number, topic, first.number)
-            )
-
+    targets = tuple(read_targets(reader, source))
     tuning = [reader.read(setting) for setting in TUNING_SETTINGS]
+    for name in CA_NAMES:  # a typo here must not look like a service that can't be reached
+        if environment.get(name) and not os.path.exists(environment[name]):
+            reader.problem("%s: %r is wrong; right would be a file of CA certificates" % (name, environment[name]))
     warnings = tuple(reader.unknown_names())
     if reader.problems:
         raise SettingsError(reader.problems + list(warnings))
-    return Settings(source, consumer_group, tuple(targets), *tuning, warnings=warnings)
+    return Settings(source, consumer_group, targets, *[*tuning, warnings])
 
 
 # ---- routes: which target a topic belongs to ------------------------------------------------------------------------
@@ -345,20 +356,26 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 class Routes:
     """Finds the target of a topic: a topic named exactly beats any pattern, patterns are tried in the order of n."""
 
+    LONGEST_REMEMBERED = 256  # characters
+
     def __init__(self, targets: Iterable[TargetSettings]) -> None:
-        self.exact: Dict[str, int] = {}
+        self.exact: dict[str, int] = {}
         self.patterns = []
-        for target in sorted(targets):
+        for target in sorted(targets, key=lambda target: target.number):
             for topic in target.topics:
                 if any(character in topic for character in "*?["):
                     self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
                 else:
                     self.exact[topic] = target.number
         # A topic may be a file's path or a container's id: remember many, but not without end.
-        self.find = functools.lru_cache(maxsize=10000)(self._find)
+        self.remembered = functools.lru_cache(maxsize=10000)(self.match)
 
-    def _find(self, topic: str) -> Optional[int]:
+    def find(self, topic: str) -> int | None:
         """The number of the topic's target, None when no route matches."""
+        return self.remembered(topic) if len(topic) <= self.LONGEST_REMEMBERED else self.match(topic)
+
+    def match(self, topic: str) -> int | None:
+        """As `find`, without remembering."""
         if topic in self.exact:
             return self.exact[topic]
         return next((number for matches, number in self.patterns if matches(topic)), None)
@@ -384,7 +401,9 @@ class LogGroup:
 
     __slots__ = ("Topic", "joinable", "log_count", "log_counts", "logs", "rest", "size")
 
-    def __init__(self, topic: str, log_count: int, logs: Union[bytes, memoryview], rest: bytes, joinable=True) -> None:
+    def __init__(
+        self, topic: str, log_count: int, logs: bytes | memoryview, rest: bytes, joinable: bool = True
+    ) -> None:
         self.Topic = topic
         self.logs = [logs]
         self.log_counts = [log_count]
@@ -396,19 +415,19 @@ class LogGroup:
     def SerializeToString(self) -> bytes:
         return b"".join(self.logs + [self.rest])
 
-    def join(self, other: "LogGroup") -> None:
+    def join(self, other: LogGroup) -> None:
         """Takes over the logs of another, which is equal in everything else."""
         self.logs += other.logs
         self.log_counts += other.log_counts
         self.size += other.size - len(other.rest)
         self.log_count += other.log_count
 
-    def split(self) -> List["LogGroup"]:
+    def split(self) -> list[LogGroup]:
         """Those that were joined, each for itself again."""
         return [LogGroup(self.Topic, count, logs, self.rest) for count, logs in zip(self.log_counts, self.logs)]
 
 
-def read_varint(data: bytes, position: int) -> Tuple[int, int]:
+def read_varint(data: bytes, position: int) -> tuple[int, int]:
     """The varint at `position` and the position after it. Raises IndexError at the end, ValueError beyond 64 bits."""
     number = shift = 0
     while True:
@@ -422,7 +441,7 @@ def read_varint(data: bytes, position: int) -> Tuple[int, int]:
             raise ValueError("a varint of more than 10 bytes")
 
 
-def read_fields(data: bytes, position: int, end: int) -> Iterator[Tuple[int, int, int, int]]:
+def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """The fields of a message within data[position:end] as (key, start of field, start of value, end of field).
 
     Raises ValueError or IndexError where these bytes are no message, or use groups, which proto2 has given up.
@@ -477,7 +496,7 @@ def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGr
     return LogGroup(topic.decode("utf-8", "replace"), log_count, view[start:rest_start], data[rest_start:end], joinable)
 
 
-def read_log_group_list(data: bytes) -> List[LogGroup]:
+def read_log_group_list(data: bytes) -> list[LogGroup]:
     """The LogGroups of a serialised LogGroupList, what a pull answers with. Raises as `read_fields`."""
     view = memoryview(data)
     return [
@@ -487,7 +506,7 @@ def read_log_group_list(data: bytes) -> List[LogGroup]:
     ]
 
 
-def parse_log_group_list(response) -> List[LogGroup]:
+def parse_log_group_list(response: PullLogResponse) -> list[LogGroup]:
     """The LogGroups of a PullLogResponse by way of the SDK's parser. Raises LogException where that refuses too."""
     log_groups = []
     for parsed in response.get_loggroup_list().LogGroups:
@@ -498,7 +517,7 @@ def parse_log_group_list(response) -> List[LogGroup]:
     return log_groups
 
 
-def log_groups_of(response) -> List[LogGroup]:
+def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
     """The LogGroups of a PullLogResponse. Raises LogException when its bytes are no LogGroupList."""
     # The SDK keeps the bytes of a pull in this private attribute until its own parser is asked for; when it is gone
     # from a new release, parsing is the slow way that still works.
@@ -527,14 +546,14 @@ JOINED_BYTES = 3 * 1000 * 1000
 JOINED_LOGS = 4096
 
 
-def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> List[LogGroup]:
+def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[LogGroup]:
     """Puts together LogGroups that are equal in everything but their logs, within JOINED_BYTES and JOINED_LOGS.
 
     The order of logs is kept, no LogGroup is split. With `join_packs`, an agent's packs count as equal, and the
     outcome bears the number of the first.
     """
-    joined: List[LogGroup] = []
-    growing: Dict[bytes, LogGroup] = {}
+    joined: list[LogGroup] = []
+    growing: dict[bytes, LogGroup] = {}
     for log_group in log_groups:
         likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
         first = growing.get(likeness) if log_group.joinable else None
@@ -551,7 +570,7 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> List[Lo
     return joined
 
 
-# ---- delivery: every put until the target has taken it --------------------------------------------------------------
+# ---- the service: calls, and what to do about those that fail --------------------------------------------------------
 
 FIRST_PAUSE = 0.1  # seconds
 LONGEST_PAUSE = 5.0  # seconds
@@ -559,9 +578,309 @@ CONNECT_TIMEOUT = 10  # seconds
 ANSWER_TIMEOUT = 60  # seconds
 SURELY_OPEN = 1.0  # seconds for which a connection last used is not looked at before it is used again
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
+
+# What an error code means to an operator; {SLS_...} stands for the variable that decides.
+ADVICE = {
+    "ProjectNotExist": "{SLS_PROJECT} must exist in the region of {SLS_ENDPOINT}",
+    "LogStoreNotExist": "{SLS_LOGSTORE} must exist in the project",
+    "InvalidAccessKeyId": "{SLS_AK_ID} must be a key that exists and is enabled",
+    "SignatureNotMatch": "{SLS_AK_KEY} must be the secret of {SLS_AK_ID}",
+    "Unauthorized": "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy",
+    "SecurityTokenExpired": "{SLS_STS_TOKEN} has run out: set a new key and token and start again",
+    "RequestTimeExpired": "this machine's clock must be right to 15 minutes",
+    "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: set SLS_CG to one of them, or "
+    "delete one that nobody needs, in the console or by `aliyunlog log list_consumer_group`, `delete_consumer_group`",
+    "ConsumerGroupNotExist": "the consumer group was deleted, and its checkpoints with it: start the copies again to "
+    "make it anew, from SLS_CURSOR_START on",
+    "ShardNotExist": "the shard, or the logstore it was in, is gone",
+    "WriteQuotaExceed": "the project's write quota is used up: ask for more in the console",
+    "ShardWriteQuotaExceed": "the logstore's shards are full (5 MB/s each): split some, or let the service split them",
+    "ReadQuotaExceed": "the project's read quota is used up: ask for more in the console",
+    "ShardReadQuotaExceed": "the shard is read at its limit (10 MB/s), by this group or by others",
+    "PostBodyTooLarge": "the service won't take this LogGroup, see SLS_REJECTED_DIR",
+    "PostBodyInvalid": "the service won't take this LogGroup, see SLS_REJECTED_DIR",
+    "ParameterInvalid": "the service won't take this call; if it is a put, see SLS_REJECTED_DIR",
+    "CERTIFICATE_VERIFY_FAILED": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs",
+    "no answer": "{SLS_ENDPOINT} must be reachable from here: look at its name, the network, the proxy variables",
+    "trouble inside": "the service has trouble of its own, which should pass",
+}
+# Answers that blame what was put, not who puts it, where, or when.
+REFUSALS_OF_LOG_GROUPS = ("PostBodyInvalid", "PostBodyTooLarge", "ParameterInvalid")
+
+
+def printable(text: str, longest: int = 300) -> str:
+    """The text, safe to show on one line: what isn't printable is escaped, what is too long is cut."""
+    shown = text if len(text) <= longest else text[:longest] + "..."
+    return shown if shown.isprintable() else repr(shown)[1:-1]
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait before each further try: exponential, capped, and spread so that copies don't try in step."""
+    pause = FIRST_PAUSE
+    while True:
+        yield pause * random.uniform(0.5, 1.0)
+        pause = min(pause * 2, LONGEST_PAUSE)
+
+
+class CallFailed(LogException):  # type: ignore[misc]
+    """One call that the service refused, or that never reached it. `status` is None without an answer."""
+
+    def __init__(self, error: LogException) -> None:
+        self.code = str(error.get_error_code())
+        super().__init__(self.code, str(error.get_error_message()), error.get_request_id(), error.get_resp_status())
+        # LogException says 200 where there was no answer at all.
+        self.status: int | None = error.get_resp_status() if error.get_resp_status() != 200 else None
+
+    def __str__(self) -> str:
+        status = "%d " % self.status if self.status else ""
+        return "%s%s: %s" % (status, self.code, printable(self.get_error_message()))
+
+    def may_pass(self) -> bool:
+        """Whether time alone may mend it; else somebody has to change a key, a name or a clock."""
+        is_throttled = self.code.endswith("QuotaExceed") and self.code != "ConsumerGroupQuotaExceed"
+        return self.status is None or self.status >= 500 or is_throttled
+
+    def refuses_log_group(self) -> bool:
+        """Whether it was a put that was refused for what it brings."""
+        return self.status == 400 and self.code in REFUSALS_OF_LOG_GROUPS
+
+    def advice(self, place: Place) -> str:
+        """What to do about it, "" when that is not known."""
+        reason = self.code.replace("SecurityToken.", "SecurityToken")
+        if self.status is None:
+            text = self.get_error_message().lower()
+            reason = "CERTIFICATE_VERIFY_FAILED" if "certificate" in text and "verify" in text else "no answer"
+        elif self.status >= 500:
+            reason = "trouble inside"
+        return ADVICE.get(reason, "").format(**place.names)
+
+
+def explain(error: Exception, place: Place) -> str:
+    """An error in one line, with what to do about it."""
+    if not isinstance(error, CallFailed):
+        return printable(repr(error))
+    return "; ".join(filter(None, [str(error), error.advice(place)]))
+
+
+class GrowingIntervals:
+    """Says when it is time for another line about what happens again and again: at once, then ever less often."""
+
+    FIRST, LONGEST = 10.0, 600.0  # seconds
+
+    def __init__(self) -> None:
+        self.next, self.interval = 0.0, self.FIRST
+
+    def is_due(self) -> bool:
+        now = time.monotonic()
+        if now < self.next:
+            return False
+        self.next, self.interval = now + self.interval, min(self.interval * 2, self.LONGEST)
+        return True
+
+
+class Trouble:
+    """Calls of one kind that fail at one place: the first is told, then sums at growing intervals, then the end.
+
+    The end is when whatever failed has been done after all, and nothing failed for QUIET seconds.
+    """
+
+    QUIET = 5.0
+
+    def __init__(self, subject: str, calls: str, failing: str, place: Place) -> None:
+        """`calls` names them, such as "puts"; `failing` says what happens to one that failed."""
+        self.subject, self.calls, self.failing, self.place = subject, calls, failing, place
+        self.lock = threading.Lock()
+        self.open: set[object] = set()  # what has failed and is yet to be done
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        self.failures = 0
+        self.since = self.last = 0.0
+        self.codes: set[str] = set()
+        self.intervals = GrowingIntervals()
+
+    def failed(self, what: object, error: Exception) -> None:
+        """Takes note of a failure; `what` failed, and will be tried again."""
+        code = error.code if isinstance(error, CallFailed) else type(error).__name__
+        with self.lock:
+            self.last = time.monotonic()
+            self.since = self.since or self.last
+            self.failures += 1
+            self.open.add(what)
+            is_due = self.intervals.is_due()
+            if code in self.codes and not is_due:
+                return
+            self.codes.add(code)
+            failures, seconds = self.failures, self.last - self.since
+        line = "%s: %s: %s" % (self.subject, self.failing, explain(error, self.place))
+        if failures > 1:
+            line += " (%d failed tries in %.0f s)" % (failures, seconds)
+        log.log(logging.WARNING if isinstance(error, CallFailed) and error.may_pass() else logging.ERROR, "%s", line)
+
+    def passed(self, what: object) -> None:
+        """Takes note that `what` has been done, or is nobody's business any more."""
+        if what in self.open:
+            with self.lock:
+                self.open.discard(what)
+
+    @contextlib.contextmanager
+    def watch(self, what: object, pause: float) -> Iterator[None]:
+        """Notes how the block ends; if it fails, waits `pause` seconds and raises again."""
+        try:
+            yield
+        except Exception as error:
+            self.failed(what, error)
+            time.sleep(pause)
+            raise
+        self.passed(what)
+
+    def settle(self) -> None:
+        """Says when it is over; to be called now and then."""
+        with self.lock:
+            if not self.failures or self.open or time.monotonic() - self.last < self.QUIET:
+                return
+            line = "%s: %s recovered after %d failed tries in %.0f s"
+            values = self.subject, self.calls, self.failures, self.last - self.since
+            self.begin_again()
+        log.warning(line, *values)
+
+
+class Connector:
+    """Opens connections to one origin (scheme://host:port) as requests would: same proxy, same trusted CAs.
+
+    requests reads the environment and builds its objects anew for every call, which costs more than the rest of a
+    put; this reads the environment once. What http.client can't do, a proxy spoken to in TLS or SOCKS, stays with
+    requests: then `is_usable` is False.
+    """
+
+    def __init__(self, origin: str) -> None:
+        settled = requests.Session().merge_environment_settings(origin, {}, None, None, None)
+        bundle = requests.utils.DEFAULT_CA_BUNDLE_PATH if settled["verify"] is True else str(settled["verify"] or "")
+        self.origin = urlsplit(origin)
+        proxy = requests.utils.select_proxy(origin, settled["proxies"])
+        self.proxy = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http") if proxy else "")
+        self.is_usable = self.proxy.scheme in ("", "http") and bool(bundle)
+        self.proxy_headers = {}
+        if self.proxy.username:
+            user = "%s:%s" % requests.utils.get_auth_from_url(self.proxy.geturl())
+            self.proxy_headers["Proxy-Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
+        self.tls = None
+        if self.origin.scheme == "https" and self.is_usable:
+            is_directory = os.path.isdir(bundle)
+            self.tls = ssl.create_default_context(
+                cafile=None if is_directory else bundle, capath=bundle if is_directory else None
+            )
+
+    def connect(self, answer_timeout: float) -> http.client.HTTPConnection:
+        """A new connection, open. Raises OSError, ValueError or HTTPException."""
+        host, port = self.origin.hostname or "", self.origin.port
+        address = (self.proxy.hostname, self.proxy.port or 80) if self.proxy.hostname else (host, port)
+        connection: http.client.HTTPConnection
+        if self.tls:
+            connection = http.client.HTTPSConnection(*address, timeout=CONNECT_TIMEOUT, context=self.tls)
+            if self.proxy.hostname:
+                connection.set_tunnel(host, port, headers=self.proxy_headers)
+        else:
+            connection = http.client.HTTPConnection(*address, timeout=CONNECT_TIMEOUT)
+        connection.connect()
+        connection.sock.settimeout(answer_timeout)
+        return connection
+
+    def request(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+    ) -> tuple[int, bytes, http.client.HTTPMessage]:
+        """Sends one request and returns (status, body, headers) of its answer. Raises OSError or HTTPException."""
+        if self.proxy.hostname and not self.tls:  # an HTTP proxy is told the whole URL
+            path = self.origin.geturl() + path
+            headers = dict(headers, **self.proxy_headers)
+        # http.client would check each header and send the body apart, which costs as much again.
+        head = "%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join("%s: %s\r\n" % pair for pair in headers.items()))
+        connection.sock.sendall(head.encode("latin-1") + (body or b""))
+        # Closed at once: where there is no answer, an open file would keep the socket open, on PyPy for long.
+        with http.client.HTTPResponse(connection.sock, method=method) as response:
+            response.begin()
+            answer = response.status, response.read(), response.headers
+            if response.will_close:
+                connection.close()
+        return answer
+
+
+class NotRepeated(Exception):
+    """Carries a CallFailed past LogClient._send, which repeats some LogExceptions ten times, a second apart."""
+
+
+class LeanClient(LogClient):
+    """A LogClient that talks to one project, from many threads, without requests, and tries each call once.
+
+    A call that fails raises CallFailed. Three private methods of the SDK's are overridden; should they be renamed,
+    calls go through requests again.
+    """
+
+    def __init__(self, place: Place, answer_timeout: float | None = None) -> None:
+        """`answer_timeout` is in seconds; None stands for ANSWER_TIMEOUT."""
+        super().__init__(
+            place.endpoint,
+            place.access_key_id,
+            place.access_key,
+            place.security_token or None,
+            source="dispatch_data",
+            auth_version=place.auth_version,
+            region=place.region,
+        )
+        self.answer_timeout = answer_timeout or ANSWER_TIMEOUT
+        self.timeout = (CONNECT_TIMEOUT, self.answer_timeout)  # type: ignore[assignment]  # what requests takes
+        self.connector: Connector | None = None
+        self.of_thread = threading.local()  # each thread keeps one connection: there is no pool to run out of
+
+    def _send(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super()._send(*args, **options)  # type: ignore[misc]
+        except NotRepeated as carrier:
+            raise carrier.args[0] from None
+
+    def _sendRequest(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super()._sendRequest(*args, **options)  # type: ignore[misc]
+        except LogException as error:
+            raise NotRepeated(CallFailed(error)) from error
+
+    def _getHttpResponse(
+        self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
+    ) -> Any:
+        scheme, rest = url.split("://")
+        host, slash, path = rest.partition("/")
+        path = slash + path + ("?" + urlencode(params) if params else "")
+        kept, last_use = getattr(self.of_thread, "kept", (None, 0.0))
+        self.of_thread.kept = None, 0.0
+        connection: http.client.HTTPConnection | None = kept
+        try:
+            self.connector = self.connector or Connector(scheme.lower() + "://" + host)
+            if not self.connector.is_usable:
+                return super()._getHttpResponse(method, url, params, body, headers)  # type: ignore[misc]
+            if connection and connection.sock and time.monotonic() - last_use > SURELY_OPEN:
+                # An idle connection with something to read has been closed by the other side.
+                connection = None if wait_for_read(connection.sock, 0) else connection
+            if not connection or not connection.sock:
+                connection = self.connector.connect(self.answer_timeout)
+            answer = self.connector.request(connection, method, path, body, dict(headers, **USER_AGENT))
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if connection:
+                connection.close()
+            raise LogException("LogRequestError", "%s: %s" % (type(error).__name__, error)) from error
+        self.of_thread.kept = connection, time.monotonic()
+        return answer
+
+
+# ---- delivery: every put until the target has taken it --------------------------------------------------------------
+
 GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop or its shard is to move
 LOOK_INTERVAL = 0.05  # seconds of load that decide whether more writers would help
-SAME_NEWS = 10.0  # seconds between two lines about one target's refusals
+REFUSALS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
 
 
 class Patience:
@@ -569,7 +888,7 @@ class Patience:
 
     def __init__(self, is_wanted: Callable[[], bool]) -> None:
         self.is_wanted = is_wanted
-        self.end: Optional[float] = None
+        self.end: float | None = None
 
     def lasts(self) -> bool:
         if self.is_wanted():
@@ -602,150 +921,70 @@ class Crew:
             return self.size
 
 
-def pauses() -> Iterator[float]:
-    """Seconds to wait before each further try: exponential, capped, and spread so that copies don't try in step."""
-    pause = FIRST_PAUSE
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(pause * 2, LONGEST_PAUSE)
+class RejectedLogGroups:
+    """Keeps LogGroups that a target refuses for good as files: one each, for the owner alone, on disk for certain.
 
-
-class CallFailed(Exception):
-    """One call that the service refused or that never reached it. `status` is None without an answer."""
-
-    def __init__(self, error: LogException) -> None:
-        self.code = error.get_error_code()
-        # LogException says 200 where there was no answer at all.
-        self.status = error.get_resp_status() if error.get_resp_status() != 200 else None
-        status = "%d " % self.status if self.status else ""
-        super().__init__("%s%s: %s" % (status, self.code, error.get_error_message()))
-
-    def may_pass(self) -> bool:
-        """Whether time alone may mend it; else somebody has to change a key, a name or a clock."""
-        return self.status is None or self.status >= 500 or self.code.endswith("QuotaExceed")
-
-
-class Connector:
-    """Opens connections to one origin (scheme://host:port) as requests would: same proxy, same trusted CAs.
-
-    requests reads the environment and builds its objects anew for every call, which costs more than the rest of a
-    put; this reads the environment once. What http.client can't do, a proxy spoken to in TLS or SOCKS, stays with
-    requests: then `is_usable` is False.
+    A file has the bytes of one LogGroup, and a name made of those of its target and of a hash: a LogGroup that is
+    refused again after a crash is the same file again.
     """
 
-    def __init__(self, origin: str) -> None:
-        settled = requests.Session().merge_environment_settings(origin, {}, None, None, None)
-        bundle = requests.certs.where() if settled["verify"] is True else settled["verify"]
-        self.origin = urlsplit(origin)
-        self.proxy = urlsplit(requests.utils.select_proxy(origin, settled["proxies"]) or "")
-        self.is_usable = self.proxy.scheme in ("", "http") and bool(bundle)
-        self.proxy_headers = {}
-        if self.proxy.username:
-            user = "%s:%s" % requests.utils.get_auth_from_url(self.proxy.geturl())
-            self.proxy_headers["Proxy-Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
-        self.tls = None
-        if self.origin.scheme == "https" and self.is_usable:
-            where = "capath" if os.path.isdir(bundle) else "cafile"
-            self.tls = ssl.create_default_context(**{where: bundle})
+    MOST_BYTES = 1000 * 1000 * 1000  # of all files in the directory; what goes beyond is not set aside
 
-    def connect(self) -> http.client.HTTPConnection:
-        """A new connection, open. Raises OSError or HTTPException."""
-        origin = self.origin.hostname, self.origin.port
-        address = (self.proxy.hostname, self.proxy.port or 80) if self.proxy.hostname else origin
-        if self.tls:
-            connection = http.client.HTTPSConnection(*address, timeout=CONNECT_TIMEOUT, context=self.tls)
-            if self.proxy.hostname:
-                connection.set_tunnel(*origin, headers=self.proxy_headers)
-        else:
-            connection = http.client.HTTPConnection(*address, timeout=CONNECT_TIMEOUT)
-        connection.connect()
-        connection.sock.settimeout(ANSWER_TIMEOUT)
-        return connection
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.lock = threading.Lock()
 
-    def request(self, connection, method: str, path: str, body: Optional[bytes], headers: Dict[str, str]):
-        """Sends one request and returns (status, body, headers) of its answer. Raises OSError or HTTPException."""
-        if self.proxy.hostname and not self.tls:  # an HTTP proxy is told the whole URL
-            path = self.origin.geturl() + path
-            headers = dict(headers, **self.proxy_headers)
-        # http.client would check each header and send the body apart, which costs as much again.
-        head = "%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join("%s: %s\r\n" % pair for pair in headers.items()))
-        connection.sock.sendall(head.encode("latin-1") + (body or b""))
-        response = http.client.HTTPResponse(connection.sock, method=method)
-        response.begin()
-        answer = response.status, response.read(), response.headers
-        if response.will_close:
-            connection.close()
-        return answer
+    def keep(self, target: int, place: Place, log_group: LogGroup) -> str:
+        """Returns the path of the file. Raises OSError, also when the directory has MOST_BYTES."""
+        data = log_group.SerializeToString()
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        name = "TO%d-%s-%s-%s.loggroup" % (target, place.project, place.logstore, digest)
+        path = os.path.join(self.directory, name)
+        with self.lock:
+            with os.scandir(self.directory) as entries:
+                used = sum(entry.stat().st_size for entry in entries if entry.name != name)
+            if used + len(data) > self.MOST_BYTES:
+                raise OSError(errno.EDQUOT, "it holds %d bytes, as many as are kept; make room" % used, self.directory)
+            self.write(path, data)
+        return path
 
-
-class LeanClient(LogClient):
-    """A LogClient that talks to one project, from many threads, without requests.
-
-    It overrides a private method of the SDK's; should that be renamed, calls go through requests again.
-    """
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(
-            place.endpoint,
-            place.access_key_id,
-            place.access_key,
-            place.security_token or None,
-            source="dispatch_data",
-            auth_version=place.auth_version,
-            region=place.region,
-        )
-        self.timeout = (CONNECT_TIMEOUT, ANSWER_TIMEOUT)
-        self.connector: Optional[Connector] = None
-        self.of_thread = threading.local()  # each thread keeps one connection: there is no pool to run out of
-
-    def _getHttpResponse(self, method, url, params, body, headers):
-        origin, path = re.match("([a-z]+://[^/]+)(.*)", url, re.IGNORECASE).groups()
-        self.connector = self.connector or Connector(origin)
-        if not self.connector.is_usable:
-            return super()._getHttpResponse(method, url, params, body, headers)
-        if params:
-            path += "?" + urlencode(params)
-        connection, last_use = getattr(self.of_thread, "kept", (None, 0.0))
-        self.of_thread.kept = None, 0.0
-        is_open = connection is not None and connection.sock is not None
+    def write(self, path: str, data: bytes) -> None:
+        """Writes a file that is there whole or not at all, whenever the machine stops."""
+        unfinished = "%s.%d.unfinished" % (path, os.getpid())
         try:
-            # An idle connection with something to read has been closed by the other side.
-            if not is_open or (time.monotonic() - last_use > SURELY_OPEN and wait_for_read(connection.sock, 0)):
-                connection = self.connector.connect()
-            answer = self.connector.request(connection, method, path, body, dict(headers, **USER_AGENT))
-        except (OSError, http.client.HTTPException) as error:
-            if connection is not None:
-                connection.close()
-            raise LogException("LogRequestError", "%s: %s" % (type(error).__name__, error)) from error
-        self.of_thread.kept = connection, time.monotonic()
-        return answer
-
-
-class WriterClient(LeanClient):
-    """A LeanClient that leaves it to its caller to try again: each failure is raised as CallFailed."""
-
-    def _sendRequest(self, *args, **kwargs):
-        # LogClient._send repeats some LogExceptions ten times, a second apart, deaf to a stop, and others never.
+            with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            raise
+        directory = os.open(self.directory, os.O_RDONLY)
         try:
-            return super()._sendRequest(*args, **kwargs)
-        except LogException as error:
-            raise CallFailed(error) from error
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
 
 class Target:
     """One target logstore: its writer, its threads and its counts."""
 
-    def __init__(self, settings: TargetSettings, writers: int) -> None:
-        place = settings.place
-        self.name = "TO%d %s" % (settings.number, place)
-        self.write = functools.partial(WriterClient(place).put_log_raw, place.project, place.logstore)
+    def __init__(self, settings: TargetSettings, writers: int, rejected: RejectedLogGroups | None) -> None:
+        self.number, self.place = settings.number, settings.place
+        self.name = "TO%d %s" % (self.number, self.place)
+        self.write = functools.partial(LeanClient(self.place).put_log_raw, self.place.project, self.place.logstore)
         # Threads of its own, so that a slow or refused target holds back no other.
-        self.threads = concurrent.futures.ThreadPoolExecutor(writers, "TO%d" % settings.number)
+        self.threads = concurrent.futures.ThreadPoolExecutor(writers, "TO%d" % self.number)
         self.lock = threading.Lock()
-        self.log_groups = self.logs = self.bytes = self.retries = 0
-        self.next_news = 0.0
+        self.log_groups = self.logs = self.bytes = self.retries = self.set_aside = 0
+        self.rejected = rejected
+        self.putting = Trouble(self.name, "puts", "a put failed and is tried again until it is taken", self.place)
+        self.keeping = Trouble(self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.place)
+        self.set_aside_lines = GrowingIntervals()
 
-    def put_all(self, log_groups: Deque[LogGroup], given_up: threading.Event) -> bool:
+    def put_all(self, log_groups: deque[LogGroup], given_up: threading.Event) -> bool:
         """Puts what waits in `log_groups`, beside other writers; False if `given_up` was set before one was taken."""
         while True:
             try:
@@ -756,66 +995,98 @@ class Target:
                 return False
 
     def put(self, log_group: LogGroup, given_up: threading.Event) -> bool:
-        """Tries until the target has taken it, on every error; False if `given_up` was set before that."""
+        """Tries until the target has taken it, on every error; False if `given_up` was set before that.
+
+        What is refused for what it brings is put in the pieces it was joined of. A single LogGroup refused so
+        REFUSALS times is set aside where SLS_REJECTED_DIR is set.
+        """
+        is_done = False
+        refusals = 0
         for pause in pauses():
-            if given_up.is_set():
-                return False
+            if is_done or given_up.is_set():
+                break
             try:
                 self.write(log_group)
-                break
+                self.count(len(log_group.logs), log_group.log_count, log_group.size)
+                is_done = True
             except Exception as error:
-                self.report_refusal(error)
-                if getattr(error, "status", None) == 400 and len(log_group.logs) > 1:
-                    # One of those joined may be what the service won't have: it must hold up no more than itself.
+                self.putting.failed(log_group, error)
+                self.count(retries=1)
+                refusals += isinstance(error, CallFailed) and error.refuses_log_group()
+                if refusals and len(log_group.logs) > 1:
+                    self.putting.passed(log_group)
                     return self.put_all(deque(log_group.split()), given_up)
-            given_up.wait(pause)
-        with self.lock:
-            self.log_groups += len(log_group.logs)
-            self.logs += log_group.log_count
-            self.bytes += log_group.size
+                is_done = refusals >= REFUSALS and self.keep(log_group, error)
+                if not is_done:
+                    given_up.wait(pause)
+        self.putting.passed(log_group)
+        return is_done
+
+    def keep(self, log_group: LogGroup, error: Exception) -> bool:
+        """Sets a LogGroup aside; False if that can't be done, or not now."""
+        if not self.rejected:
+            return False
+        try:
+            path = self.rejected.keep(self.number, self.place, log_group)
+        except OSError as failure:
+            self.keeping.failed(log_group, failure)
+            return False
+        self.keeping.passed(log_group)
+        self.count(set_aside=1)
+        if self.set_aside_lines.is_due():
+            log.error(
+                "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
+                self.name, printable(log_group.Topic, 60), log_group.log_count, path, self.set_aside, error,
+            )  # fmt: skip
         return True
 
-    def report_refusal(self, error: Exception) -> None:
+    def count(self, log_groups: int = 0, logs: int = 0, size: int = 0, retries: int = 0, set_aside: int = 0) -> None:
         with self.lock:
-            self.retries += 1
-            if time.monotonic() < self.next_news:
-                return
-            self.next_news = time.monotonic() + SAME_NEWS
-        level = logging.WARNING if isinstance(error, CallFailed) and error.may_pass() else logging.ERROR
-        reason = error if isinstance(error, CallFailed) else repr(error)
-        log.log(level, "%s: a put failed and is tried again until it is taken: %s", self.name, reason)
+            self.log_groups += log_groups
+            self.logs += logs
+            self.bytes += size
+            self.retries += retries
+            self.set_aside += set_aside
 
-    def __str__(self) -> str:
-        return "%s %d groups %d logs %.1f MB %d retries" % (
-            self.name,
+    def summary(self) -> str:
+        return "target=%d logstore=%s groups=%d logs=%d bytes=%d retries=%d failing=%d set_aside=%d" % (
+            self.number,
+            self.place,
             self.log_groups,
             self.logs,
-            self.bytes / 1e6,
+            self.bytes,
             self.retries,
+            len(self.putting.open),
+            self.set_aside,
         )
 
 
 class Unmatched:
     """Counts the LogGroups left out because no route matches their topic."""
 
-    MOST_TOPICS = 1000
+    MOST_TOPICS, LONGEST_TOPIC = 1000, 60  # counted each for itself; shown, in characters
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.log_groups = self.logs = 0
-        self.topics: Counter = Counter()
+        self.topics: Counter[str] = Counter()
 
     def add(self, log_group: LogGroup) -> None:
+        topic = printable(log_group.Topic, self.LONGEST_TOPIC)
         with self.lock:
             self.log_groups += 1
             self.logs += log_group.log_count
-            if log_group.Topic in self.topics or len(self.topics) < self.MOST_TOPICS:
-                self.topics[log_group.Topic] += 1
+            if topic in self.topics or len(self.topics) < self.MOST_TOPICS:
+                self.topics[topic] += 1
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
         with self.lock:
-            named = ", ".join("%r %d" % pair for pair in self.topics.most_common(10))
-            return "unmatched %d groups %d logs%s" % (self.log_groups, self.logs, " (%s)" % named if named else "")
+            named = ", ".join("%s %d" % pair for pair in self.topics.most_common(10))
+            return "unmatched_groups=%d unmatched_logs=%d unmatched_topics=%s" % (
+                self.log_groups,
+                self.logs,
+                json.dumps(named, ensure_ascii=False),
+            )
 
 
 class Delivery:
@@ -823,14 +1094,20 @@ class Delivery:
 
     def __init__(self, settings: Settings) -> None:
         self.routes = Routes(settings.targets)
-        self.targets = {target.number: Target(target, settings.writers) for target in settings.targets}
+        rejected = RejectedLogGroups(settings.rejected_dir) if settings.rejected_dir else None
+        self.targets = {target.number: Target(target, settings.writers, rejected) for target in settings.targets}
         self.crew = Crew(settings.writers)
         self.join_packs = settings.merge_packs
         self.unmatched = Unmatched()
 
-    def sort(self, log_groups: Iterable[LogGroup]) -> Dict[int, List[LogGroup]]:
+    def troubles(self) -> Iterator[Trouble]:
+        for target in self.targets.values():
+            yield target.putting
+            yield target.keeping
+
+    def sort(self, log_groups: Iterable[LogGroup]) -> dict[int, list[LogGroup]]:
         """The LogGroups by the number of their target, in their order; the unmatched are counted and left out."""
-        sorted_groups: Dict[int, List[LogGroup]] = {}
+        sorted_groups: dict[int, list[LogGroup]] = {}
         for log_group in log_groups:
             number = self.routes.find(log_group.Topic)
             if number is None:
@@ -846,7 +1123,7 @@ class Delivery:
             self.targets[number]: deque(join_log_groups(routed, self.join_packs))
             for number, routed in self.sort(log_groups).items()
         }
-        tasks: List[concurrent.futures.Future] = []
+        tasks: list[concurrent.futures.Future[bool]] = []
         started = 0  # writers of each target
         while patience.lasts():
             crew = self.crew.look()
@@ -863,7 +1140,97 @@ class Delivery:
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
 
 
-class SourceClient(ConsumerClient):
+class ShardStatus(NamedTuple):
+    """How far a consumer group is with one shard."""
+
+    shard: int
+    status: str  # "readwrite" or "readonly"
+    consumer: str  # that holds it, or did when the checkpoint was saved; "" before that
+    checkpoint: str  # cursor, "" before the first
+    checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
+    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: no checkpoint, or an expired one
+    updated: float | None  # unix seconds: when the checkpoint was saved
+
+
+def read_shard_status(client: LogClient, place: Place, consumer_group: str) -> Iterator[ShardStatus]:
+    """Asks the service, by checkpoint: a batch that a target won't take is pulled, but not delivered.
+
+    Raises LogException.
+    """
+    shards = client.list_shards(place.project, place.logstore).get_shards_info()
+    answer = client.get_check_point(place.project, place.logstore, consumer_group)
+    entries = {entry["shard"]: entry for entry in answer.get_consumer_group_check_points()}
+    for shard in shards:
+        entry = entries.get(shard["shardID"], {})
+        checkpoint = entry.get("checkpoint") or ""
+        arrival = behind = None
+        if checkpoint:
+            arguments = place.project, place.logstore, shard["shardID"]
+            is_at_end = checkpoint == client.get_end_cursor(*arguments).get_cursor()
+            try:
+                arrival = client.get_cursor_time(*arguments, checkpoint).get_cursor_time()
+                behind = 0.0 if is_at_end else max(0.0, time.time() - arrival)
+            except LogException as error:
+                if error.get_error_code() != "InvalidCursor":
+                    raise
+        updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
+        yield ShardStatus(
+            shard["shardID"], shard["status"], entry.get("consumer") or "", checkpoint, arrival, behind, updated
+        )
+
+
+def how_far_behind(statuses: Iterable[ShardStatus]) -> float | None:
+    """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
+    seconds = [status.behind for status in statuses]
+    known = [behind for behind in seconds if behind is not None]
+    return max(known, default=0.0) if len(known) == len(seconds) else None
+
+
+class Membership:
+    """Whether what this copy knows of its shards still holds.
+
+    The service forgets a consumer that is silent for longer than the group's timeout, and gives its shards to others.
+    Should it get them back, they are ahead of what it knew: then everything begins anew, at their checkpoints. Each
+    such beginning has a number.
+    """
+
+    CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # it goes on while the process or machine sleeps
+
+    def __init__(self, group_timeout: float) -> None:
+        self.group_timeout = group_timeout  # seconds
+        self.number = 0
+        self.saving = 0  # checkpoints on their way to the service
+        self.change = threading.Condition()
+        self.last_beat = self.now()
+
+    def now(self) -> float:
+        return time.clock_gettime(self.CLOCK)
+
+    def may_have_ended(self) -> bool:
+        return self.now() - self.last_beat > self.group_timeout
+
+    def begin_anew(self) -> None:
+        """Ends what was. Returns when no checkpoint of it is under way: the service refuses those, until it is told
+        of this copy again, and would take them after that."""
+        with self.change:
+            self.number += 1
+            self.change.wait_for(lambda: self.saving == 0)
+
+    @contextlib.contextmanager
+    def save(self, number: int) -> Iterator[bool]:
+        """Around the saving of a checkpoint, which makes sense only if it gives True."""
+        with self.change:
+            makes_sense = number == self.number
+            self.saving += makes_sense
+        try:
+            yield makes_sense
+        finally:
+            with self.change:
+                self.saving -= makes_sense
+                self.change.notify_all()
+
+
+class SourceClient(ConsumerClient):  # type: ignore[misc]
     """The consumer group's calls, where the SDK's would lose logs or write over another copy's checkpoint."""
 
     # The SDK keeps up to three pulls of a shard in memory, so the count asked for follows from the size of what came
@@ -882,15 +1249,62 @@ class SourceClient(ConsumerClient):
             config.consumer_group_name,
             config.consumer_name,
         )
-        self.mclient = LeanClient(settings.source)
+        self.place = settings.source
+        self.mclient = LeanClient(self.place)
+        # A heartbeat whose answer takes longer than its interval comes too late.
+        self.heartbeat_client = LeanClient(self.place, settings.heartbeat_interval)
+        self.heartbeat_interval = settings.heartbeat_interval
+        self.membership = Membership(config.consumer_group_time_out)
         self.start = settings.cursor_start
         self.fetch_interval = settings.fetch_interval
-        self.next_pulls: Dict[int, float] = {}
-        self.counts: Dict[int, int] = {}
+        self.next_pulls: dict[int, float] = {}
+        self.counts: dict[int, int] = {}
+        self.pauses: dict[int, Iterator[float]] = {}
+        name = "source %s" % (self.place,)
+        self.beginning = Trouble(name, "beginning", "a shard can't begin yet", self.place)
+        self.beating = Trouble(name, "heartbeats", "a heartbeat failed and is tried again", self.place)
+        self.pulling = Trouble(name, "pulls", "a pull failed and is tried again", self.place)
+        self.saving = Trouble(name, "checkpoints", "a checkpoint is not saved yet", self.place)
         checkpoints = self.mclient.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
         group_is_new = not any(entry["checkpoint"] for entry in checkpoints.get_consumer_group_check_points())
         shards = self.mclient.list_shards(self.mproject, self.mlogstore).get_shards_info()
         self.first_shards = {shard["shardID"] for shard in shards} if group_is_new else set()
+
+    def heartbeat(self, shards: list[int], responce: list[int] | None = None) -> bool:
+        """Adds the shards that this copy may hold to `responce`, none when its membership begins anew.
+
+        The SDK then lets go of all of them, and takes them on with the next heartbeat. Tries for half an interval; the
+        SDK would wait a whole one after the first failure. False when it has failed.
+        """
+        deadline = time.monotonic() + self.heartbeat_interval / 2
+        begins_anew = False
+        for pause in pauses():
+            if self.membership.may_have_ended() and not begins_anew:
+                begins_anew = True
+                self.membership.begin_anew()
+            sent = self.membership.now()
+            try:
+                answer = self.heartbeat_client.heart_beat(
+                    self.mproject, self.mlogstore, self.mconsumer_group, self.mconsumer, shards
+                )
+            except Exception as error:  # any: ConsumerHeatBeat.run would begin again without a pause
+                self.beating.failed("heartbeat", error)
+                if time.monotonic() + pause > deadline:
+                    return False
+                time.sleep(pause)
+            else:
+                self.beating.passed("heartbeat")
+                self.membership.last_beat = sent
+                if responce is not None and not begins_anew:
+                    responce.extend(answer.get_shards())
+                if begins_anew:
+                    log.warning(
+                        "source %s: no heartbeat for longer than the group's timeout; the shards may have been "
+                        "another's, so each begins again at its checkpoint",
+                        self.place,
+                    )
+                return True
+        return False
 
     def settle_start(self, shard: int) -> None:
         """Saves where a shard without a checkpoint begins, before anything is read.
@@ -903,65 +1317,94 @@ class SourceClient(ConsumerClient):
         cursor = self.get_cursor(shard, self.start if shard in self.first_shards else "begin")
         self.update_check_point(shard, self.mconsumer, cursor)
 
-    def update_check_point(self, shard, consumer, check_point):
+    def update_check_point(self, shard: int, consumer: str, check_point: str) -> None:
         # The SDK forces its update: a copy that was frozen and lost the shard would write over the new holder's.
         self.mclient.update_check_point(
             self.mproject, self.mlogstore, self.mconsumer_group, shard, check_point, consumer, force_success=False
         )
 
-    def lag(self, shards: Iterable[int]) -> float:
+    def lag(self, shards: Iterable[int]) -> float | None:
         """Seconds since the oldest log arrived that these shards have yet to deliver, 0 without one.
 
-        Asked of the service, by checkpoint: a batch that a target won't take is pulled, but not delivered. Raises
-        LogException.
+        None when a checkpoint has expired. Raises LogException.
         """
-        oldest = time.time()
-        checkpoints = self.mclient.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
-        for entry in checkpoints.get_consumer_group_check_points():
-            shard, checkpoint = entry["shard"], entry["checkpoint"]
-            if shard in shards and checkpoint and checkpoint != self.get_end_cursor(shard):
-                arrival = self.mclient.get_cursor_time(self.mproject, self.mlogstore, shard, checkpoint)
-                oldest = min(oldest, arrival.get_cursor_time())
-        return max(0.0, time.time() - oldest)
+        return how_far_behind(
+            status
+            for status in read_shard_status(self.mclient, self.place, self.mconsumer_group)
+            if status.shard in shards
+        )
 
-    def pull_logs(self, shard_id, cursor, *args, **options):
+    def pull_logs(self, shard_id: int, cursor: str, *args: Any, **options: Any) -> PullLogResponse:
         time.sleep(max(0.0, self.next_pulls.get(shard_id, 0.0) - time.monotonic()))
         self.next_pulls[shard_id] = time.monotonic() + self.fetch_interval
         options["count"] = self.counts.get(shard_id, self.FIRST_COUNT)
-        try:
-            response = super().pull_logs(shard_id, cursor, *args, **options)
-        except LogException as error:
-            # The SDK would go on at the newest log and skip what lies between.
-            if error.get_error_code() != "InvalidCursor":
-                raise
-            log.error(
-                "shard %s: the service no longer knows cursor %s, older logs may have reached the end of their "
-                "retention time; reading on from the oldest log there is",
-                shard_id,
-                cursor,
-            )
-            response = super().pull_logs(shard_id, self.get_begin_cursor(shard_id), *args, **options)
+        with self.pulling.watch(shard_id, 0.0):
+            try:
+                response = super().pull_logs(shard_id, cursor, *args, **options)
+            except LogException as error:
+                self.next_pulls[shard_id] += next(self.pauses.setdefault(shard_id, pauses()))
+                # The SDK would go on at the newest log and skip what lies between.
+                if error.get_error_code() != "InvalidCursor":
+                    raise
+                response = self.pull_oldest(shard_id, cursor, *args, **options)
+        self.pauses.pop(shard_id, None)
         if response.get_loggroup_count():
             size = response.get_raw_size() / response.get_loggroup_count()
             self.counts[shard_id] = max(1, min(self.MOST_COUNT, int(self.PULL_BYTES / size)))
         return response
 
+    def pull_oldest(self, shard: int, lost_cursor: str, *args: Any, **options: Any) -> PullLogResponse:
+        """Pulls from the oldest log there is, in the place of a cursor that the service no longer knows."""
+        oldest = self.get_begin_cursor(shard)
+        try:
+            response = super().pull_logs(shard, oldest, *args, **options)
+        except LogException as error:
+            # By any other name: this one would send the SDK to the newest log after all.
+            raise LogException("OldestLogUnknown", error.get_error_message(), resp_status=503) from error
+        log.error(
+            "source %s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from "
+            "then on and before %s have reached the end of their retention time and are SKIPPED, not delivered",
+            self.place, shard, lost_cursor, self.time_saved(shard), self.arrival_time(shard, oldest),
+        )  # fmt: skip
+        return response
 
-class ShardConsumer(ConsumerProcessorBase):
+    def time_saved(self, shard: int) -> str:
+        try:
+            return local_time(self.get_check_point(shard)["updateTime"] / 1e6)
+        except (LogException, CheckPointException, KeyError):
+            return "an unknown time"
+
+    def arrival_time(self, shard: int, cursor: str) -> str:
+        try:
+            answer = self.mclient.get_cursor_time(self.mproject, self.mlogstore, shard, cursor)
+            return local_time(answer.get_cursor_time())
+        except LogException:
+            return "now"
+
+
+def local_time(unix_seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
+
+
+class ShardConsumer(ConsumerProcessorBase):  # type: ignore[misc]
     """Delivers one shard's batches, one after the other; the SDK makes one for each shard held."""
 
     UNREADABLE_PAUSE = 5.0  # seconds before bytes that nobody can read are pulled again
+    BEGIN_PAUSE = 1.0  # seconds before another try to begin; the SDK alone would try in every turn
 
-    def __init__(self, dispatcher: "Dispatcher") -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__()
         self.dispatcher = dispatcher
+        self.source = dispatcher.consumer_client
+        self.membership = self.source.membership.number
         self._preprocessor = self.read_pull  # called by the SDK in the fetching thread
 
     def initialize(self, shard: int) -> None:
         super().initialize(shard)
-        self.dispatcher.consumer_client.settle_start(shard)
+        with self.source.beginning.watch(shard, self.BEGIN_PAUSE):
+            self.source.settle_start(shard)
 
-    def read_pull(self, response) -> List[LogGroup]:
+    def read_pull(self, response: PullLogResponse) -> list[LogGroup]:
         try:
             return log_groups_of(response)
         except LogException:  # its text would hold the whole pull
@@ -973,14 +1416,14 @@ class ShardConsumer(ConsumerProcessorBase):
             time.sleep(self.UNREADABLE_PAUSE)
             raise LogException("BadResponse", "not a LogGroupList") from None
 
-    def process(self, log_groups: List[LogGroup], check_point_tracker) -> Optional[str]:
+    def process(self, log_groups: list[LogGroup], check_point_tracker: ConsumerCheckpointTracker) -> str | None:
         """Delivers a batch, then saves its checkpoint; the next batch comes after both.
 
         Returns None, or, for a batch that was not delivered whole, the checkpoint from which the SDK is to fetch again:
         had this raised or returned False, the SDK would go on with the next batch and checkpoint beyond this one.
         """
         delivered = False
-        if self.dispatcher.begin_batch(self.shard_id):
+        if self.dispatcher.begin_batch(self.is_wanted):
             patience = Patience(self.is_wanted)
             try:
                 delivered = self.dispatcher.delivery.deliver(log_groups, patience)
@@ -994,29 +1437,37 @@ class ShardConsumer(ConsumerProcessorBase):
                 self.dispatcher.end_batch()
         return None if delivered else check_point_tracker.get_check_point()
 
-    def shutdown(self, check_point_tracker) -> None:
+    def shutdown(self, check_point_tracker: ConsumerCheckpointTracker) -> None:
         """Called when the shard moves on. The SDK's own would save the cursor of a batch that may not be delivered."""
         self.persist(check_point_tracker, Patience(self.is_wanted))
 
-    def persist(self, check_point_tracker, patience: Patience) -> None:
+    def persist(self, check_point_tracker: ConsumerCheckpointTracker, patience: Patience) -> None:
         """Saves the checkpoint of what was delivered, trying until it is taken, refused for good, or patience ends."""
         for pause in pauses():
             try:
-                return check_point_tracker.flush_check_point()
+                with self.source.membership.save(self.membership) as makes_sense:
+                    if makes_sense:
+                        check_point_tracker.flush_check_point()
+                        break
             except CheckPointException as error:
                 cause = CallFailed(error.args[-1])
-            if cause.code.startswith("ConsumerNot"):
-                return log.warning("shard %s: another copy holds it now, its checkpoint stays as it is", self.shard_id)
-            log.warning("shard %s: the checkpoint is not saved yet: %s", self.shard_id, cause)
+                makes_sense = not cause.code.startswith("ConsumerNot")
+            if not makes_sense:
+                log.warning("shard %s: it is another copy's, or was; its checkpoint stays as it is", self.shard_id)
+                # Else the SDK's one loop would try again when the shard has been idle for a while, and die of it.
+                check_point_tracker.set_persistent_check_point(check_point_tracker.get_check_point())
+                break
+            self.source.saving.failed(self.shard_id, cause)
             if not patience.lasts():
-                return None
+                break
             time.sleep(pause)
+        self.source.saving.passed(self.shard_id)
 
     def is_wanted(self) -> bool:
-        return self.dispatcher.wants(self.shard_id)
+        return self.membership == self.source.membership.number and self.dispatcher.wants(self.shard_id)
 
 
-class Dispatcher(ConsumerWorker):
+class Dispatcher(ConsumerWorker):  # type: ignore[misc]
     """One copy's membership in the consumer group."""
 
     # Seconds for a turn of the SDK's one loop, which begins every pull and every batch. A batch waits two turns; pulls
@@ -1039,14 +1490,14 @@ class Dispatcher(ConsumerWorker):
             settings.consumer_group,
             consumer_name(settings.consumer_group),
             heartbeat_interval=settings.heartbeat_interval,
-            data_fetch_interval=self.TURN,
+            data_fetch_interval=self.TURN,  # type: ignore[arg-type]  # any number will do
             security_token=source.security_token or None,
             worker_pool_size=self.THREADS,
             auth_version=source.auth_version,
             region=source.region,
         )
         super().__init__(ShardConsumer, config, args=(self,))
-        self.consumer_client = SourceClient(config, settings)
+        self.consumer_client = self.heart_beat.log_client = SourceClient(config, settings)
         self.delivery = delivery
         self.stopping = False
         self.batches_in_flight = 0
@@ -1056,14 +1507,13 @@ class Dispatcher(ConsumerWorker):
         """Whether this copy is to go on with a shard."""
         return not self.stopping and shard in self.heart_beat.get_held_shards()
 
-    def begin_batch(self, shard: int) -> bool:
-        """Waits until this copy surely holds the shard; False when it is not, or no longer, to deliver from it."""
-        group_timeout = self.option.consumer_group_time_out
+    def begin_batch(self, is_wanted: Callable[[], bool]) -> bool:
+        """Waits until this copy surely holds the batch's shard; False when the batch is not wanted, or no longer."""
         # A copy that was frozen or cut off may have lost its shards to another: only a heartbeat can tell.
-        while self.wants(shard) and time.time() - self.heart_beat.last_hearbeat_successed_unixtime > group_timeout:
+        while is_wanted() and self.consumer_client.membership.may_have_ended():
             time.sleep(0.1)
         with self.change:
-            if self.wants(shard):
+            if is_wanted():
                 self.batches_in_flight += 1
                 return True
         return False
@@ -1079,19 +1529,29 @@ class Dispatcher(ConsumerWorker):
             self.stopping = True
             return self.change.wait_for(lambda: self.batches_in_flight == 0, seconds)
 
-    def lag(self) -> str:
-        """The lag of the shards held, for people."""
-        try:
-            return "lag %.0f s" % self.consumer_client.lag(self.heart_beat.get_held_shards())
-        except LogException as error:
-            return "lag unknown (%s)" % CallFailed(error)
+    def troubles(self) -> list[Trouble]:
+        source = self.consumer_client
+        return [source.beginning, source.beating, source.pulling, source.saving, *self.delivery.troubles()]
 
-    def summary(self) -> str:
-        """What became of the logs so far, in one line."""
-        shards = sorted(self.heart_beat.get_held_shards())
-        parts = [str(target) for target in self.delivery.targets.values()]
-        parts += [str(self.delivery.unmatched), "shards held: %s" % (" ".join(map(str, shards)) or "none")]
-        return "summary: " + "; ".join(parts)
+    def lag(self) -> str:
+        """The lag of the shards held, in whole seconds, or "unknown"."""
+        try:
+            lag = self.consumer_client.lag(self.heart_beat.get_held_shards())
+        except LogException:
+            lag = None
+        return "unknown" if lag is None else "%d" % lag
+
+    def summary(self, lag: str = "unknown") -> list[str]:
+        """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
+        lines = ["summary " + target.summary() for target in self.delivery.targets.values()]
+        shards = ",".join(map(str, sorted(self.heart_beat.get_held_shards()))) or "none"
+        source = self.consumer_client.place
+        group = self.consumer_client.mconsumer_group
+        return [
+            *lines,
+            "summary source=%s group=%s shards=%s lag_seconds=%s %s"
+            % (source, group, shards, lag, self.delivery.unmatched.summary()),
+        ]
 
 
 def consumer_name(consumer_group: str) -> str:
@@ -1100,166 +1560,380 @@ def consumer_name(consumer_group: str) -> str:
     return "%s-%s-%d-%s" % (consumer_group[:24], host[:12], os.getpid(), uuid.uuid4().hex[:12])
 
 
+# ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
+
+CHECK_TIMEOUT = 10.0  # seconds for an answer
+FEWEST_GROUPS, MOST_GROUPS = 10, 30  # consumer groups a logstore may have, by the service's older and newer pages
+
+
+class Finding(NamedTuple):
+    """What a look at the source or at one target has shown."""
+
+    subject: str
+    verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
+    text: str
+    cause: str = ""  # the same for places that the same thing is wrong with
+
+
+FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
+
+
+def look_at(place: Place, subject: str, consumer_group: str = "") -> Finding:
+    """Tries a place with calls that only read; `consumer_group` is that of the source, "" for a target."""
+    client = LeanClient(place, CHECK_TIMEOUT)
+    try:
+        count = len(client.list_shards(place.project, place.logstore).get_shards_info())
+        text = "%d shard%s" % (count, "" if count == 1 else "s")
+        if consumer_group:
+            answer = client.list_consumer_group(place.project, place.logstore)
+            names = [group.get_consumer_group_name() for group in answer.get_consumer_groups()]
+            if consumer_group in names:
+                text += ", consumer group %s exists" % consumer_group
+            elif len(names) >= MOST_GROUPS:
+                return Finding(subject, WRONG, ADVICE["ConsumerGroupQuotaExceed"])
+            else:
+                text += ", consumer group %s will be made, beside %d others" % (consumer_group, len(names))
+                if len(names) >= FEWEST_GROUPS:
+                    text += " (older logstores take %d at the most)" % FEWEST_GROUPS
+        return Finding(subject, FINE, text)
+    except LogException as error:
+        failure = CallFailed(error)
+        text = explain(failure, place)
+        if failure.may_pass():
+            return Finding(subject, UNREACHABLE, text)
+        if failure.code == "Unauthorized" and not consumer_group:
+            return Finding(subject, UNVERIFIED, "the key may not look, whether it may write the first put will show")
+        return Finding(subject, WRONG, text, failure.code + failure.advice(place))
+
+
+def look_at_all(settings: Settings) -> list[Finding]:
+    """Looks at the source and at every target at the same time; the source comes first."""
+    threads = concurrent.futures.ThreadPoolExecutor(1 + len(settings.targets))
+    looks = [threads.submit(look_at, settings.source, "source %s" % (settings.source,), settings.consumer_group)]
+    for target in settings.targets:
+        looks.append(threads.submit(look_at, target.place, "TO%d %s" % (target.number, target.place)))
+    return [look.result() for look in looks]
+
+
+def show_check(settings: Settings) -> int:
+    """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
+    findings = look_at_all(settings)
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        print("%-*s  %s: %s" % (width, finding.subject, finding.verdict, finding.text))
+    return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """The rows, aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
+    rows = [("shard", "status", "holder", "checkpoint", "behind", "updated")]
+    for status in statuses:
+        no_time = "expired" if status.checkpoint else "none"
+        rows.append((
+            str(status.shard),
+            status.status,
+            status.consumer or "-",
+            local_time(status.checkpoint_time) if status.checkpoint_time else no_time,
+            "-" if status.behind is None else "%.0f s" % status.behind,
+            "%.0f s ago" % (now - status.updated) if status.updated else "never",
+        ))  # fmt: skip
+    holders = {status.consumer for status in statuses if status.consumer}
+    total = "unknown" if behind is None else "%.0f s" % behind
+    rows.append(("all", "%d in all" % len(statuses), "%d in all" % len(holders), "", total, ""))
+    return table(rows)
+
+
+def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int:
+    """Prints how far the group is; the exit status: 1 when it can't be told, or is more than `max_lag` seconds behind.
+
+    A shard without a valid checkpoint counts as behind: nobody knows how far.
+    """
+    source, group = settings.source, settings.consumer_group
+    try:
+        statuses = sorted(read_shard_status(LeanClient(source, CHECK_TIMEOUT), source, group))
+    except LogException as error:
+        print("source %s, consumer group %s: %s" % (source, group, explain(CallFailed(error), source)), file=sys.stderr)
+        return 1
+    now = time.time()
+    behind = how_far_behind(statuses)
+    if as_json:
+        shards = [
+            {
+                "shard": status.shard, "status": status.status, "holder": status.consumer,
+                "checkpoint": status.checkpoint, "checkpoint_time": status.checkpoint_time,
+                "behind_seconds": status.behind, "updated_time": status.updated,
+            }
+            for status in statuses
+        ]  # fmt: skip
+        print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
+                          "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
+    else:
+        print(status_table(statuses, behind, now))
+    return int(max_lag is not None and (behind is None or behind > max_lag))
+
+
 # ---- command line ---------------------------------------------------------------------------------------------------
 
 SUMMARY_INTERVAL = 30.0  # seconds
 STOP_TIME = 8.0  # seconds for an orderly stop, which as a whole must not take 10
+FIRST_CONTACT = (
+    "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
+    "python3 -m tests.local_log_service demo"
+)
+EXIT_STATUSES = """exit status:
+  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag
+  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown
+  2  the settings or the arguments are wrong"""
 
 
 class CannotStart(Exception):
-    """Joining the group failed in a way that time won't mend."""
+    """The group can't be joined, or not in a way that makes sense; the text has a line for each reason."""
 
 
-# What to look at when the service refuses to let a copy join, by the code of its answer.
-REMEDIES = {
-    "ProjectNotExist": "SLS_PROJECT or SLS_ENDPOINT: the project must exist in the endpoint's region",
-    "LogStoreNotExist": "SLS_LOGSTORE: the logstore must exist in the project",
-    "InvalidAccessKeyId": "SLS_AK_ID: the access key must exist and be enabled",
-    "SignatureNotMatch": "SLS_AK_KEY: the secret must belong to SLS_AK_ID",
-    "Unauthorized": "SLS_AK_ID: the access key must be allowed to consume from the logstore",
-    "ConsumerGroupQuotaExceed": "SLS_CG: name a group that exists, or delete one that nobody needs",
-    "RequestTimeExpired": "the clock of this machine: it must be right to 15 minutes",
-}
+def check_before_start(settings: Settings) -> None:
+    """Looks at every place. Raises CannotStart for what is certainly wrong; says what could not be found out."""
+    wrong: dict[str, list[Finding]] = {}
+    for finding in look_at_all(settings):
+        if finding.verdict == WRONG:
+            wrong.setdefault(finding.cause, []).append(finding)
+        elif finding.verdict == UNREACHABLE:
+            log.warning("%s: %s: %s", finding.subject, finding.verdict, finding.text)
+    if wrong:
+        lines = ["%s: %s" % (", ".join(one.subject for one in alike), alike[0].text) for alike in wrong.values()]
+        raise CannotStart("\n".join(lines))
 
 
 def join_group(settings: Settings, delivery: Delivery) -> Dispatcher:
     """Joins the consumer group, trying again while that may help. Raises CannotStart."""
+    place = settings.source
+    joining = Trouble("source %s" % (place,), "joining", "can't join the consumer group yet, trying again", place)
+    client = LeanClient(place)
     for pause in pauses():
         try:
+            # The SDK would try its own first calls for 20 s, in silence, where the service can't be reached.
+            client.list_shards(place.project, place.logstore)
             return Dispatcher(settings, delivery)
         except (LogException, ClientWorkerException) as error:
             # ClientWorkerException hides the LogException that caused it.
             cause = error if isinstance(error, LogException) else error.__context__
-            failure = CallFailed(cause or LogException("ClientWorkerException", str(error)))
-        if failure.code in REMEDIES:
-            raise CannotStart(
-                "cannot join the consumer group, check %s (the service says: %s)" % (REMEDIES[failure.code], failure)
-            )
+            failure = CallFailed(cause if isinstance(cause, LogException) else LogException("JoinFailed", str(error)))
         if not failure.may_pass():
-            raise CannotStart("cannot join the consumer group: %s" % failure)
-        log.warning("cannot join the consumer group yet, trying again: %s", failure)
+            raise CannotStart("source %s: can't join the consumer group: %s" % (place, explain(failure, place)))
+        joining.failed("join", failure)
         time.sleep(pause)
     raise AssertionError("pauses() has no end")
 
 
-class LineFormatter(logging.Formatter):
-    """Hides secrets, and keeps what the SDK logs down to a line of bearable length."""
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """The text without the secrets."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
-    LONGEST_SDK_LINE = 1000
+
+def secrets_of(settings: Settings) -> list[str]:
+    """All that must never be shown: the settings' secrets and the passwords of proxies, as written and decoded."""
+    passwords = [urlsplit(url).password for url in urllib.request.getproxies().values()]
+    return settings.secrets() + [form for text in passwords if text for form in (text, unquote(text))]
+
+
+class LineFormatter(logging.Formatter):
+    """Hides secrets, and makes sure that nothing which is logged looks like a line of its own or is without end."""
+
+    LONGEST_LINE = 2000  # characters
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__("%(asctime)s %(process)d %(levelname)s %(message)s")
         self.secrets = list(secrets)
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name.startswith("aliyun"):
-            record.exc_info = None
-            line = " ".join(super().format(record).split())[: self.LONGEST_SDK_LINE]
-        else:
-            line = super().format(record)
-        for text in self.secrets:
-            line = line.replace(text, "***")
-        return line
+        lines = hidden(super().format(record), self.secrets).splitlines()
+        return "\n    ".join(printable(line, self.LONGEST_LINE) for line in lines)
+
+
+class LogFile(logging.handlers.RotatingFileHandler):
+    """A log file whose trouble, such as a full disk, is told on stderr and stops nothing."""
+
+    def __init__(self, directory: str) -> None:
+        self.intervals = GrowingIntervals()
+        path = os.path.join(directory, "dispatch_data_%d.log" % os.getpid())
+        super().__init__(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
+        error = sys.exc_info()[1]
+        if self.intervals.is_due():
+            print("dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, error), file=sys.stderr)
 
 
 def set_up_logging(settings: Settings) -> None:
-    """To stderr, and to a file of this process's own; stderr gets only warnings when it is no terminal but a file."""
+    """To stderr, and to a file of this process's own; stderr gets only warnings when it is no terminal but a file.
+
+    Raises OSError when the file can't be made.
+    """
     to_stderr = logging.StreamHandler()
-    handlers: List[logging.Handler] = [to_stderr]
+    handlers: list[logging.Handler] = [to_stderr]
     if settings.log_dir:
-        path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
-        handlers.append(
-            logging.handlers.RotatingFileHandler(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
-        )
+        handlers.append(LogFile(settings.log_dir))
         if not sys.stderr.isatty():
             to_stderr.setLevel(logging.WARNING)
     for handler in handlers:
-        handler.setFormatter(LineFormatter(settings.secrets()))
+        handler.setFormatter(LineFormatter(secrets_of(settings)))
     logging.basicConfig(level=settings.log_level, handlers=handlers)
     if settings.log_level != "DEBUG":
-        logging.getLogger("aliyun").setLevel(logging.WARNING)
+        # What the SDK would say of failing calls, once each, Trouble says in sums.
+        logging.getLogger("aliyun").setLevel(logging.CRITICAL)
         logging.raiseExceptions = False  # the SDK's heartbeat formats one of its messages wrongly
 
 
 def help_text() -> str:
-    """The table of settings, for --help."""
-    lines = ["settings, from the environment:"]
-    for setting in PLACE_SETTINGS + SOURCE_SETTINGS + TARGET_SETTINGS + TUNING_SETTINGS:
-        numbered = "<n>" if setting in TARGET_SETTINGS else ""
-        default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
-        if setting.name == "SLS_TOPIC_TO":
-            default = "default: %s" % "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
-        lines.append("  %s%s (%s)\n      %s" % (setting.name, numbered, default, setting.meaning))
-    lines.append(
-        "  %s with _TO: the same for all targets, with _TO<n>: for target n; else as the source's"
-        % ", ".join(setting.name for setting in PLACE_SETTINGS)
+    """The table of settings and the exit statuses, for --help."""
+    groups = (
+        ("the source, and the targets unless they say otherwise", PLACE_SETTINGS + SOURCE_SETTINGS),
+        ("the targets, n = 1, 2, 3 ...", TARGET_SETTINGS),
+        ("tuning", TUNING_SETTINGS),
     )
-    return "\n".join(lines)
+    lines = ["settings are environment variables:"]
+    for title, settings in groups:
+        lines.append("\n %s:" % title)
+        for setting in settings:
+            numbered = "<n>" if setting in TARGET_SETTINGS else ""
+            default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
+            if setting.name == "SLS_TOPIC_TO":
+                default = "default: %s" % "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
+            lines.append("  %s%s (%s)\n      %s" % (setting.name, numbered, default, setting.meaning))
+        if settings is TARGET_SETTINGS:
+            names = ", ".join(setting.name for setting in PLACE_SETTINGS)
+            lines.append("  %s with _TO:\n      the same for all targets; with _TO<n>: for target n" % names)
+    return "\n".join([*lines, "", EXIT_STATUSES])
+
+
+def catch_stop_signals() -> None:
+    """SIGTERM, SIGINT and SIGHUP raise KeyboardInterrupt in the main thread, once: a second one changes nothing.
+
+    That ends its waiting wherever it is, also where a shell had SIGINT ignored. nohup has SIGHUP ignored: so it stays.
+    """
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+
+    asked = threading.Event()
+
+    def stop(_number: int, _frame: object) -> None:
+        if not asked.is_set():
+            asked.set()
+            raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, stop)
+
+
+def watch(dispatcher: Dispatcher) -> None:
+    """Tells how it goes, until the dispatcher ends by itself or KeyboardInterrupt is raised."""
+    next_summary = time.monotonic() + SUMMARY_INTERVAL
+    while dispatcher.is_alive():
+        time.sleep(0.2)
+        for trouble in dispatcher.troubles():
+            trouble.settle()
+        if time.monotonic() > next_summary:
+            for line in dispatcher.summary(dispatcher.lag()):
+                log.info("%s", line)
+            next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
 def run(settings: Settings) -> int:
-    """Joins the group and dispatches until SIGTERM or SIGINT; the process's exit status."""
+    """Joins the group and dispatches until it is told to stop; the process's exit status."""
     dispatcher = None
     stopped = False
     try:
-        # As KeyboardInterrupt both end the main thread's waiting wherever it is, even where a shell had SIGINT ignored.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        catch_stop_signals()
+        check_before_start(settings)
         dispatcher = join_group(settings, Delivery(settings))
-        log.info(
-            "consumer %s of %s, targets: %s",
-            dispatcher.option.consumer_name,
-            settings.source,
-            ", ".join("%s <- %s" % (target.place, ",".join(target.topics)) for target in settings.targets),
-        )
+        routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in settings.targets]
+        log.info("consumer %s of %s, targets: %s", dispatcher.option.consumer_name, settings.source, ", ".join(routes))
         dispatcher.start()
-        next_summary = time.monotonic() + SUMMARY_INTERVAL
-        while dispatcher.is_alive():
-            time.sleep(0.2)
-            if time.monotonic() > next_summary:
-                log.info("%s; %s", dispatcher.summary(), dispatcher.lag())
-                next_summary += SUMMARY_INTERVAL
+        watch(dispatcher)
     except CannotStart as error:
-        log.error("%s", error)
+        for line in str(error).splitlines():
+            log.error("%s", line)
     except KeyboardInterrupt:
         stopped = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if dispatcher:
         if not stopped:
             log.error("the consumer ended by itself; this copy ends so that another can take its shards")
         if not dispatcher.stop(STOP_TIME):
             log.warning("stopped in the middle of a batch; it is delivered again by whoever takes the shard next")
-        log.info("%s", dispatcher.summary())
+        for line in dispatcher.summary():
+            log.info("%s", line)
     return 0 if stopped else 1
 
 
-def main(arguments: Optional[Sequence[str]] = None, environment: Mapping[str, str] = os.environ) -> int:
-    """The program; returns the exit status: 0 stopped as asked, 1 failed, 2 the settings are wrong."""
+def seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise ValueError
+    return number
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
-        description=__doc__.splitlines()[0],
+        usage="dispatch_data.py [--check | --status [--json] [--max-lag SECONDS] | --version | --help]",
+        description=(__doc__ or "").splitlines()[0],
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version="dispatch_data.py " + __version__)
-    parser.parse_args(arguments)
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--check", action="store_true", help="try the settings, the source and the targets, and end")
+    action.add_argument("--status", action="store_true", help="show how far the consumer group is, and end")
+    parser.add_argument("--json", action="store_true", help="with --status: for programs")
+    parser.add_argument("--max-lag", type=seconds, metavar="SECONDS", help="with --status: exit status 1 beyond it")
+    parsed = parser.parse_args(arguments)
+    if not parsed.status and (parsed.json or parsed.max_lag is not None):
+        parser.error("--json and --max-lag go with --status")
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
+    """The program; returns the exit status: see EXIT_STATUSES."""
+    parsed = read_arguments(arguments)
     try:
         settings = read_settings(environment)
     except SettingsError as error:
         for problem in error.problems:
             print("dispatch_data.py: %s" % problem, file=sys.stderr)
+        if any(" is missing: " in problem for problem in error.problems):
+            print(FIRST_CONTACT, file=sys.stderr)
         return 2
-    set_up_logging(settings)
+    if parsed.check or parsed.status:
+        logging.disable(logging.CRITICAL)  # what there is to say goes to stdout
+        return show_check(settings) if parsed.check else show_status(settings, parsed.json, parsed.max_lag)
+    try:
+        set_up_logging(settings)
+    except OSError as error:
+        print("dispatch_data.py: SLS_LOG_DIR: can't write a log file there: %s" % error, file=sys.stderr)
+        return 2
     for warning in settings.warnings:
         log.warning("%s", warning)
     return run(settings)
 
 
 if __name__ == "__main__":
-    status = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A thread that waits for an answer from a dead target, up to ANSWER_TIMEOUT, must not hold up the end.
-    os._exit(status)
+    status = 1
+    try:
+        status = main()
+    except SystemExit as end:  # argparse's way
+        status = int(end.code or 0)
+    except Exception:
+        logging.getLogger().exception("a defect of this program")
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A thread that waits for an answer from a dead target, up to ANSWER_TIMEOUT, must not hold up the end.
+        os._exit(status)

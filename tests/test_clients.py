@@ -7,13 +7,12 @@ import threading
 import time
 
 import pytest
-from aliyun.log import LogClient, LogException
 from aliyun.log.proto import LogGroup
 from copies import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import LocalLogService
 
 import dispatch_data
-from dispatch_data import CallFailed, Connector, Dispatcher, LeanClient, Place, WriterClient, read_settings
+from dispatch_data import CallFailed, Connector, Dispatcher, LeanClient, Place, read_settings
 
 PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -30,8 +29,8 @@ def use_environment(monkeypatch, service):
         monkeypatch.setenv(name, text)
 
 
-def writer_for(service, endpoint=None, kind=WriterClient):
-    return kind(Place(endpoint or service.endpoint, "local-id", "local-secret", "", "", PROJECT, "nginx"))
+def client_for(service, endpoint=None):
+    return LeanClient(Place(endpoint or service.endpoint, "local-id", "local-secret", "", "", PROJECT, "nginx", {}))
 
 
 def put(client):
@@ -47,7 +46,7 @@ def taken(service):
 
 def test_through_a_proxy_from_the_environment(service, clean_environment):
     use_environment(clean_environment, service)
-    client = writer_for(service)
+    client = client_for(service)
     assert [put(client), put(client)] == taken(service)
 
 
@@ -65,7 +64,7 @@ def test_directly_without_a_proxy_or_around_it(service, clean_environment, no_pr
             "127.0.0.1" if host == PROJECT + ".local-log-service.test" else host, *rest, **options
         ),
     )
-    client = writer_for(service, "%s:%d" % (service.endpoint, service.port))
+    client = client_for(service, "%s:%d" % (service.endpoint, service.port))
     assert [put(client)] == taken(service)
 
 
@@ -73,10 +72,10 @@ def test_tls_trusts_the_bundle_of_the_environment_and_nobody_else(clean_environm
     with LocalLogService(https=True) as service:
         service.create_logstore(PROJECT, "nginx")
         use_environment(clean_environment, service)
-        assert [put(writer_for(service))] == taken(service)
+        assert [put(client_for(service))] == taken(service)
         clean_environment.delenv("REQUESTS_CA_BUNDLE")
         with pytest.raises(CallFailed, match=r"CERTIFICATE_VERIFY_FAILED|certificate verify failed"):
-            put(writer_for(service))
+            put(client_for(service))
         assert len(taken(service)) == 1
 
 
@@ -114,7 +113,7 @@ def test_a_proxy_is_told_its_user_and_password(clean_environment, scheme, first_
     with Listener() as proxy:
         clean_environment.setenv(scheme + "_proxy", "http://user:p%%40ss@127.0.0.1:%d" % proxy.server_address[1])
         with pytest.raises(CallFailed) as caught:
-            put(writer_for(None, scheme + "://example.test"))
+            put(client_for(None, scheme + "://example.test"))
         proxy.shutdown()
     assert proxy.head.startswith(first_line)
     assert b"proxy-authorization: basic dxnlcjpwqhnz" in proxy.head.lower()  # base64 of user:p@ss
@@ -130,7 +129,7 @@ def test_what_http_client_cannot_do_is_left_to_requests(clean_environment, proxy
 def test_an_idle_connection_that_the_service_closed_is_replaced_unnoticed(service, clean_environment):
     use_environment(clean_environment, service)
     clean_environment.setattr(dispatch_data, "SURELY_OPEN", 0.0)
-    client = writer_for(service)
+    client = client_for(service)
     first = put(client)
     service.stop()
     service.start()
@@ -139,7 +138,7 @@ def test_an_idle_connection_that_the_service_closed_is_replaced_unnoticed(servic
 
 def test_each_thread_keeps_its_connection(service, clean_environment):
     use_environment(clean_environment, service)
-    client = writer_for(service)
+    client = client_for(service)
     put(client)
     connection, _ = client.of_thread.kept
     socket_before = connection.sock
@@ -156,8 +155,8 @@ def test_each_thread_keeps_its_connection(service, clean_environment):
 def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
     """Pulls go the same way, with a query string that needs encoding."""
     use_environment(clean_environment, service)
-    log_group = put(writer_for(service))
-    client = writer_for(service, kind=LeanClient)
+    log_group = put(client_for(service))
+    client = client_for(service)
     shard = taken(service) and service.ledger(PROJECT, "nginx")[0].shard
     cursor = client.get_begin_cursor(PROJECT, "nginx", shard).get_cursor()
     assert cursor.endswith("=")
@@ -181,9 +180,9 @@ def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, cl
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=3)
     assert source.lag([0, 1, 2, 3]) >= 2
     assert source.lag([0, 1]) == pytest.approx(0, abs=0.5)
-    assert re.match(r"lag \d+ s$", dispatcher.lag())
+    assert re.fullmatch(r"\d+", dispatcher.lag())
     with service.add_fault("GetCheckPoint", status=403, code="ReadQuotaExceed"):
-        assert dispatcher.lag().startswith("lag unknown (403 ReadQuotaExceed: ")
+        assert dispatcher.lag() == "unknown"
     source.mclient.update_check_point(PROJECT, SOURCE, GROUP, 2, source.get_end_cursor(2))
     assert source.lag([2]) == pytest.approx(0, abs=0.5)
 
@@ -194,7 +193,7 @@ def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, cl
 def test_the_sdk_s_client_still_sends_through_the_method_we_override(service, clean_environment):
     """If not, calls go through requests again: they work, and cost four times as much."""
     use_environment(clean_environment, service)
-    client = writer_for(service)
+    client = client_for(service)
     put(client)
     assert client.connector is not None
 
@@ -204,7 +203,7 @@ def test_the_sdk_s_client_still_leaves_trying_again_to_us(service, clean_environ
     use_environment(clean_environment, service)
     with service.add_fault("PutLogs", status=500, code="InternalServerError") as fault:
         with pytest.raises(CallFailed) as caught:
-            put(writer_for(service))
+            put(client_for(service))
         assert fault.hits == 1
     assert (caught.value.status, caught.value.code, caught.value.may_pass()) == (500, "InternalServerError", True)
 
@@ -223,7 +222,7 @@ def test_failures_say_what_the_service_said(service, clean_environment, status, 
     use_environment(clean_environment, service)
     with service.add_fault("PutLogs", status=status, code=code):
         with pytest.raises(CallFailed, match="^%d %s: " % (status, code)) as caught:
-            put(writer_for(service))
+            put(client_for(service))
     assert caught.value.may_pass() == may_pass
 
 
@@ -231,7 +230,5 @@ def test_without_an_answer_there_is_no_status(service, clean_environment):
     use_environment(clean_environment, service)
     with service.add_fault("PutLogs", cut="before"):
         with pytest.raises(CallFailed) as caught:
-            put(writer_for(service))
+            put(client_for(service))
     assert caught.value.status is None and caught.value.may_pass()
-    assert not isinstance(caught.value, LogException)
-    assert issubclass(LeanClient, LogClient)

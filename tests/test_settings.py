@@ -75,6 +75,18 @@ MISTAKES = [
     ({"SLS_WRITERS": "0"}, r"SLS_WRITERS: '0' is wrong; right would be a whole number from 1 to 64"),
     ({"SLS_MERGE_PACKS": "maybe"}, r"SLS_MERGE_PACKS: 'maybe' is wrong; right would be true or false"),
     ({"SLS_LOG_DIR": "/no/such/directory"}, r"SLS_LOG_DIR: '/no/such/directory' is wrong; right would be a directory"),
+    (
+        {"SLS_REJECTED_DIR": "/no/such"},
+        r"SLS_REJECTED_DIR: '/no/such' is wrong; right would be a directory that exists",
+    ),
+    (
+        {"REQUESTS_CA_BUNDLE": "/no/such.pem"},
+        r"REQUESTS_CA_BUNDLE: '/no/such.pem' is wrong; right would be a file of CA",
+    ),
+    ({"SLS_ENDPOINT": "htps://cn-hangzhou.log.aliyuncs.com"}, r"SLS_ENDPOINT: 'htps://.*' is wrong"),
+    ({"SLS_LOGSTORE_TO1": "../nginx"}, r"SLS_LOGSTORE_TO1: '../nginx' is wrong"),
+    ({"SLS_PROJECT_TO": "a%2Fb"}, r"SLS_PROJECT_TO: 'a%2Fb' is wrong"),
+    ({"SLS_CG": "a\nb"}, r"SLS_CG: 'a\\nb' is wrong"),
     ({"SLS_LOG_LEVEL": "LOUD"}, r"SLS_LOG_LEVEL: 'LOUD' is wrong; right would be DEBUG, INFO"),
 ]
 
@@ -117,6 +129,7 @@ def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):
     assert ended.returncode == 2
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
+    assert ".env.example" in lines.pop()
     assert [re.match(r"dispatch_data\.py: (SLS_\w+)", line).group(1) for line in lines] == [
         "SLS_AK_KEY",
         "SLS_PROJECT",
@@ -153,10 +166,10 @@ def test_no_warning_without_need():
 
 def test_defaults():
     settings = read()
-    assert settings[3:-1] == ("begin", 20, 0.2, dispatch_data.read_settings(GOOD).writers, False, ".", "INFO")
+    assert settings[3:-1] == ("begin", 20, 0.2, 8, False, "", ".", "INFO")
     (target,) = settings.targets
     assert (target.number, target.topics) == (1, ("ngnix", "nginx"))
-    assert target.place == settings.source._replace(logstore="nginx")
+    assert target.place[:7] == settings.source._replace(logstore="nginx")[:7]
     settings = read(SLS_LOGSTORE_TO2="b", SLS_LOGSTORE_TO3="c")
     assert [target.topics for target in settings.targets] == [("ngnix", "nginx"), ("sql_audit",), ("click",)]
 
@@ -179,9 +192,16 @@ def test_each_target_takes_what_it_does_not_set_from_the_line_above():
         SLS_STS_TOKEN_TO30="token-30",
     )
     one, two, thirty = [target.place for target in settings.targets]
-    assert one == (GOOD["SLS_ENDPOINT"], "id-to", "key-to", "", "r", "p", "nginx")
-    assert two == ("https://e2", "id-to", "key-to", "", "r2", "p2", "b")
-    assert thirty == (GOOD["SLS_ENDPOINT"], "id-30", "key-30", "token-30", "r", "p", "c")
+    assert one[:7] == (GOOD["SLS_ENDPOINT"], "id-to", "key-to", "", "r", "p", "nginx")
+    assert two[:7] == ("https://e2", "id-to", "key-to", "", "r2", "p2", "b")
+    assert thirty[:7] == (GOOD["SLS_ENDPOINT"], "id-30", "key-30", "token-30", "r", "p", "c")
+    assert [two.names[name] for name in ("SLS_LOGSTORE", "SLS_PROJECT", "SLS_AK_KEY", "SLS_REGION")] == [
+        "SLS_LOGSTORE_TO2",
+        "SLS_PROJECT_TO2",
+        "SLS_AK_KEY_TO",
+        "SLS_REGION_TO2",
+    ]
+    assert (one.names["SLS_ENDPOINT"], one.names["SLS_STS_TOKEN"]) == ("SLS_ENDPOINT", "SLS_STS_TOKEN_TO")
     assert settings.source.security_token == TOKEN
     assert sorted(settings.secrets()) == sorted([SECRET, TOKEN, "key-to", "key-to", "key-30", "token-30"])
 

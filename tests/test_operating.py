@@ -1,0 +1,379 @@
+"""What an operator meets: --check, --status, refusals to start, the words for trouble, the summary, first contact."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from aliyun.log.proto import LogGroup
+from copies import (
+    GROUP,
+    LIMIT,
+    PROGRAM,
+    PROJECT,
+    SOURCE,
+    feed,
+    group_shards,
+    make_log_group,
+    settings_for,
+    wait_until_delivered,
+    wait_until_shared,
+)
+
+
+def run(service, *arguments, **changes):
+    """Runs the program to its end; its exit status and the lines of both streams."""
+    ended = subprocess.run(
+        [sys.executable, str(PROGRAM), *arguments],
+        env=settings_for(service, **changes),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert "local-secret" not in ended.stderr + ended.stdout
+    return ended.returncode, ended.stdout.splitlines(), ended.stderr.splitlines()
+
+
+# ---- first contact
+
+
+def test_with_nothing_set_it_says_what_is_missing_and_where_to_look(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, str(PROGRAM)], env={}, cwd=str(tmp_path), capture_output=True, text=True, timeout=LIMIT
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    lines = ended.stderr.splitlines()
+    missing = [re.match(r"dispatch_data\.py: (\w+) is missing: ", line).group(1) for line in lines[:-1]]
+    assert missing == [
+        "SLS_ENDPOINT",
+        "SLS_AK_ID",
+        "SLS_AK_KEY",
+        "SLS_PROJECT",
+        "SLS_LOGSTORE",
+        "SLS_CG",
+        "SLS_LOGSTORE_TO1",
+    ]
+    assert ".env.example" in lines[-1] and "tests.local_log_service demo" in lines[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--json"], ["--max-lag", "5"], ["--status", "--max-lag", "soon"], ["--check", "--status"], ["start"]]
+)
+def test_arguments_that_make_no_sense_are_refused(service, arguments):
+    status, stdout, stderr = run(service, *arguments)
+    assert (status, stdout) == (2, [])
+    assert stderr[-1].startswith("dispatch_data.py: error: ")
+
+
+# ---- --check
+
+
+def calls_that_change_something(service):
+    return {
+        name: count
+        for name, count in service.calls().items()
+        if name not in ("ListShards", "ListConsumerGroup", "GetCheckPoint", "GetCursor", "GetCursorTime")
+    }
+
+
+def test_check_of_what_is_right(service):
+    status, stdout, stderr = run(service, "--check")
+    assert (status, stderr) == (0, [])
+    assert [re.sub(r" +", " ", line) for line in stdout] == [
+        "source test-project/source fine: 4 shards, consumer group dispatch will be made, beside 0 others",
+        "TO1 test-project/nginx fine: 2 shards",
+        "TO2 test-project/sql-audit fine: 2 shards",
+        "TO3 test-project/click fine: 2 shards",
+    ]
+    assert calls_that_change_something(service) == {}
+
+
+def test_check_of_a_group_that_exists(service):
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
+    assert run(service, "--check")[1][0].endswith("fine: 4 shards, consumer group dispatch exists")
+
+
+def test_check_names_the_variable_to_mend(service):
+    service.access_keys["other-id"] = "other-secret"
+    status, stdout, stderr = run(
+        service,
+        "--check",
+        SLS_LOGSTORE_TO1="ngix",
+        SLS_PROJECT_TO2="no-such-project",
+        SLS_AK_ID_TO="other-id",
+        SLS_AK_KEY_TO="wrong-secret",
+        SLS_AK_ID_TO1="local-id",
+        SLS_AK_KEY_TO1="local-secret",
+        SLS_AK_ID_TO2="local-id",
+        SLS_AK_KEY_TO2="local-secret",
+    )
+    assert (status, stderr) == (1, [])
+    assert re.search("fine", stdout[0])
+    for line, words in zip(
+        stdout[1:],
+        (
+            ("TO1 test-project/ngix", "wrong: 404 LogStoreNotExist: ", "SLS_LOGSTORE_TO1 must exist in the project"),
+            ("TO2 no-such-project/", "wrong: 404 ProjectNotExist: ", "SLS_PROJECT_TO2 must exist", "of SLS_ENDPOINT"),
+            ("TO3 ", "wrong: 401 SignatureNotMatch: ", "SLS_AK_KEY_TO must be the secret of SLS_AK_ID_TO"),
+        ),
+    ):
+        assert all(word in line for word in words), line
+        assert "wrong-secret" not in line
+
+
+def test_check_does_not_blame_a_key_that_may_only_write(service):
+    """A target needs log:PostLogStoreLogs alone; that the key may not look says nothing of that."""
+    with service.add_fault("ListShards", logstore="click", status=401, code="Unauthorized"):
+        status, stdout, _ = run(service, "--check")
+    assert status == 0
+    assert re.search("TO3 .* could not verify: ", stdout[3])
+
+
+def test_check_of_a_service_that_is_not_there(service):
+    with service.add_fault("*", cut="before"):
+        status, stdout, _ = run(service, "--check")
+    assert status == 1
+    assert all("not reachable now: " in line and "SLS_ENDPOINT must be reachable" in line for line in stdout)
+
+
+def test_check_tells_of_a_logstore_full_of_groups(service):
+    client = service.client()
+    for number in range(10):
+        client.create_consumer_group(PROJECT, SOURCE, "group-%d" % number, 20)
+    status, stdout, _ = run(service, "--check")
+    assert status == 0  # newer logstores take 30
+    assert "beside 10 others (older logstores take 10 at the most)" in stdout[0]
+
+
+# ---- a start that makes no sense
+
+
+REFUSALS = [
+    ({"SLS_AK_KEY": "wrong-secret"}, "SignatureNotMatch", "SLS_AK_KEY must be the secret of SLS_AK_ID", 4),
+    ({"SLS_AK_ID": "nobody"}, "InvalidAccessKeyId", "SLS_AK_ID must be a key that exists", 4),
+    (
+        {"SLS_PROJECT": "no-such-project", "SLS_PROJECT_TO": PROJECT},
+        "ProjectNotExist",
+        "SLS_PROJECT must exist in the region of SLS_ENDPOINT",
+        1,
+    ),
+    ({"SLS_LOGSTORE": "no-such-logstore"}, "LogStoreNotExist", "SLS_LOGSTORE must exist in the project", 1),
+    ({"SLS_LOGSTORE_TO2": "no-such-logstore"}, "LogStoreNotExist", "SLS_LOGSTORE_TO2 must exist in the project", 1),
+]
+
+
+@pytest.mark.parametrize("changes, code, advice, places", REFUSALS, ids=[" ".join(row[0]) for row in REFUSALS])
+def test_what_is_certainly_wrong_is_said_in_one_line_and_nothing_starts(service, changes, code, advice, places):
+    status, stdout, stderr = run(service, SLS_LOG_DIR="", **changes)
+    assert (status, stdout) == (1, [])
+    (line,) = stderr
+    assert code in line and advice in line and "wrong-secret" not in line
+    assert len(re.findall(r"(source|TO\d) [\w-]+/[\w-]+", line)) == places
+    assert calls_that_change_something(service) == {}
+
+
+def test_a_key_that_may_not_read_the_source_is_certainly_wrong(service):
+    with service.add_fault("ListShards", logstore=SOURCE, status=401, code="Unauthorized"):
+        status, _, (line,) = run(service, SLS_LOG_DIR="")
+    assert status == 1
+    assert "source test-project/source: 401 Unauthorized: " in line and "RAM policy" in line
+
+
+def test_one_group_too_many_says_how_to_make_room(service):
+    client = service.client()
+    for number in range(10):
+        client.create_consumer_group(PROJECT, SOURCE, "group-%d" % number, 20)
+    status, _, (line,) = run(service, SLS_LOG_DIR="")
+    assert status == 1
+    assert "ConsumerGroupQuotaExceed" in line and "SLS_CG" in line
+    assert "list_consumer_group" in line and "delete_consumer_group" in line
+
+
+def test_a_target_that_cannot_be_reached_yet_does_not_stop_the_start(service, copies):
+    with service.add_fault("ListShards", logstore="click", cut="before") as fault:
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "a look at the target")
+    feed(service, 20)
+    wait_until_delivered(service)
+    assert "TO3 test-project/click: not reachable now: " in copy.stderr()
+    assert copy.stop() == 0
+
+
+# ---- --status
+
+
+def test_status_of_a_group_that_nobody_has_made(service):
+    status, stdout, (line,) = run(service, "--status")
+    assert (status, stdout) == (1, [])
+    assert "consumer group dispatch: 404 ConsumerGroupNotExist" in line
+
+
+def test_status_shows_shards_holders_and_lag(service, copies):
+    first, second = copies.start(), copies.start()
+    wait_until_shared(service, first, second)
+    feed(service, 40)
+    wait_until_delivered(service)
+    service.split_shard(PROJECT, SOURCE, 0)
+    assert [first.stop(), second.stop()] == [0, 0]
+    (late,) = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    service.wait_for(lambda: time.time() > late.received_at + 2, LIMIT, "two seconds of lag")
+
+    service.access_keys["reader"] = "reader-secret"
+    status, stdout, stderr = run(service, "--status", SLS_AK_ID="reader", SLS_AK_KEY="reader-secret")
+    assert (status, stderr) == (0, [])
+    header, *rows, total = stdout
+    assert header.split() == ["shard", "status", "holder", "checkpoint", "behind", "updated"]
+    columns = [header.index(name) for name in header.split()]
+    cells = [[row[begin:end].strip() for begin, end in zip(columns, columns[1:] + [None])] for row in rows]
+    assert [row[0] for row in cells] == [str(shard) for shard in range(len(rows))] and len(rows) >= 4
+    assert [row[1] for row in cells[:4]] == ["readonly", "readwrite", "readwrite", "readwrite"]
+    for row in cells[:4]:
+        assert row[2].startswith("dispatch-")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row[3])
+        assert re.fullmatch(r"\d+ s ago", row[5])
+    assert [row[4] for row in cells[:2]] == ["0 s", "0 s"]
+    assert int(cells[2][4].split()[0]) >= 2
+    assert total.split()[0] == "all"
+
+    status, stdout, _ = run(service, "--status", "--json")
+    document = json.loads("\n".join(stdout))
+    assert status == 0
+    assert (document["project"], document["logstore"], document["consumer_group"]) == (PROJECT, SOURCE, GROUP)
+    by_shard = {shard["shard"]: shard for shard in document["shards"]}
+    assert by_shard[2]["behind_seconds"] >= 2 and by_shard[1]["behind_seconds"] == 0
+    assert by_shard[2]["checkpoint_time"] == int(late.received_at)
+    assert abs(by_shard[2]["updated_time"] - time.time()) < 3600
+    born = [shard for number, shard in by_shard.items() if number > 3 and not shard["checkpoint"]]
+    assert document["behind_seconds"] == (None if born else by_shard[2]["behind_seconds"])
+
+
+def test_max_lag_is_an_alarm(service, copies):
+    copy = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert run(service, "--status", "--max-lag", "3600")[0] == 0
+    assert copy.stop() == 0
+    (late,) = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    service.wait_for(lambda: time.time() > late.received_at + 2, LIMIT, "two seconds of lag")
+    assert run(service, "--status", "--max-lag", "3600")[0] == 0
+    assert run(service, "--status", "--json", "--max-lag", "1")[0] == 1
+    service.expire(PROJECT, SOURCE, 2, 11)
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    status, stdout, _ = run(service, "--status", "--max-lag", "3600")
+    assert status == 1 and "expired" in stdout[3], "nobody knows how far behind it is"
+    with service.add_fault("GetCheckPoint", status=403, code="ReadQuotaExceed"):
+        status, stdout, (line,) = run(service, "--status", "--max-lag", "3600")
+    assert (status, stdout) == (1, []) and "403 ReadQuotaExceed" in line
+
+
+def test_status_changes_nothing(service, copies):
+    copy = copies.start()
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    before = calls_that_change_something(service)
+    run(service, "--status")
+    assert calls_that_change_something(service) == before
+
+
+def has_begun(service):
+    """Waits until each shard has its first checkpoint, which says where it begins."""
+    service.wait_for(
+        lambda: [state["next"] for state in group_shards(service).values()] == [0] * 4, LIMIT, "all shards begun"
+    )
+
+
+# ---- trouble, told once, then in sums
+
+
+CODES = [
+    ("PutLogs", 401, "Unauthorized", "RAM policy"),
+    ("PutLogs", 401, "SignatureNotMatch", "SLS_AK_KEY must be the secret of SLS_AK_ID"),
+    ("PutLogs", 401, "InvalidAccessKeyId", "SLS_AK_ID must be a key that exists"),
+    ("PutLogs", 403, "WriteQuotaExceed", "ask for more"),
+    ("PutLogs", 403, "ShardWriteQuotaExceed", "split some"),
+    ("PutLogs", 404, "LogStoreNotExist", "SLS_LOGSTORE_TO3 must exist"),
+    ("PutLogs", 404, "ProjectNotExist", "SLS_PROJECT must exist"),
+    ("PutLogs", 400, "RequestTimeExpired", "clock"),
+    ("PutLogs", 400, "PostBodyInvalid", "SLS_REJECTED_DIR"),
+    ("PutLogs", 400, "PostBodyTooLarge", "SLS_REJECTED_DIR"),
+    ("PutLogs", 400, "ParameterInvalid", "SLS_REJECTED_DIR"),
+    ("PutLogs", 500, "InternalServerError", "should pass"),
+    ("PutLogs", 503, "ServerBusy", "should pass"),
+    ("PutLogs", 502, "BadGateway", "should pass"),
+    ("PullLogs", 403, "ReadQuotaExceed", "ask for more"),
+    ("PullLogs", 403, "ShardReadQuotaExceed", "read at its limit"),
+    ("HeartBeat", 404, "ConsumerGroupNotExist", "start the copies again"),
+    ("UpdateCheckPoint", 400, "InvalidShardCheckPoint", "a checkpoint is not saved yet"),
+]
+
+
+@pytest.mark.parametrize("action, status, code, advice", CODES, ids=[row[2] for row in CODES])
+def test_every_refusal_is_told_in_a_line_that_says_what_to_do(service, copies, action, status, code, advice):
+    copy = copies.start()
+    has_begun(service)
+    logstore = "click" if action == "PutLogs" else SOURCE
+    with service.add_fault(action, logstore=logstore, status=status, code=code) as fault:
+        feed(service, 8, topics=("click",))
+        service.wait_for(lambda: fault.hits >= 4 and code in copy.stderr(), LIMIT, "a word about the refusal")
+    wait_until_delivered(service)
+    service.wait_for(lambda: "recovered after" in copy.stderr(), LIMIT, "a word about its end")
+    assert copy.stop() == 0
+    told, *rest = [line for line in copy.stderr().splitlines() if code in line]
+    subject = "TO3 test-project/click: " if action == "PutLogs" else "source test-project/source: "
+    assert subject in told and "%d %s: " % (status, code) in told and advice in told
+    assert len(rest) <= 1, "a flood"
+    assert "Traceback" not in copy.stderr()
+    assert re.search(re.escape(subject) + r"\w+ recovered after \d+ failed tries in \d+ s", copy.stderr())
+
+
+# ---- the summary, as documented in the README
+
+
+def pairs(line):
+    return dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', line))
+
+
+def test_the_summary_is_key_value_pairs(service, copies):
+    feed(service, 30, topics=("nginx", "sql_audit", 'debug "x"'))
+    copy = copies.start()
+    wait_until_delivered(service)
+    wait_until_shared(service, copy)
+    assert copy.stop() == 0
+    lines = [line.partition(" INFO summary ")[2] for line in copy.log().splitlines() if " INFO summary " in line]
+    first, second, third, source = map(pairs, lines)
+    size = sum(len(entry.log_group) for entry in service.ledger(PROJECT, SOURCE) if entry.parse().Topic == "nginx")
+    assert first == {
+        "target": "1",
+        "logstore": "test-project/nginx",
+        "groups": "10",
+        "logs": "50",
+        "bytes": first["bytes"],
+        "retries": "0",
+        "failing": "0",
+        "set_aside": "0",
+    }
+    assert 0 < int(first["bytes"]) <= size
+    assert (second["target"], second["logs"], third["logs"]) == ("2", "50", "0")
+    assert source["shards"] == "0,1,2,3" and source["group"] == GROUP
+    assert (source["unmatched_groups"], source["unmatched_logs"]) == ("10", "50")
+    assert json.loads(source["unmatched_topics"]) == 'debug "x" 10'
+    assert LogGroup.FromString(service.ledger(PROJECT, "nginx")[0].log_group).Topic == "nginx"
+
+
+def test_the_summary_comes_with_the_lag(service, copies):
+    copy = copies.start(before="import dispatch_data; dispatch_data.SUMMARY_INTERVAL = 0.5")
+    wait_until_delivered(service)
+    with service.add_fault("PutLogs", hold=True):
+        service.put(PROJECT, SOURCE, [make_log_group("nginx")])
+        service.wait_for(
+            lambda: re.search(r"lag_seconds=([2-9]|\d\d)\b", copy.log()),
+            LIMIT,
+            "a summary with the lag of a held batch",
+        )
+    wait_until_delivered(service)
+    service.wait_for(lambda: pairs(copy.log().splitlines()[-1]).get("lag_seconds") == "0", LIMIT, "a lag of 0")

@@ -1,0 +1,167 @@
+"""LogGroups that a target refuses for good: held by default, set aside as files where SLS_REJECTED_DIR is set."""
+
+import os
+import re
+import stat
+
+import pytest
+from copies import GROUP, LIMIT, PROJECT, SOURCE, feed, group_shards, make_log_group, wait_until_delivered
+from local_log_service.verdict import compare
+
+from dispatch_data import LogGroup, Place, RejectedLogGroups
+
+# A MachineUUID that is a number: the service won't take it, and a dispatcher that doesn't parse can't know.
+POISON = make_log_group("click") + b"\x28\x01"
+
+
+@pytest.fixture
+def rejected_dir(tmp_path):
+    path = tmp_path / "rejected"
+    path.mkdir()
+    return path
+
+
+def arrived(service):
+    return [
+        entry.log_group for logstore in ("nginx", "sql-audit", "click") for entry in service.ledger(PROJECT, logstore)
+    ]
+
+
+def next_indexes(service):
+    return {shard: state["next"] for shard, state in group_shards(service).items()}
+
+
+def files_in(directory):
+    return sorted(path for path in directory.iterdir())
+
+
+def test_by_default_the_shard_waits_and_says_so_and_no_other_does(service, copies):
+    """What the batch has for other targets is delivered; behind the batch nothing of the shard is."""
+    first = feed(service, 8, shard=0)
+    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    copy = copies.start()
+    service.wait_for(lambda: "PostBodyInvalid" in copy.stderr(), LIMIT, "a word about the refusal")
+    others = feed(service, 40, shard=1)
+    service.wait_for(lambda: next_indexes(service).get(1) == 40, LIMIT, "the other shard delivered")
+    service.wait_for(lambda: compare(first + others, arrived(service)).ok, LIMIT, "the rest of the batch delivered")
+    behind = feed(service, 4, shard=0)
+    service.wait_for(lambda: "failed tries in" in copy.stderr(), LIMIT, "another word, after a while")
+    assert next_indexes(service)[0] == 0
+    lines = copy.stderr().splitlines()
+    assert all("TO3 test-project/click: a put failed" in line and "SLS_REJECTED_DIR" in line for line in lines)
+    assert copy.stop() == 0
+    assert "target=3" in copy.log() and compare(behind, arrived(service)).lost == 20
+
+
+def test_where_a_directory_is_set_it_is_set_aside_whole_and_the_shard_goes_on(service, copies, rejected_dir):
+    before, after = feed(service, 8, shard=0), []
+    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    after = feed(service, 8, shard=0)
+    copy = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    outcome = compare(before + after, arrived(service))
+    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    (path,) = files_in(rejected_dir)
+    assert path.read_bytes() == POISON
+    assert re.fullmatch(r"TO3-test-project-click-[0-9a-f]{32}\.loggroup", path.name)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert copy.stop() == 0
+    assert "is refused for good and set aside as " + str(path) in copy.stderr()
+    assert re.search(r"summary target=3 .* failing=0 set_aside=1$", copy.log(), re.MULTILINE)
+
+
+def test_of_a_joined_put_only_the_log_group_at_fault_is_set_aside(service, copies, rejected_dir):
+    """The three poisoned ones are alike but for their logs, so they are joined, and are set aside apart."""
+    poisons = [make_log_group("nginx") + b"\x28\x01" for _ in range(3)]
+    good = [make_log_group("nginx") for _ in range(5)]
+    service.put(PROJECT, SOURCE, poisons + good, shard=2)
+    copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    assert sorted(path.read_bytes() for path in files_in(rejected_dir)) == sorted(poisons)
+    outcome = compare(good, arrived(service))
+    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+
+
+@pytest.mark.parametrize(
+    "status, code",
+    [
+        (403, "ShardWriteQuotaExceed"),
+        (401, "Unauthorized"),
+        (404, "LogStoreNotExist"),
+        (400, "RequestTimeExpired"),
+        (500, "PostBodyInvalid"),
+    ],
+)
+def test_what_may_pass_is_never_set_aside(service, copies, rejected_dir, status, code):
+    with service.add_fault("PutLogs", status=status, code=code) as fault:
+        sent = feed(service, 4, shard=0)
+        copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+        service.wait_for(lambda: fault.hits >= 12, LIMIT, "puts refused more often than would do")
+    wait_until_delivered(service)
+    outcome = compare(sent, arrived(service))
+    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert files_in(rejected_dir) == []
+
+
+def test_set_aside_again_after_a_crash_it_is_the_same_file(service, copies, rejected_dir):
+    """Killed with the file on disk and the checkpoint not yet saved."""
+    client = service.client()
+    client.create_consumer_group(PROJECT, SOURCE, GROUP, 2)
+    for shard in range(4):  # else the first checkpoint would be the start, not the batch's
+        begin = client.get_begin_cursor(PROJECT, SOURCE, shard).get_cursor()
+        client.update_check_point(PROJECT, SOURCE, GROUP, shard, begin)
+    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    with service.add_fault("UpdateCheckPoint", cut="before") as fault:
+        first = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "a checkpoint that can't be saved")
+        before = files_in(rejected_dir)
+        first.process.kill()
+        first.process.wait()
+    copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    assert files_in(rejected_dir) == before
+    assert [path.read_bytes() for path in before] == [POISON]
+
+
+def test_without_the_directory_it_waits_and_nothing_is_lost(service, copies, rejected_dir):
+    """As on a full disk: the trouble is told, the shard waits, and goes on once there is room."""
+    rejected_dir.rename(rejected_dir.with_name("elsewhere"))
+    rejected_dir.with_name("gone").mkdir()
+    directory = rejected_dir.with_name("gone")
+    copy = copies.start(SLS_REJECTED_DIR=str(directory))
+    service.wait_for(lambda: len(group_shards(service)) == 4, LIMIT, "a copy that has begun")
+    directory.rmdir()
+    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    service.wait_for(lambda: "can't be set aside yet" in copy.stderr(), LIMIT, "a word about the directory")
+    assert next_indexes(service)[0] in (None, 0)
+    directory.mkdir()
+    wait_until_delivered(service)
+    (path,) = files_in(directory)
+    assert path.read_bytes() == POISON
+
+
+def log_group_of(data):
+    return LogGroup("click", 1, b"", data, joinable=False)
+
+
+PLACE = Place("", "", "", "", "", PROJECT, "click", {})
+
+
+def test_the_directory_is_bounded_in_total(tmp_path, monkeypatch):
+    monkeypatch.setattr(RejectedLogGroups, "MOST_BYTES", 100)
+    rejected = RejectedLogGroups(str(tmp_path))
+    path = rejected.keep(3, PLACE, log_group_of(b"a" * 60))
+    assert rejected.keep(3, PLACE, log_group_of(b"a" * 60)) == path  # the same again takes no more room
+    with pytest.raises(OSError, match="as many as are kept; make room"):
+        rejected.keep(3, PLACE, log_group_of(b"b" * 60))
+    assert os.listdir(str(tmp_path)) == [os.path.basename(path)]
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path, monkeypatch):
+    def no_space(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        RejectedLogGroups(str(tmp_path)).keep(3, PLACE, log_group_of(b"a"))
+    assert os.listdir(str(tmp_path)) == []
