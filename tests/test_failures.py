@@ -4,7 +4,6 @@ Where an answer was lost after a put took effect, exactly that put is repeated. 
 local service and compares the whole ledger, log by log.
 """
 
-import contextlib
 from collections import Counter
 
 import pytest
@@ -27,6 +26,15 @@ from copies import (
 from local_log_service import LocalLogService
 from local_log_service.verdict import split_log_group
 from test_dispatch import assert_all_delivered_once
+from troubles import (
+    changed_key,
+    deleted_logstore,
+    names_switched_by,
+    outage,
+    unknown_names,
+    untrusted_certificate,
+    wrong_clock,
+)
 
 # ---- puts that fail ---------------------------------------------------------------------------------------------
 
@@ -154,14 +162,10 @@ def test_a_target_deleted_on_the_way_gets_what_it_had_not_taken_once_it_is_there
     copies.start()
     flow = SteadyFeed(service)
     flow.wait_for(lambda: logs_in(service, "click") > 0, "a copy at work")
-    with service.add_fault("PutLogs", logstore="click", code="WriteQuotaExceed") as fault:
-        # From the first put refused on, what the logstore has taken stands still: that is what goes with it.
-        flow.wait_for(lambda: fault.hits > 0, "no more puts taken")
-        gone = [entry.log_group for entry in service.ledger(PROJECT, "click")]
-        service.delete_logstore(PROJECT, "click")
-    tries = service.calls_by_logstore["PutLogs", PROJECT, "click"]
-    flow.wait_for(lambda: service.calls_by_logstore["PutLogs", PROJECT, "click"] >= tries + 2, "puts to no logstore")
-    service.create_logstore(PROJECT, "click")
+    gone = []
+    with deleted_logstore(service, "click", gone):
+        puts = service.calls_by_logstore["PutLogs", PROJECT, "click"]
+        flow.wait_for(lambda: service.calls_by_logstore["PutLogs", PROJECT, "click"] >= puts + 2, "puts to no logstore")
     wait_until_delivered(service)
     outcome = verdict(service, delivered_before=gone)
     assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
@@ -249,32 +253,6 @@ def wait_until_forgotten(service):
 # ---- the way to the service, the key, the clock -----------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def outage(service):
-    """The whole service is gone."""
-    service.stop()
-    yield None
-    service.start()
-
-
-@contextlib.contextmanager
-def changed_key(service, access_key_id, secret):
-    """A key is another (or none: deleted), and then what it was again."""
-    right = service.access_keys.copy()
-    service.access_keys[access_key_id] = secret
-    if secret is None:
-        del service.access_keys[access_key_id]
-    yield "InvalidAccessKeyId" if secret is None else "SignatureNotMatch"
-    service.access_keys.update(right)
-
-
-@contextlib.contextmanager
-def wrong_clock(service, offset):
-    service.clock_offset = offset
-    yield "RequestTimeExpired"
-    service.clock_offset = 0.0
-
-
 TROUBLES = {
     "the service is gone": outage,
     "the source's key is changed": lambda service: changed_key(service, "local-id", "another-secret"),
@@ -294,8 +272,7 @@ def test_copies_outlast_a_source_out_of_reach(service, copies, trouble):
     with trouble(service) as sign:
         feed(service, 40)
         wait_until_forgotten(service)
-        if sign:
-            service.wait_for(lambda: all(sign in copy.stderr() for copy in started), LIMIT, "a word about it")
+        service.wait_for(lambda: all(sign in copy.stderr() for copy in started), LIMIT, "a word about it")
     feed(service, 40)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -330,28 +307,15 @@ def test_a_target_whose_key_is_refused_waits_for_the_right_one(service, copies, 
     assert "target-secret" not in copy.stderr() + copy.log()
 
 
-NO_NAMES = """
-def failing_while_the_file_exists(*arguments, resolve=socket.getaddrinfo, **named):
-    if os.path.exists(%r):
-        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-    return resolve(*arguments, **named)
-
-socket.getaddrinfo = failing_while_the_file_exists
-"""
-
-
 def test_copies_outlast_a_failing_name_resolution(service, copies, tmp_path):
     switch = tmp_path / "names are unknown"
-    copy = copies.start(before=NO_NAMES % str(switch))
+    copy = copies.start(before=names_switched_by(switch))
     feed(service, 40)
     wait_until_delivered(service)
-    switch.touch()
-    service.stop()  # so that every connection has to be made anew
-    service.start()
-    service.wait_for(lambda: "gaierror" in copy.stderr(), LIMIT, "a word about it")
-    wait_until_forgotten(service)
-    feed(service, 40)
-    switch.unlink()
+    with unknown_names(service, switch) as sign:
+        service.wait_for(lambda: sign in copy.stderr(), LIMIT, "a word about it")
+        wait_until_forgotten(service)
+        feed(service, 40)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
 
@@ -364,15 +328,12 @@ def test_copies_outlast_a_certificate_that_nobody_vouches_for(tmp_path):
             copy = copies.start()
             feed(service, 40)
             wait_until_delivered(service)
-            service.stop()  # so that every connection has to be made anew
-            service.present_certificate(trusted=False)
-            service.start()
-            service.wait_for(lambda: "certificate verify failed" in copy.stderr(), LIMIT, "a word about it")
-            feed(service, 40)
-            calls = service.calls("*")
-            wait_until_forgotten(service)
-            assert service.calls("*") == calls
-            service.present_certificate(trusted=True)
+            with untrusted_certificate(service) as sign:
+                service.wait_for(lambda: sign in copy.stderr(), LIMIT, "a word about it")
+                feed(service, 40)
+                calls = service.calls("*")
+                wait_until_forgotten(service)
+                assert service.calls("*") == calls
             wait_until_delivered(service)
             assert_all_delivered_once(service)
             assert copy.stop() == 0

@@ -256,3 +256,11 @@ def test_a_service_that_holds_calls_can_be_stopped():
 def test_faults_that_make_no_sense_are_refused(arguments):
     with pytest.raises(ValueError):
         LocalLogService().add_fault(**arguments)
+
+
+def test_a_deleted_logstore_hands_over_its_ledger(log_service):
+    log_service.create_logstore(PROJECT, "passing")
+    entries = log_service.put(PROJECT, "passing", [GROUP.SerializeToString()] * 2)
+    assert log_service.delete_logstore(PROJECT, "passing") == entries
+    log_service.create_logstore(PROJECT, "passing")
+    assert log_service.ledger(PROJECT, "passing") == []

@@ -225,10 +225,12 @@ class LocalLogService:
                 self._state.create_project(project)
             self._state.create_logstore(project, logstore, shard_count)
 
-    def delete_logstore(self, project: str, logstore: str) -> None:
-        """Delete a logstore with everything in it, its ledger included."""
+    def delete_logstore(self, project: str, logstore: str) -> List[Entry]:
+        """Delete a logstore with everything in it; return what was its ledger."""
         with self._state.lock:
+            ledger = self._state.logstore(project, logstore).ledger
             self._state.delete_logstore(project, logstore)
+            return ledger
 
     def put(self, project: str, logstore: str, log_groups: Iterable[bytes], shard: Optional[int] = None) -> List[Entry]:
         """Feed serialized LogGroups without HTTP; return their entries.
