@@ -69,15 +69,6 @@ def test_the_example_exports_settings_that_work(tmp_path):
     assert {setting.name for setting in SETTINGS} <= names
 
 
-def test_the_readme_names_every_setting_and_its_default():
-    readme = text_of("README.md")
-    for setting in SETTINGS:
-        row = next((line for line in readme.splitlines() if line.startswith("| ") and setting.name in line), None)
-        assert row, setting.name
-        if setting in dispatch_data.TUNING_SETTINGS:
-            assert row.split("|")[-2].strip().strip("`") == (setting.default or "none"), setting.name
-
-
 def test_the_program_runs_where_only_the_sdk_is_missing():
     """One line instead of a traceback."""
     ended = subprocess.run(

@@ -1,6 +1,7 @@
-"""The code itself: linted and formatted."""
+"""The code itself: linted, formatted and type-checked."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,3 +26,7 @@ def test_lint():
 
 def test_format():
     assert_clean("ruff", "format", "--no-cache", "--diff", ".")
+
+
+def test_types():
+    assert_clean("mypy", "--config-file", "tests/mypy.ini", "--cache-dir", os.devnull)
