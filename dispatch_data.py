@@ -852,7 +852,7 @@ class LeanClient(LogClient):
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> Any:
-        scheme, rest = url.split("://")
+        scheme, _, rest = url.partition("://")
         host, slash, path = rest.partition("/")
         path = slash + path + ("?" + urlencode(params) if params else "")
         kept, last_use = getattr(self.of_thread, "kept", (None, 0.0))
@@ -928,7 +928,7 @@ class RejectedLogGroups:
     refused again after a crash is the same file again.
     """
 
-    MOST_BYTES = 1000 * 1000 * 1000  # of all files in the directory; what goes beyond is not set aside
+    MOST_BYTES = 1000 * 1000 * 1000  # of all such files; what goes beyond is not set aside
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -942,7 +942,9 @@ class RejectedLogGroups:
         path = os.path.join(self.directory, name)
         with self.lock:
             with os.scandir(self.directory) as entries:
-                used = sum(entry.stat().st_size for entry in entries if entry.name != name)
+                used = sum(
+                    entry.stat().st_size for entry in entries if ".loggroup" in entry.name and entry.name != name
+                )
             if used + len(data) > self.MOST_BYTES:
                 raise OSError(errno.EDQUOT, "it holds %d bytes, as many as are kept; make room" % used, self.directory)
             self.write(path, data)
@@ -1020,6 +1022,7 @@ class Target:
                 if not is_done:
                     given_up.wait(pause)
         self.putting.passed(log_group)
+        self.keeping.passed(log_group)
         return is_done
 
     def keep(self, log_group: LogGroup, error: Exception) -> bool:
@@ -1031,7 +1034,6 @@ class Target:
         except OSError as failure:
             self.keeping.failed(log_group, failure)
             return False
-        self.keeping.passed(log_group)
         self.count(set_aside=1)
         if self.set_aside_lines.is_due():
             log.error(
@@ -1049,15 +1051,9 @@ class Target:
             self.set_aside += set_aside
 
     def summary(self) -> str:
-        return "target=%d logstore=%s groups=%d logs=%d bytes=%d retries=%d failing=%d set_aside=%d" % (
-            self.number,
-            self.place,
-            self.log_groups,
-            self.logs,
-            self.bytes,
-            self.retries,
-            len(self.putting.open),
-            self.set_aside,
+        return (
+            f"target={self.number} logstore={self.place} groups={self.log_groups} logs={self.logs} bytes={self.bytes} "
+            f"retries={self.retries} failing={len(self.putting.open)} set_aside={self.set_aside}"
         )
 
 
@@ -1081,12 +1077,8 @@ class Unmatched:
 
     def summary(self) -> str:
         with self.lock:
-            named = ", ".join("%s %d" % pair for pair in self.topics.most_common(10))
-            return "unmatched_groups=%d unmatched_logs=%d unmatched_topics=%s" % (
-                self.log_groups,
-                self.logs,
-                json.dumps(named, ensure_ascii=False),
-            )
+            named = json.dumps(", ".join("%s %d" % pair for pair in self.topics.most_common(10)), ensure_ascii=False)
+            return f"unmatched_groups={self.log_groups} unmatched_logs={self.logs} unmatched_topics={named}"
 
 
 class Delivery:
@@ -1152,20 +1144,24 @@ class ShardStatus(NamedTuple):
     updated: float | None  # unix seconds: when the checkpoint was saved
 
 
-def read_shard_status(client: LogClient, place: Place, consumer_group: str) -> Iterator[ShardStatus]:
-    """Asks the service, by checkpoint: a batch that a target won't take is pulled, but not delivered.
+def read_shard_status(
+    client: LogClient, place: Place, consumer_group: str, only: Sequence[int] | None = None
+) -> Iterator[ShardStatus]:
+    """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
     Raises LogException.
     """
     shards = client.list_shards(place.project, place.logstore).get_shards_info()
     answer = client.get_check_point(place.project, place.logstore, consumer_group)
     entries = {entry["shard"]: entry for entry in answer.get_consumer_group_check_points()}
-    for shard in shards:
-        entry = entries.get(shard["shardID"], {})
+    for shard, status in ((shard["shardID"], shard["status"]) for shard in shards):
+        if only is not None and shard not in only:
+            continue
+        entry = entries.get(shard, {})
         checkpoint = entry.get("checkpoint") or ""
         arrival = behind = None
         if checkpoint:
-            arguments = place.project, place.logstore, shard["shardID"]
+            arguments = place.project, place.logstore, shard
             is_at_end = checkpoint == client.get_end_cursor(*arguments).get_cursor()
             try:
                 arrival = client.get_cursor_time(*arguments, checkpoint).get_cursor_time()
@@ -1174,9 +1170,7 @@ def read_shard_status(client: LogClient, place: Place, consumer_group: str) -> I
                 if error.get_error_code() != "InvalidCursor":
                     raise
         updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
-        yield ShardStatus(
-            shard["shardID"], shard["status"], entry.get("consumer") or "", checkpoint, arrival, behind, updated
-        )
+        yield ShardStatus(shard, status, entry.get("consumer") or "", checkpoint, arrival, behind, updated)
 
 
 def how_far_behind(statuses: Iterable[ShardStatus]) -> float | None:
@@ -1240,19 +1234,13 @@ class SourceClient(ConsumerClient):  # type: ignore[misc]
     MOST_COUNT = 1000  # the service's limit
 
     def __init__(self, config: LogHubConfig, settings: Settings) -> None:
-        super().__init__(
-            config.endpoint,
-            config.accessKeyId,
-            config.accessKey,
-            config.project,
-            config.logstore,
-            config.consumer_group_name,
-            config.consumer_name,
-        )
-        self.place = settings.source
-        self.mclient = LeanClient(self.place)
+        place = self.place = settings.source
+        key = place.access_key_id, place.access_key
+        names = place.project, place.logstore, settings.consumer_group, config.consumer_name
+        super().__init__(place.endpoint, *key, *names)
+        self.mclient = LeanClient(place)
         # A heartbeat whose answer takes longer than its interval comes too late.
-        self.heartbeat_client = LeanClient(self.place, settings.heartbeat_interval)
+        self.heartbeat_client = LeanClient(place, settings.heartbeat_interval)
         self.heartbeat_interval = settings.heartbeat_interval
         self.membership = Membership(config.consumer_group_time_out)
         self.start = settings.cursor_start
@@ -1260,11 +1248,11 @@ class SourceClient(ConsumerClient):  # type: ignore[misc]
         self.next_pulls: dict[int, float] = {}
         self.counts: dict[int, int] = {}
         self.pauses: dict[int, Iterator[float]] = {}
-        name = "source %s" % (self.place,)
-        self.beginning = Trouble(name, "beginning", "a shard can't begin yet", self.place)
-        self.beating = Trouble(name, "heartbeats", "a heartbeat failed and is tried again", self.place)
-        self.pulling = Trouble(name, "pulls", "a pull failed and is tried again", self.place)
-        self.saving = Trouble(name, "checkpoints", "a checkpoint is not saved yet", self.place)
+        name = "source %s" % (place,)
+        self.beginning = Trouble(name, "beginning", "a shard can't begin yet", place)
+        self.beating = Trouble(name, "heartbeats", "a heartbeat failed and is tried again", place)
+        self.pulling = Trouble(name, "pulls", "a pull failed and is tried again", place)
+        self.saving = Trouble(name, "checkpoints", "a checkpoint is not saved yet", place)
         checkpoints = self.mclient.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
         group_is_new = not any(entry["checkpoint"] for entry in checkpoints.get_consumer_group_check_points())
         shards = self.mclient.list_shards(self.mproject, self.mlogstore).get_shards_info()
@@ -1298,11 +1286,8 @@ class SourceClient(ConsumerClient):  # type: ignore[misc]
                 if responce is not None and not begins_anew:
                     responce.extend(answer.get_shards())
                 if begins_anew:
-                    log.warning(
-                        "source %s: no heartbeat for longer than the group's timeout; the shards may have been "
-                        "another's, so each begins again at its checkpoint",
-                        self.place,
-                    )
+                    log.warning("source %s: no heartbeat for longer than the group's timeout; the shards may have been "
+                                "another's, so each begins again at its checkpoint", self.place)  # fmt: skip
                 return True
         return False
 
@@ -1323,16 +1308,12 @@ class SourceClient(ConsumerClient):  # type: ignore[misc]
             self.mproject, self.mlogstore, self.mconsumer_group, shard, check_point, consumer, force_success=False
         )
 
-    def lag(self, shards: Iterable[int]) -> float | None:
+    def lag(self, shards: Sequence[int]) -> float | None:
         """Seconds since the oldest log arrived that these shards have yet to deliver, 0 without one.
 
         None when a checkpoint has expired. Raises LogException.
         """
-        return how_far_behind(
-            status
-            for status in read_shard_status(self.mclient, self.place, self.mconsumer_group)
-            if status.shard in shards
-        )
+        return how_far_behind(read_shard_status(self.mclient, self.place, self.mconsumer_group, shards))
 
     def pull_logs(self, shard_id: int, cursor: str, *args: Any, **options: Any) -> PullLogResponse:
         time.sleep(max(0.0, self.next_pulls.get(shard_id, 0.0) - time.monotonic()))
@@ -1408,11 +1389,8 @@ class ShardConsumer(ConsumerProcessorBase):  # type: ignore[misc]
         try:
             return log_groups_of(response)
         except LogException:  # its text would hold the whole pull
-            log.error(
-                "shard %s: a pull of %s bytes is no LogGroupList; nothing of it is delivered, it is pulled again",
-                self.shard_id,
-                response.get_raw_size(),
-            )
+            words = "shard %s: a pull of %s bytes is no LogGroupList; nothing of it is delivered, it is pulled again"
+            log.error(words, self.shard_id, response.get_raw_size())
             time.sleep(self.UNREADABLE_PAUSE)
             raise LogException("BadResponse", "not a LogGroupList") from None
 
@@ -1440,6 +1418,7 @@ class ShardConsumer(ConsumerProcessorBase):  # type: ignore[misc]
     def shutdown(self, check_point_tracker: ConsumerCheckpointTracker) -> None:
         """Called when the shard moves on. The SDK's own would save the cursor of a batch that may not be delivered."""
         self.persist(check_point_tracker, Patience(self.is_wanted))
+        self.source.pulling.passed(self.shard_id)
 
     def persist(self, check_point_tracker: ConsumerCheckpointTracker, patience: Patience) -> None:
         """Saves the checkpoint of what was delivered, trying until it is taken, refused for good, or patience ends."""
@@ -1545,13 +1524,9 @@ class Dispatcher(ConsumerWorker):  # type: ignore[misc]
         """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
         lines = ["summary " + target.summary() for target in self.delivery.targets.values()]
         shards = ",".join(map(str, sorted(self.heart_beat.get_held_shards()))) or "none"
-        source = self.consumer_client.place
-        group = self.consumer_client.mconsumer_group
-        return [
-            *lines,
-            "summary source=%s group=%s shards=%s lag_seconds=%s %s"
-            % (source, group, shards, lag, self.delivery.unmatched.summary()),
-        ]
+        source = self.consumer_client
+        state = f"source={source.place} group={source.mconsumer_group} shards={shards} lag_seconds={lag}"
+        return [*lines, f"summary {state} {self.delivery.unmatched.summary()}"]
 
 
 def consumer_name(consumer_group: str) -> str:

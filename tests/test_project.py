@@ -59,7 +59,7 @@ def test_the_example_exports_settings_that_work(tmp_path):
         text=True,
     ).stdout
     environment = dict(line.split("=", 1) for line in output.splitlines() if line.startswith("SLS_"))
-    environment.update(SLS_AK_ID_TO="id", SLS_AK_KEY_TO="key", SLS_STS_TOKEN="token")
+    environment.update(SLS_AK_ID_TO="id", SLS_AK_KEY_TO="key", SLS_STS_TOKEN="token", SLS_REJECTED_DIR=str(tmp_path))
     settings = read_settings(environment)
     assert settings.warnings == ()
     assert [target.place.project for target in settings.targets] == ["other-project", "audit-project"] + [
