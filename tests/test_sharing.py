@@ -234,7 +234,7 @@ def test_a_readonly_shard_is_drained_to_its_end_and_then_over(service, copies):
     heartbeats = service.calls("HeartBeat")
     service.wait_for(lambda: service.calls("HeartBeat") >= heartbeats + 2, LIMIT, "the copy told of it")
     assert copy.stop() == 0
-    assert "shards held: 2 3 4 5 6 7" in copy.log().splitlines()[-1]
+    assert " shards=2,3,4,5,6,7 " in copy.log().splitlines()[-1]
 
 
 def test_a_readonly_shard_is_handed_over_and_drained_by_the_next_copy(service, copies):
