@@ -89,7 +89,12 @@ EXCLUSIVE = {
     "click deleted": "click",
 }
 LASTING = (*["failing calls"] * 12, "freeze", "freeze", "freeze", *EXCLUSIVE)
-PASSING = (*["join"] * 4, "leave", "leave", "kill", "kill", "split", "merge")
+PASSING = (*["join"] * 5, "leave", "leave", "kill", "kill", "split", "merge")
+
+
+def is_https(seed: int) -> bool:
+    """Whether the service speaks HTTPS in this soak."""
+    return seed % 2 == 1
 
 
 def schedule(seed: int, seconds: float) -> List[Event]:
@@ -108,7 +113,9 @@ def schedule(seed: int, seconds: float) -> List[Event]:
         if now + lasting > seconds:
             return events
         exclusive = EXCLUSIVE.get(name, "")
-        if exclusive and now < free_at.get(exclusive, 0.0):
+        if (exclusive and now < free_at.get(exclusive, 0.0)) or (
+            name == "untrusted certificate" and not is_https(seed)
+        ):
             continue
         if name in ("split", "merge"):
             if reshardings == MOST_RESHARDINGS:
@@ -192,12 +199,12 @@ class Soak:
         self.service.put(PROJECT, SOURCE, log_groups)
 
     def ended_by_itself(self, copy: Copy) -> None:
-        """A refused key or a wrong clock ends a copy that joins: somebody would start it again."""
+        """A refused key, a wrong clock or a missing target ends a copy that starts: it would be started again."""
         self.running.remove(copy)
         status = copy.process.poll()
-        if status == 1 and "cannot join" in copy.stderr():
-            self.counts["could not join, started again"] += 1
-            self.say("%s could not join, another is started" % self.name(copy))
+        if status == 1 and "INFO consumer " not in copy.log() and "Traceback" not in copy.stderr():
+            self.counts["could not start, started again"] += 1
+            self.say("%s could not start: %s" % (self.name(copy), copy.stderr().splitlines()[-1:]))
         else:
             self.problem("%s ended by itself with status %s: %s" % (self.name(copy), status, copy.stderr()[-2000:]))
         self.join()
@@ -262,8 +269,6 @@ class Soak:
             return self.failing_calls(number)
         if event.name == "freeze":
             return self.freeze(number)
-        if event.name == "untrusted certificate" and not self.https:
-            return unknown_names(service, self.switch)
         return {
             "outage": lambda: outage(service),
             "unknown names": lambda: unknown_names(service, self.switch),
@@ -341,7 +346,7 @@ class Soak:
 
 def soak(seconds: float, seed: int, directory: Path, say: Callable[[str], None]) -> List[str]:
     """Runs a soak and says what happens; returns what must not have been, nothing if all is well."""
-    https = bool(random.Random(seed).randrange(2))
+    https = is_https(seed)
     say("seed %d, %.0f s, %s" % (seed, seconds, "https" if https else "http"))
     keys = {"local-id": "local-secret", "click-id": "click-secret"}
     with contextlib.ExitStack() as stack:

