@@ -1538,7 +1538,7 @@ def consumer_name(consumer_group: str) -> str:
 # ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
-FEWEST_GROUPS, MOST_GROUPS = 10, 30  # consumer groups a logstore may have, by the service's older and newer pages
+GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
 
 
 class Finding(NamedTuple):
@@ -1559,26 +1559,29 @@ def look_at(place: Place, subject: str, consumer_group: str = "") -> Finding:
     try:
         count = len(client.list_shards(place.project, place.logstore).get_shards_info())
         text = "%d shard%s" % (count, "" if count == 1 else "s")
-        if consumer_group:
-            answer = client.list_consumer_group(place.project, place.logstore)
-            names = [group.get_consumer_group_name() for group in answer.get_consumer_groups()]
-            if consumer_group in names:
-                text += ", consumer group %s exists" % consumer_group
-            elif len(names) >= MOST_GROUPS:
-                return Finding(subject, WRONG, ADVICE["ConsumerGroupQuotaExceed"])
-            else:
-                text += ", consumer group %s will be made, beside %d others" % (consumer_group, len(names))
-                if len(names) >= FEWEST_GROUPS:
-                    text += " (older logstores take %d at the most)" % FEWEST_GROUPS
-        return Finding(subject, FINE, text)
+        return Finding(subject, FINE, text + (look_at_group(client, place, consumer_group) if consumer_group else ""))
     except LogException as error:
         failure = CallFailed(error)
-        text = explain(failure, place)
-        if failure.may_pass():
-            return Finding(subject, UNREACHABLE, text)
-        if failure.code == "Unauthorized" and not consumer_group:
-            return Finding(subject, UNVERIFIED, "the key may not look, whether it may write the first put will show")
-        return Finding(subject, WRONG, text, failure.code + failure.advice(place))
+    text = explain(failure, place)
+    if failure.may_pass():
+        return Finding(subject, UNREACHABLE, text)
+    if failure.code == "Unauthorized" and not consumer_group:
+        return Finding(subject, UNVERIFIED, "the key may not look, whether it may write the first put will show")
+    return Finding(subject, WRONG, text, failure.code + failure.advice(place))
+
+
+def look_at_group(client: LogClient, place: Place, consumer_group: str) -> str:
+    """What a start would find of its consumer group, in words. Raises LogException."""
+    try:
+        groups = client.list_consumer_group(place.project, place.logstore).get_consumer_groups()
+    except LogException as error:
+        if error.get_error_code() != "Unauthorized":
+            raise
+        return ", could not verify the consumer group, for the key may not list them"
+    if consumer_group in [group.get_consumer_group_name() for group in groups]:
+        return ", consumer group %s exists" % consumer_group
+    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
+    return ", consumer group %s will be made, beside %d others%s" % (consumer_group, len(groups), full)
 
 
 def look_at_all(settings: Settings) -> list[Finding]:
