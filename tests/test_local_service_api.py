@@ -1,7 +1,9 @@
 """The local Log Service's API, called through the vendor's SDK over HTTP."""
 
 import itertools
+import json
 import time
+import zlib
 from types import SimpleNamespace
 
 import lz4.block
@@ -121,6 +123,12 @@ def test_puts_of_other_sdks_are_taken(log_service, client, two_shards, path):
     assert entry.shard == 1 or "shards" not in path
 
 
+def test_a_deflated_put_is_taken(log_service, client, logstore):
+    body = log_group().SerializeToString()
+    put_body(client, logstore, zlib.compress(body), x_log_bodyrawsize=str(len(body)), x_log_compresstype="deflate")
+    assert [entry.log_group for entry in log_service.ledger(PROJECT, logstore)] == [body]
+
+
 @pytest.mark.parametrize("key, shard", [("0" * 32, 0), ("7" + "f" * 31, 0), ("8" + "0" * 31, 1), ("F" * 32, 1)])
 def test_a_put_with_a_hash_key_goes_to_the_shard_of_the_key(log_service, client, two_shards, key, shard):
     item = LogItem(timestamp=1700000000, contents=[("key", "value")])
@@ -133,6 +141,7 @@ def put_body(client, logstore, body, **headers):
     client._send("POST", PROJECT, body, "/logstores/" + logstore + "/shards/lb", {}, named)
 
 
+DEFLATED_20 = zlib.compress(b"\n\x12" + b"x" * 18)
 LZ4_OF_20 = lz4.block.compress(b"\n\x12" + b"x" * 18, store_size=False)
 
 
@@ -142,9 +151,12 @@ LZ4_OF_20 = lz4.block.compress(b"\n\x12" + b"x" * 18, store_size=False)
         (b"no protobuf", {"x_log_bodyrawsize": "11"}, "PostBodyInvalid"),
         (b"\n\x05abc", {"x_log_bodyrawsize": "5"}, "PostBodyInvalid"),
         (b"\n\x03abc", {"x_log_bodyrawsize": "6"}, "PostBodyInvalid"),
-        (b"\n\x03abc", {}, "ParameterInvalid"),
-        (b"\n\x03abc", {"x_log_bodyrawsize": "-5"}, "ParameterInvalid"),
-        (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "snappy"}, "ParameterInvalid"),
+        (b"\n\x03abc", {}, "MissingBodyRawSize"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "-5"}, "InvalidBodyRawSize"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "snappy"}, "InvalidCompressType"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "deflate"}, "PostBodyUncompressError"),
+        (DEFLATED_20, {"x_log_bodyrawsize": "19", "x_log_compresstype": "deflate"}, "PostBodyInvalid"),
+        (DEFLATED_20, {"x_log_bodyrawsize": "21", "x_log_compresstype": "deflate"}, "PostBodyInvalid"),
         (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "lz4"}, "PostBodyUncompressError"),
         (LZ4_OF_20, {"x_log_bodyrawsize": "19", "x_log_compresstype": "lz4"}, "PostBodyUncompressError"),
         (LZ4_OF_20, {"x_log_bodyrawsize": "21", "x_log_compresstype": "lz4"}, "PostBodyInvalid"),
@@ -246,29 +258,33 @@ def test_a_pull_with_an_spl_query_is_refused_rather_than_answered_wrong(client, 
 
 
 def test_cursors_by_time_are_by_time_of_arrival(log_service, client, logstore, monkeypatch):
-    arrivals = [1000.2, 1000.9, 1002.0, 1005.5]
+    second = int(time.time()) - 1000
+    arrivals = [second + offset for offset in (0.2, 0.9, 2.0, 5.5)]
     clock = iter(arrivals)
     with monkeypatch.context() as patched:
-        patched.setattr("local_log_service.state.time", SimpleNamespace(time=lambda: next(clock)))
+        patched.setattr("local_log_service.state.time", SimpleNamespace(time=lambda: next(clock, second)))
         log_service.put(PROJECT, logstore, [log_group(str(at)).SerializeToString() for at in arrivals])
 
     def first_from(at):
         cursor = client.get_cursor(PROJECT, logstore, 0, at).get_cursor()
-        return values(client.pull_logs(PROJECT, logstore, 0, cursor, 1)) if cursor != end else None
+        if cursor == end:
+            return None
+        (value,) = values(client.pull_logs(PROJECT, logstore, 0, cursor, 1))
+        return round(float(value) - second, 1)
 
     end = client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
-    assert first_from(0) == ["1000.2"]
-    assert first_from(1000) == ["1000.2"]
-    assert first_from(1001) == ["1002.0"]
-    assert first_from(1002) == ["1002.0"]
-    assert first_from(1003) == ["1005.5"]
-    assert first_from(1006) is None
+    assert first_from(0) == 0.2
+    assert first_from(second) == 0.2
+    assert first_from(second + 1) == 2.0
+    assert first_from(second + 2) == 2.0
+    assert first_from(second + 3) == 5.5
+    assert first_from(second + 6) is None
 
-    cursor = client.get_cursor(PROJECT, logstore, 0, 1003).get_cursor()
-    assert client.get_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == 1005
-    assert client.get_previous_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == 1002
+    cursor = client.get_cursor(PROJECT, logstore, 0, second + 3).get_cursor()
+    assert client.get_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == second + 5
+    assert client.get_previous_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == second + 2
     begin = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
-    assert client.get_previous_cursor_time(PROJECT, logstore, 0, begin).get_cursor_time() == 1000
+    assert client.get_previous_cursor_time(PROJECT, logstore, 0, begin).get_cursor_time() == second
 
 
 def test_the_time_of_the_end_cursor_is_now(client, logstore):
@@ -277,10 +293,21 @@ def test_the_time_of_the_end_cursor_is_now(client, logstore):
     assert before <= client.get_cursor_time(PROJECT, logstore, 0, end).get_cursor_time() <= time.time()
 
 
-@pytest.mark.parametrize("cursor", ["", "***", "bm8gbnVtYmVy", "LTE=", "MA==", "OTk5OTk5OTk5OTk5OTk5OTk5OQ==", "ü"])
-def test_malformed_and_foreign_cursors_are_refused(client, logstore, cursor):
-    assert refusal(client.pull_logs, PROJECT, logstore, 0, cursor) == (400, "InvalidCursor")
-    assert refusal(client.get_cursor_time, PROJECT, logstore, 0, cursor) == (400, "InvalidCursor")
+@pytest.mark.parametrize(
+    "cursor, code",
+    [
+        ("", "ParameterInvalid"),
+        ("***", "ParameterInvalid"),
+        ("bm8gbnVtYmVy", "ParameterInvalid"),
+        ("LTE=", "ParameterInvalid"),
+        ("ü", "ParameterInvalid"),
+        ("MA==", "InvalidCursor"),
+        ("OTk5OTk5OTk5OTk5OTk5OTk5OQ==", "InvalidCursor"),
+    ],
+)
+def test_malformed_and_foreign_cursors_are_refused(client, logstore, cursor, code):
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, cursor) == (400, code)
+    assert refusal(client.get_cursor_time, PROJECT, logstore, 0, cursor) == (400, code)
 
 
 def test_a_cursor_of_another_shard_is_refused(client, two_shards):
@@ -360,9 +387,9 @@ def test_splits_and_merges_that_make_no_sense_are_refused(client, two_shards):
     assert refusal(client.split_shard, PROJECT, two_shards, 0, "80" + "0" * 30) == invalid  # its end
     assert refusal(client.split_shard, PROJECT, two_shards, 0, "0" * 32) == invalid  # its begin
     assert refusal(client.split_shard, PROJECT, two_shards, 0, "no key") == invalid
-    assert refusal(client.split_shard, PROJECT, two_shards, 7, "40" + "0" * 30) == (404, "ShardNotExist")
+    assert refusal(client.split_shard, PROJECT, two_shards, 7, "40" + "0" * 30) == invalid
     assert refusal(client.merge_shard, PROJECT, two_shards, 1) == invalid  # the last one
-    assert refusal(client.merge_shard, PROJECT, two_shards, 7) == (404, "ShardNotExist")
+    assert refusal(client.merge_shard, PROJECT, two_shards, 7) == invalid
     client.split_shard(PROJECT, two_shards, 0, "40" + "0" * 30)
     assert refusal(client.split_shard, PROJECT, two_shards, 0, "20" + "0" * 30) == invalid  # readonly
     assert refusal(client.merge_shard, PROJECT, two_shards, 0) == invalid
@@ -439,8 +466,9 @@ def test_every_call_to_what_does_not_exist_says_so(log_service, client, logstore
             log_service.ledger(project, name)
     assert refusal(client.get_project, "no-project") == (404, "ProjectNotExist")
     for call in (client.get_begin_cursor, client.get_end_cursor):
-        assert refusal(call, PROJECT, logstore, 3) == (404, "ShardNotExist")
-    assert refusal(client.pull_logs, PROJECT, logstore, 3, cursor) == (404, "ShardNotExist")
+        assert refusal(call, PROJECT, logstore, 3) == (400, "ShardNotExist")
+    assert refusal(client.pull_logs, PROJECT, logstore, 3, cursor) == (400, "ShardNotExist")
+    assert refusal(client.get_cursor_time, PROJECT, logstore, 3, cursor) == (400, "ShardNotExist")
     assert refusal(client.pull_logs, PROJECT, logstore, "three", cursor) == (400, "ParameterInvalid")
     assert refusal(client.list_machine_group, PROJECT) == (404, "InvalidAPI")
 
@@ -480,7 +508,12 @@ def test_consumer_group_calls_that_make_no_sense_are_refused(client, logstore):
     assert refusal(create, PROJECT, logstore, "d", 10) == (403, "ConsumerGroupQuotaExceed")
     client.delete_consumer_group(PROJECT, logstore, "c")
     for name, timeout in (("", 10), ("no spaces", 10), ("x" * 129, 10), ("d", 0), ("d", "10")):
-        assert refusal(create, PROJECT, logstore, name, timeout) == (400, "ParameterInvalid")
+        assert refusal(create, PROJECT, logstore, name, timeout) == (400, "JsonInfoInvalid")
+    for timeout, order in (("10", None), (0, None), (None, "true"), (None, None)):
+        change = {name: value for name, value in (("timeout", timeout), ("order", order)) if value is not None}
+        path = "/logstores/" + logstore + "/consumergroups/a"
+        refused = refusal(client._send, "PUT", PROJECT, json.dumps(change).encode(), path, {}, {})
+        assert refused == (400, "JsonInfoInvalid")
 
     missing = (404, "ConsumerGroupNotExist")
     assert refusal(client.update_consumer_group, PROJECT, logstore, "no-group", 10) == missing
@@ -521,6 +554,17 @@ def test_a_silent_consumer_loses_its_shards(log_service, client, two_shards):
     assert list(group["consumers"]) == ["two"] and group["timeout"] == 1 and group["in_order"] is False
 
 
+def test_a_consumer_that_is_not_known_has_to_let_go_of_its_shards_to_join_anew(log_service, client, two_shards):
+    client.create_consumer_group(PROJECT, two_shards, "group", 1)
+    assert refusal(heart_beat, client, two_shards, "one", [0, 1]) == (400, "NotExistConsumerWithBody")
+    assert heart_beat(client, two_shards, "one") == [0, 1]
+    log_service.wait_for(
+        lambda: not log_service.consumer_group(PROJECT, two_shards, "group")["consumers"], what="its removal"
+    )
+    assert refusal(heart_beat, client, two_shards, "one", [0, 1]) == (400, "NotExistConsumerWithBody")
+    assert heart_beat(client, two_shards, "one") == [0, 1]
+
+
 def test_bad_heartbeats_are_refused(client, logstore):
     client.create_consumer_group(PROJECT, logstore, "group", 60)
     for consumer in ("", "two words", "ü", "x" * 129):
@@ -553,7 +597,9 @@ def test_check_points_are_saved_and_show_the_lag(log_service, client, two_shards
     ]
     (of_one,) = client.get_check_point(PROJECT, two_shards, "group", 1).get_consumer_group_check_points()
     assert of_one["checkpoint"] == third
-    assert refusal(client.get_check_point, PROJECT, two_shards, "group", 7) == (404, "ShardNotExist")
+    assert client.get_check_point(PROJECT, two_shards, "group", 7).get_consumer_group_check_points() == []
+    saving = refusal(client.update_check_point, PROJECT, two_shards, "group", 7, third, "one")
+    assert saving == (404, "ShardNotExist")
 
     shards = log_service.consumer_group(PROJECT, two_shards, "group")["shards"]
     assert (shards[0]["checkpoint"], shards[0]["next"]) == ("", None)
@@ -573,7 +619,7 @@ def test_only_the_holder_saves_check_points_unless_it_is_forced(log_service, cli
     def saved_by():
         return client.get_check_point(PROJECT, two_shards, "group", 1).get_consumer_group_check_points()[0]["consumer"]
 
-    assert refusal(save, "one", False) == (400, "ConsumerNotExsit")
+    assert refusal(save, "one", False) == (404, "ConsumerNotExsit")
     heart_beat(client, two_shards, "one")
     heart_beat(client, two_shards, "two")
     assert refusal(save, "two", False) == (400, "ConsumerNotMatch")

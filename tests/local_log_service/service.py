@@ -72,7 +72,7 @@ class LocalLogService:
         self._endpoint_host = endpoint_host
         self._state = State()
         self._faults = Faults()
-        limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes)
+        limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes, region)
         self._web = Web(
             self._state, self._faults, limits, lambda: (self.access_keys, self.security_tokens), endpoint_host, region
         )
@@ -264,6 +264,15 @@ class LocalLogService:
         with self._state.lock:
             self._state.logstore(project, logstore).expire(shard, count)
 
+    def set_ttl(self, project: str, logstore: str, seconds: Optional[float]) -> None:
+        """Set how long a logstore keeps what arrives, None for ever.
+
+        LogGroups that arrived longer ago than that expire, as with ``expire``. GetLogStore goes on to answer the days
+        that CreateLogStore or UpdateLogStore have set, and UpdateLogStore with a ttl overrides this.
+        """
+        with self._state.lock:
+            self._state.logstore(project, logstore).retention = seconds
+
     # Faults and calls
 
     def add_fault(
@@ -359,7 +368,7 @@ class LocalLogService:
             consumer_group = store.consumer_group(group)
             return sum(
                 len(shard.entries) - shard.next_index(consumer_group.checkpoint(shard_id))
-                for shard_id, shard in store.shards.items()
+                for shard_id, shard in store.current_shards().items()
             )
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 30.0, what: str = "condition") -> None:

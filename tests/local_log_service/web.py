@@ -125,7 +125,7 @@ class Web:
         except web.HTTPRequestEntityTooLarge:
             raise ServiceError("PostBodyTooLarge")
         project = self._project(headers.get("host", ""))
-        route = routing.find(request.method, path, query)
+        route = routing.find(request.method, project, path, query)
         if route is None:
             self._verify(request.method, path, query, headers, body)
             raise ServiceError("InvalidAPI", "{} {} is no call of the API".format(request.method, path))
