@@ -27,8 +27,37 @@ class _Cut(Exception):
     """The connection is to be broken off without an answer."""
 
 
+class _Connection(web.RequestHandler):
+    """One connection; what is no HTTP is answered in the service's form too."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,  # noqa: ARG002 - what aiohttp hands over
+        status: int = 500,
+        exc: Optional[BaseException] = None,
+        message: Optional[str] = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """Answer what aiohttp cannot read, with the status that it gives it, and close the connection."""
+        if status >= 500:
+            logger.error("aiohttp failed to serve a request", exc_info=exc)
+        error = ServiceError("InternalServerError" if status >= 500 else "BadRequest", status=status)
+        response = _error_response(error)
+        response.headers["x-log-requestid"] = self._manager.new_request_id()
+        response.force_close()
+        return response
+
+
 class _Server(web.Server):
     """aiohttp's server of single requests, acknowledging from the first segment on."""
+
+    def __init__(self, *arguments, new_request_id: Callable[[], str], **named) -> None:
+        super().__init__(*arguments, **named)
+        self.new_request_id = new_request_id
+
+    def __call__(self) -> web.RequestHandler:
+        """Return the handler of a new connection."""
+        # Bodies are signed as they are sent, so they are not decompressed on the way in.
+        return _Connection(self, loop=asyncio.get_running_loop(), access_log=None, auto_decompress=False)
 
     def connection_made(self, handler, transport: asyncio.Transport) -> None:
         quick_acknowledgement.arm(transport)
@@ -69,7 +98,7 @@ class Web:
 
     async def start(self, host: str, port: int, tls: Optional[ssl.SSLContext] = None) -> int:
         """Listen; return the port, which is a free one for ``port`` 0."""
-        self._server = _Server(self._handle, request_factory=self._make_request, access_log=None)
+        self._server = _Server(self._handle, request_factory=self._make_request, new_request_id=self.new_request_id)
         self._listener = await asyncio.get_running_loop().create_server(self._server, host, port, ssl=tls, backlog=1024)
         return self._listener.sockets[0].getsockname()[1]
 
@@ -99,7 +128,9 @@ class Web:
         try:
             answer = await self._answer(request, request_id)
             response = web.Response(body=answer.body, headers=answer.headers)
-        except (_Cut, ConnectionError, web.RequestPayloadError):  # all but the first: the client went away
+        except web.RequestPayloadError:
+            response = _error_response(ServiceError("BadRequest", "the body is not framed as its headers say"))
+        except (_Cut, ConnectionError):  # the latter: the client went away
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()  # goes nowhere
@@ -120,6 +151,8 @@ class Web:
     async def _answer(self, request: web.BaseRequest, request_id: str) -> Answer:
         path, query = _parse_target(request.raw_path)
         headers = {name.lower(): value for name, value in request.headers.items()}
+        if headers.get("expect", "").lower() == "100-continue":
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:

@@ -8,11 +8,16 @@ from typing import Iterable, List, Tuple
 
 _LENGTH_DELIMITED = 2
 _LAST_KNOWN_FIELD = 6  # Logs, Category, Topic, Source, MachineUUID, LogTags: every one is length-delimited
+_LONGEST_OF_32_BITS = 5  # bytes of a varint; parsers take no longer ones for tags and lengths
 _FIXED_SIZES = {1: 8, 5: 4}  # wire type -> bytes
 
 
-def read_varint(data: bytes, position: int) -> Tuple[int, int]:
-    """Return the varint at ``position`` and the position after it; IndexError when it is cut short."""
+def read_varint(data: bytes, position: int, longest: int = 10) -> Tuple[int, int]:
+    """Return the varint at ``position`` and the position after it; IndexError when it is cut short.
+
+    Raises:
+        ValueError: it has more than ``longest`` bytes.
+    """
     value = shift = 0
     while True:
         byte = data[position]
@@ -21,8 +26,8 @@ def read_varint(data: bytes, position: int) -> Tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-        if shift > 63:
-            raise ValueError("a varint is longer than 10 bytes")
+        if shift >= 7 * longest:
+            raise ValueError("a varint is longer than {} bytes".format(longest))
 
 
 def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of puts, written out
@@ -41,7 +46,9 @@ def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of put
             if tag < 0x80:
                 position += 1
             else:
-                tag, position = read_varint(data, position)
+                tag, position = read_varint(data, position, _LONGEST_OF_32_BITS)
+                if tag > 0xFFFFFFFF:
+                    raise ValueError("a field number is too large")
             field, wire_type = tag >> 3, tag & 7
             if wire_type == _LENGTH_DELIMITED and field:
                 length = data[position]
@@ -50,7 +57,7 @@ def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of put
                 elif data[position + 1] < 0x80:  # most logs: this spares a call for each of them
                     position += 2 + (length & 0x7F | data[position + 1] << 7)
                 else:
-                    length, position = read_varint(data, position)
+                    length, position = read_varint(data, position, _LONGEST_OF_32_BITS)
                     position += length
             elif field <= _LAST_KNOWN_FIELD:
                 raise ValueError("field {} has wire type {}".format(field, wire_type))
