@@ -1,5 +1,6 @@
 """The local Log Service's API, called through the vendor's SDK over HTTP."""
 
+import calendar
 import itertools
 import json
 import time
@@ -339,6 +340,63 @@ def test_expired_log_groups_can_not_be_read_any_more(log_service, client, logsto
     assert len(log_service.ledger(PROJECT, logstore)) == 5
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A list of one item: the time by which LogGroups arrive and grow too old."""
+    now = [float(int(time.time()))]
+    monkeypatch.setattr("local_log_service.state.time", SimpleNamespace(time=lambda: now[0]))
+    return now
+
+
+def test_log_groups_older_than_the_retention_time_expire(log_service, client, logstore, clock):
+    log_service.set_ttl(PROJECT, logstore, 10)
+    client.create_consumer_group(PROJECT, logstore, "group", 60)
+    oldest = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    client.put_log_raw(PROJECT, logstore, log_group("0"))
+    second = client.pull_logs(PROJECT, logstore, 0, oldest, 1).get_next_cursor()
+    for offset in (4, 8):
+        clock[0] += offset
+        client.put_log_raw(PROJECT, logstore, log_group(str(offset)))
+    client.update_check_point(PROJECT, logstore, "group", 0, oldest, "one")
+
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, oldest) == (400, "InvalidCursor")  # 12 s old
+    assert refusal(client.get_cursor_time, PROJECT, logstore, 0, oldest) == (400, "InvalidCursor")
+    assert client.get_begin_cursor(PROJECT, logstore, 0).get_cursor() == second
+    assert client.get_cursor(PROJECT, logstore, 0, 0).get_cursor() == second
+    assert values(client.pull_logs(PROJECT, logstore, 0, second)) == ["4", "8"]
+    assert log_service.lag(PROJECT, logstore, "group") == 2
+
+    clock[0] += 1000
+    end = client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
+    assert client.get_begin_cursor(PROJECT, logstore, 0).get_cursor() == end
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, second) == (400, "InvalidCursor")
+    assert values(client.pull_logs(PROJECT, logstore, 0, end)) == []
+    assert log_service.lag(PROJECT, logstore, "group") == 0
+    assert len(log_service.ledger(PROJECT, logstore)) == 3
+
+    log_service.set_ttl(PROJECT, logstore, None)
+    client.put_log_raw(PROJECT, logstore, log_group("kept"))
+    clock[0] += 10**9
+    assert values(client.pull_logs(PROJECT, logstore, 0, end)) == ["kept"]
+
+
+def test_the_retention_time_of_a_logstore_is_in_days(client, clock):
+    client.create_logstore(PROJECT, "seven-days", ttl=7, shard_count=1)
+    assert client.get_logstore(PROJECT, "seven-days").ttl == 7
+    begin = client.get_begin_cursor(PROJECT, "seven-days", 0).get_cursor()
+    client.put_log_raw(PROJECT, "seven-days", log_group())
+    clock[0] += 7 * 86400
+    assert values(client.pull_logs(PROJECT, "seven-days", 0, begin)) == ["value"]
+    clock[0] += 1
+    assert refusal(client.pull_logs, PROJECT, "seven-days", 0, begin) == (400, "InvalidCursor")
+
+    client.update_logstore(PROJECT, "seven-days", ttl=3650)  # for ever
+    begin = client.get_begin_cursor(PROJECT, "seven-days", 0).get_cursor()
+    client.put_log_raw(PROJECT, "seven-days", log_group("kept"))
+    clock[0] += 4000 * 86400
+    assert values(client.pull_logs(PROJECT, "seven-days", 0, begin)) == ["kept"]
+
+
 # Shards
 
 
@@ -445,6 +503,87 @@ def test_logstores_are_created_listed_and_deleted(log_service, client):
         log_service.create_logstore("made-by-sdk", "second")
     with pytest.raises(ServiceError, match="LogStoreInfoInvalid"):
         log_service.create_logstore("made-by-sdk", "third", 0)
+
+
+def test_projects_are_described_listed_and_deleted(log_service, client):
+    before = int(time.time())
+    client.create_project("described-one", "first words")
+    client.create_project("described-two", "")
+    client.create_logstore("described-one", "logstore")
+    client.update_project("described-one", "other words")
+    shown = client.get_project("described-one").get_body()
+    assert (shown["projectName"], shown["description"]) == ("described-one", "other words")
+    assert (shown["status"], shown["region"]) == ("Normal", log_service.region)
+    created, changed = (
+        calendar.timegm(time.strptime(shown[name], "%Y-%m-%d %H:%M:%S")) for name in ("createTime", "lastModifyTime")
+    )
+    assert before <= created <= changed <= time.time()
+
+    listed = client.list_project(project_name_pattern="described")
+    assert (listed.get_count(), listed.get_total()) == (2, 2)
+    assert [project["projectName"] for project in listed.get_projects()] == ["described-one", "described-two"]
+    assert int(listed.get_projects()[0]["createTime"]) == created
+    page = client.list_project(offset=1, size=1, project_name_pattern="described")
+    assert [project["projectName"] for project in page.get_projects()] == ["described-two"]
+    assert (page.get_count(), page.get_total()) == (1, 2)
+
+    client.delete_project("described-one")
+    missing = (404, "ProjectNotExist")
+    assert refusal(client.get_project, "described-one") == missing
+    assert refusal(client.put_log_raw, "described-one", "logstore", log_group()) == missing
+    assert refusal(client.delete_project, "described-one") == missing
+    assert refusal(client.update_project, "described-one", "") == missing
+    assert client.list_project(project_name_pattern="described").get_total() == 1
+
+
+def test_settings_of_logstores_are_kept(client):
+    client.create_logstore(PROJECT, "with-settings", ttl=5, shard_count=2, enable_tracking=True, max_split_shard=8)
+    shown = client.get_logstore(PROJECT, "with-settings")
+    assert (shown.ttl, shown.shard_count, shown.enable_tracking) == (5, 2, True)
+    assert (shown.auto_split, shown.max_split_shard, shown.append_meta) == (True, 8, False)
+    client.update_logstore(PROJECT, "with-settings", ttl=9, append_meta=True)
+    shown = client.get_logstore(PROJECT, "with-settings")
+    assert (shown.ttl, shown.append_meta, shown.enable_tracking, shown.max_split_shard) == (9, True, True, 8)
+    for ttl in (0, 3651):
+        assert refusal(client.update_logstore, PROJECT, "with-settings", ttl=ttl) == (400, "LogStoreInfoInvalid")
+        assert refusal(client.create_logstore, PROJECT, "never-made", ttl=ttl) == (400, "LogStoreInfoInvalid")
+    assert refusal(client.update_logstore, PROJECT, "no-logstore", ttl=1) == (404, "LogStoreNotExist")
+    assert "never-made" not in client.list_logstore(PROJECT).get_logstores()
+
+
+def test_queries_are_refused_as_on_a_logstore_without_an_index(client, logstore):
+    for query in (client.get_log, client.get_log_all):
+        with pytest.raises(LogException, match="IndexConfigNotExist"):
+            list(query(PROJECT, logstore, 1700000000, 1700000100, query="*"))
+    path = "/logstores/" + logstore
+    times = {"from": "1700000000", "to": "1700000100"}
+
+    def ask(**parameters):
+        return refusal(client._send, "GET", PROJECT, None, path, parameters, {})
+
+    assert ask(type="log", **times) == ask(type="histogram", **times) == (400, "IndexConfigNotExist")
+    assert ask(type="log", **{**times, "to": "1700000000"}) == (400, "InvalidTimeRange")
+    assert ask(type="log", **{**times, "from": "-1"}) == (400, "ParameterInvalid")
+    assert ask(type="log", offset="-1", **times) == (400, "ParameterInvalid")
+    assert ask(type="context_log", **times) == (404, "InvalidAPI")
+    assert refusal(client.get_index_config, PROJECT, logstore) == (400, "IndexConfigNotExist")
+    assert refusal(client.delete_index, PROJECT, logstore) == (400, "IndexConfigNotExist")
+    assert refusal(client.get_index_config, PROJECT, "no-logstore") == (404, "LogStoreNotExist")
+    assert refusal(client.get_log, PROJECT, "no-logstore", 1, 2) == (404, "LogStoreNotExist")
+
+
+def test_pulling_by_time_goes_from_the_first_arrival_to_the_last(log_service, client, logstore, clock):
+    for text in "abcd":
+        client.put_log_raw(PROJECT, logstore, log_group(text))
+        clock[0] += 10
+    first = clock[0] - 40
+
+    def pulled(begin, end):
+        return [values(page) for page in client.pull_log(PROJECT, logstore, 0, begin, end, batch_size=2)]
+
+    assert pulled(int(first), "end") == [["a", "b"], ["c", "d"]]
+    assert pulled(int(first) + 1, int(first) + 30) == [["b", "c"]]
+    assert pulled("begin", "begin") == [[]]
 
 
 def test_every_call_to_what_does_not_exist_says_so(log_service, client, logstore):
@@ -666,6 +805,54 @@ def test_groups_in_order_wait_for_a_split_shard_to_be_finished(log_service, clie
     client.update_check_point(PROJECT, logstore, "group", 0, end, "one", False)
     assert heart_beat(client, logstore, "one", [0]) == [1, 2]
     assert states() == ["over", "already_alloc", "already_alloc"]
+
+
+def test_groups_in_order_wait_for_both_parents_of_a_merge_and_for_shards_split_later(log_service, client, two_shards):
+    client.create_consumer_group(PROJECT, two_shards, "group", 60, in_order=True)
+    for shard in (0, 1):
+        log_service.put(PROJECT, two_shards, [log_group().SerializeToString()], shard=shard)
+    held = []
+
+    def beat():
+        held[:] = heart_beat(client, two_shards, "one", held)
+        return held
+
+    def finish(shard):
+        end = client.get_end_cursor(PROJECT, two_shards, shard).get_cursor()
+        client.update_check_point(PROJECT, two_shards, "group", shard, end, "one", False)
+
+    def states():
+        shards = log_service.consumer_group(PROJECT, two_shards, "group")["shards"]
+        return " ".join(shards[number]["state"] for number in sorted(shards))
+
+    assert beat() == [0, 1]
+    assert log_service.merge_shards(PROJECT, two_shards, 0) == 2
+    log_service.put(PROJECT, two_shards, [log_group().SerializeToString()], shard=2)
+    assert beat() == [0, 1] and states() == "already_alloc already_alloc wait"
+    finish(0)
+    assert beat() == [1] and states() == "over already_alloc wait"
+
+    client.split_shard(PROJECT, two_shards, 2, "80" + "0" * 30)  # its children come later still
+    assert beat() == [1] and states() == "over already_alloc wait wait wait"
+    finish(1)
+    assert beat() == [2] and states() == "over over already_alloc wait wait"
+    finish(2)
+    assert beat() == [3, 4] and states() == "over over over already_alloc already_alloc"
+
+    # A log that arrives does not change that, and a checkpoint that is set back opens the shard again.
+    log_service.put(PROJECT, two_shards, [log_group().SerializeToString()], shard=3)
+    begin = client.get_begin_cursor(PROJECT, two_shards, 2).get_cursor()
+    client.update_check_point(PROJECT, two_shards, "group", 2, begin, "one")
+    assert beat() == [2, 3, 4]
+
+
+def test_a_parent_whose_logs_have_expired_is_over(log_service, client, logstore):
+    client.create_consumer_group(PROJECT, logstore, "group", 60, in_order=True)
+    log_service.put(PROJECT, logstore, [log_group().SerializeToString()] * 2)
+    log_service.split_shard(PROJECT, logstore, 0)
+    assert heart_beat(client, logstore, "one") == [0]
+    log_service.expire(PROJECT, logstore, 0, 2)
+    assert heart_beat(client, logstore, "one", [0]) == [1, 2]
 
 
 def test_groups_without_order_take_parents_and_children_at_once(log_service, client, logstore):
