@@ -32,3 +32,16 @@ def test_an_unknown_row_is_refused():
     )
     assert ended.returncode == 2
     assert "small,agent,merged,large,delay,latency" in ended.stderr
+
+
+def test_the_service_alone_has_figures():
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--service", "--quick"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert ended.returncode == 0, ended.stdout
+    for shape in ("small", "agent", "large"):
+        assert re.search(r"(?m)^%s +%s$" % (shape, " +".join([r"[1-9]\d*"] * 5)), ended.stdout), ended.stdout
