@@ -5,6 +5,7 @@ import itertools
 import json
 import time
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import lz4.block
@@ -908,6 +909,15 @@ def test_the_order_of_the_ledger_is_that_of_arrival_whichever_way_they_came(log_
     assert ledger[:2] == fed and [entry.shard for entry in fed] == [1, 1]
     sequences = [entry.sequence for entry in ledger]
     assert sequences == sorted(set(sequences))
+
+
+def test_the_table_of_calls_names_each_of_them():
+    """What it says of them is for people to keep true."""
+    text = (Path(actions.__file__).parent / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## Calls")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert sorted(row[0] for row in rows[1:]) == sorted(actions.ACTIONS)
+    assert all(len(line.split("|")) == 6 for line in table.splitlines() if line.startswith("|"))
 
 
 def test_waiting_in_vain_names_what_was_waited_for(log_service):
