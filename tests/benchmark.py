@@ -307,8 +307,8 @@ def served() -> Iterator[Tuple["subprocess.Popen[bytes]", LogClient, str, str]]:
         process.wait()
 
 
-def measure_service(shape: str, megabytes: float, empty_pulls: int) -> Tuple[float, ...]:
-    """What the service does for a second of its CPU time, with LogGroups of this shape.
+def measure_service(shape: str, megabytes: float, empty_pulls: int, warm_up_count: int) -> Tuple[float, ...]:
+    """What the service does for a second of its CPU time, with LogGroups of this shape, after so many puts of warm-up.
 
     Returns puts, MB put, pulls, MB pulled and empty pulls.
     """
@@ -320,7 +320,7 @@ def measure_service(shape: str, megabytes: float, empty_pulls: int) -> Tuple[flo
         if size > megabytes * 1e6:
             break
     with served() as (process, client, project, logstore):
-        for log_group in itertools.islice(itertools.cycle(sent), WARM_UP):
+        for log_group in itertools.islice(itertools.cycle(sent), warm_up_count):
             client.put_log_raw(project, logstore, log_group)
         cursor = client.get_end_cursor(project, logstore, 0).get_cursor()
 
@@ -361,10 +361,10 @@ SERVICE_EMPTY_PULLS = 2000
 def print_service_table(quick: bool) -> None:
     print(SERVICE_LEGEND)
     print(SERVICE_COLUMNS % SERVICE_HEADINGS)
+    scale, warm_up_count = (QUICK, 10) if quick else (1.0, WARM_UP)
     for shape, megabytes in SERVICE_ROWS:
-        scale = QUICK if quick else 1.0
-        figures = measure_service(shape, megabytes * scale, int(SERVICE_EMPTY_PULLS * scale))
-        print(SERVICE_COLUMNS % ((shape,) + tuple("%.0f" % figure for figure in figures)), flush=True)
+        figures = measure_service(shape, megabytes * scale, int(SERVICE_EMPTY_PULLS * scale), warm_up_count)
+        print(SERVICE_COLUMNS % ((shape,) + tuple("%.1f" % figure for figure in figures)), flush=True)
 
 
 LEGEND = """\

@@ -44,4 +44,5 @@ def test_the_service_alone_has_figures():
     )
     assert ended.returncode == 0, ended.stdout
     for shape in ("small", "agent", "large"):
-        assert re.search(r"(?m)^%s +%s$" % (shape, " +".join([r"[1-9]\d*"] * 5)), ended.stdout), ended.stdout
+        row = re.search(r"(?m)^%s +(%s)$" % (shape, " +".join([r"\d+\.\d"] * 5)), ended.stdout)
+        assert row and all(float(figure) > 0 for figure in row.group(1).split()), ended.stdout

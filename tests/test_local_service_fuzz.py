@@ -25,7 +25,7 @@ PROJECT = "fuzzed-project"
 LOGSTORE = "fuzzed"
 GROUP = "group"
 LIMIT = 20.0  # seconds in which an answer has to come, on a slow machine
-EXAMPLES = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "200")))
+EXAMPLES = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")))
 
 
 class Complaints(logging.Handler):

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Callable, Dict, Mapping, Optional, Tuple
 from urllib.parse import parse_qsl, unquote
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from . import quick_acknowledgement, routing, signature
 from .actions import ACTIONS, Answer, Call, Limits
@@ -112,6 +112,8 @@ class Web:
         return "{}{:08X}".format(self._request_id_prefix, next(self._request_numbers))
 
     def _make_request(self, message, payload, protocol, writer, task) -> web.BaseRequest:
+        if message.version > HttpVersion11:  # aiohttp's parser in Python takes any, and would answer with the same
+            message = message._replace(version=HttpVersion11)
         # Compression may make a body a little larger; what is much too large need not be kept in memory.
         return web.BaseRequest(
             message,
