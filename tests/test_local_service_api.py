@@ -179,6 +179,25 @@ def test_the_size_limit_of_a_put_is_that_of_the_raw_body(log_service, client, lo
     assert len(log_service.ledger(PROJECT, logstore)) == 1
 
 
+def test_puts_with_logs_of_long_ago_or_of_the_future_are_refused_when_that_is_ordered():
+    now = int(time.time())
+    with LocalLogService(check_log_times=True) as strict:
+        strict.create_logstore(PROJECT, "target")
+        client = strict.client()
+
+        def put(*offsets):
+            group = LogGroup(Topic="nginx", Source="10.0.0.1")
+            for offset in offsets:
+                group.Logs.add(Time=now + offset).Contents.add(Key="key", Value="value")
+            client.put_log_raw(PROJECT, "target", group)
+
+        put(0, -7 * 86400 + 600, 14 * 60)
+        put()
+        for offset in (-7 * 86400 - 600, -now, 20 * 60):
+            assert refusal(put, 0, offset) == (400, "PostBodyInvalid")
+        assert len(strict.ledger(PROJECT, "target")) == 2
+
+
 def test_a_body_far_beyond_the_limit_is_refused_with_an_answer(log_service, client, logstore):
     huge = log_group("x" * 3000000)
     assert refusal(client.put_log_raw, PROJECT, logstore, huge, False) == (400, "PostBodyTooLarge")

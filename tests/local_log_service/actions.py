@@ -26,12 +26,14 @@ class Limits(NamedTuple):
         pull_bytes: most raw bytes a pull answers with, unless its first LogGroup alone is larger.
         put_bytes: most raw bytes a put may bring.
         region: where the projects say that they are.
+        check_log_times: whether puts are refused that bring logs of long ago or of the future.
     """
 
     consumer_groups: int
     pull_bytes: int
     put_bytes: int
     region: str = ""
+    check_log_times: bool = False
 
 
 class Call(NamedTuple):
@@ -284,6 +286,10 @@ def merge_shard(limits: Limits, state: State, call: Call) -> Answer:
 
 # Logs
 
+# How far the time of a log may be from now, in seconds: into the past and into the future.
+_LOG_AGE = 7 * 24 * 3600
+_LOG_LEAD = 15 * 60
+
 
 def _raw_body(limits: Limits, call: Call) -> bytes:
     """Return the uncompressed body of a put."""
@@ -313,6 +319,12 @@ def _raw_body(limits: Limits, call: Call) -> bytes:
     return body
 
 
+def _check_log_times(log_group: bytes) -> None:
+    now = time.time()
+    if not all(now - _LOG_AGE <= log_time <= now + _LOG_LEAD for log_time in wire_format.log_times(log_group)):
+        raise ServiceError("PostBodyInvalid", "The post data time is out of range")
+
+
 def put_logs(limits: Limits, state: State, call: Call) -> Answer:
     """Take one LogGroup, the whole of it or nothing, into the next, the named or the key's shard.
 
@@ -322,6 +334,8 @@ def put_logs(limits: Limits, state: State, call: Call) -> Answer:
     body = _raw_body(limits, call)
     try:
         wire_format.validate_log_group(body)
+        if limits.check_log_times:
+            _check_log_times(body)
     except ValueError as error:
         raise ServiceError("PostBodyInvalid", "Protobuf content cannot parse: {}".format(error))
     with state.lock:

@@ -49,6 +49,7 @@ class LocalLogService:
         max_put_bytes: int = 10 * 1024 * 1024,
         endpoint_host: str = "local-log-service.test",
         region: str = "local",
+        check_log_times: bool = False,
     ) -> None:
         """Prepare a service; nothing listens yet.
 
@@ -62,6 +63,7 @@ class LocalLogService:
             max_put_bytes: most raw bytes a put may bring.
             endpoint_host: clients call ``<project>.<endpoint_host>``.
             region: what signatures of version 4 have to name.
+            check_log_times: refuse puts with logs of more than 7 days ago or 15 minutes ahead, as the service does.
         """
         self.access_keys = dict(access_keys)
         self.security_tokens = dict(security_tokens or {})
@@ -72,7 +74,7 @@ class LocalLogService:
         self._endpoint_host = endpoint_host
         self._state = State()
         self._faults = Faults()
-        limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes, region)
+        limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes, region, check_log_times)
         self._web = Web(
             self._state, self._faults, limits, lambda: (self.access_keys, self.security_tokens), endpoint_host, region
         )
