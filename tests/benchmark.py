@@ -1,10 +1,14 @@
 """Measures dispatch_data.py beside tests/naive.py: throughput, CPU, memory, requests and latency.
 
     python tests/benchmark.py [--only small,agent,merged,large,delay,latency] [--quick]
+    python tests/benchmark.py --service [--quick]
 
 The dispatcher is a process of its own on the same interpreter; the local Log Service runs in this one. MB are 10**6 raw
 bytes of the source LogGroups that are routed, for both programs alike. After every run each log is looked for in the
 targets: where one is missing the row says LOST instead of figures and the exit status is 1. Needs Linux's /proc.
+
+With --service it measures the local Log Service alone, in a process of its own, by that process's CPU time: its one
+thread does so much for a second of one core.
 """
 
 import argparse
@@ -13,6 +17,7 @@ import itertools
 import os
 import platform
 import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -22,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
+from aliyun.log import LogClient
 from aliyun.log.proto import LogGroup
 from aliyun.log.version import __version__ as sdk_version
 from copies import GROUP, PROGRAM, PROJECT, SOURCE, group_shards, settings_for
@@ -141,6 +147,12 @@ def routed_alone(topics_and_log_groups: Iterable[Tuple[str, bytes]]) -> List[byt
     return [log_group for topic, log_group in topics_and_log_groups if topic in TARGETS]
 
 
+def cpu_of(process: "subprocess.Popen[bytes]") -> float:
+    """Seconds of CPU time of a process so far, user and system."""
+    after_name = Path("/proc/%d/stat" % process.pid).read_text().rpartition(")")[2].split()
+    return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 class Dispatcher:
     """A process that runs one of the two programs, at its defaults but for `settings`."""
 
@@ -158,8 +170,7 @@ class Dispatcher:
 
     def cpu(self) -> float:
         """Seconds of CPU time so far, user and system."""
-        after_name = Path("/proc/%d/stat" % self.process.pid).read_text().rpartition(")")[2].split()
-        return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
+        return cpu_of(self.process)
 
     def peak(self) -> float:
         """The most memory it has had resident so far, in MB."""
@@ -260,6 +271,102 @@ def measure_latency(program: Path, settings: Dict[str, str], seconds: float) -> 
     return statistics.median(latencies), latencies[len(latencies) * 99 // 100], pulls / (seconds / 2) / SHARDS
 
 
+class Serialised(NamedTuple):
+    """All that the SDK's client asks of a LogGroup."""
+
+    log_group: bytes
+
+    def SerializeToString(self) -> bytes:
+        return self.log_group
+
+
+@contextmanager
+def served() -> Iterator[Tuple["subprocess.Popen[bytes]", LogClient, str, str]]:
+    """A service in a process of its own: the process, a client, and a project and logstore of one shard."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "local_log_service", "serve", "--shards", "1"],
+        cwd=str(NAIVE.parent),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        environment = {}
+        for line in process.stdout:
+            words = shlex.split(line.decode(), comments=True)
+            if not words:
+                break
+            name, _, value = words[1].partition("=")
+            environment[name] = value
+        client = LogClient(
+            environment["SLS_ENDPOINT"], environment["SLS_AK_ID"], environment["SLS_AK_KEY"], source="localhost"
+        )
+        client._session.trust_env = False
+        client._session.proxies = {"http": environment["http_proxy"]}
+        yield process, client, environment["SLS_PROJECT"], environment["SLS_LOGSTORE"]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def measure_service(shape: str, megabytes: float, empty_pulls: int, warm_up_count: int) -> Tuple[float, ...]:
+    """What the service does for a second of its CPU time, with LogGroups of this shape, after so many puts of warm-up.
+
+    Returns puts, MB put, pulls, MB pulled and empty pulls.
+    """
+    sent = []
+    size = 0
+    for _, log_group in log_groups(SHAPES[shape]):
+        sent.append(Serialised(log_group))
+        size += len(log_group)
+        if size > megabytes * 1e6:
+            break
+    with served() as (process, client, project, logstore):
+        for log_group in itertools.islice(itertools.cycle(sent), warm_up_count):
+            client.put_log_raw(project, logstore, log_group)
+        cursor = client.get_end_cursor(project, logstore, 0).get_cursor()
+
+        cpu = cpu_of(process)
+        for log_group in sent:
+            client.put_log_raw(project, logstore, log_group)
+        put_cpu = cpu_of(process) - cpu
+
+        count = min(1000, max(1, len(sent) * SERVICE_PULL // size))
+        pulls = pulled = 0
+        cpu = cpu_of(process)
+        while pulled < len(sent):
+            answer = client.pull_logs(project, logstore, 0, cursor, count)
+            cursor = answer.get_next_cursor()
+            pulled += answer.get_loggroup_count()
+            pulls += 1
+        pull_cpu = cpu_of(process) - cpu
+
+        cpu = cpu_of(process)
+        for _ in range(empty_pulls):
+            client.pull_logs(project, logstore, 0, cursor)
+        empty_cpu = cpu_of(process) - cpu
+    tick = 1 / os.sysconf("SC_CLK_TCK")  # what CPU times are counted in
+    put_cpu, pull_cpu, empty_cpu = max(put_cpu, tick), max(pull_cpu, tick), max(empty_cpu, tick)
+    return (len(sent) / put_cpu, size / 1e6 / put_cpu, pulls / pull_cpu, size / 1e6 / pull_cpu, empty_pulls / empty_cpu)
+
+
+SERVICE_LEGEND = """\
+For each second of the service's CPU time: puts of one LogGroup each, pulls of up to 2 MB each, and pulls of nothing.
+"""
+SERVICE_COLUMNS = "%-7s %9s %9s %9s %9s %12s"
+SERVICE_HEADINGS = ("row", "puts", "MB put", "pulls", "MB pulled", "empty pulls")
+SERVICE_ROWS = (("small", 5), ("agent", 40), ("large", 300))  # the shape of its LogGroups, and MB of them
+SERVICE_PULL = 2000000  # bytes asked of a pull
+SERVICE_EMPTY_PULLS = 2000
+
+
+def print_service_table(quick: bool) -> None:
+    print(SERVICE_LEGEND)
+    print(SERVICE_COLUMNS % SERVICE_HEADINGS)
+    scale, warm_up_count = (QUICK, 10) if quick else (1.0, WARM_UP)
+    for shape, megabytes in SERVICE_ROWS:
+        figures = measure_service(shape, megabytes * scale, int(SERVICE_EMPTY_PULLS * scale), warm_up_count)
+        print(SERVICE_COLUMNS % ((shape,) + tuple("%.1f" % figure for figure in figures)), flush=True)
+
+
 LEGEND = """\
 Each pair is naive / dispatch_data.py. CPU s: the dispatcher's own, user and system. busy: the CPU time of the service's
 process as a share of the wall time. The service has one thread: near 100 %% MB/s tells its speed, not the dispatcher's.
@@ -299,7 +406,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="rows, separated by commas, out of " + ",".join(names), default=",".join(names))
     parser.add_argument("--quick", action="store_true", help="small backlogs: shows that it works, not how fast")
+    parser.add_argument("--service", action="store_true", help="measure the local Log Service alone")
     options = parser.parse_args(arguments)
+    if options.service:
+        print("%s, aliyun-log-python-sdk %s, %d CPUs\n" % (interpreter(), sdk_version, os.cpu_count()))
+        print_service_table(options.quick)
+        return 0
     wanted = options.only.split(",")
     if not set(wanted) <= set(names):
         parser.error("there are the rows " + ",".join(names))

@@ -32,3 +32,17 @@ def test_an_unknown_row_is_refused():
     )
     assert ended.returncode == 2
     assert "small,agent,merged,large,delay,latency" in ended.stderr
+
+
+def test_the_service_alone_has_figures():
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--service", "--quick"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert ended.returncode == 0, ended.stdout
+    for shape in ("small", "agent", "large"):
+        row = re.search(r"(?m)^%s +(%s)$" % (shape, " +".join([r"\d+\.\d"] * 5)), ended.stdout)
+        assert row and all(float(figure) > 0 for figure in row.group(1).split()), ended.stdout

@@ -1,7 +1,11 @@
 """The local Log Service's API, called through the vendor's SDK over HTTP."""
 
+import calendar
 import itertools
+import json
 import time
+import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import lz4.block
@@ -121,6 +125,12 @@ def test_puts_of_other_sdks_are_taken(log_service, client, two_shards, path):
     assert entry.shard == 1 or "shards" not in path
 
 
+def test_a_deflated_put_is_taken(log_service, client, logstore):
+    body = log_group().SerializeToString()
+    put_body(client, logstore, zlib.compress(body), x_log_bodyrawsize=str(len(body)), x_log_compresstype="deflate")
+    assert [entry.log_group for entry in log_service.ledger(PROJECT, logstore)] == [body]
+
+
 @pytest.mark.parametrize("key, shard", [("0" * 32, 0), ("7" + "f" * 31, 0), ("8" + "0" * 31, 1), ("F" * 32, 1)])
 def test_a_put_with_a_hash_key_goes_to_the_shard_of_the_key(log_service, client, two_shards, key, shard):
     item = LogItem(timestamp=1700000000, contents=[("key", "value")])
@@ -133,6 +143,7 @@ def put_body(client, logstore, body, **headers):
     client._send("POST", PROJECT, body, "/logstores/" + logstore + "/shards/lb", {}, named)
 
 
+DEFLATED_20 = zlib.compress(b"\n\x12" + b"x" * 18)
 LZ4_OF_20 = lz4.block.compress(b"\n\x12" + b"x" * 18, store_size=False)
 
 
@@ -142,9 +153,12 @@ LZ4_OF_20 = lz4.block.compress(b"\n\x12" + b"x" * 18, store_size=False)
         (b"no protobuf", {"x_log_bodyrawsize": "11"}, "PostBodyInvalid"),
         (b"\n\x05abc", {"x_log_bodyrawsize": "5"}, "PostBodyInvalid"),
         (b"\n\x03abc", {"x_log_bodyrawsize": "6"}, "PostBodyInvalid"),
-        (b"\n\x03abc", {}, "ParameterInvalid"),
-        (b"\n\x03abc", {"x_log_bodyrawsize": "-5"}, "ParameterInvalid"),
-        (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "snappy"}, "ParameterInvalid"),
+        (b"\n\x03abc", {}, "MissingBodyRawSize"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "-5"}, "InvalidBodyRawSize"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "snappy"}, "InvalidCompressType"),
+        (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "deflate"}, "PostBodyUncompressError"),
+        (DEFLATED_20, {"x_log_bodyrawsize": "19", "x_log_compresstype": "deflate"}, "PostBodyInvalid"),
+        (DEFLATED_20, {"x_log_bodyrawsize": "21", "x_log_compresstype": "deflate"}, "PostBodyInvalid"),
         (b"\n\x03abc", {"x_log_bodyrawsize": "5", "x_log_compresstype": "lz4"}, "PostBodyUncompressError"),
         (LZ4_OF_20, {"x_log_bodyrawsize": "19", "x_log_compresstype": "lz4"}, "PostBodyUncompressError"),
         (LZ4_OF_20, {"x_log_bodyrawsize": "21", "x_log_compresstype": "lz4"}, "PostBodyInvalid"),
@@ -163,6 +177,25 @@ def test_the_size_limit_of_a_put_is_that_of_the_raw_body(log_service, client, lo
     one_more = log_group("x" * (5001 - overhead))
     assert refusal(client.put_log_raw, PROJECT, logstore, one_more, compress) == (400, "PostBodyTooLarge")
     assert len(log_service.ledger(PROJECT, logstore)) == 1
+
+
+def test_puts_with_logs_of_long_ago_or_of_the_future_are_refused_when_that_is_ordered():
+    now = int(time.time())
+    with LocalLogService(check_log_times=True) as strict:
+        strict.create_logstore(PROJECT, "target")
+        client = strict.client()
+
+        def put(*offsets):
+            group = LogGroup(Topic="nginx", Source="10.0.0.1")
+            for offset in offsets:
+                group.Logs.add(Time=now + offset).Contents.add(Key="key", Value="value")
+            client.put_log_raw(PROJECT, "target", group)
+
+        put(0, -7 * 86400 + 600, 14 * 60)
+        put()
+        for offset in (-7 * 86400 - 600, -now, 20 * 60):
+            assert refusal(put, 0, offset) == (400, "PostBodyInvalid")
+        assert len(strict.ledger(PROJECT, "target")) == 2
 
 
 def test_a_body_far_beyond_the_limit_is_refused_with_an_answer(log_service, client, logstore):
@@ -246,29 +279,33 @@ def test_a_pull_with_an_spl_query_is_refused_rather_than_answered_wrong(client, 
 
 
 def test_cursors_by_time_are_by_time_of_arrival(log_service, client, logstore, monkeypatch):
-    arrivals = [1000.2, 1000.9, 1002.0, 1005.5]
+    second = int(time.time()) - 1000
+    arrivals = [second + offset for offset in (0.2, 0.9, 2.0, 5.5)]
     clock = iter(arrivals)
     with monkeypatch.context() as patched:
-        patched.setattr("local_log_service.state.time", SimpleNamespace(time=lambda: next(clock)))
+        patched.setattr("local_log_service.state.time", SimpleNamespace(time=lambda: next(clock, second)))
         log_service.put(PROJECT, logstore, [log_group(str(at)).SerializeToString() for at in arrivals])
 
     def first_from(at):
         cursor = client.get_cursor(PROJECT, logstore, 0, at).get_cursor()
-        return values(client.pull_logs(PROJECT, logstore, 0, cursor, 1)) if cursor != end else None
+        if cursor == end:
+            return None
+        (value,) = values(client.pull_logs(PROJECT, logstore, 0, cursor, 1))
+        return round(float(value) - second, 1)
 
     end = client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
-    assert first_from(0) == ["1000.2"]
-    assert first_from(1000) == ["1000.2"]
-    assert first_from(1001) == ["1002.0"]
-    assert first_from(1002) == ["1002.0"]
-    assert first_from(1003) == ["1005.5"]
-    assert first_from(1006) is None
+    assert first_from(0) == 0.2
+    assert first_from(second) == 0.2
+    assert first_from(second + 1) == 2.0
+    assert first_from(second + 2) == 2.0
+    assert first_from(second + 3) == 5.5
+    assert first_from(second + 6) is None
 
-    cursor = client.get_cursor(PROJECT, logstore, 0, 1003).get_cursor()
-    assert client.get_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == 1005
-    assert client.get_previous_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == 1002
+    cursor = client.get_cursor(PROJECT, logstore, 0, second + 3).get_cursor()
+    assert client.get_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == second + 5
+    assert client.get_previous_cursor_time(PROJECT, logstore, 0, cursor).get_cursor_time() == second + 2
     begin = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
-    assert client.get_previous_cursor_time(PROJECT, logstore, 0, begin).get_cursor_time() == 1000
+    assert client.get_previous_cursor_time(PROJECT, logstore, 0, begin).get_cursor_time() == second
 
 
 def test_the_time_of_the_end_cursor_is_now(client, logstore):
@@ -277,10 +314,21 @@ def test_the_time_of_the_end_cursor_is_now(client, logstore):
     assert before <= client.get_cursor_time(PROJECT, logstore, 0, end).get_cursor_time() <= time.time()
 
 
-@pytest.mark.parametrize("cursor", ["", "***", "bm8gbnVtYmVy", "LTE=", "MA==", "OTk5OTk5OTk5OTk5OTk5OTk5OQ==", "ü"])
-def test_malformed_and_foreign_cursors_are_refused(client, logstore, cursor):
-    assert refusal(client.pull_logs, PROJECT, logstore, 0, cursor) == (400, "InvalidCursor")
-    assert refusal(client.get_cursor_time, PROJECT, logstore, 0, cursor) == (400, "InvalidCursor")
+@pytest.mark.parametrize(
+    "cursor, code",
+    [
+        ("", "ParameterInvalid"),
+        ("***", "ParameterInvalid"),
+        ("bm8gbnVtYmVy", "ParameterInvalid"),
+        ("LTE=", "ParameterInvalid"),
+        ("ü", "ParameterInvalid"),
+        ("MA==", "InvalidCursor"),
+        ("OTk5OTk5OTk5OTk5OTk5OTk5OQ==", "InvalidCursor"),
+    ],
+)
+def test_malformed_and_foreign_cursors_are_refused(client, logstore, cursor, code):
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, cursor) == (400, code)
+    assert refusal(client.get_cursor_time, PROJECT, logstore, 0, cursor) == (400, code)
 
 
 def test_a_cursor_of_another_shard_is_refused(client, two_shards):
@@ -310,6 +358,63 @@ def test_expired_log_groups_can_not_be_read_any_more(log_service, client, logsto
         client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
     )
     assert len(log_service.ledger(PROJECT, logstore)) == 5
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A list of one item: the time by which LogGroups arrive and grow too old."""
+    now = [float(int(time.time()))]
+    monkeypatch.setattr("local_log_service.state.time", SimpleNamespace(time=lambda: now[0]))
+    return now
+
+
+def test_log_groups_older_than_the_retention_time_expire(log_service, client, logstore, clock):
+    log_service.set_ttl(PROJECT, logstore, 10)
+    client.create_consumer_group(PROJECT, logstore, "group", 60)
+    oldest = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    client.put_log_raw(PROJECT, logstore, log_group("0"))
+    second = client.pull_logs(PROJECT, logstore, 0, oldest, 1).get_next_cursor()
+    for offset in (4, 8):
+        clock[0] += offset
+        client.put_log_raw(PROJECT, logstore, log_group(str(offset)))
+    client.update_check_point(PROJECT, logstore, "group", 0, oldest, "one")
+
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, oldest) == (400, "InvalidCursor")  # 12 s old
+    assert refusal(client.get_cursor_time, PROJECT, logstore, 0, oldest) == (400, "InvalidCursor")
+    assert client.get_begin_cursor(PROJECT, logstore, 0).get_cursor() == second
+    assert client.get_cursor(PROJECT, logstore, 0, 0).get_cursor() == second
+    assert values(client.pull_logs(PROJECT, logstore, 0, second)) == ["4", "8"]
+    assert log_service.lag(PROJECT, logstore, "group") == 2
+
+    clock[0] += 1000
+    end = client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
+    assert client.get_begin_cursor(PROJECT, logstore, 0).get_cursor() == end
+    assert refusal(client.pull_logs, PROJECT, logstore, 0, second) == (400, "InvalidCursor")
+    assert values(client.pull_logs(PROJECT, logstore, 0, end)) == []
+    assert log_service.lag(PROJECT, logstore, "group") == 0
+    assert len(log_service.ledger(PROJECT, logstore)) == 3
+
+    log_service.set_ttl(PROJECT, logstore, None)
+    client.put_log_raw(PROJECT, logstore, log_group("kept"))
+    clock[0] += 10**9
+    assert values(client.pull_logs(PROJECT, logstore, 0, end)) == ["kept"]
+
+
+def test_the_retention_time_of_a_logstore_is_in_days(client, clock):
+    client.create_logstore(PROJECT, "seven-days", ttl=7, shard_count=1)
+    assert client.get_logstore(PROJECT, "seven-days").ttl == 7
+    begin = client.get_begin_cursor(PROJECT, "seven-days", 0).get_cursor()
+    client.put_log_raw(PROJECT, "seven-days", log_group())
+    clock[0] += 7 * 86400
+    assert values(client.pull_logs(PROJECT, "seven-days", 0, begin)) == ["value"]
+    clock[0] += 1
+    assert refusal(client.pull_logs, PROJECT, "seven-days", 0, begin) == (400, "InvalidCursor")
+
+    client.update_logstore(PROJECT, "seven-days", ttl=3650)  # for ever
+    begin = client.get_begin_cursor(PROJECT, "seven-days", 0).get_cursor()
+    client.put_log_raw(PROJECT, "seven-days", log_group("kept"))
+    clock[0] += 4000 * 86400
+    assert values(client.pull_logs(PROJECT, "seven-days", 0, begin)) == ["kept"]
 
 
 # Shards
@@ -360,9 +465,9 @@ def test_splits_and_merges_that_make_no_sense_are_refused(client, two_shards):
     assert refusal(client.split_shard, PROJECT, two_shards, 0, "80" + "0" * 30) == invalid  # its end
     assert refusal(client.split_shard, PROJECT, two_shards, 0, "0" * 32) == invalid  # its begin
     assert refusal(client.split_shard, PROJECT, two_shards, 0, "no key") == invalid
-    assert refusal(client.split_shard, PROJECT, two_shards, 7, "40" + "0" * 30) == (404, "ShardNotExist")
+    assert refusal(client.split_shard, PROJECT, two_shards, 7, "40" + "0" * 30) == invalid
     assert refusal(client.merge_shard, PROJECT, two_shards, 1) == invalid  # the last one
-    assert refusal(client.merge_shard, PROJECT, two_shards, 7) == (404, "ShardNotExist")
+    assert refusal(client.merge_shard, PROJECT, two_shards, 7) == invalid
     client.split_shard(PROJECT, two_shards, 0, "40" + "0" * 30)
     assert refusal(client.split_shard, PROJECT, two_shards, 0, "20" + "0" * 30) == invalid  # readonly
     assert refusal(client.merge_shard, PROJECT, two_shards, 0) == invalid
@@ -420,6 +525,87 @@ def test_logstores_are_created_listed_and_deleted(log_service, client):
         log_service.create_logstore("made-by-sdk", "third", 0)
 
 
+def test_projects_are_described_listed_and_deleted(log_service, client):
+    before = int(time.time())
+    client.create_project("described-one", "first words")
+    client.create_project("described-two", "")
+    client.create_logstore("described-one", "logstore")
+    client.update_project("described-one", "other words")
+    shown = client.get_project("described-one").get_body()
+    assert (shown["projectName"], shown["description"]) == ("described-one", "other words")
+    assert (shown["status"], shown["region"]) == ("Normal", log_service.region)
+    created, changed = (
+        calendar.timegm(time.strptime(shown[name], "%Y-%m-%d %H:%M:%S")) for name in ("createTime", "lastModifyTime")
+    )
+    assert before <= created <= changed <= time.time()
+
+    listed = client.list_project(project_name_pattern="described")
+    assert (listed.get_count(), listed.get_total()) == (2, 2)
+    assert [project["projectName"] for project in listed.get_projects()] == ["described-one", "described-two"]
+    assert int(listed.get_projects()[0]["createTime"]) == created
+    page = client.list_project(offset=1, size=1, project_name_pattern="described")
+    assert [project["projectName"] for project in page.get_projects()] == ["described-two"]
+    assert (page.get_count(), page.get_total()) == (1, 2)
+
+    client.delete_project("described-one")
+    missing = (404, "ProjectNotExist")
+    assert refusal(client.get_project, "described-one") == missing
+    assert refusal(client.put_log_raw, "described-one", "logstore", log_group()) == missing
+    assert refusal(client.delete_project, "described-one") == missing
+    assert refusal(client.update_project, "described-one", "") == missing
+    assert client.list_project(project_name_pattern="described").get_total() == 1
+
+
+def test_settings_of_logstores_are_kept(client):
+    client.create_logstore(PROJECT, "with-settings", ttl=5, shard_count=2, enable_tracking=True, max_split_shard=8)
+    shown = client.get_logstore(PROJECT, "with-settings")
+    assert (shown.ttl, shown.shard_count, shown.enable_tracking) == (5, 2, True)
+    assert (shown.auto_split, shown.max_split_shard, shown.append_meta) == (True, 8, False)
+    client.update_logstore(PROJECT, "with-settings", ttl=9, append_meta=True)
+    shown = client.get_logstore(PROJECT, "with-settings")
+    assert (shown.ttl, shown.append_meta, shown.enable_tracking, shown.max_split_shard) == (9, True, True, 8)
+    for ttl in (0, 3651):
+        assert refusal(client.update_logstore, PROJECT, "with-settings", ttl=ttl) == (400, "LogStoreInfoInvalid")
+        assert refusal(client.create_logstore, PROJECT, "never-made", ttl=ttl) == (400, "LogStoreInfoInvalid")
+    assert refusal(client.update_logstore, PROJECT, "no-logstore", ttl=1) == (404, "LogStoreNotExist")
+    assert "never-made" not in client.list_logstore(PROJECT).get_logstores()
+
+
+def test_queries_are_refused_as_on_a_logstore_without_an_index(client, logstore):
+    for query in (client.get_log, client.get_log_all):
+        with pytest.raises(LogException, match="IndexConfigNotExist"):
+            list(query(PROJECT, logstore, 1700000000, 1700000100, query="*"))
+    path = "/logstores/" + logstore
+    times = {"from": "1700000000", "to": "1700000100"}
+
+    def ask(**parameters):
+        return refusal(client._send, "GET", PROJECT, None, path, parameters, {})
+
+    assert ask(type="log", **times) == ask(type="histogram", **times) == (400, "IndexConfigNotExist")
+    assert ask(type="log", **{**times, "to": "1700000000"}) == (400, "InvalidTimeRange")
+    assert ask(type="log", **{**times, "from": "-1"}) == (400, "ParameterInvalid")
+    assert ask(type="log", offset="-1", **times) == (400, "ParameterInvalid")
+    assert ask(type="context_log", **times) == (404, "InvalidAPI")
+    assert refusal(client.get_index_config, PROJECT, logstore) == (400, "IndexConfigNotExist")
+    assert refusal(client.delete_index, PROJECT, logstore) == (400, "IndexConfigNotExist")
+    assert refusal(client.get_index_config, PROJECT, "no-logstore") == (404, "LogStoreNotExist")
+    assert refusal(client.get_log, PROJECT, "no-logstore", 1, 2) == (404, "LogStoreNotExist")
+
+
+def test_pulling_by_time_goes_from_the_first_arrival_to_the_last(log_service, client, logstore, clock):
+    for text in "abcd":
+        client.put_log_raw(PROJECT, logstore, log_group(text))
+        clock[0] += 10
+    first = clock[0] - 40
+
+    def pulled(begin, end):
+        return [values(page) for page in client.pull_log(PROJECT, logstore, 0, begin, end, batch_size=2)]
+
+    assert pulled(int(first), "end") == [["a", "b"], ["c", "d"]]
+    assert pulled(int(first) + 1, int(first) + 30) == [["b", "c"]]
+    assert pulled("begin", "begin") == [[]]
+
+
 def test_every_call_to_what_does_not_exist_says_so(log_service, client, logstore):
     cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
     for project, name, status_and_code in (
@@ -439,8 +625,9 @@ def test_every_call_to_what_does_not_exist_says_so(log_service, client, logstore
             log_service.ledger(project, name)
     assert refusal(client.get_project, "no-project") == (404, "ProjectNotExist")
     for call in (client.get_begin_cursor, client.get_end_cursor):
-        assert refusal(call, PROJECT, logstore, 3) == (404, "ShardNotExist")
-    assert refusal(client.pull_logs, PROJECT, logstore, 3, cursor) == (404, "ShardNotExist")
+        assert refusal(call, PROJECT, logstore, 3) == (400, "ShardNotExist")
+    assert refusal(client.pull_logs, PROJECT, logstore, 3, cursor) == (400, "ShardNotExist")
+    assert refusal(client.get_cursor_time, PROJECT, logstore, 3, cursor) == (400, "ShardNotExist")
     assert refusal(client.pull_logs, PROJECT, logstore, "three", cursor) == (400, "ParameterInvalid")
     assert refusal(client.list_machine_group, PROJECT) == (404, "InvalidAPI")
 
@@ -480,7 +667,12 @@ def test_consumer_group_calls_that_make_no_sense_are_refused(client, logstore):
     assert refusal(create, PROJECT, logstore, "d", 10) == (403, "ConsumerGroupQuotaExceed")
     client.delete_consumer_group(PROJECT, logstore, "c")
     for name, timeout in (("", 10), ("no spaces", 10), ("x" * 129, 10), ("d", 0), ("d", "10")):
-        assert refusal(create, PROJECT, logstore, name, timeout) == (400, "ParameterInvalid")
+        assert refusal(create, PROJECT, logstore, name, timeout) == (400, "JsonInfoInvalid")
+    for timeout, order in (("10", None), (0, None), (None, "true"), (None, None)):
+        change = {name: value for name, value in (("timeout", timeout), ("order", order)) if value is not None}
+        path = "/logstores/" + logstore + "/consumergroups/a"
+        refused = refusal(client._send, "PUT", PROJECT, json.dumps(change).encode(), path, {}, {})
+        assert refused == (400, "JsonInfoInvalid")
 
     missing = (404, "ConsumerGroupNotExist")
     assert refusal(client.update_consumer_group, PROJECT, logstore, "no-group", 10) == missing
@@ -521,6 +713,17 @@ def test_a_silent_consumer_loses_its_shards(log_service, client, two_shards):
     assert list(group["consumers"]) == ["two"] and group["timeout"] == 1 and group["in_order"] is False
 
 
+def test_a_consumer_that_is_not_known_has_to_let_go_of_its_shards_to_join_anew(log_service, client, two_shards):
+    client.create_consumer_group(PROJECT, two_shards, "group", 1)
+    assert refusal(heart_beat, client, two_shards, "one", [0, 1]) == (400, "NotExistConsumerWithBody")
+    assert heart_beat(client, two_shards, "one") == [0, 1]
+    log_service.wait_for(
+        lambda: not log_service.consumer_group(PROJECT, two_shards, "group")["consumers"], what="its removal"
+    )
+    assert refusal(heart_beat, client, two_shards, "one", [0, 1]) == (400, "NotExistConsumerWithBody")
+    assert heart_beat(client, two_shards, "one") == [0, 1]
+
+
 def test_bad_heartbeats_are_refused(client, logstore):
     client.create_consumer_group(PROJECT, logstore, "group", 60)
     for consumer in ("", "two words", "ü", "x" * 129):
@@ -553,7 +756,9 @@ def test_check_points_are_saved_and_show_the_lag(log_service, client, two_shards
     ]
     (of_one,) = client.get_check_point(PROJECT, two_shards, "group", 1).get_consumer_group_check_points()
     assert of_one["checkpoint"] == third
-    assert refusal(client.get_check_point, PROJECT, two_shards, "group", 7) == (404, "ShardNotExist")
+    assert client.get_check_point(PROJECT, two_shards, "group", 7).get_consumer_group_check_points() == []
+    saving = refusal(client.update_check_point, PROJECT, two_shards, "group", 7, third, "one")
+    assert saving == (404, "ShardNotExist")
 
     shards = log_service.consumer_group(PROJECT, two_shards, "group")["shards"]
     assert (shards[0]["checkpoint"], shards[0]["next"]) == ("", None)
@@ -573,7 +778,7 @@ def test_only_the_holder_saves_check_points_unless_it_is_forced(log_service, cli
     def saved_by():
         return client.get_check_point(PROJECT, two_shards, "group", 1).get_consumer_group_check_points()[0]["consumer"]
 
-    assert refusal(save, "one", False) == (400, "ConsumerNotExsit")
+    assert refusal(save, "one", False) == (404, "ConsumerNotExsit")
     heart_beat(client, two_shards, "one")
     heart_beat(client, two_shards, "two")
     assert refusal(save, "two", False) == (400, "ConsumerNotMatch")
@@ -620,6 +825,54 @@ def test_groups_in_order_wait_for_a_split_shard_to_be_finished(log_service, clie
     client.update_check_point(PROJECT, logstore, "group", 0, end, "one", False)
     assert heart_beat(client, logstore, "one", [0]) == [1, 2]
     assert states() == ["over", "already_alloc", "already_alloc"]
+
+
+def test_groups_in_order_wait_for_both_parents_of_a_merge_and_for_shards_split_later(log_service, client, two_shards):
+    client.create_consumer_group(PROJECT, two_shards, "group", 60, in_order=True)
+    for shard in (0, 1):
+        log_service.put(PROJECT, two_shards, [log_group().SerializeToString()], shard=shard)
+    held = []
+
+    def beat():
+        held[:] = heart_beat(client, two_shards, "one", held)
+        return held
+
+    def finish(shard):
+        end = client.get_end_cursor(PROJECT, two_shards, shard).get_cursor()
+        client.update_check_point(PROJECT, two_shards, "group", shard, end, "one", False)
+
+    def states():
+        shards = log_service.consumer_group(PROJECT, two_shards, "group")["shards"]
+        return " ".join(shards[number]["state"] for number in sorted(shards))
+
+    assert beat() == [0, 1]
+    assert log_service.merge_shards(PROJECT, two_shards, 0) == 2
+    log_service.put(PROJECT, two_shards, [log_group().SerializeToString()], shard=2)
+    assert beat() == [0, 1] and states() == "already_alloc already_alloc wait"
+    finish(0)
+    assert beat() == [1] and states() == "over already_alloc wait"
+
+    client.split_shard(PROJECT, two_shards, 2, "80" + "0" * 30)  # its children come later still
+    assert beat() == [1] and states() == "over already_alloc wait wait wait"
+    finish(1)
+    assert beat() == [2] and states() == "over over already_alloc wait wait"
+    finish(2)
+    assert beat() == [3, 4] and states() == "over over over already_alloc already_alloc"
+
+    # A log that arrives does not change that, and a checkpoint that is set back opens the shard again.
+    log_service.put(PROJECT, two_shards, [log_group().SerializeToString()], shard=3)
+    begin = client.get_begin_cursor(PROJECT, two_shards, 2).get_cursor()
+    client.update_check_point(PROJECT, two_shards, "group", 2, begin, "one")
+    assert beat() == [2, 3, 4]
+
+
+def test_a_parent_whose_logs_have_expired_is_over(log_service, client, logstore):
+    client.create_consumer_group(PROJECT, logstore, "group", 60, in_order=True)
+    log_service.put(PROJECT, logstore, [log_group().SerializeToString()] * 2)
+    log_service.split_shard(PROJECT, logstore, 0)
+    assert heart_beat(client, logstore, "one") == [0]
+    log_service.expire(PROJECT, logstore, 0, 2)
+    assert heart_beat(client, logstore, "one", [0]) == [1, 2]
 
 
 def test_groups_without_order_take_parents_and_children_at_once(log_service, client, logstore):
@@ -675,6 +928,15 @@ def test_the_order_of_the_ledger_is_that_of_arrival_whichever_way_they_came(log_
     assert ledger[:2] == fed and [entry.shard for entry in fed] == [1, 1]
     sequences = [entry.sequence for entry in ledger]
     assert sequences == sorted(set(sequences))
+
+
+def test_the_table_of_calls_names_each_of_them():
+    """What it says of them is for people to keep true."""
+    text = (Path(actions.__file__).parent / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## Calls")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert sorted(row[0] for row in rows[1:]) == sorted(actions.ACTIONS)
+    assert all(len(line.split("|")) == 6 for line in table.splitlines() if line.startswith("|"))
 
 
 def test_waiting_in_vain_names_what_was_waited_for(log_service):

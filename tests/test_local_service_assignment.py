@@ -3,10 +3,20 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from local_log_service.consumer_groups import ALREADY_ALLOC, NOT_ALLOC, OVER, TRANSFER, WAIT, ConsumerGroup, ShardView
+from local_log_service.consumer_groups import (
+    ALREADY_ALLOC,
+    NOT_ALLOC,
+    OVER,
+    TRANSFER,
+    WAIT,
+    ConsumerGroup,
+    ConsumerUnknown,
+    ShardView,
+)
 
 TIMEOUT = 40.0
-SETTLING_ROUNDS = 4  # one to mark the surplus, one to let go of it, one to take it, one for who came first
+# One round to join anew, one to mark the surplus, one to let go of it, one to take it, one for who came first.
+SETTLING_ROUNDS = 5
 
 
 class Consumer:
@@ -23,7 +33,12 @@ class Consumer:
         if now - self.last_heartbeat > TIMEOUT:
             self.lost |= self.listed
         self.last_heartbeat = now
-        self.held = set(group.heartbeat(self.name, self.listed, shards, now))
+        try:
+            self.held = set(group.heartbeat(self.name, self.listed, shards, now))
+        except ConsumerUnknown:  # it is told nothing until it has let go of everything
+            assert self.name not in group.consumers and self.listed
+            self.held = set()
+            return
         self.listed |= self.held
         self.lost -= self.held
 
@@ -235,6 +250,7 @@ def test_a_consumer_back_from_the_dead_is_not_given_what_others_hold_now():
     assert heir.held == {0, 1, 2, 3}
     frozen.heartbeat(group, shards, later)
     assert frozen.held == set()
+    assert list(group.consumers) == ["heir"]  # it is no member until it has let go of what it had
     settle(group, shards, [frozen, heir], later)
     assert (heir.held, frozen.held) == ({0, 1}, {2, 3})
 

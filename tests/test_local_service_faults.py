@@ -206,7 +206,7 @@ def test_a_held_call_whose_client_has_gone_is_not_taken(log_service, put):
     before = taken(log_service)
     fault = log_service.add_fault("PutLogs", hold=True)
     impatient = log_service.client()
-    impatient.timeout = 0.05
+    impatient.timeout = 0.2
     with pytest.raises(LogException, match="timed out"):
         impatient.put_log_raw(PROJECT, TARGET, GROUP)
     assert fault.hits == 10  # the SDK repeats it, ten connections in all

@@ -58,6 +58,18 @@ def test_one_client_of_many_calls(log_service):
     assert pulled.get_loggroup_list().LogGroups[-1].Logs[0].Contents[0].Value == large
 
 
+def test_a_client_that_waits_to_be_asked_for_its_body_is_asked():
+    """Expect: 100-continue, as curl and some clients for Java say it before large bodies."""
+    with LocalLogService() as service, socket.create_connection(("127.0.0.1", service.port), LIMIT) as connection:
+        host = PROJECT + "." + service.endpoint.partition("://")[2]
+        head = "POST /logstores/target HTTP/1.1\r\nHost: %s\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n" % host
+        connection.sendall(head.encode())
+        received = connection.makefile("rb")
+        assert received.readline() == b"HTTP/1.1 100 Continue\r\n" and received.readline() == b"\r\n"
+        connection.sendall(b"abc")
+        assert received.readline().startswith(b"HTTP/1.1 401 ")  # it is not signed
+
+
 def test_acknowledgement_at_once_is_asked_for_on_accept_and_after_every_answer(log_service, monkeypatch):
     # Without it every put through a proxy waits 40 ms on Linux, which no test of behaviour would notice.
     armed = []

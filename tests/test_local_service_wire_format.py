@@ -5,7 +5,7 @@ from aliyun.log.proto import Log, LogGroup, LogGroupListRaw, LogTag
 from hypothesis import given
 from hypothesis import strategies as st
 from local_log_service import cursors
-from local_log_service.wire_format import framed_size, log_group_list, validate_log_group
+from local_log_service.wire_format import framed_size, log_group_list, log_times, validate_log_group
 
 texts = st.text(max_size=200)
 logs = st.builds(
@@ -80,6 +80,19 @@ def test_garbage_is_refused(data):
 )
 def test_unknown_fields_are_let_through(data):
     validate_log_group(b"\x1a\x01t" + data)
+
+
+@given(log_groups)
+def test_the_times_of_logs_are_found(log_group):
+    assert list(log_times(log_group)) == [log.Time for log in LogGroup.FromString(log_group).Logs]
+
+
+@given(st.binary(max_size=40))
+def test_the_times_in_any_bytes_are_numbers_or_refused(data):
+    try:
+        assert all(isinstance(time, int) for time in log_times(data))
+    except ValueError:
+        pass
 
 
 @given(st.binary(max_size=40))

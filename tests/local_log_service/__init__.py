@@ -2,6 +2,8 @@
 
 It speaks the service's own HTTP protocol, signatures included, so that the vendor's SDK can be used against it
 unchanged. It keeps everything in memory and listens on the loopback interface only.
+
+README.md, beside this file, says call by call how far to trust it, and what it was held against.
 """
 
 from .faults import Fault

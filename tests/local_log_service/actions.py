@@ -7,6 +7,7 @@ ConsumerGroupNotExist for whatever the call names in vain.
 
 import json
 import time
+import zlib
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import lz4.block
@@ -14,7 +15,7 @@ import lz4.block
 from . import validation, wire_format
 from .consumer_groups import ConsumerGroup, ConsumerNotHolder, ConsumerUnknown
 from .errors import ServiceError
-from .state import Logstore, Shard, State
+from .state import Logstore, Project, Shard, State
 
 
 class Limits(NamedTuple):
@@ -24,11 +25,15 @@ class Limits(NamedTuple):
         consumer_groups: how many a logstore may have.
         pull_bytes: most raw bytes a pull answers with, unless its first LogGroup alone is larger.
         put_bytes: most raw bytes a put may bring.
+        region: where the projects say that they are.
+        check_log_times: whether puts are refused that bring logs of long ago or of the future.
     """
 
     consumer_groups: int
     pull_bytes: int
     put_bytes: int
+    region: str = ""
+    check_log_times: bool = False
 
 
 class Call(NamedTuple):
@@ -67,44 +72,99 @@ def _json(document: Any) -> Answer:
     return Answer(json.dumps(document).encode("ascii"), {"Content-Type": "application/json"})
 
 
-# Projects and logstores
+# Projects
 
 
 def create_project(limits: Limits, state: State, call: Call) -> Answer:
     """Create a project named by the body. Raises ParameterInvalid, ProjectAlreadyExist."""
-    settings = validation.json_body(call.body, dict)
+    try:
+        settings = validation.json_body(call.body, dict)
+    except ServiceError:
+        raise ServiceError("ParameterInvalid", "The body is not valid json string")
     name = validation.resource_name(settings.get("projectName"), "ParameterInvalid")
     with state.lock:
-        state.create_project(name)
+        state.create_project(name, _description(settings))
     return _NOTHING
 
 
+def _description(settings: Dict[str, Any]) -> str:
+    description = settings.get("description") or ""
+    if not isinstance(description, str):
+        raise ServiceError("ParameterInvalid", "description is invalid")
+    return description
+
+
+def _project_document(limits: Limits, project: Project) -> Dict[str, str]:
+    return {
+        "projectName": project.name,
+        "status": "Normal",
+        "owner": "",
+        "description": project.description,
+        "region": limits.region,
+    }
+
+
 def get_project(limits: Limits, state: State, call: Call) -> Answer:
-    """Answer what is known of a project. Raises ProjectNotExist."""
+    """Answer what is known of a project; its times are dates here."""
     with state.lock:
-        state.logstores(call.project)
-    return _json(
-        {
-            "projectName": call.project,
-            "status": "Normal",
-            "description": "",
-            "region": "",
-            "owner": "",
-            "createTime": "",
-            "lastModifyTime": "",
-        }
-    )
+        project = state.project(call.project)
+        document = _project_document(limits, project)
+        for name, at in (("createTime", project.create_time), ("lastModifyTime", project.last_modify_time)):
+            document[name] = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at))
+        return _json(document)
+
+
+def update_project(limits: Limits, state: State, call: Call) -> Answer:
+    """Change the description of a project."""
+    settings = validation.json_body(call.body, dict)
+    with state.lock:
+        state.project(call.project).describe(_description(settings))
+    return _NOTHING
+
+
+def delete_project(limits: Limits, state: State, call: Call) -> Answer:
+    """Delete a project with everything in it."""
+    with state.lock:
+        state.delete_project(call.project)
+    return _NOTHING
+
+
+def list_project(limits: Limits, state: State, call: Call) -> Answer:
+    """Answer a page of the projects, those whose names contain ``projectName``; their times are unix seconds here."""
+    wanted = call.query.get("projectName", "")
+    offset, size = validation.page(call.query, 100)
+    with state.lock:
+        names = sorted(name for name in state.projects if wanted in name)
+        documents = []
+        for project in (state.projects[name] for name in names[offset : offset + size]):
+            document = _project_document(limits, project)
+            document.update(createTime=str(project.create_time), lastModifyTime=str(project.last_modify_time))
+            documents.append(document)
+    return _json({"count": len(documents), "total": len(names), "projects": documents})
+
+
+# Logstores
 
 
 def create_logstore(limits: Limits, state: State, call: Call) -> Answer:
     """Create a logstore named by the body. Raises LogStoreInfoInvalid, LogStoreAlreadyExist."""
-    settings = validation.json_body(call.body, dict)
-    name = validation.resource_name(settings.get("logstoreName"), "LogStoreInfoInvalid")
-    shard_count = settings.get("shardCount")
+    document = validation.json_body(call.body, dict)
+    name = validation.resource_name(document.get("logstoreName"), "LogStoreInfoInvalid")
+    shard_count = document.get("shardCount")
     if type(shard_count) is not int:
         raise ServiceError("LogStoreInfoInvalid", "shardCount is invalid")
+    settings = validation.logstore_settings(document)
     with state.lock:
         state.create_logstore(call.project, name, shard_count)
+        state.logstore(call.project, name).change_settings(settings)
+    return _NOTHING
+
+
+def update_logstore(limits: Limits, state: State, call: Call) -> Answer:
+    """Change the settings of a logstore, all but the number of its shards. Raises LogStoreInfoInvalid."""
+    settings = validation.logstore_settings(validation.json_body(call.body, dict))
+    with state.lock:
+        state.logstore(call.project, call.logstore).change_settings(settings)
     return _NOTHING
 
 
@@ -122,14 +182,10 @@ def get_logstore(limits: Limits, state: State, call: Call) -> Answer:
         return _json(
             {
                 "logstoreName": logstore.name,
-                "ttl": 30,
                 "shardCount": sum(not shard.readonly for shard in logstore.shards.values()),
-                "enable_tracking": False,
-                "appendMeta": False,
-                "autoSplit": False,
-                "maxSplitShard": 64,
                 "createTime": logstore.create_time,
-                "lastModifyTime": logstore.create_time,
+                "lastModifyTime": logstore.last_modify_time,
+                **logstore.settings,
             }
         )
 
@@ -137,12 +193,48 @@ def get_logstore(limits: Limits, state: State, call: Call) -> Answer:
 def list_logstores(limits: Limits, state: State, call: Call) -> Answer:
     """Answer a page of the names of logstores, those that contain ``logstoreName``."""
     wanted = call.query.get("logstoreName", "")
-    offset = validation.integer(call.query.get("offset", "0"), "offset", 0)
-    size = validation.integer(call.query.get("size", "500"), "size", 0, 500)
+    offset, size = validation.page(call.query, 500)
     with state.lock:
         names = sorted(name for name in state.logstores(call.project) if wanted in name)
     page = names[offset : offset + size]
     return _json({"count": len(page), "total": len(names), "logstores": page})
+
+
+# Queries: no logstore of this service has an index, and this is what the service says of such logstores.
+
+
+def _refuse_query(state: State, call: Call, from_time: int, to_time: int) -> Answer:
+    with state.lock:
+        state.logstore(call.project, call.logstore)
+    if from_time >= to_time:
+        raise ServiceError("InvalidTimeRange")
+    raise ServiceError("IndexConfigNotExist")
+
+
+def get_logs(limits: Limits, state: State, call: Call) -> Answer:
+    """Refuse a query. Raises IndexConfigNotExist; ParameterInvalid, InvalidTimeRange."""
+    validation.page({"offset": call.query.get("offset", "")}, 100)
+    from_time, to_time = (validation.unix_time(call.query, name) for name in ("from", "to"))
+    return _refuse_query(state, call, from_time, to_time)
+
+
+def get_logs_v2(limits: Limits, state: State, call: Call) -> Answer:
+    """Refuse a query that is in the body. Raises as ``get_logs`` does."""
+    if call.headers.get("x-log-compresstype") or call.headers.get("x-log-bodyrawsize"):
+        body = _raw_body(limits, call)
+    else:
+        body = call.body
+    document = validation.json_body(body, dict)
+    times = {name: str(document[name]) for name in ("from", "to") if name in document}
+    from_time, to_time = (validation.unix_time(times, name) for name in ("from", "to"))
+    return _refuse_query(state, call, from_time, to_time)
+
+
+def get_index(limits: Limits, state: State, call: Call) -> Answer:
+    """Say that there is no index, as there never is. Raises IndexConfigNotExist."""
+    with state.lock:
+        state.logstore(call.project, call.logstore)
+    raise ServiceError("IndexConfigNotExist", "index config doesn't exist")
 
 
 # Shards
@@ -169,52 +261,81 @@ def list_shards(limits: Limits, state: State, call: Call) -> Answer:
         return _shard_documents(list(state.logstore(call.project, call.logstore).shards.values()))
 
 
+def _shard_to_change(logstore: Logstore, call: Call) -> int:
+    """Return the shard that is to be split or merged; one that does not exist is ParameterInvalid to these calls."""
+    shard_id = validation.shard_id(call.item)
+    if shard_id not in logstore.shards:
+        raise ServiceError("ParameterInvalid", "invalid shard id")
+    return shard_id
+
+
 def split_shard(limits: Limits, state: State, call: Call) -> Answer:
     """Split a readwrite shard at ``key``; answer it and its two children."""
-    shard_id = validation.shard_id(call.item)
-    key = validation.key(call.query["key"]) if "key" in call.query else None
+    key = validation.key(call.query["key"]) if call.query.get("key") else None
     with state.lock:
-        return _shard_documents(state.logstore(call.project, call.logstore).split(shard_id, key))
+        logstore = state.logstore(call.project, call.logstore)
+        return _shard_documents(logstore.split(_shard_to_change(logstore, call), key))
 
 
 def merge_shard(limits: Limits, state: State, call: Call) -> Answer:
     """Merge a readwrite shard with its right neighbour; answer the new shard and its two parents."""
-    shard_id = validation.shard_id(call.item)
     with state.lock:
-        return _shard_documents(state.logstore(call.project, call.logstore).merge(shard_id))
+        logstore = state.logstore(call.project, call.logstore)
+        return _shard_documents(logstore.merge(_shard_to_change(logstore, call)))
 
 
 # Logs
 
+# How far the time of a log may be from now, in seconds: into the past and into the future.
+_LOG_AGE = 7 * 24 * 3600
+_LOG_LEAD = 15 * 60
+
 
 def _raw_body(limits: Limits, call: Call) -> bytes:
     """Return the uncompressed body of a put."""
-    raw_size = validation.integer(call.headers.get("x-log-bodyrawsize", ""), "x-log-bodyrawsize", 0)
+    size_text = call.headers.get("x-log-bodyrawsize", "")
+    if not size_text:
+        raise ServiceError("MissingBodyRawSize")
+    try:
+        raw_size = validation.integer(size_text, "x-log-bodyrawsize", 0)
+    except ServiceError:
+        raise ServiceError("InvalidBodyRawSize")
     if raw_size > limits.put_bytes:
         raise ServiceError("PostBodyTooLarge", "body size {} must little than {}".format(raw_size, limits.put_bytes))
     compress_type = call.headers.get("x-log-compresstype", "")
-    if compress_type == "lz4":
-        try:
+    try:
+        if compress_type == "lz4":
             body = lz4.block.decompress(call.body, uncompressed_size=raw_size)
-        except (lz4.block.LZ4BlockError, ValueError):
-            raise ServiceError("PostBodyUncompressError")
-    elif compress_type:
-        raise ServiceError("ParameterInvalid", "x-log-compresstype {} is not supported".format(compress_type))
-    else:
-        body = call.body
+        elif compress_type == "deflate":
+            body = zlib.decompressobj().decompress(call.body, raw_size + 1)
+        elif compress_type:
+            raise ServiceError("InvalidCompressType", "x-log-compresstype {} is unsupported".format(compress_type))
+        else:
+            body = call.body
+    except (lz4.block.LZ4BlockError, zlib.error, ValueError):
+        raise ServiceError("PostBodyUncompressError")
     if len(body) != raw_size:
         raise ServiceError("PostBodyInvalid", "x-log-bodyrawsize is not the size of the body")
     return body
 
 
+def _check_log_times(log_group: bytes) -> None:
+    now = time.time()
+    if not all(now - _LOG_AGE <= log_time <= now + _LOG_LEAD for log_time in wire_format.log_times(log_group)):
+        raise ServiceError("PostBodyInvalid", "The post data time is out of range")
+
+
 def put_logs(limits: Limits, state: State, call: Call) -> Answer:
     """Take one LogGroup, the whole of it or nothing, into the next, the named or the key's shard.
 
-    Raises PostBodyInvalid, PostBodyTooLarge, PostBodyUncompressError, ParameterInvalid.
+    Raises MissingBodyRawSize, InvalidBodyRawSize, InvalidCompressType, PostBodyInvalid, PostBodyTooLarge,
+    PostBodyUncompressError; ParameterInvalid, ShardNotExist.
     """
     body = _raw_body(limits, call)
     try:
         wire_format.validate_log_group(body)
+        if limits.check_log_times:
+            _check_log_times(body)
     except ValueError as error:
         raise ServiceError("PostBodyInvalid", "Protobuf content cannot parse: {}".format(error))
     with state.lock:
@@ -310,12 +431,12 @@ def _group(state: State, call: Call) -> Tuple[Logstore, ConsumerGroup]:
 def create_consumer_group(limits: Limits, state: State, call: Call) -> Answer:
     """Create a consumer group.
 
-    Raises ConsumerGroupAlreadyExist, ConsumerGroupQuotaExceed, ParameterInvalid.
+    Raises ConsumerGroupAlreadyExist, ConsumerGroupQuotaExceed, JsonInfoInvalid.
     """
     settings = validation.json_body(call.body, dict)
-    name = validation.member_name(settings.get("consumerGroup"), "consumerGroup")
+    name = validation.group_name(settings.get("consumerGroup"))
     timeout = validation.group_timeout(settings.get("timeout"))
-    in_order = validation.group_order(settings.get("order"))
+    in_order = validation.group_order(settings.get("order", False))
     with state.lock:
         groups = state.logstore(call.project, call.logstore).consumer_groups
         if name in groups:
@@ -336,8 +457,10 @@ def list_consumer_group(limits: Limits, state: State, call: Call) -> Answer:
 
 
 def update_consumer_group(limits: Limits, state: State, call: Call) -> Answer:
-    """Change the timeout, the order or both of a consumer group."""
+    """Change the timeout, the order or both of a consumer group. Raises JsonInfoInvalid."""
     settings = validation.json_body(call.body, dict)
+    if "timeout" not in settings and "order" not in settings:
+        raise ServiceError("JsonInfoInvalid", "neither timeout nor order is given")
     with state.lock:
         _, group = _group(state, call)
         timeout = validation.group_timeout(settings.get("timeout", group.timeout))
@@ -355,12 +478,15 @@ def delete_consumer_group(limits: Limits, state: State, call: Call) -> Answer:
 
 
 def heart_beat(limits: Limits, state: State, call: Call) -> Answer:
-    """Take a consumer's list of the shards it holds; answer those it may hold."""
+    """Take a consumer's list of the shards it holds; answer those it may hold. Raises NotExistConsumerWithBody."""
     consumer = validation.member_name(validation.required(call.query, "consumer"), "consumer")
     listed = validation.shard_list(call.body)
     with state.lock:
         logstore, group = _group(state, call)
-        return _json(group.heartbeat(consumer, listed, logstore.views(group), time.time()))
+        try:
+            return _json(group.heartbeat(consumer, listed, logstore.views(group), time.time()))
+        except ConsumerUnknown:
+            raise ServiceError("NotExistConsumerWithBody")
 
 
 def update_check_point(limits: Limits, state: State, call: Call) -> Answer:
@@ -378,6 +504,8 @@ def update_check_point(limits: Limits, state: State, call: Call) -> Answer:
         raise ServiceError("PostBodyInvalid", "shard or checkpoint is missing")
     with state.lock:
         logstore, group = _group(state, call)
+        if shard_id not in logstore.shards:
+            raise ServiceError("ShardNotExist", "shard not exist", status=404)
         shard = logstore.shard(shard_id)
         try:
             checkpoint = shard.cursor(shard.index_of(checkpoint))
@@ -395,14 +523,12 @@ def update_check_point(limits: Limits, state: State, call: Call) -> Answer:
 
 
 def get_check_point(limits: Limits, state: State, call: Call) -> Answer:
-    """Answer the checkpoint of every shard, or of one."""
+    """Answer the checkpoint of every shard, or of one: nothing when there is no such shard."""
+    wanted = validation.shard_id(call.query["shard"]) if call.query.get("shard") else None
     with state.lock:
         logstore, group = _group(state, call)
         group.refresh(logstore.views(group), time.time())
-        if "shard" in call.query:
-            shards = [logstore.shard(validation.shard_id(call.query["shard"])).shard_id]
-        else:
-            shards = sorted(logstore.shards)
+        shards = sorted(shard for shard in logstore.shards if wanted in (None, shard))
         return _json(
             [
                 {
@@ -420,10 +546,19 @@ def get_check_point(limits: Limits, state: State, call: Call) -> Answer:
 ACTIONS: Dict[str, Callable[[Limits, State, Call], Answer]] = {
     "CreateProject": create_project,
     "GetProject": get_project,
+    "UpdateProject": update_project,
+    "DeleteProject": delete_project,
+    "ListProject": list_project,
     "CreateLogStore": create_logstore,
+    "UpdateLogStore": update_logstore,
     "DeleteLogStore": delete_logstore,
     "GetLogStore": get_logstore,
     "ListLogStores": list_logstores,
+    "GetLogs": get_logs,
+    "GetLogsV2": get_logs_v2,
+    "GetHistograms": get_logs,
+    "GetIndex": get_index,
+    "DeleteIndex": get_index,
     "ListShards": list_shards,
     "SplitShard": split_shard,
     "MergeShard": merge_shard,

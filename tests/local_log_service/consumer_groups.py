@@ -123,10 +123,16 @@ class ConsumerGroup:
             listed: ids of the shards the consumer says it still holds.
             shards: all shards of the logstore.
             now: unix time in seconds.
+
+        Raises:
+            ConsumerUnknown: it lists shards, but the group does not know it (any more): it has to let go of them and
+                to join anew with an empty list.
         """
         self.refresh(shards, now)
-        self.consumers[consumer] = now
         still_listed = set(listed)
+        if still_listed and consumer not in self.consumers:
+            raise ConsumerUnknown(consumer)
+        self.consumers[consumer] = now
         for shard, assignment in self.assignments.items():
             if assignment.state == TRANSFER and assignment.consumer == consumer and shard not in still_listed:
                 assignment.free()

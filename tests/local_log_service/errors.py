@@ -7,26 +7,33 @@ Statuses, codes and the gist of the messages are those of the vendor's public AP
 import json
 from typing import Dict, Optional, Tuple
 
-#: code -> (HTTP status, message). BadGateway and InvalidAPI are not documented: they stand where the
+#: code -> (HTTP status, message). BadGateway, BadRequest and InvalidAPI are not documented: they stand where the
 #: documentation names no code.
 DOCUMENTED: Dict[str, Tuple[int, str]] = {
+    "BadRequest": (400, "the request is no HTTP"),
     "ConsumerGroupAlreadyExist": (400, "consumer group already exist"),
-    # The service itself spells this one without the second "i".
-    "ConsumerNotExsit": (400, "consumer not exist"),
     "ConsumerNotMatch": (400, "consumer not match"),
+    "IndexConfigNotExist": (400, "logstore without index config"),
+    "InvalidBodyRawSize": (400, "x-log-bodyrawsize is invalid"),
+    "InvalidCompressType": (400, "x-log-compresstype is unsupported"),
     "InvalidCursor": (400, "invalid cursor"),
     "InvalidHost": (400, "Host header is invalid"),
     "InvalidRequestTime": (400, "Request time does not follow the specification"),
     "InvalidShardCheckPoint": (400, "shard checkpoint not encoded by base64"),
+    "InvalidTimeRange": (400, "request time range is invalid"),
+    "JsonInfoInvalid": (400, "consumerGroup or timeout is of error format"),
     "LogStoreAlreadyExist": (400, "logstore already exists"),
     "LogStoreInfoInvalid": (400, "logstore info is invalid"),
+    "MissingBodyRawSize": (400, "x-log-bodyrawsize does not exist in header when it is necessary"),
     "MissingParameter": (400, "a required parameter is missing"),
+    "NotExistConsumerWithBody": (400, "non-exist consumer with non-empty body of heartbeat message"),
     "ParameterInvalid": (400, "a parameter is invalid"),
     "PostBodyInvalid": (400, "Protobuf content cannot parse"),
     "PostBodyTooLarge": (400, "the body exceeds the maximum size"),
     "PostBodyUncompressError": (400, "Failed to decompress POST body"),
     "ProjectAlreadyExist": (400, "Project already exist"),
     "RequestTimeExpired": (400, "Request time has been expired"),
+    "ShardNotExist": (400, "shard does not exist"),  # 404 from UpdateCheckPoint alone
     "InvalidAccessKeyId": (401, "AccessKeyId not found"),
     "SignatureNotMatch": (401, "signature not matched"),
     "Unauthorized": (401, "The AccessKeyId is unauthorized"),
@@ -36,10 +43,11 @@ DOCUMENTED: Dict[str, Tuple[int, str]] = {
     "ShardWriteQuotaExceed": (403, "Shard write quota exceed"),
     "WriteQuotaExceed": (403, "Project write quota exceed"),
     "ConsumerGroupNotExist": (404, "consumer group not exist"),
+    # Consumer libraries look for this spelling; the documentation has a second "i" in it.
+    "ConsumerNotExsit": (404, "consumer not exist in the consumer group"),
     "InvalidAPI": (404, "no such API"),
     "LogStoreNotExist": (404, "logstore does not exist"),
     "ProjectNotExist": (404, "The Project does not exist"),
-    "ShardNotExist": (404, "shard does not exist"),
     "InternalServerError": (500, "Internal server error"),
     "BadGateway": (502, "bad gateway"),
     "ServerBusy": (503, "the server is busy, please try again later"),

@@ -17,16 +17,25 @@ class Route(NamedTuple):
     item: str
 
 
-# (method, what the path names, the parameter "type" or "action") -> API name. Where the parameter is none of
-# those listed, the entry with "" holds.
+# (method, what the path names, the parameter "type" or "action", "" without one) -> API name.
 _ROUTES: Dict[Tuple[str, str, str], str] = {
     ("POST", "project", ""): "CreateProject",
     ("GET", "project", ""): "GetProject",
+    ("PUT", "project", ""): "UpdateProject",
+    ("DELETE", "project", ""): "DeleteProject",
+    ("GET", "endpoint", ""): "ListProject",
+    ("POST", "endpoint", ""): "CreateProject",
     ("POST", "logstores", ""): "CreateLogStore",
     ("GET", "logstores", ""): "ListLogStores",
     ("POST", "logstore", ""): "PutLogs",
     ("GET", "logstore", ""): "GetLogStore",
+    ("PUT", "logstore", ""): "UpdateLogStore",
     ("DELETE", "logstore", ""): "DeleteLogStore",
+    ("GET", "logstore", "log"): "GetLogs",
+    ("GET", "logstore", "histogram"): "GetHistograms",
+    ("POST", "logs", ""): "GetLogsV2",
+    ("GET", "index", ""): "GetIndex",
+    ("DELETE", "index", ""): "DeleteIndex",
     ("GET", "shards", ""): "ListShards",
     ("POST", "shard", ""): "PutLogs",
     ("POST", "shard", "split"): "SplitShard",
@@ -45,18 +54,23 @@ _ROUTES: Dict[Tuple[str, str, str], str] = {
 }
 
 
-def find(method: str, path: str, query: Dict[str, str]) -> Optional[Route]:
+# What the third segment of a path is called -> what a fourth one names.
+_ITEMS = {"shards": "shard", "consumergroups": "consumergroup"}
+
+
+def find(method: str, project: str, path: str, query: Dict[str, str]) -> Optional[Route]:
     """Return the route of a request, None when the API has no such call.
 
     Args:
         method: HTTP method.
+        project: from the Host header, "" when that names the endpoint alone.
         path: the path, not percent-encoded.
         query: the query parameters.
     """
     logstore = item = ""
     segments = path.strip("/").split("/")
     if path == "/":
-        named = "project"
+        named = "project" if project else "endpoint"
     elif segments[0] != "logstores" or len(segments) > 4:
         return None
     elif len(segments) == 1:
@@ -68,8 +82,8 @@ def find(method: str, path: str, query: Dict[str, str]) -> Optional[Route]:
         elif len(segments) == 3:
             named = segments[2]
         else:
-            named = segments[2][:-1]
+            named = _ITEMS.get(segments[2], "")
             item = segments[3]
     selector = query.get("type") or query.get("action") or ""
-    action = _ROUTES.get((method, named, selector)) or _ROUTES.get((method, named, ""))
+    action = _ROUTES.get((method, named, selector))
     return Route(action, logstore, item) if action else None

@@ -53,6 +53,7 @@ class LocalLogService:
         max_put_bytes: int = 10 * 1024 * 1024,
         endpoint_host: str = "local-log-service.test",
         region: str = "local",
+        check_log_times: bool = False,
     ) -> None:
         """Prepare a service; nothing listens yet.
 
@@ -66,6 +67,7 @@ class LocalLogService:
             max_put_bytes: most raw bytes a put may bring.
             endpoint_host: clients call ``<project>.<endpoint_host>``.
             region: what signatures of version 4 have to name.
+            check_log_times: refuse puts with logs of more than 7 days ago or 15 minutes ahead, as the service does.
         """
         self.access_keys = dict(access_keys)
         self.security_tokens = dict(security_tokens or {})
@@ -77,7 +79,7 @@ class LocalLogService:
         self._endpoint_host = endpoint_host
         self._state = State()
         self._faults = Faults()
-        limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes)
+        limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes, region, check_log_times)
         self._web = Web(
             self._state,
             self._faults,
@@ -290,6 +292,15 @@ class LocalLogService:
         with self._state.lock:
             self._state.logstore(project, logstore).expire(shard, count)
 
+    def set_ttl(self, project: str, logstore: str, seconds: Optional[float]) -> None:
+        """Set how long a logstore keeps what arrives, None for ever.
+
+        LogGroups that arrived longer ago than that expire, as with ``expire``. GetLogStore goes on to answer the days
+        that CreateLogStore or UpdateLogStore have set, and UpdateLogStore with a ttl overrides this.
+        """
+        with self._state.lock:
+            self._state.logstore(project, logstore).retention = seconds
+
     # Faults and calls
 
     def add_fault(
@@ -387,7 +398,7 @@ class LocalLogService:
             consumer_group = store.consumer_group(group)
             return sum(
                 len(shard.entries) - shard.next_index(consumer_group.checkpoint(shard_id))
-                for shard_id, shard in store.shards.items()
+                for shard_id, shard in store.current_shards().items()
             )
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = 30.0, what: str = "condition") -> None:

@@ -7,7 +7,7 @@ reached through it holds that lock.
 import itertools
 import threading
 import time
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from aliyun.log.proto import LogGroup, LogGroupRaw
 from google.protobuf.message import DecodeError
@@ -24,6 +24,11 @@ _KEY_END = 1 << 128
 _POSITIONS_PER_SHARD = 1 << 40
 
 _MAXIMUM_SHARD_COUNT = 256
+
+_SECONDS_A_DAY = 86400
+
+#: Days of retention that mean for ever.
+_FOR_EVER = 3650
 
 
 class Entry(NamedTuple):
@@ -98,8 +103,13 @@ class Shard:
         """Return the index a cursor points at.
 
         Raises:
-            ServiceError: InvalidCursor: malformed, not within this shard, or expired.
+            ServiceError: ParameterInvalid: it is no cursor at all. InvalidCursor: it is not within this shard, or
+                expired.
         """
+        try:
+            cursors.decode(cursor)
+        except ValueError:
+            raise ServiceError("ParameterInvalid", "Invalid cursor {}".format(cursor))
         try:
             index = self.index_of(cursor)
         except ValueError:
@@ -115,6 +125,11 @@ class Shard:
                 return index
         return len(self.entries)
 
+    def expire_before(self, unix_time: float) -> None:
+        """Drop the oldest entries, those received before a time."""
+        while self.expired < len(self.entries) and self.entries[self.expired].received_at < unix_time:
+            self.expired += 1
+
     def next_index(self, checkpoint: str) -> int:
         """Return the index of the first entry beyond a checkpoint ("" for none) that has not expired."""
         return max(self.index_of(checkpoint), self.expired) if checkpoint else self.expired
@@ -125,15 +140,28 @@ class Logstore:
 
     Attributes:
         name: the logstore's name.
-        shards: id -> Shard.
+        shards: id -> Shard; ``shard`` and ``current_shards`` return them with what is too old dropped.
         ledger: every entry of every shard, in order of arrival.
         consumer_groups: name -> ConsumerGroup.
         create_time: unix time in whole seconds.
+        last_modify_time: the same, of the last change of a setting.
+        settings: what GetLogStore answers beside names, numbers of shards and times; "ttl" is in days.
+        retention: how old an entry may become, in seconds, None for ever; follows "ttl" when that is set.
     """
 
     def __init__(self, name: str, shard_count: int, bases: Iterator[int]) -> None:
         self.name = name
-        self.create_time = int(time.time())
+        self.create_time = self.last_modify_time = int(time.time())
+        self.settings: Dict[str, Any] = {
+            "ttl": 30,
+            "enable_tracking": False,
+            "appendMeta": False,
+            "autoSplit": False,
+            "maxSplitShard": 64,
+            "telemetryType": "",
+            "mode": "standard",
+        }
+        self.retention: Optional[float] = 30.0 * _SECONDS_A_DAY
         self.ledger: List[Entry] = []
         self.consumer_groups: Dict[str, ConsumerGroup] = {}
         self.shards: Dict[int, Shard] = {}
@@ -154,16 +182,31 @@ class Logstore:
         shard.readonly = True
         self._writable.remove(shard)
 
+    def change_settings(self, changes: Mapping[str, Any]) -> None:
+        """Take over settings that were checked before."""
+        self.settings.update(changes)
+        self.last_modify_time = int(time.time())
+        if "ttl" in changes:
+            days = changes["ttl"]
+            self.retention = None if days >= _FOR_EVER else float(days * _SECONDS_A_DAY)
+
     def shard(self, shard_id: int) -> Shard:
-        """Return a shard.
+        """Return a shard, with what is older than the retention time dropped.
 
         Raises:
             ServiceError: ShardNotExist.
         """
         try:
-            return self.shards[shard_id]
+            shard = self.shards[shard_id]
         except KeyError:
-            raise ServiceError("ShardNotExist", "shard {} does not exist".format(shard_id))
+            raise ServiceError("ShardNotExist", "Shard {} does not exist".format(shard_id))
+        if self.retention is not None:
+            shard.expire_before(time.time() - self.retention)
+        return shard
+
+    def current_shards(self) -> Dict[int, Shard]:
+        """Return every shard by its id, with what is older than the retention time dropped."""
+        return {shard_id: self.shard(shard_id) for shard_id in self.shards}
 
     def writable_shard(self, shard_id: int) -> Shard:
         """Return a shard that takes logs.
@@ -247,8 +290,31 @@ class Logstore:
             shard_id: ShardView(
                 shard.parents, shard.readonly and shard.next_index(group.checkpoint(shard_id)) == len(shard.entries)
             )
-            for shard_id, shard in self.shards.items()
+            for shard_id, shard in self.current_shards().items()
         }
+
+
+class Project:
+    """One project.
+
+    Attributes:
+        name: the project's name.
+        description: what its owner says of it.
+        create_time: unix time in whole seconds.
+        last_modify_time: the same, of the last change of the description.
+        logstores: name -> Logstore.
+    """
+
+    def __init__(self, name: str, description: str = "") -> None:
+        self.name = name
+        self.description = description
+        self.create_time = self.last_modify_time = int(time.time())
+        self.logstores: Dict[str, Logstore] = {}
+
+    def describe(self, description: str) -> None:
+        """Change the description."""
+        self.description = description
+        self.last_modify_time = int(time.time())
 
 
 class State:
@@ -256,16 +322,16 @@ class State:
 
     Attributes:
         lock: to be held while anything in here is used.
-        projects: project name -> logstore name -> Logstore.
+        projects: name -> Project.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.projects: Dict[str, Dict[str, Logstore]] = {}
+        self.projects: Dict[str, Project] = {}
         self._bases = itertools.count(_POSITIONS_PER_SHARD, _POSITIONS_PER_SHARD)
         self._sequences = itertools.count()
 
-    def create_project(self, project: str) -> None:
+    def create_project(self, project: str, description: str = "") -> None:
         """Create a project.
 
         Raises:
@@ -273,10 +339,10 @@ class State:
         """
         if project in self.projects:
             raise ServiceError("ProjectAlreadyExist", "Project {} already exist".format(project))
-        self.projects[project] = {}
+        self.projects[project] = Project(project, description)
 
-    def logstores(self, project: str) -> Dict[str, Logstore]:
-        """Return the logstores of a project by name.
+    def project(self, project: str) -> Project:
+        """Return a project.
 
         Raises:
             ServiceError: ProjectNotExist.
@@ -285,6 +351,23 @@ class State:
             return self.projects[project]
         except KeyError:
             raise ServiceError("ProjectNotExist", "The Project does not exist : {}".format(project))
+
+    def logstores(self, project: str) -> Dict[str, Logstore]:
+        """Return the logstores of a project by name.
+
+        Raises:
+            ServiceError: ProjectNotExist.
+        """
+        return self.project(project).logstores
+
+    def delete_project(self, project: str) -> None:
+        """Delete a project with everything in it.
+
+        Raises:
+            ServiceError: ProjectNotExist.
+        """
+        self.project(project)
+        del self.projects[project]
 
     def create_logstore(self, project: str, logstore: str, shard_count: int) -> None:
         """Create a logstore in a project that exists.
@@ -307,7 +390,7 @@ class State:
             ServiceError: ProjectNotExist, LogStoreNotExist.
         """
         self.logstore(project, logstore)
-        del self.projects[project][logstore]
+        del self.logstores(project)[logstore]
 
     def logstore(self, project: str, logstore: str) -> Logstore:
         """Return a logstore.

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from .errors import ServiceError
 
@@ -18,6 +18,13 @@ def integer(text: str, what: str, lowest: int, highest: Optional[int] = None) ->
         if lowest <= value and (highest is None or value <= highest):
             return value
     raise ServiceError("ParameterInvalid", "{} is invalid".format(what))
+
+
+def page(query: Dict[str, str], default_size: int) -> Tuple[int, int]:
+    """Return the offset and the size of a page of a list; a client that leaves them empty means the defaults."""
+    offset = integer(query.get("offset") or "0", "offset : {} pair".format(query.get("offset")), 0)
+    size = integer(query.get("size") or str(default_size), "size : {} pair".format(query.get("size")), 0, 500)
+    return offset, size
 
 
 def boolean(text: str, what: str) -> bool:
@@ -65,7 +72,7 @@ def json_body(body: bytes, kind: type) -> Any:
     """Return the JSON document of a body; PostBodyInvalid unless it is one of this Python type."""
     try:
         document = json.loads(body.decode("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ServiceError("PostBodyInvalid", "The request body is not valid JSON")
     if not isinstance(document, kind):
         raise ServiceError("PostBodyInvalid", "The request body is not the expected JSON document")
@@ -80,15 +87,55 @@ def shard_list(body: bytes) -> List[int]:
     return shards
 
 
+def group_name(value: Any) -> str:
+    """Check the name of a consumer group to create."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ServiceError("JsonInfoInvalid", "consumerGroup is of error format")
+    return value
+
+
 def group_timeout(value: Any) -> int:
     """Check the timeout of a consumer group, whole seconds."""
     if type(value) is not int or value < 1:
-        raise ServiceError("ParameterInvalid", "timeout is invalid")
+        raise ServiceError("JsonInfoInvalid", "timeout is of error value type")
     return value
 
 
 def group_order(value: Any) -> bool:
     """Check whether a consumer group is to consume in order."""
     if type(value) is not bool:
-        raise ServiceError("ParameterInvalid", "order is invalid")
+        raise ServiceError("JsonInfoInvalid", "order is of error value type")
     return value
+
+
+def logstore_settings(document: Dict[str, Any]) -> Dict[str, Any]:
+    """Return what a document says of the settings of a logstore; LogStoreInfoInvalid when that makes no sense.
+
+    What is not a setting that this service keeps is passed over.
+    """
+    settings: Dict[str, Any] = {}
+    for name, lowest, highest in (("ttl", 1, 3650), ("maxSplitShard", 1, 256)):
+        if document.get(name) is not None:
+            if type(document[name]) is not int or not lowest <= document[name] <= highest:
+                raise ServiceError(
+                    "LogStoreInfoInvalid", "{} must be within range [{}, {}]".format(name, lowest, highest)
+                )
+            settings[name] = document[name]
+    for name, kind in (
+        ("enable_tracking", bool),
+        ("appendMeta", bool),
+        ("autoSplit", bool),
+        ("telemetryType", str),
+        ("mode", str),
+    ):
+        if document.get(name) is not None:
+            if type(document[name]) is not kind:
+                raise ServiceError("LogStoreInfoInvalid", "{} is invalid".format(name))
+            settings[name] = document[name]
+    return settings
+
+
+def unix_time(query: Dict[str, str], name: str) -> int:
+    """Return a parameter that has to be given and to be a time in unix seconds."""
+    text = required(query, name)
+    return integer(text, "{} : {} pair".format(name, text), 0)

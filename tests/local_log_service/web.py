@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Callable, Dict, List, Mapping, Optional, Tuple
 from urllib.parse import parse_qsl, unquote
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from . import quick_acknowledgement, routing, signature
 from .actions import ACTIONS, Answer, Call, Limits
@@ -27,8 +27,37 @@ class _Cut(Exception):
     """The connection is to be broken off without an answer."""
 
 
+class _Connection(web.RequestHandler):
+    """One connection; what is no HTTP is answered in the service's form too."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,  # noqa: ARG002 - what aiohttp hands over
+        status: int = 500,
+        exc: Optional[BaseException] = None,
+        message: Optional[str] = None,  # noqa: ARG002
+    ) -> web.StreamResponse:
+        """Answer what aiohttp cannot read, with the status that it gives it, and close the connection."""
+        if status >= 500:
+            logger.error("aiohttp failed to serve a request", exc_info=exc)
+        error = ServiceError("InternalServerError" if status >= 500 else "BadRequest", status=status)
+        response = _error_response(error)
+        response.headers["x-log-requestid"] = self._manager.new_request_id()
+        response.force_close()
+        return response
+
+
 class _Server(web.Server):
     """aiohttp's server of single requests, acknowledging from the first segment on."""
+
+    def __init__(self, *arguments, new_request_id: Callable[[], str], **named) -> None:
+        super().__init__(*arguments, **named)
+        self.new_request_id = new_request_id
+
+    def __call__(self) -> web.RequestHandler:
+        """Return the handler of a new connection."""
+        # Bodies are signed as they are sent, so they are not decompressed on the way in.
+        return _Connection(self, loop=asyncio.get_running_loop(), access_log=None, auto_decompress=False)
 
     def connection_made(self, handler, transport: asyncio.Transport) -> None:
         quick_acknowledgement.arm(transport)
@@ -72,7 +101,7 @@ class Web:
 
     async def start(self, host: str, port: int, tls: Optional[ssl.SSLContext] = None) -> int:
         """Listen; return the port, which is a free one for ``port`` 0."""
-        self._server = _Server(self._handle, request_factory=self._make_request, access_log=None)
+        self._server = _Server(self._handle, request_factory=self._make_request, new_request_id=self.new_request_id)
         self._listener = await asyncio.get_running_loop().create_server(self._server, host, port, ssl=tls, backlog=1024)
         return self._listener.sockets[0].getsockname()[1]
 
@@ -86,6 +115,8 @@ class Web:
         return "{}{:08X}".format(self._request_id_prefix, next(self._request_numbers))
 
     def _make_request(self, message, payload, protocol, writer, task) -> web.BaseRequest:
+        if message.version > HttpVersion11:  # aiohttp's parser in Python takes any, and would answer with the same
+            message = message._replace(version=HttpVersion11)
         # Compression may make a body a little larger; what is much too large need not be kept in memory.
         return web.BaseRequest(
             message,
@@ -103,7 +134,9 @@ class Web:
         try:
             answer = await self._answer(request, request_id, faults)
             response = web.Response(body=answer.body, headers=answer.headers)
-        except (_Cut, ConnectionError, web.RequestPayloadError):  # all but the first: the client went away
+        except web.RequestPayloadError:
+            response = _error_response(ServiceError("BadRequest", "the body is not framed as its headers say"))
+        except (_Cut, ConnectionError):  # the latter: the client went away
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()  # goes nowhere
@@ -129,12 +162,14 @@ class Web:
         """Handle a request; ``faults`` takes those that befall it."""
         path, query = _parse_target(request.raw_path)
         headers = {name.lower(): value for name, value in request.headers.items()}
+        if headers.get("expect", "").lower() == "100-continue":
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise ServiceError("PostBodyTooLarge")
         project = self._project(headers.get("host", ""))
-        route = routing.find(request.method, path, query)
+        route = routing.find(request.method, project, path, query)
         if route is None:
             self._verify(request.method, path, query, headers, body)
             raise ServiceError("InvalidAPI", "{} {} is no call of the API".format(request.method, path))

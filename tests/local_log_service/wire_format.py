@@ -4,15 +4,20 @@ A hand-written walk over the top-level fields costs the same on every interprete
 would be far too slow where the protobuf runtime is pure Python.
 """
 
-from typing import Iterable, List, Tuple
+from typing import Iterable, Iterator, List, Tuple, Union
 
 _LENGTH_DELIMITED = 2
 _LAST_KNOWN_FIELD = 6  # Logs, Category, Topic, Source, MachineUUID, LogTags: every one is length-delimited
+_LONGEST_OF_32_BITS = 5  # bytes of a varint; parsers take no longer ones for tags and lengths
 _FIXED_SIZES = {1: 8, 5: 4}  # wire type -> bytes
 
 
-def read_varint(data: bytes, position: int) -> Tuple[int, int]:
-    """Return the varint at ``position`` and the position after it; IndexError when it is cut short."""
+def read_varint(data: bytes, position: int, longest: int = 10) -> Tuple[int, int]:
+    """Return the varint at ``position`` and the position after it; IndexError when it is cut short.
+
+    Raises:
+        ValueError: it has more than ``longest`` bytes.
+    """
     value = shift = 0
     while True:
         byte = data[position]
@@ -21,8 +26,8 @@ def read_varint(data: bytes, position: int) -> Tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-        if shift > 63:
-            raise ValueError("a varint is longer than 10 bytes")
+        if shift >= 7 * longest:
+            raise ValueError("a varint is longer than {} bytes".format(longest))
 
 
 def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of puts, written out
@@ -41,7 +46,9 @@ def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of put
             if tag < 0x80:
                 position += 1
             else:
-                tag, position = read_varint(data, position)
+                tag, position = read_varint(data, position, _LONGEST_OF_32_BITS)
+                if tag > 0xFFFFFFFF:
+                    raise ValueError("a field number is too large")
             field, wire_type = tag >> 3, tag & 7
             if wire_type == _LENGTH_DELIMITED and field:
                 length = data[position]
@@ -50,7 +57,7 @@ def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of put
                 elif data[position + 1] < 0x80:  # most logs: this spares a call for each of them
                     position += 2 + (length & 0x7F | data[position + 1] << 7)
                 else:
-                    length, position = read_varint(data, position)
+                    length, position = read_varint(data, position, _LONGEST_OF_32_BITS)
                     position += length
             elif field <= _LAST_KNOWN_FIELD:
                 raise ValueError("field {} has wire type {}".format(field, wire_type))
@@ -64,6 +71,47 @@ def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of put
         raise ValueError("the message is cut short")
     if position != end:
         raise ValueError("the message is cut short")
+
+
+def fields(data: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
+    """Yield the number and the value of every field of a message: a varint's number, the bytes of any other.
+
+    Raises:
+        ValueError: ``data`` is not a message.
+    """
+    position = 0
+    try:
+        while position < len(data):
+            tag, position = read_varint(data, position, _LONGEST_OF_32_BITS)
+            field, wire_type = tag >> 3, tag & 7
+            if wire_type == 0:
+                value, position = read_varint(data, position)
+                yield field, value
+                continue
+            if wire_type == _LENGTH_DELIMITED:
+                size, position = read_varint(data, position, _LONGEST_OF_32_BITS)
+            elif wire_type in _FIXED_SIZES:
+                size = _FIXED_SIZES[wire_type]
+            else:
+                raise ValueError("wire type {} is not allowed".format(wire_type))
+            if position + size > len(data):
+                raise IndexError
+            yield field, data[position : position + size]
+            position += size
+    except IndexError:
+        raise ValueError("the message is cut short")
+
+
+def log_times(log_group: bytes) -> Iterator[int]:
+    """Yield the time of every log of a LogGroup, 0 of one without.
+
+    Raises:
+        ValueError: a log is not a message.
+    """
+    for field, log in fields(log_group):
+        if field == 1 and isinstance(log, bytes):
+            times = [value for number, value in fields(log) if number == 1 and isinstance(value, int)]
+            yield times[-1] if times else 0
 
 
 def _varint(value: int) -> bytes:
