@@ -25,7 +25,7 @@ GROUP = "dispatch"
 TARGETS = {"nginx": "nginx", "ngnix": "nginx", "sql_audit": "sql-audit", "click": "click"}  # topic -> logstore
 TARGET_LOGSTORES = ("nginx", "sql-audit", "click")
 LIMIT = 60.0  # seconds that any condition may take on a slow machine
-# Twice as long, a copy may be silent. PyPy warms up at the cost of all else: beside other tests it may be silent for 2 s.
+# A copy may be silent for twice as long. PyPy, which warms up, is silent for 2 s at times beside other tests.
 HEARTBEAT_INTERVAL = "2" if platform.python_implementation() == "PyPy" else "1"  # seconds
 
 
