@@ -1265,17 +1265,22 @@ class SourceClient(ConsumerClient):  # type: ignore[misc]
         SDK would wait a whole one after the first failure. False when it has failed.
         """
         deadline = time.monotonic() + self.heartbeat_interval / 2
-        begins_anew = False
+        begins_anew = is_unknown = False
         for pause in pauses():
-            if self.membership.may_have_ended() and not begins_anew:
+            if (is_unknown or self.membership.may_have_ended()) and not begins_anew:
                 begins_anew = True
                 self.membership.begin_anew()
             sent = self.membership.now()
             try:
+                listed = [] if begins_anew else shards
                 answer = self.heartbeat_client.heart_beat(
-                    self.mproject, self.mlogstore, self.mconsumer_group, self.mconsumer, shards
+                    self.mproject, self.mlogstore, self.mconsumer_group, self.mconsumer, listed
                 )
             except Exception as error:  # any: ConsumerHeatBeat.run would begin again without a pause
+                # The service's word to a consumer that it has forgotten, and that lists shards.
+                is_unknown = isinstance(error, CallFailed) and error.code == "NotExistConsumerWithBody"
+                if is_unknown and not begins_anew:
+                    continue
                 self.beating.failed("heartbeat", error)
                 if time.monotonic() + pause > deadline:
                     return False
