@@ -436,12 +436,12 @@ def test_three_targets_in_two_accounts_five_copies_from_start_to_stop(service, c
     status, stdout, _ = run(service, "--check", **changes)
     assert status == 0 and "TO3 their-project/click" in stdout[3]
     started = [copies.start(**changes) for _ in range(5)]
-    sent = feed(service, 200)
     service.wait_for(
         lambda: sorted(len(copy.held_shards(service)) for copy in started) == [0, 1, 1, 1, 1],
         LIMIT,
         "the shards shared",
     )
+    sent = feed(service, 200)
     wait_until_delivered(service)
     status, stdout, _ = run(service, "--status", "--max-lag", "60", **changes)
     assert status == 0
