@@ -7,7 +7,8 @@
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), delivery, consumer, command line. Each part knows only those before it.
+order: settings, routes, log groups (bytes), the service, delivery, consumer, looking, command line. Each part knows
+only those before it.
 """
 
 from __future__ import annotations
@@ -622,7 +623,7 @@ def pauses() -> Iterator[float]:
         pause = min(pause * 2, LONGEST_PAUSE)
 
 
-class CallFailed(LogException):  # type: ignore[misc]
+class CallFailed(LogException):
     """One call that the service refused, or that never reached it. `status` is None without an answer."""
 
     def __init__(self, error: LogException) -> None:
@@ -1224,7 +1225,7 @@ class Membership:
                 self.change.notify_all()
 
 
-class SourceClient(ConsumerClient):  # type: ignore[misc]
+class SourceClient(ConsumerClient):
     """The consumer group's calls, where the SDK's would lose logs or write over another copy's checkpoint."""
 
     # The SDK keeps up to three pulls of a shard in memory, so the count asked for follows from the size of what came
@@ -1372,7 +1373,7 @@ def local_time(unix_seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
 
 
-class ShardConsumer(ConsumerProcessorBase):  # type: ignore[misc]
+class ShardConsumer(ConsumerProcessorBase):
     """Delivers one shard's batches, one after the other; the SDK makes one for each shard held."""
 
     UNREADABLE_PAUSE = 5.0  # seconds before bytes that nobody can read are pulled again
@@ -1451,7 +1452,7 @@ class ShardConsumer(ConsumerProcessorBase):  # type: ignore[misc]
         return self.membership == self.source.membership.number and self.dispatcher.wants(self.shard_id)
 
 
-class Dispatcher(ConsumerWorker):  # type: ignore[misc]
+class Dispatcher(ConsumerWorker):
     """One copy's membership in the consumer group."""
 
     # Seconds for a turn of the SDK's one loop, which begins every pull and every batch. A batch waits two turns; pulls
