@@ -594,6 +594,7 @@ ADVICE = {
     "ConsumerGroupNotExist": "the consumer group was deleted, and its checkpoints with it: start the copies again to "
     "make it anew, from SLS_CURSOR_START on",
     "ShardNotExist": "the shard, or the logstore it was in, is gone",
+    "InvalidShardCheckPoint": "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again",
     "WriteQuotaExceed": "the project's write quota is used up: ask for more in the console",
     "ShardWriteQuotaExceed": "the logstore's shards are full (5 MB/s each): split some, or let the service split them",
     "ReadQuotaExceed": "the project's read quota is used up: ask for more in the console",
