@@ -7,7 +7,8 @@
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), delivery, consumer, command line. Each part knows only those before it.
+order: settings, routes, log groups (bytes), the service, delivery, consumer, looking, command line. Each part knows
+only those before it.
 """
 
 from __future__ import annotations
@@ -593,6 +594,7 @@ ADVICE = {
     "ConsumerGroupNotExist": "the consumer group was deleted, and its checkpoints with it: start the copies again to "
     "make it anew, from SLS_CURSOR_START on",
     "ShardNotExist": "the shard, or the logstore it was in, is gone",
+    "InvalidShardCheckPoint": "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again",
     "WriteQuotaExceed": "the project's write quota is used up: ask for more in the console",
     "ShardWriteQuotaExceed": "the logstore's shards are full (5 MB/s each): split some, or let the service split them",
     "ReadQuotaExceed": "the project's read quota is used up: ask for more in the console",
@@ -622,7 +624,7 @@ def pauses() -> Iterator[float]:
         pause = min(pause * 2, LONGEST_PAUSE)
 
 
-class CallFailed(LogException):  # type: ignore[misc]
+class CallFailed(LogException):
     """One call that the service refused, or that never reached it. `status` is None without an answer."""
 
     def __init__(self, error: LogException) -> None:
@@ -1224,7 +1226,7 @@ class Membership:
                 self.change.notify_all()
 
 
-class SourceClient(ConsumerClient):  # type: ignore[misc]
+class SourceClient(ConsumerClient):
     """The consumer group's calls, where the SDK's would lose logs or write over another copy's checkpoint."""
 
     # The SDK keeps up to three pulls of a shard in memory, so the count asked for follows from the size of what came
@@ -1265,17 +1267,22 @@ class SourceClient(ConsumerClient):  # type: ignore[misc]
         SDK would wait a whole one after the first failure. False when it has failed.
         """
         deadline = time.monotonic() + self.heartbeat_interval / 2
-        begins_anew = False
+        begins_anew = is_unknown = False
         for pause in pauses():
-            if self.membership.may_have_ended() and not begins_anew:
+            if (is_unknown or self.membership.may_have_ended()) and not begins_anew:
                 begins_anew = True
                 self.membership.begin_anew()
             sent = self.membership.now()
             try:
+                listed = [] if begins_anew else shards
                 answer = self.heartbeat_client.heart_beat(
-                    self.mproject, self.mlogstore, self.mconsumer_group, self.mconsumer, shards
+                    self.mproject, self.mlogstore, self.mconsumer_group, self.mconsumer, listed
                 )
             except Exception as error:  # any: ConsumerHeatBeat.run would begin again without a pause
+                # The service's word to a consumer that it has forgotten, and that lists shards.
+                is_unknown = isinstance(error, CallFailed) and error.code == "NotExistConsumerWithBody"
+                if is_unknown and not begins_anew:
+                    continue
                 self.beating.failed("heartbeat", error)
                 if time.monotonic() + pause > deadline:
                     return False
@@ -1367,7 +1374,7 @@ def local_time(unix_seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
 
 
-class ShardConsumer(ConsumerProcessorBase):  # type: ignore[misc]
+class ShardConsumer(ConsumerProcessorBase):
     """Delivers one shard's batches, one after the other; the SDK makes one for each shard held."""
 
     UNREADABLE_PAUSE = 5.0  # seconds before bytes that nobody can read are pulled again
@@ -1446,7 +1453,7 @@ class ShardConsumer(ConsumerProcessorBase):  # type: ignore[misc]
         return self.membership == self.source.membership.number and self.dispatcher.wants(self.shard_id)
 
 
-class Dispatcher(ConsumerWorker):  # type: ignore[misc]
+class Dispatcher(ConsumerWorker):
     """One copy's membership in the consumer group."""
 
     # Seconds for a turn of the SDK's one loop, which begins every pull and every batch. A batch waits two turns; pulls

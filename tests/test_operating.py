@@ -21,6 +21,7 @@ from copies import (
     wait_until_delivered,
     wait_until_shared,
 )
+from local_log_service.verdict import compare
 
 
 def run(service, *arguments, **changes):
@@ -422,3 +423,32 @@ def test_consumer_names_are_unique_and_allowed(service, copies):
 
 def consumers(service):
     return service.consumer_group(PROJECT, SOURCE, GROUP)["consumers"] if group_shards(service) else {}
+
+
+# ---- all of it
+
+
+def test_three_targets_in_two_accounts_five_copies_from_start_to_stop(service, copies):
+    """As the README has it: checked, started, watched from outside, stopped; every log once where it belongs."""
+    service.access_keys["their-id"] = "their-secret"
+    service.create_logstore("their-project", "click")
+    changes = {"SLS_PROJECT_TO3": "their-project", "SLS_AK_ID_TO3": "their-id", "SLS_AK_KEY_TO3": "their-secret"}
+    status, stdout, _ = run(service, "--check", **changes)
+    assert status == 0 and "TO3 their-project/click" in stdout[3]
+    started = [copies.start(**changes) for _ in range(5)]
+    service.wait_for(
+        lambda: sorted(len(copy.held_shards(service)) for copy in started) == [0, 1, 1, 1, 1],
+        LIMIT,
+        "the shards shared",
+    )
+    sent = feed(service, 200)
+    wait_until_delivered(service)
+    status, stdout, _ = run(service, "--status", "--max-lag", "60", **changes)
+    assert status == 0
+    assert len({line.split()[2] for line in stdout[1:5]}) == 4, "a holder for each shard"
+    assert [copy.stop() for copy in started] == [0] * 5
+    places = [(PROJECT, "nginx"), (PROJECT, "sql-audit"), ("their-project", "click")]
+    delivered = [entry.log_group for place in places for entry in service.ledger(*place)]
+    outcome = compare(sent, delivered)
+    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert {entry.parse().Topic for entry in service.ledger("their-project", "click")} == {"click"}

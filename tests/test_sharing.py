@@ -180,6 +180,24 @@ def test_a_zombie_that_gets_its_shards_back_goes_on_where_the_other_copy_ended(s
     assert outcome.duplicated <= most, str(outcome)
 
 
+def test_a_copy_that_the_service_has_forgotten_joins_again(service, copies):
+    """Its group was deleted and made again: the service no longer knows the consumer, nor the shards it lists."""
+    copy = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    client = service.client()
+    checkpoints = {shard: state["checkpoint"] for shard, state in group_shards(service).items()}
+    client.delete_consumer_group(PROJECT, SOURCE, GROUP)
+    client.create_consumer_group(PROJECT, SOURCE, GROUP, 2)
+    for shard, checkpoint in checkpoints.items():
+        client.update_check_point(PROJECT, SOURCE, GROUP, shard, checkpoint)
+    service.wait_for(lambda: "so each begins again at its checkpoint" in copy.stderr(), LIMIT, "a new beginning")
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
 def test_a_shard_is_given_up_when_it_moves_and_its_batch_cannot_be_delivered(service, copies):
     """A copy whose target connection hangs must not keep shards that another copy could serve."""
     with service.add_fault("PutLogs", hold=True) as fault:
