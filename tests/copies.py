@@ -275,6 +275,16 @@ def wait_until_delivered(service: LocalLogService) -> None:
     )
 
 
+def wait_until_forgotten(service: LocalLogService) -> None:
+    """Waits until every consumer has been silent for longer than the group's timeout.
+
+    By then the service has also dealt with the last calls of copies that were killed.
+    """
+    service.wait_for(
+        lambda: not service.consumer_group(PROJECT, SOURCE, GROUP)["consumers"], LIMIT, "the consumers removed"
+    )
+
+
 def is_shared(service: LocalLogService, sharing: Sequence[Copy], shard_count: int = 4) -> bool:
     """Whether the service has given all shards to these copies, to within one."""
     held = [len(copy.held_shards(service)) for copy in sharing]

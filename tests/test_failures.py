@@ -21,6 +21,7 @@ from copies import (
     puts_arrived,
     verdict,
     wait_until_delivered,
+    wait_until_forgotten,
     wait_until_joined,
 )
 from local_log_service import LocalLogService
@@ -241,13 +242,6 @@ def test_heartbeats_failing_for_longer_than_the_timeout_let_no_batch_begin(servi
         assert puts_arrived(service) == before
     wait_until_delivered(service)
     assert_all_delivered_once(service)
-
-
-def wait_until_forgotten(service):
-    """Until every consumer has been silent for longer than the group's timeout."""
-    service.wait_for(
-        lambda: not service.consumer_group(PROJECT, SOURCE, GROUP)["consumers"], LIMIT, "the consumers removed"
-    )
 
 
 # ---- the way to the service, the key, the clock -----------------------------------------------------------------

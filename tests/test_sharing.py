@@ -24,6 +24,7 @@ from copies import (
     pulled_at_once,
     verdict,
     wait_until_delivered,
+    wait_until_forgotten,
 )
 from local_log_service.verdict import compare
 from test_dispatch import arrived_in_targets, assert_all_delivered_once
@@ -96,6 +97,8 @@ def test_kill_9_loses_nothing_and_repeats_what_was_in_flight(service, copies, ki
         copy.send(signal.SIGKILL)
     for copy in killed:
         copy.process.wait()
+    if not left:
+        wait_until_forgotten(service)
     most = logs_in_flight(service)
     left += [copies.start() for _ in range(killed_count - 1)]
     flow.wait_until_shared(*left)

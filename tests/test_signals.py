@@ -21,6 +21,7 @@ from copies import (
     puts_arrived,
     verdict,
     wait_until_delivered,
+    wait_until_forgotten,
 )
 from test_dispatch import assert_all_delivered_once
 
@@ -213,6 +214,7 @@ def test_kill_9_in_mid_batch_repeats_what_had_arrived_of_it(service, copies, fai
             feed(service, 40)
         service.wait_for(lambda: fault.hits >= 3, LIMIT, "a batch in flight")
         copy.stop(signal.SIGKILL)
+    wait_until_forgotten(service)
     before = verdict(service).duplicated
     in_flight = logs_in_flight(service)
     assert in_flight <= 40 * 5
@@ -232,6 +234,7 @@ def test_kill_9_at_any_moment_of_a_run(service, copies):
         before = puts_arrived(service)
         flow.wait_for(lambda before=before: puts_arrived(service) > before, "a copy at work")
         copy.stop(signal.SIGKILL)
+        wait_until_forgotten(service)
         most += logs_in_flight(service)
     copies.start()
     wait_until_delivered(service)
@@ -251,9 +254,7 @@ def test_a_copy_frozen_past_the_timeout_in_mid_batch_goes_on_alone(service, copi
             feed(service, 40)
         service.wait_for(lambda: fault.hits >= 3, LIMIT, "a batch in flight")
         copy.send(signal.SIGSTOP)
-        service.wait_for(
-            lambda: not service.consumer_group(PROJECT, SOURCE, GROUP)["consumers"], LIMIT, "the copy forgotten"
-        )
+        wait_until_forgotten(service)
     feed(service, 40)
     copy.send(signal.SIGCONT)
     wait_until_delivered(service)
