@@ -170,6 +170,13 @@ def feed(service: LocalLogService, count: int, topics: Iterable[str] = tuple(TAR
     return log_groups
 
 
+@contextlib.contextmanager
+def pulled_at_once(service: LocalLogService) -> Iterator[None]:
+    """What is fed to a shard meanwhile comes with one pull, so that it is one batch, whoever is faster."""
+    with service.add_fault("PullLogs", project=PROJECT, logstore=SOURCE, hold=True):
+        yield
+
+
 class SteadyFeed:
     """Feeds the source a little at each look, so that logs flow while a test waits for something else."""
 

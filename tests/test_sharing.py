@@ -21,6 +21,7 @@ from copies import (
     group_shards,
     logs_in_flight,
     make_log_group,
+    pulled_at_once,
     verdict,
     wait_until_delivered,
 )
@@ -127,7 +128,8 @@ def freeze(service, copy, failure):
         copy.send(signal.SIGSTOP)
         return 0
     with service.add_fault("PutLogs", **failure) as fault:
-        feed_separately(service, 160)
+        with pulled_at_once(service):
+            feed_separately(service, 160)
         service.wait_for(lambda: fault.hits >= 8, LIMIT, "a batch in flight")
         copy.send(signal.SIGSTOP)
         return logs_behind(service)

@@ -17,6 +17,7 @@ from copies import (
     feed,
     logs_in,
     logs_in_flight,
+    pulled_at_once,
     puts_arrived,
     verdict,
     wait_until_delivered,
@@ -96,7 +97,8 @@ def test_a_stop_while_one_target_takes_nothing_repeats_at_most_the_batch_in_flig
     copy = copies.start()
     wait_until_delivered(service)
     with service.add_fault("PutLogs", logstore="click", code="WriteQuotaExceed"):
-        feed(service, 40)
+        with pulled_at_once(service):
+            feed(service, 40)
         service.wait_for(lambda: logs_in(service, "nginx") == 70 * 5, LIMIT, "all that goes elsewhere")
         service.wait_for(lambda: logs_in(service, "sql-audit") == 35 * 5, LIMIT, "all that goes elsewhere")
         assert copy.stop(signal.SIGTERM, IN_TIME) == 0
@@ -180,7 +182,8 @@ def test_kill_9_repeats_at_most_the_batch_in_flight(service, copies):
     copy = copies.start()
     wait_until_delivered(service)
     with service.add_fault("UpdateCheckPoint", cut="before"):
-        feed(service, 40, topics=("sql_audit",))
+        with pulled_at_once(service):
+            feed(service, 40, topics=("sql_audit",))
         service.wait_for(
             lambda: logs_in(service, "sql-audit") == 100 * 5 + 40 * 5,
             LIMIT,
@@ -206,7 +209,8 @@ def test_kill_9_in_mid_batch_repeats_what_had_arrived_of_it(service, copies, fai
     copy = copies.start()
     wait_until_delivered(service)
     with service.add_fault("PutLogs", **failure) as fault:
-        feed(service, 40)
+        with pulled_at_once(service):
+            feed(service, 40)
         service.wait_for(lambda: fault.hits >= 3, LIMIT, "a batch in flight")
         copy.stop(signal.SIGKILL)
     before = verdict(service).duplicated
@@ -243,7 +247,8 @@ def test_a_copy_frozen_past_the_timeout_in_mid_batch_goes_on_alone(service, copi
     feed(service, 100)
     wait_until_delivered(service)
     with service.add_fault("PutLogs", **failure) as fault:
-        feed(service, 40)
+        with pulled_at_once(service):
+            feed(service, 40)
         service.wait_for(lambda: fault.hits >= 3, LIMIT, "a batch in flight")
         copy.send(signal.SIGSTOP)
         service.wait_for(
