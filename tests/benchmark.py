@@ -307,8 +307,12 @@ def served() -> Iterator[Tuple["subprocess.Popen[bytes]", LogClient, str, str]]:
         process.wait()
 
 
-def measure_service(shape: str, megabytes: float, empty_pulls: int, warm_up_count: int) -> Tuple[float, ...]:
+def measure_service(
+    shape: str, megabytes: float, passes: int, empty_pulls: int, warm_up_count: int
+) -> Tuple[float, ...]:
     """What the service does for a second of its CPU time, with LogGroups of this shape, after so many puts of warm-up.
+
+    What was put is pulled ``passes`` times.
 
     Returns puts, MB put, pulls, MB pulled and empty pulls.
     """
@@ -322,7 +326,7 @@ def measure_service(shape: str, megabytes: float, empty_pulls: int, warm_up_coun
     with served() as (process, client, project, logstore):
         for log_group in itertools.islice(itertools.cycle(sent), warm_up_count):
             client.put_log_raw(project, logstore, log_group)
-        cursor = client.get_end_cursor(project, logstore, 0).get_cursor()
+        begin = client.get_end_cursor(project, logstore, 0).get_cursor()
 
         cpu = cpu_of(process)
         for log_group in sent:
@@ -330,13 +334,15 @@ def measure_service(shape: str, megabytes: float, empty_pulls: int, warm_up_coun
         put_cpu = cpu_of(process) - cpu
 
         count = min(1000, max(1, len(sent) * SERVICE_PULL // size))
-        pulls = pulled = 0
+        pulls = 0
         cpu = cpu_of(process)
-        while pulled < len(sent):
-            answer = client.pull_logs(project, logstore, 0, cursor, count)
-            cursor = answer.get_next_cursor()
-            pulled += answer.get_loggroup_count()
-            pulls += 1
+        for _ in range(passes):
+            cursor, left = begin, len(sent)
+            while left > 0:
+                answer = client.pull_logs(project, logstore, 0, cursor, count)
+                cursor = answer.get_next_cursor()
+                left -= answer.get_loggroup_count()
+                pulls += 1
         pull_cpu = cpu_of(process) - cpu
 
         cpu = cpu_of(process)
@@ -345,7 +351,13 @@ def measure_service(shape: str, megabytes: float, empty_pulls: int, warm_up_coun
         empty_cpu = cpu_of(process) - cpu
     tick = 1 / os.sysconf("SC_CLK_TCK")  # what CPU times are counted in
     put_cpu, pull_cpu, empty_cpu = max(put_cpu, tick), max(pull_cpu, tick), max(empty_cpu, tick)
-    return (len(sent) / put_cpu, size / 1e6 / put_cpu, pulls / pull_cpu, size / 1e6 / pull_cpu, empty_pulls / empty_cpu)
+    return (
+        len(sent) / put_cpu,
+        size / 1e6 / put_cpu,
+        pulls / pull_cpu,
+        passes * size / 1e6 / pull_cpu,
+        empty_pulls / empty_cpu,
+    )
 
 
 SERVICE_LEGEND = """\
@@ -353,7 +365,11 @@ For each second of the service's CPU time: puts of one LogGroup each, pulls of u
 """
 SERVICE_COLUMNS = "%-7s %9s %9s %9s %9s %12s"
 SERVICE_HEADINGS = ("row", "puts", "MB put", "pulls", "MB pulled", "empty pulls")
-SERVICE_ROWS = (("small", 5), ("agent", 40), ("large", 300))  # the shape of its LogGroups, and MB of them
+SERVICE_ROWS = (
+    ("small", 5, 40),
+    ("agent", 40, 5),
+    ("large", 300, 1),
+)  # shape of LogGroups, MB of them, how often pulled
 SERVICE_PULL = 2000000  # bytes asked of a pull
 SERVICE_EMPTY_PULLS = 2000
 
@@ -362,8 +378,8 @@ def print_service_table(quick: bool) -> None:
     print(SERVICE_LEGEND)
     print(SERVICE_COLUMNS % SERVICE_HEADINGS)
     scale, warm_up_count = (QUICK, 10) if quick else (1.0, WARM_UP)
-    for shape, megabytes in SERVICE_ROWS:
-        figures = measure_service(shape, megabytes * scale, int(SERVICE_EMPTY_PULLS * scale), warm_up_count)
+    for shape, megabytes, passes in SERVICE_ROWS:
+        figures = measure_service(shape, megabytes * scale, passes, int(SERVICE_EMPTY_PULLS * scale), warm_up_count)
         print(SERVICE_COLUMNS % ((shape,) + tuple("%.1f" % figure for figure in figures)), flush=True)
 
 

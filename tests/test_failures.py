@@ -359,3 +359,25 @@ def test_a_source_that_cannot_be_reached_yet_is_tried_until_it_can(service, copi
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert copy.stop() == 0
+
+
+def test_a_batch_that_fails_within_the_program_is_fetched_again(service, copies):
+    """Such as for want of memory: were it passed over, the next batch's checkpoint would lose it."""
+    copies.start(
+        before="\n".join(
+            [
+                "LONGEST_PAUSE = 0.1",
+                "deliver, tries = Delivery.deliver, []",
+                "def fail_at_first(self, log_groups, patience):",
+                "    tries.append(log_groups)",
+                "    if len(tries) % 2:",
+                "        raise MemoryError",
+                "    return deliver(self, log_groups, patience)",
+                "Delivery.deliver = fail_at_first",
+            ]
+        )
+    )
+    flow = SteadyFeed(service)
+    flow.wait_for(lambda: puts_arrived(service) > 20, "batches delivered at the second try")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)

@@ -3,9 +3,13 @@
 import os
 import re
 import stat
+import time
 
 import pytest
-from copies import GROUP, LIMIT, PROJECT, SOURCE, feed, group_shards, make_log_group, wait_until_delivered
+from aliyun.log.proto import LogGroup as LogGroupMessage
+from conftest import create_logstores
+from copies import GROUP, LIMIT, PROJECT, SOURCE, Copies, feed, group_shards, make_log_group, wait_until_delivered
+from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
 from dispatch_data import LogGroup, Place, RejectedLogGroups
@@ -165,3 +169,19 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path, monkeypa
     with pytest.raises(OSError, match="No space left"):
         RejectedLogGroups(str(tmp_path)).keep(3, PLACE, log_group_of(b"a"))
     assert os.listdir(str(tmp_path)) == []
+
+
+def test_logs_too_old_to_be_put_are_set_aside_and_hold_up_no_others(tmp_path, rejected_dir):
+    """The service refuses logs of more than 7 days ago; a long backlog may have some."""
+    old = LogGroupMessage(Topic="click")
+    old.Logs.add(Time=int(time.time()) - 8 * 24 * 3600).Contents.add(Key="number", Value="old")
+    with LocalLogService(check_log_times=True) as service:
+        create_logstores(service)
+        service.put(PROJECT, SOURCE, [old.SerializeToString()], shard=0)
+        sent = feed(service, 20)
+        with Copies(service, tmp_path) as copies:
+            copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+            wait_until_delivered(service)
+        outcome = compare(sent, arrived(service))
+        assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+        assert [path.read_bytes() for path in files_in(rejected_dir)] == [old.SerializeToString()]

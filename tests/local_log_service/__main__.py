@@ -75,7 +75,7 @@ def main(command_line: Optional[List[str]] = None) -> int:
     if command_line is None:
         command_line = sys.argv[1:]
     parser = argparse.ArgumentParser(
-        prog="local_log_service", description="A local, in-memory double of Simple Log Service (SLS)."
+        prog="python -m tests.local_log_service", description="A local, in-memory double of Simple Log Service (SLS)."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
