@@ -1250,6 +1250,7 @@ class SourceClient(ConsumerClient):
         self.next_pulls: dict[int, float] = {}
         self.counts: dict[int, int] = {}
         self.pauses: dict[int, Iterator[float]] = {}
+        self.refused_checkpoints: dict[int, tuple[str, str]] = {}  # shard -> the one saved last, the one refused
         name = "source %s" % (place,)
         self.beginning = Trouble(name, "beginning", "a shard can't begin yet", place)
         self.beating = Trouble(name, "heartbeats", "a heartbeat failed and is tried again", place)
@@ -1299,12 +1300,17 @@ class SourceClient(ConsumerClient):
         return False
 
     def settle_start(self, shard: int) -> None:
-        """Saves where a shard without a checkpoint begins, before anything is read.
+        """Sees to it that the service knows where a shard begins, before anything is read.
 
         Else a copy killed before its first checkpoint would let the next begin at a later "end". A shard that was born
         after the group began, by a split or a merge, is read from its first log. Raises LogException.
         """
-        if self.get_check_point(shard)["checkpoint"]:
+        saved = self.get_check_point(shard)["checkpoint"]
+        before, delivered = self.refused_checkpoints.get(shard, ("", ""))
+        if saved:
+            if saved == before:  # nobody has been further since: what this copy has delivered need not be repeated
+                self.update_check_point(shard, self.mconsumer, delivered)
+            self.refused_checkpoints.pop(shard, None)
             return
         cursor = self.get_cursor(shard, self.start if shard in self.first_shards else "begin")
         self.update_check_point(shard, self.mconsumer, cursor)
@@ -1439,9 +1445,12 @@ class ShardConsumer(ConsumerProcessorBase):
                 cause = CallFailed(error.args[-1])
                 makes_sense = not cause.code.startswith("ConsumerNot")
             if not makes_sense:
-                log.warning("shard %s: it is another copy's, or was; its checkpoint stays as it is", self.shard_id)
-                # Else the SDK's one loop would try again when the shard has been idle for a while, and die of it.
-                check_point_tracker.set_persistent_check_point(check_point_tracker.get_check_point())
+                last, refused = check_point_tracker.last_persistent_checkpoint, check_point_tracker.get_check_point()
+                if refused != last:
+                    log.warning("shard %s: it is another copy's, or was; its checkpoint stays as it is", self.shard_id)
+                    self.source.refused_checkpoints[self.shard_id] = last, refused
+                    # Else the SDK's one loop would try again when the shard has been idle for a while, and die of it.
+                    check_point_tracker.set_persistent_check_point(refused)
                 break
             self.source.saving.failed(self.shard_id, cause)
             if not patience.lasts():

@@ -187,6 +187,20 @@ def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, cl
     assert source.lag([2]) == pytest.approx(0, abs=0.5)
 
 
+def test_a_checkpoint_of_a_copy_that_does_not_hold_the_shard_is_refused(service, clean_environment):
+    """The SDK's own call would force it over the holder's."""
+    use_environment(clean_environment, service)
+    source = Dispatcher(read_settings(settings_for(service)), delivery=None).consumer_client
+    holder = service.client()
+    assert holder.heart_beat(PROJECT, SOURCE, GROUP, "holder", []).get_shards() == [0, 1, 2, 3]
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    end = source.get_end_cursor(2)
+    holder.update_check_point(PROJECT, SOURCE, GROUP, 2, end, "holder", False)
+    with pytest.raises(LogException, match="ConsumerNot"):
+        source.update_check_point(2, source.mconsumer, source.get_begin_cursor(2))
+    assert source.get_check_point(2)["checkpoint"] == end
+
+
 # ---- what dispatch_data.py overrides in the SDK: these fail when a new release changes it
 
 

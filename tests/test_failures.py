@@ -244,6 +244,49 @@ def test_heartbeats_failing_for_longer_than_the_timeout_let_no_batch_begin(servi
     assert_all_delivered_once(service)
 
 
+def test_no_batch_begins_while_the_heartbeat_is_overdue(service, copies, tmp_path):
+    """Not even before the first heartbeat that fails: its thread may be the last to wake up in a copy that was frozen."""
+    late = tmp_path / "late"
+    copies.start(
+        before="\n".join(
+            [
+                "beat = SourceClient.heartbeat",
+                "def beat_when_there_is_time(self, *arguments):",
+                "    while os.path.exists(%r):" % str(late),
+                "        time.sleep(0.01)",
+                "    return beat(self, *arguments)",
+                "SourceClient.heartbeat = beat_when_there_is_time",
+            ]
+        )
+    )
+    feed(service, 40)
+    wait_until_delivered(service)
+    late.touch()
+    wait_until_forgotten(service)
+    before, pulls = puts_arrived(service), service.calls("PullLogs")
+    feed(service, 40)
+    service.wait_for(lambda: service.calls("PullLogs") >= pulls + 8, LIMIT, "new logs pulled")
+    assert puts_arrived(service) == before
+    late.unlink()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_batch_delivered_while_heartbeats_failed_is_not_repeated(service, copies):
+    """Its checkpoint is refused, as the group has forgotten the copy; but nobody else has been there since."""
+    copy = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    with service.add_fault("HeartBeat", status=503):
+        with service.add_fault("PutLogs", hold=True) as fault:
+            feed(service, 40)
+            service.wait_for(lambda: fault.hits >= 3, LIMIT, "puts in the air")
+            wait_until_forgotten(service)
+        service.wait_for(lambda: "its checkpoint stays as it is" in copy.stderr(), LIMIT, "a checkpoint refused")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
 # ---- the way to the service, the key, the clock -----------------------------------------------------------------
 
 
