@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from aliyun.log import LogException
 from aliyun.log.proto import LogGroup
 from copies import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import LocalLogService

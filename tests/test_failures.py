@@ -245,7 +245,7 @@ def test_heartbeats_failing_for_longer_than_the_timeout_let_no_batch_begin(servi
 
 
 def test_no_batch_begins_while_the_heartbeat_is_overdue(service, copies, tmp_path):
-    """Not even before the first heartbeat that fails: its thread may be the last to wake up in a copy that was frozen."""
+    """Not even before a heartbeat fails: its thread may be the last to wake up in a copy that was frozen."""
     late = tmp_path / "late"
     copies.start(
         before="\n".join(
@@ -265,7 +265,8 @@ def test_no_batch_begins_while_the_heartbeat_is_overdue(service, copies, tmp_pat
     wait_until_forgotten(service)
     before, pulls = puts_arrived(service), service.calls("PullLogs")
     feed(service, 40)
-    service.wait_for(lambda: service.calls("PullLogs") >= pulls + 8, LIMIT, "new logs pulled")
+    # A shard's second pull comes when the first one's batch has been handed over; four shards make four first pulls.
+    service.wait_for(lambda: service.calls("PullLogs") >= pulls + 5, LIMIT, "new logs pulled and handed over")
     assert puts_arrived(service) == before
     late.unlink()
     wait_until_delivered(service)
