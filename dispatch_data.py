@@ -1262,25 +1262,24 @@ class SourceClient(ConsumerClient):
         self.first_shards = {shard["shardID"] for shard in shards} if group_is_new else set()
 
     def heartbeat(self, shards: list[int], responce: list[int] | None = None) -> bool:
-        """Adds the shards that this copy may hold to `responce`, none when its membership begins anew.
+        """Adds the shards that this copy may hold to `responce`; False when that has failed for half an interval.
 
-        The SDK then lets go of all of them, and takes them on with the next heartbeat. Tries for half an interval; the
-        SDK would wait a whole one after the first failure. False when it has failed.
+        The SDK would wait a whole interval after the first failure, and would go on listing shards to a service that
+        has forgotten this consumer, and therefore refuses the heartbeat.
         """
         deadline = time.monotonic() + self.heartbeat_interval / 2
-        begins_anew = is_unknown = False
+        is_unknown = False
         for pause in pauses():
-            if (is_unknown or self.membership.may_have_ended()) and not begins_anew:
-                begins_anew = True
-                self.membership.begin_anew()
             sent = self.membership.now()
+            begins_anew = is_unknown or self.membership.may_have_ended()
+            if begins_anew:
+                self.membership.begin_anew()
             try:
                 listed = [] if begins_anew else shards
                 answer = self.heartbeat_client.heart_beat(
                     self.mproject, self.mlogstore, self.mconsumer_group, self.mconsumer, listed
                 )
             except Exception as error:  # any: ConsumerHeatBeat.run would begin again without a pause
-                # The service's word to a consumer that it has forgotten, and that lists shards.
                 is_unknown = isinstance(error, CallFailed) and error.code == "NotExistConsumerWithBody"
                 if is_unknown and not begins_anew:
                     continue
@@ -1288,15 +1287,16 @@ class SourceClient(ConsumerClient):
                 if time.monotonic() + pause > deadline:
                     return False
                 time.sleep(pause)
-            else:
-                self.beating.passed("heartbeat")
-                self.membership.last_beat = sent
-                if responce is not None and not begins_anew:
-                    responce.extend(answer.get_shards())
-                if begins_anew:
-                    log.warning("source %s: no heartbeat for longer than the group's timeout; the shards may have been "
-                                "another's, so each begins again at its checkpoint", self.place)  # fmt: skip
-                return True
+                continue
+            if begins_anew:
+                self.membership.begin_anew()  # once more: what was asked of the service before its answer may be old
+                log.warning("source %s: the service has not heard of this copy for longer than the group's timeout; "
+                            "each shard begins again at its checkpoint", self.place)  # fmt: skip
+            self.membership.last_beat = sent
+            self.beating.passed("heartbeat")
+            if responce is not None:
+                responce.extend(answer.get_shards())
+            return True
         return False
 
     def settle_start(self, shard: int) -> None:
@@ -1384,6 +1384,7 @@ class ShardConsumer(ConsumerProcessorBase):
     """Delivers one shard's batches, one after the other; the SDK makes one for each shard held."""
 
     UNREADABLE_PAUSE = 5.0  # seconds before bytes that nobody can read are pulled again
+    NO_MEMBERSHIP = -1
     BEGIN_PAUSE = 1.0  # seconds before another try to begin; the SDK alone would try in every turn
 
     def __init__(self, dispatcher: Dispatcher) -> None:
@@ -1426,12 +1427,32 @@ class ShardConsumer(ConsumerProcessorBase):
                 time.sleep(LONGEST_PAUSE)
             finally:
                 self.dispatcher.end_batch()
+        if self.membership != self.source.membership.number:
+            return self.begin_anew(check_point_tracker)
         return None if delivered else check_point_tracker.get_check_point()
+
+    def begin_anew(self, check_point_tracker: ConsumerCheckpointTracker) -> str:
+        """Goes on at the service's checkpoint, for others may have been further. Returns where the SDK is to fetch.
+
+        If that can't be found out, it is where something is to be fetched, so that the next batch tries again.
+        """
+        number = self.source.membership.number
+        try:
+            self.initialize(self.shard_id)
+            checkpoint = self.source.get_check_point(self.shard_id)["checkpoint"]
+        except LogException:
+            before, _ = self.source.refused_checkpoints.get(self.shard_id, ("", ""))
+            return before or check_point_tracker.get_check_point()
+        check_point_tracker.set_memory_check_point(checkpoint)
+        check_point_tracker.set_persistent_check_point(checkpoint)
+        self.membership = number
+        return checkpoint
 
     def shutdown(self, check_point_tracker: ConsumerCheckpointTracker) -> None:
         """Called when the shard moves on. The SDK's own would save the cursor of a batch that may not be delivered."""
         self.persist(check_point_tracker, Patience(self.is_wanted))
         self.source.pulling.passed(self.shard_id)
+        self.source.beginning.passed(self.shard_id)
 
     def persist(self, check_point_tracker: ConsumerCheckpointTracker, patience: Patience) -> None:
         """Saves the checkpoint of what was delivered, trying until it is taken, refused for good, or patience ends."""
@@ -1445,6 +1466,7 @@ class ShardConsumer(ConsumerProcessorBase):
                 cause = CallFailed(error.args[-1])
                 makes_sense = not cause.code.startswith("ConsumerNot")
             if not makes_sense:
+                self.membership = self.NO_MEMBERSHIP
                 last, refused = check_point_tracker.last_persistent_checkpoint, check_point_tracker.get_check_point()
                 if refused != last:
                     log.warning("shard %s: it is another copy's, or was; its checkpoint stays as it is", self.shard_id)
