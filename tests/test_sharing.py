@@ -47,7 +47,7 @@ def test_a_minute_of_copies_joining_and_leaving_at_random(service, copies):
 
     SEED=<number> in the environment repeats a schedule; when its processes get to work is the machine's affair.
     """
-    seed = int(os.environ.get("SEED", random.randrange(10**6)))
+    seed = int(os.environ.get("SEED", "7"))
     print("SEED=%d" % seed)
     chance = random.Random(seed)
     flow = SteadyFeed(service)

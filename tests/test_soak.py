@@ -1,14 +1,13 @@
-"""A minute of everything failing at random, with a seed of its own each time; see soak.py."""
+"""A minute of everything failing at random, from a seed; see soak.py."""
 
 import os
-import random
 
 from soak import EXCLUSIVE, MOST_COPIES, MOST_RESHARDINGS, is_https, schedule, soak
 
 
 def test_a_minute_of_everything_failing_loses_nothing(tmp_path):
     """SEED=<number> in the environment repeats the events."""
-    seed = int(os.environ.get("SEED", random.randrange(10**6)))
+    seed = int(os.environ.get("SEED", "7"))
     problems = soak(60, seed, tmp_path, print)
     assert problems == [], "SEED=%d" % seed
 
