@@ -1695,6 +1695,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 # ---- command line ---------------------------------------------------------------------------------------------------
 
+TICK = 0.1  # seconds between looks at whether something is to be done
 SUMMARY_INTERVAL = 30.0  # seconds
 STOP_TIME = 8.0  # seconds for an orderly stop, which as a whole must not take 10
 FIRST_CONTACT = (
@@ -1838,31 +1839,24 @@ def is_ignored(number: int) -> bool:
         return signal.getsignal(number) == signal.SIG_IGN
 
 
-def catch_stop_signals() -> None:
-    """SIGTERM, SIGINT and SIGHUP raise KeyboardInterrupt in the main thread, once: a second one changes nothing.
+def catch_stop_signals() -> list[int]:
+    """A list that gets the numbers of SIGTERM, SIGINT and SIGHUP as they come.
 
-    That ends its waiting wherever it is, also where a shell had SIGINT ignored. nohup has SIGHUP ignored: so it stays.
+    It is for the main thread to look at: an exception raised out of the blue, as Ctrl-C does by default, could strike
+    where a lock is held. SIGINT is caught also where a shell had it ignored; nohup has SIGHUP ignored, so it stays.
     """
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if not is_ignored(signal.SIGHUP):
-        numbers.append(signal.SIGHUP)
-
-    asked = threading.Event()
-
-    def stop(_number: int, _frame: object) -> None:
-        if not asked.is_set():
-            asked.set()
-            raise KeyboardInterrupt
-
-    for number in numbers:
-        signal.signal(number, stop)
+    caught: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or not is_ignored(number):
+            signal.signal(number, lambda number, _: caught.append(number))
+    return caught
 
 
-def watch(dispatcher: Dispatcher) -> None:
-    """Tells how it goes, until the dispatcher ends by itself or KeyboardInterrupt is raised."""
+def tell(dispatcher: Dispatcher) -> None:
+    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
-    while dispatcher.is_alive():
-        time.sleep(0.2)
+    while True:
+        time.sleep(TICK)
         for trouble in dispatcher.troubles():
             trouble.settle()
         if time.monotonic() > next_summary:
@@ -1871,31 +1865,40 @@ def watch(dispatcher: Dispatcher) -> None:
             next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
+def prepare(settings: Settings) -> Dispatcher:
+    """Checks the settings against the service and joins the group. Raises CannotStart."""
+    check_before_start(settings)
+    dispatcher = join_group(settings, Delivery(settings))
+    routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in settings.targets]
+    log.info("consumer %s of %s, targets: %s", dispatcher.option.consumer_name, settings.source, ", ".join(routes))
+    return dispatcher
+
+
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
-    dispatcher = None
-    stopped = False
+    stop_asked = catch_stop_signals()
+    preparing = concurrent.futures.ThreadPoolExecutor(1).submit(prepare, settings)
+    while not preparing.done() and not stop_asked:
+        time.sleep(TICK)
+    if not preparing.done():
+        return 0
     try:
-        catch_stop_signals()
-        check_before_start(settings)
-        dispatcher = join_group(settings, Delivery(settings))
-        routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in settings.targets]
-        log.info("consumer %s of %s, targets: %s", dispatcher.option.consumer_name, settings.source, ", ".join(routes))
-        dispatcher.start()
-        watch(dispatcher)
+        dispatcher = preparing.result()
     except CannotStart as error:
         for line in str(error).splitlines():
             log.error("%s", line)
-    except KeyboardInterrupt:
-        stopped = True
-    if dispatcher:
-        if not stopped:
-            log.error("the consumer ended by itself; this copy ends so that another can take its shards")
-        if not dispatcher.stop(STOP_TIME):
-            log.warning("stopped in the middle of a batch; it is delivered again by whoever takes the shard next")
-        for line in dispatcher.summary():
-            log.info("%s", line)
-    return 0 if stopped else 1
+        return 1
+    dispatcher.start()
+    threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
+    while dispatcher.is_alive() and not stop_asked:
+        time.sleep(TICK)
+    if not stop_asked:
+        log.error("the consumer ended by itself; this copy ends so that another can take its shards")
+    if not dispatcher.stop(STOP_TIME):
+        log.warning("stopped in the middle of a batch; it is delivered again by whoever takes the shard next")
+    for line in dispatcher.summary():
+        log.info("%s", line)
+    return 0 if stop_asked else 1
 
 
 def seconds(text: str) -> float:

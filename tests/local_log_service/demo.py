@@ -138,9 +138,11 @@ class Arrivals:
 class Demonstration:
     """What is shown, and the processes it takes; they are gone when the `with` block ends, however it does."""
 
-    def __init__(self, service: LocalLogService, directory: str) -> None:
+    def __init__(self, service: LocalLogService, directory: str, interrupts: List[int]) -> None:
+        """`interrupts` are the signals to end it that have come so far."""
         self.service = service
         self.directory = directory
+        self.interrupts = interrupts
         self.copies = []  # type: List[Copy]
         self.feeder = Feeder(service)
         self.start_time = self.next_row = time.monotonic()
@@ -216,10 +218,12 @@ class Demonstration:
     def watch(self, until: Callable[[], bool], what: str, limit: float = LIMIT) -> None:
         """Shows a row a second until a condition holds.
 
-        Raises DemoFailed when a copy or the feeder ends before that, or after `limit` seconds.
+        Raises DemoFailed when it is interrupted, when a copy or the feeder ends before that, and after `limit` seconds.
         """
         deadline = time.monotonic() + limit
         while not until():
+            if self.interrupts:
+                raise DemoFailed("interrupted")
             for copy in self.copies:
                 copy.check(-signal.SIGKILL if copy.killed else None)
             if self.feeder.error:
@@ -326,18 +330,16 @@ def run(arguments: argparse.Namespace) -> int:
     Ctrl-C, SIGTERM and the end of the terminal end it and all that it has started; to this end it takes over the
     process's signals, and must be called in the main thread.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
-            signal.signal(number, signal.default_int_handler)
+    interrupts = []  # type: List[int]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup has SIGHUP ignored
+            signal.signal(number, lambda number, _: interrupts.append(number))
     try:
         with LocalLogService(ACCESS_KEYS) as service, tempfile.TemporaryDirectory() as directory:
-            with Demonstration(service, directory) as demonstration:
+            with Demonstration(service, directory, interrupts) as demonstration:
                 verdict = demonstration.play(arguments.seconds)
     except DemoFailed as failure:
         say("\nNOT OK: %s" % failure)
-        return 1
-    except KeyboardInterrupt:
-        say("\nNOT OK: interrupted")
         return 1
     say(
         """
