@@ -1,6 +1,7 @@
 """The service as tests use it: its life cycle and what they order, feed and look at."""
 
 import asyncio
+import gc
 import os
 import tempfile
 import threading
@@ -147,10 +148,13 @@ class LocalLogService:
         self._end_loop()
 
     def _end_loop(self) -> None:
+        asyncio.run_coroutine_threadsafe(_cancel_tasks(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self._loop = self._thread = None
+        # A connection that nobody answers any more has to be closed: left to itself, PyPy does that much later.
+        gc.collect()
 
     def __enter__(self) -> "LocalLogService":
         self.start()
@@ -412,6 +416,14 @@ class LocalLogService:
             if time.monotonic() > deadline:
                 raise AssertionError("{} not reached within {} s".format(what, timeout))
             time.sleep(_POLL_INTERVAL)
+
+
+async def _cancel_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0)  # lets transports that were closed by that say so to their sockets
 
 
 def _check_action(action: str) -> None:
