@@ -158,7 +158,7 @@ def test_log_groups_arrive_byte_for_byte(service, copies):
     service.create_logstore(PROJECT, "rest")
     copies.start(SLS_LOGSTORE_TO4="rest", SLS_TOPIC_TO4="*")
 
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(st.lists(wire_log_groups, min_size=1, max_size=20))
     def arrives(log_groups):
         before = {name: len(service.ledger(PROJECT, name)) for name in ("nginx", "sql-audit", "click", "rest")}
