@@ -41,6 +41,9 @@ from collections import Counter, deque
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 from urllib.parse import unquote, urlencode, urlsplit
 
+if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile is no reason for a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 try:
     import dateutil.parser
     import requests
@@ -1887,7 +1890,7 @@ def run(settings: Settings) -> int:
     except CannotStart as error:
         for line in str(error).splitlines():
             log.error("%s", line)
-        return 1
+        return 0 if stop_asked else 1
     dispatcher.start()
     threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
     while dispatcher.is_alive() and not stop_asked:
