@@ -222,6 +222,11 @@ class TargetSettings(NamedTuple):
     place: Place
     topics: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """As it is called in what is shown."""
+        return "TO%d %s" % (self.number, self.place)
+
 
 class Settings(NamedTuple):
     source: Place
@@ -236,6 +241,11 @@ class Settings(NamedTuple):
     log_dir: str
     log_level: str
     warnings: tuple[str, ...]
+
+    @property
+    def source_name(self) -> str:
+        """As it is called in what is shown."""
+        return "source %s" % (self.source,)
 
     def secrets(self) -> list[str]:
         """All that must never be shown."""
@@ -293,7 +303,8 @@ class EnvironmentReader:
             suffix = self.nearest(deciding, suffixes)
             values.append(self.read(setting, suffix))
             names[setting.name] = setting.name + suffix
-        place = Place(*values, *[self.read(logstore, logstore_suffix), names])
+        values += [self.read(logstore, logstore_suffix), names]
+        place = Place(*values)
         if place.project and place.address()[0].startswith(place.project + "."):
             self.problem(
                 "%s: %r is wrong; right would be the host without the project" % (names["SLS_ENDPOINT"], place.endpoint)
@@ -980,7 +991,7 @@ class Target:
 
     def __init__(self, settings: TargetSettings, writers: int, rejected: RejectedLogGroups | None) -> None:
         self.number, self.place = settings.number, settings.place
-        self.name = "TO%d %s" % (self.number, self.place)
+        self.name = settings.name
         self.write = functools.partial(LeanClient(self.place).put_log_raw, self.place.project, self.place.logstore)
         # Threads of its own, so that a slow or refused target holds back no other.
         self.threads = concurrent.futures.ThreadPoolExecutor(writers, "TO%d" % self.number)
@@ -1254,7 +1265,7 @@ class SourceClient(ConsumerClient):
         self.counts: dict[int, int] = {}
         self.pauses: dict[int, Iterator[float]] = {}
         self.refused_checkpoints: dict[int, tuple[str, str]] = {}  # shard -> the one saved last, the one refused
-        name = "source %s" % (place,)
+        name = self.name = settings.source_name
         self.beginning = Trouble(name, "beginning", "a shard can't begin yet", place)
         self.beating = Trouble(name, "heartbeats", "a heartbeat failed and is tried again", place)
         self.pulling = Trouble(name, "pulls", "a pull failed and is tried again", place)
@@ -1292,9 +1303,9 @@ class SourceClient(ConsumerClient):
                 time.sleep(pause)
                 continue
             if begins_anew:
-                self.membership.begin_anew()  # once more: what was asked of the service before its answer may be old
-                log.warning("source %s: the service has not heard of this copy for longer than the group's timeout; "
-                            "each shard begins again at its checkpoint", self.place)  # fmt: skip
+                self.membership.begin_anew()  # once more: what was asked before its answer may be old
+                log.warning("%s: the service has not heard of this copy for longer than the group's timeout; each "
+                            "shard begins again at its checkpoint", self.name)  # fmt: skip
             self.membership.last_beat = sent
             self.beating.passed("heartbeat")
             if responce is not None:
@@ -1359,9 +1370,9 @@ class SourceClient(ConsumerClient):
             # By any other name: this one would send the SDK to the newest log after all.
             raise LogException("OldestLogUnknown", error.get_error_message(), resp_status=503) from error
         log.error(
-            "source %s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from "
-            "then on and before %s have reached the end of their retention time and are SKIPPED, not delivered",
-            self.place, shard, lost_cursor, self.time_saved(shard), self.arrival_time(shard, oldest),
+            "%s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from then on "
+            "and before %s have reached the end of their retention time and are SKIPPED, not delivered",
+            self.name, shard, lost_cursor, self.time_saved(shard), self.arrival_time(shard, oldest),
         )  # fmt: skip
         return response
 
@@ -1628,25 +1639,22 @@ def look_at_group(client: LogClient, place: Place, consumer_group: str) -> str:
 def look_at_all(settings: Settings) -> list[Finding]:
     """Looks at the source and at every target at the same time; the source comes first."""
     threads = concurrent.futures.ThreadPoolExecutor(1 + len(settings.targets))
-    looks = [threads.submit(look_at, settings.source, "source %s" % (settings.source,), settings.consumer_group)]
-    for target in settings.targets:
-        looks.append(threads.submit(look_at, target.place, "TO%d %s" % (target.number, target.place)))
+    looks = [threads.submit(look_at, settings.source, settings.source_name, settings.consumer_group)]
+    looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
     return [look.result() for look in looks]
-
-
-def show_check(settings: Settings) -> int:
-    """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
-    findings = look_at_all(settings)
-    width = max(len(finding.subject) for finding in findings)
-    for finding in findings:
-        print("%-*s  %s: %s" % (width, finding.subject, finding.verdict, finding.text))
-    return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """The rows, aligned."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def show_check(settings: Settings) -> int:
+    """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
+    findings = look_at_all(settings)
+    print(table([(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]))
+    return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
 
 def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
@@ -1676,7 +1684,8 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     try:
         statuses = sorted(read_shard_status(LeanClient(source, CHECK_TIMEOUT), source, group))
     except LogException as error:
-        print("source %s, consumer group %s: %s" % (source, group, explain(CallFailed(error), source)), file=sys.stderr)
+        failure = explain(CallFailed(error), source)
+        print("%s, consumer group %s: %s" % (settings.source_name, group, failure), file=sys.stderr)
         return 1
     now = time.time()
     behind = how_far_behind(statuses)
@@ -1731,7 +1740,7 @@ def check_before_start(settings: Settings) -> None:
 def join_group(settings: Settings, delivery: Delivery) -> Dispatcher:
     """Joins the consumer group, trying again while that may help. Raises CannotStart."""
     place = settings.source
-    joining = Trouble("source %s" % (place,), "joining", "can't join the consumer group yet, trying again", place)
+    joining = Trouble(settings.source_name, "joining", "can't join the consumer group yet, trying again", place)
     client = LeanClient(place)
     for pause in pauses():
         try:
@@ -1743,7 +1752,7 @@ def join_group(settings: Settings, delivery: Delivery) -> Dispatcher:
             cause = error if isinstance(error, LogException) else error.__context__
             failure = CallFailed(cause if isinstance(cause, LogException) else LogException("JoinFailed", str(error)))
         if not failure.may_pass():
-            raise CannotStart("source %s: can't join the consumer group: %s" % (place, explain(failure, place)))
+            raise CannotStart("%s: can't join the consumer group: %s" % (settings.source_name, explain(failure, place)))
         joining.failed("join", failure)
         time.sleep(pause)
     raise AssertionError("pauses() has no end")

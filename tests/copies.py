@@ -8,15 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
 from aliyun.log.proto import LogGroup
-from local_log_service import LocalLogService, cursors
-from local_log_service.consumer_groups import ConsumerGroup
+from local_log_service import LocalLogService
 from local_log_service.errors import ServiceError
-from local_log_service.verdict import Verdict, compare, log_identities
 
 PROGRAM = Path(__file__).resolve().parent.parent / "dispatch_data.py"
 PROJECT = "test-project"
@@ -202,62 +199,6 @@ class SteadyFeed:
         self.wait_for(lambda: is_shared(self.service, sharing), "the shards shared among %d copies" % len(sharing))
 
 
-def verdict(
-    service: LocalLogService, targets: Dict[str, str] = TARGETS, delivered_before: Sequence[bytes] = ()
-) -> Verdict:
-    """All that was ever put into the source under a routed topic, against all that arrived in the targets.
-
-    `delivered_before` are LogGroups that had arrived in a target which was deleted since, its ledger with it.
-    """
-    sent = [entry.log_group for entry in service.ledger(PROJECT, SOURCE) if entry.parse().Topic in targets]
-    delivered = [entry.log_group for logstore in set(targets.values()) for entry in service.ledger(PROJECT, logstore)]
-    return compare(sent, [*delivered_before, *delivered])
-
-
-def puts_arrived(service: LocalLogService) -> int:
-    """Number of LogGroups, joined ones as one, that the targets have taken."""
-    return sum(len(service.ledger(PROJECT, logstore)) for logstore in TARGET_LOGSTORES)
-
-
-def logs_in(service: LocalLogService, logstore: str) -> int:
-    return sum(len(entry.parse().Logs) for entry in service.ledger(PROJECT, logstore))
-
-
-def logs_in_flight(service: LocalLogService) -> int:
-    """Number of logs that are in a target already while the checkpoint of their shard is yet to pass them.
-
-    That is what has to be delivered again if every copy were gone now: of each shard the batch in flight.
-    """
-    checkpoints = {shard: state["next"] for shard, state in group_shards(service).items()}
-    beyond = []
-    index_in_shard: Counter = Counter()
-    for entry in service.ledger(PROJECT, SOURCE):
-        if index_in_shard[entry.shard] >= (checkpoints.get(entry.shard) or 0):
-            beyond.append(entry.log_group)
-        index_in_shard[entry.shard] += 1
-    delivered = (entry.log_group for logstore in TARGET_LOGSTORES for entry in service.ledger(PROJECT, logstore))
-    return sum((Counter(log_identities(beyond)) & Counter(log_identities(delivered))).values())
-
-
-@contextlib.contextmanager
-def checkpoints_watched() -> Iterator[List[str]]:
-    """Yields a list that gets a line for every checkpoint accepted meanwhile that goes back behind the one before."""
-    set_back: List[str] = []
-    update = ConsumerGroup.update_checkpoint
-
-    def watched(group, consumer, shard, checkpoint, *others, **named):
-        before = group.checkpoint(shard)
-        update(group, consumer, shard, checkpoint, *others, **named)
-        if before and cursors.decode(checkpoint) < cursors.decode(before):
-            set_back.append("%s set shard %d back from %s to %s" % (consumer, shard, before, checkpoint))
-
-    ConsumerGroup.update_checkpoint = watched
-    try:
-        yield set_back
-    finally:
-        ConsumerGroup.update_checkpoint = update
-
-
 def group_shards(service: LocalLogService) -> Dict[int, dict]:
     """What the service says of the group's shards; nothing before the first copy has made the group."""
     try:
@@ -301,3 +242,37 @@ def wait_until_shared(service: LocalLogService, *sharing: Copy, shard_count: int
 def wait_until_joined(service: LocalLogService, *started: Copy) -> None:
     """Waits until these copies have made sure of their settings and joined the group."""
     service.wait_for(lambda: all("INFO consumer " in copy.log() for copy in started), LIMIT, "copies that have joined")
+
+
+def joined(service):
+    """A group exists and each shard of the source has a checkpoint."""
+    shards = group_shards(service)
+    return bool(shards) and all(shard["checkpoint"] for shard in shards.values())
+
+
+def wait_until_begun(service: LocalLogService) -> None:
+    """Waits until the group knows where each shard begins."""
+    service.wait_for(lambda: service.calls("HeartBeat") > 0 and joined(service), LIMIT, "a start saved for each shard")
+
+
+def run_program(
+    environment: Dict[str, str], *arguments: str, cwd: Optional[Path] = None
+) -> subprocess.CompletedProcess:
+    """Runs the program to its end, with both streams as text."""
+    return subprocess.run(
+        [sys.executable, str(PROGRAM), *arguments],
+        env=environment,
+        cwd=cwd and str(cwd),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -32,11 +32,10 @@ from copies import (  # noqa: E402
     TARGET_LOGSTORES,
     Copies,
     Copy,
-    checkpoints_watched,
     group_shards,
     make_log_group,
-    verdict,
 )
+from ledgers import checkpoints_watched, verdict  # noqa: E402
 from local_log_service import LocalLogService  # noqa: E402
 from troubles import (  # noqa: E402
     changed_key,

@@ -1,6 +1,5 @@
 """The demonstration, run as users run it: as a process of its own."""
 
-import os
 import re
 import signal
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from copies import is_running
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "tests.local_log_service", "demo", "--seconds", "2"]
@@ -60,14 +60,6 @@ def start_demo():
             demo.process.terminate()
             demo.process.wait(LIMIT)
         demo.process.stdout.close()
-
-
-def is_running(process_id):
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_every_log_is_accounted_for(start_demo):

@@ -5,38 +5,16 @@ import time
 import pytest
 from aliyun.log.proto import LogGroup
 from conftest import create_logstores
-from copies import (
-    LIMIT,
-    PROJECT,
-    SOURCE,
-    TARGETS,
-    Copies,
-    feed,
-    group_shards,
-    make_log_group,
-    verdict,
-    wait_until_delivered,
-)
+from copies import PROJECT, SOURCE, Copies, feed, group_shards, make_log_group, wait_until_begun, wait_until_delivered
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledgers import arrived_in_targets, assert_all_delivered_once, assert_delivered_once
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
 
 def topics_in(service, logstore):
     return sorted(entry.parse().Topic for entry in service.ledger(PROJECT, logstore))
-
-
-def arrived_in_targets(service):
-    return [
-        entry.log_group for logstore in ("nginx", "sql-audit", "click") for entry in service.ledger(PROJECT, logstore)
-    ]
-
-
-def assert_all_delivered_once(service, targets=TARGETS):
-    outcome = verdict(service, targets)
-    assert outcome.sent > 0
-    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
 
 
 def test_default_routes(service, copies):
@@ -165,8 +143,7 @@ def test_log_groups_arrive_byte_for_byte(service, copies):
         service.put(PROJECT, SOURCE, log_groups)
         wait_until_delivered(service)
         arrived = [entry.log_group for name, count in before.items() for entry in service.ledger(PROJECT, name)[count:]]
-        outcome = compare(log_groups, arrived)
-        assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+        assert_delivered_once(log_groups, arrived)
 
     arrives()
 
@@ -192,24 +169,13 @@ def test_group_begins_at_the_first_log(service, copies):
     assert_all_delivered_once(service)
 
 
-def joined(service):
-    """A group exists and each shard of the source has a checkpoint."""
-    shards = group_shards(service)
-    return bool(shards) and all(shard["checkpoint"] for shard in shards.values())
-
-
-def has_joined(service):
-    service.wait_for(lambda: service.calls("HeartBeat") > 0 and joined(service), LIMIT, "a start saved for each shard")
-
-
 def test_group_begins_at_the_end(service, copies):
     feed(service, 20)
     copies.start(SLS_CURSOR_START="end")
-    has_joined(service)
+    wait_until_begun(service)
     later = feed(service, 20)
     wait_until_delivered(service)
-    outcome = compare(later, arrived_in_targets(service))
-    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert_delivered_once(later, arrived_in_targets(service))
 
 
 def test_group_begins_at_a_time(service, copies):
@@ -220,14 +186,13 @@ def test_group_begins_at_a_time(service, copies):
     later = feed(service, 20)
     copies.start(SLS_CURSOR_START=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(boundary)))
     wait_until_delivered(service)
-    outcome = compare(later, arrived_in_targets(service))
-    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert_delivered_once(later, arrived_in_targets(service))
 
 
 def test_logs_that_come_while_no_copy_runs_are_not_skipped_by_a_start_at_the_end(service, copies):
     """A copy killed before it delivered anything has yet settled where the group begins."""
     first = copies.start(SLS_CURSOR_START="end")
-    has_joined(service)
+    wait_until_begun(service)
     first.process.kill()
     feed(service, 20)
     copies.start(SLS_CURSOR_START="end")
@@ -237,7 +202,7 @@ def test_logs_that_come_while_no_copy_runs_are_not_skipped_by_a_start_at_the_end
 
 def test_shards_born_by_a_split_are_read_from_their_first_log(service, copies):
     copies.start(SLS_CURSOR_START="end")
-    has_joined(service)
+    wait_until_begun(service)
     service.split_shard(PROJECT, SOURCE, 0)
     service.merge_shards(PROJECT, SOURCE, 1)
     feed(service, 40)

@@ -17,16 +17,13 @@ from copies import (
     Copies,
     SteadyFeed,
     feed,
-    logs_in,
-    puts_arrived,
-    verdict,
     wait_until_delivered,
     wait_until_forgotten,
     wait_until_joined,
 )
+from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in, puts_arrived, verdict
 from local_log_service import LocalLogService
 from local_log_service.verdict import split_log_group
-from test_dispatch import assert_all_delivered_once
 from troubles import (
     changed_key,
     deleted_logstore,
@@ -327,9 +324,7 @@ def test_a_service_gone_in_mid_batch_repeats_at_most_that_batch(service, copies)
     wait_until_forgotten(service)
     service.start()
     wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-    assert outcome.duplicated <= 40 * 5, str(outcome)
+    assert_nothing_lost(service, most_repeated=40 * 5)
 
 
 @pytest.mark.parametrize("secret", ["another-secret", None], ids=["changed", "deleted"])

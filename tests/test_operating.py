@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,29 +9,23 @@ from aliyun.log.proto import LogGroup
 from copies import (
     GROUP,
     LIMIT,
-    PROGRAM,
     PROJECT,
     SOURCE,
     feed,
     group_shards,
     make_log_group,
+    run_program,
     settings_for,
+    wait_until_begun,
     wait_until_delivered,
     wait_until_shared,
 )
-from local_log_service.verdict import compare
+from ledgers import assert_delivered_once
 
 
 def run(service, *arguments, **changes):
     """Runs the program to its end; its exit status and the lines of both streams."""
-    ended = subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments],
-        env=settings_for(service, **changes),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    ended = run_program(settings_for(service, **changes), *arguments)
     assert "Traceback" not in ended.stderr + ended.stdout
     assert "local-secret" not in ended.stderr + ended.stdout
     return ended.returncode, ended.stdout.splitlines(), ended.stderr.splitlines()
@@ -43,9 +35,7 @@ def run(service, *arguments, **changes):
 
 
 def test_with_nothing_set_it_says_what_is_missing_and_where_to_look(tmp_path):
-    ended = subprocess.run(
-        [sys.executable, str(PROGRAM)], env={}, cwd=str(tmp_path), capture_output=True, text=True, timeout=LIMIT
-    )
+    ended = run_program({}, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     lines = ended.stderr.splitlines()
     missing = [re.match(r"dispatch_data\.py: (\w+) is missing: ", line).group(1) for line in lines[:-1]]
@@ -288,13 +278,6 @@ def test_status_changes_nothing(service, copies):
     assert calls_that_change_something(service) == before
 
 
-def has_begun(service):
-    """Waits until each shard has its first checkpoint, which says where it begins."""
-    service.wait_for(
-        lambda: [state["next"] for state in group_shards(service).values()] == [0] * 4, LIMIT, "all shards begun"
-    )
-
-
 # ---- trouble, told once, then in sums
 
 
@@ -323,7 +306,7 @@ CODES = [
 @pytest.mark.parametrize("action, status, code, advice", CODES, ids=[row[2] for row in CODES])
 def test_every_refusal_is_told_in_a_line_that_says_what_to_do(service, copies, action, status, code, advice):
     copy = copies.start()
-    has_begun(service)
+    wait_until_begun(service)
     logstore = "click" if action == "PutLogs" else SOURCE
     with service.add_fault(action, logstore=logstore, status=status, code=code) as fault:
         feed(service, 8, topics=("click",))
@@ -449,6 +432,5 @@ def test_three_targets_in_two_accounts_five_copies_from_start_to_stop(service, c
     assert [copy.stop() for copy in started] == [0] * 5
     places = [(PROJECT, "nginx"), (PROJECT, "sql-audit"), ("their-project", "click")]
     delivered = [entry.log_group for place in places for entry in service.ledger(*place)]
-    outcome = compare(sent, delivered)
-    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert_delivered_once(sent, delivered)
     assert {entry.parse().Topic for entry in service.ledger("their-project", "click")} == {"click"}

@@ -18,12 +18,13 @@ from copies import (
     SOURCE,
     feed,
     group_shards,
+    is_running,
     make_log_group,
     settings_for,
     wait_until_delivered,
     wait_until_joined,
 )
-from test_dispatch import assert_all_delivered_once
+from ledgers import assert_all_delivered_once
 from test_project import ROOT, SETTINGS, text_of
 
 import dispatch_data
@@ -126,14 +127,6 @@ def run_shell(script, installation, service, **changes):
         text=True,
         timeout=LIMIT,
     )
-
-
-def is_running(process_id):
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_nohup_starts_copies_and_kill_stops_them(service, installation):

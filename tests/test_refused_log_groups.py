@@ -9,6 +9,7 @@ import pytest
 from aliyun.log.proto import LogGroup as LogGroupMessage
 from conftest import create_logstores
 from copies import GROUP, LIMIT, PROJECT, SOURCE, Copies, feed, group_shards, make_log_group, wait_until_delivered
+from ledgers import arrived_in_targets, assert_delivered_once
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
@@ -23,12 +24,6 @@ def rejected_dir(tmp_path):
     path = tmp_path / "rejected"
     path.mkdir()
     return path
-
-
-def arrived(service):
-    return [
-        entry.log_group for logstore in ("nginx", "sql-audit", "click") for entry in service.ledger(PROJECT, logstore)
-    ]
 
 
 def next_indexes(service):
@@ -47,14 +42,16 @@ def test_by_default_the_shard_waits_and_says_so_and_no_other_does(service, copie
     service.wait_for(lambda: "PostBodyInvalid" in copy.stderr(), LIMIT, "a word about the refusal")
     others = feed(service, 40, shard=1)
     service.wait_for(lambda: next_indexes(service).get(1) == 40, LIMIT, "the other shard delivered")
-    service.wait_for(lambda: compare(first + others, arrived(service)).ok, LIMIT, "the rest of the batch delivered")
+    service.wait_for(
+        lambda: compare(first + others, arrived_in_targets(service)).ok, LIMIT, "the rest of the batch delivered"
+    )
     behind = feed(service, 4, shard=0)
     service.wait_for(lambda: "failed tries in" in copy.stderr(), LIMIT, "another word, after a while")
     assert next_indexes(service)[0] == 0
     lines = copy.stderr().splitlines()
     assert all("TO3 test-project/click: a put failed" in line and "SLS_REJECTED_DIR" in line for line in lines)
     assert copy.stop() == 0
-    assert "target=3" in copy.log() and compare(behind, arrived(service)).lost == 20
+    assert "target=3" in copy.log() and compare(behind, arrived_in_targets(service)).lost == 20
 
 
 def test_where_a_directory_is_set_it_is_set_aside_whole_and_the_shard_goes_on(service, copies, rejected_dir):
@@ -63,8 +60,7 @@ def test_where_a_directory_is_set_it_is_set_aside_whole_and_the_shard_goes_on(se
     after = feed(service, 8, shard=0)
     copy = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
     wait_until_delivered(service)
-    outcome = compare(before + after, arrived(service))
-    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert_delivered_once(before + after, arrived_in_targets(service))
     (path,) = files_in(rejected_dir)
     assert path.read_bytes() == POISON
     assert re.fullmatch(r"TO3-test-project-click-[0-9a-f]{32}\.loggroup", path.name)
@@ -82,8 +78,7 @@ def test_of_a_joined_put_only_the_log_group_at_fault_is_set_aside(service, copie
     copies.start(SLS_REJECTED_DIR=str(rejected_dir))
     wait_until_delivered(service)
     assert sorted(path.read_bytes() for path in files_in(rejected_dir)) == sorted(poisons)
-    outcome = compare(good, arrived(service))
-    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert_delivered_once(good, arrived_in_targets(service))
 
 
 @pytest.mark.parametrize(
@@ -102,8 +97,7 @@ def test_what_may_pass_is_never_set_aside(service, copies, rejected_dir, status,
         copies.start(SLS_REJECTED_DIR=str(rejected_dir))
         service.wait_for(lambda: fault.hits >= 12, LIMIT, "puts refused more often than would do")
     wait_until_delivered(service)
-    outcome = compare(sent, arrived(service))
-    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert_delivered_once(sent, arrived_in_targets(service))
     assert files_in(rejected_dir) == []
 
 
@@ -182,6 +176,5 @@ def test_logs_too_old_to_be_put_are_set_aside_and_hold_up_no_others(tmp_path, re
         with Copies(service, tmp_path) as copies:
             copies.start(SLS_REJECTED_DIR=str(rejected_dir))
             wait_until_delivered(service)
-        outcome = compare(sent, arrived(service))
-        assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+        assert_delivered_once(sent, arrived_in_targets(service))
         assert [path.read_bytes() for path in files_in(rejected_dir)] == [old.SerializeToString()]

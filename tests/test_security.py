@@ -4,27 +4,24 @@ import logging
 import os
 import re
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import create_logstores
 from copies import (
     LIMIT,
-    PROGRAM,
     PROJECT,
     SOURCE,
     Copies,
     feed,
     make_log_group,
+    run_program,
     settings_for,
-    verdict,
     wait_until_delivered,
     wait_until_joined,
 )
+from ledgers import assert_all_delivered_once, verdict
 from local_log_service import LocalLogService
-from test_dispatch import assert_all_delivered_once
 
 from dispatch_data import LineFormatter, Routes, Unmatched, hidden, read_settings, secrets_of
 from dispatch_data import LogGroup as RoutedLogGroup
@@ -67,9 +64,7 @@ def test_keys_appear_nowhere_while_all_goes_wrong(secret_service, tmp_path):
 def test_keys_appear_in_no_answer_of_check_and_status(secret_service):
     environment = settings_for(secret_service, SLS_STS_TOKEN=TOKEN + "x", SLS_LOGSTORE_TO1="nowhere")
     for arguments in (["--check"], ["--status"], []):
-        ended = subprocess.run(
-            [sys.executable, str(PROGRAM), *arguments], env=environment, capture_output=True, text=True, timeout=LIMIT
-        )
+        ended = run_program(environment, *arguments)
         assert ended.returncode == 1
         assert SECRET not in ended.stdout + ended.stderr and TOKEN not in ended.stdout + ended.stderr
 
@@ -175,13 +170,7 @@ def test_a_log_file_that_cannot_be_made_is_said_before_anything_starts(service, 
     """Where not even root may write; a directory that is none is found among the settings."""
     if not Path("/proc/self").is_dir():
         pytest.skip("there is no /proc here")
-    ended = subprocess.run(
-        [sys.executable, str(PROGRAM)],
-        env=settings_for(service, SLS_LOG_DIR="/proc/self"),
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    ended = run_program(settings_for(service, SLS_LOG_DIR="/proc/self"))
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line.startswith("dispatch_data.py: SLS_LOG_DIR: ")

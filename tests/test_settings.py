@@ -1,12 +1,10 @@
 """Settings: every mistake gets one clear line that names its variable, and shows no secret."""
 
 import re
-import subprocess
-import sys
 from datetime import datetime, timezone
 
 import pytest
-from copies import PROGRAM
+from copies import run_program
 
 import dispatch_data
 from dispatch_data import Routes, SettingsError, read_settings
@@ -102,16 +100,6 @@ def test_a_mistake_gets_one_line(changes, line):
     (problem,) = caught.value.problems
     assert re.match(line, problem), problem
     assert "\n" not in problem and SECRET not in problem and TOKEN not in problem
-
-
-def run_program(environment, *arguments):
-    return subprocess.run(
-        [sys.executable, str(PROGRAM)] + list(arguments),
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
 
 
 def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):

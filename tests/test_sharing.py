@@ -19,15 +19,13 @@ from copies import (
     SteadyFeed,
     feed,
     group_shards,
-    logs_in_flight,
     make_log_group,
     pulled_at_once,
-    verdict,
     wait_until_delivered,
     wait_until_forgotten,
 )
+from ledgers import arrived_in_targets, assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
 from local_log_service.verdict import compare
-from test_dispatch import arrived_in_targets, assert_all_delivered_once
 
 
 def test_sharing_joining_and_leaving_loses_and_repeats_nothing(service, copies):
@@ -103,9 +101,7 @@ def test_kill_9_loses_nothing_and_repeats_what_was_in_flight(service, copies, ki
     left += [copies.start() for _ in range(killed_count - 1)]
     flow.wait_until_shared(*left)
     wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-    assert outcome.duplicated <= most, str(outcome)
+    assert_nothing_lost(service, most_repeated=most)
 
 
 def feed_separately(service, count):
@@ -153,9 +149,7 @@ def test_a_zombie_does_not_disturb_the_copy_that_took_over(service, copies, fail
     flow = SteadyFeed(service)
     flow.wait_until_shared(zombie, other)
     wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-    assert outcome.duplicated <= most, str(outcome)
+    assert_nothing_lost(service, most_repeated=most)
 
 
 @pytest.mark.parametrize("failure", ZOMBIES.values(), ids=list(ZOMBIES))
@@ -178,9 +172,7 @@ def test_a_zombie_that_gets_its_shards_back_goes_on_where_the_other_copy_ended(s
     wait_until_delivered(service)
     feed(service, 40)
     wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-    assert outcome.duplicated <= most, str(outcome)
+    assert_nothing_lost(service, most_repeated=most)
 
 
 def test_a_copy_that_the_service_has_forgotten_joins_again(service, copies):
@@ -210,9 +202,7 @@ def test_a_shard_is_given_up_when_it_moves_and_its_batch_cannot_be_delivered(ser
         second = copies.start()
         service.wait_for(lambda: len(second.held_shards(service)) == 2, LIMIT, "two shards handed over")
     wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-    assert outcome.duplicated <= 2 * 10 * 5, str(outcome)
+    assert_nothing_lost(service, most_repeated=2 * 10 * 5)
 
 
 # ---- shards that come and go ------------------------------------------------------------------------------------

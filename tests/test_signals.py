@@ -15,15 +15,11 @@ from copies import (
     SOURCE,
     SteadyFeed,
     feed,
-    logs_in,
-    logs_in_flight,
     pulled_at_once,
-    puts_arrived,
-    verdict,
     wait_until_delivered,
     wait_until_forgotten,
 )
-from test_dispatch import assert_all_delivered_once
+from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in, logs_in_flight, puts_arrived, verdict
 
 GRACEFUL = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 IN_TIME = 10.0  # seconds that supervisors give before they kill
@@ -238,9 +234,7 @@ def test_kill_9_at_any_moment_of_a_run(service, copies):
         most += logs_in_flight(service)
     copies.start()
     wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-    assert outcome.duplicated <= most, str(outcome)
+    assert_nothing_lost(service, most_repeated=most)
 
 
 @pytest.mark.parametrize("failure", [dict(hold=True), dict(status=403, code="WriteQuotaExceed")], ids=str)
@@ -258,9 +252,7 @@ def test_a_copy_frozen_past_the_timeout_in_mid_batch_goes_on_alone(service, copi
     feed(service, 40)
     copy.send(signal.SIGCONT)
     wait_until_delivered(service)
-    outcome = verdict(service)
-    assert (outcome.lost, outcome.foreign) == (0, 0), str(outcome)
-    assert outcome.duplicated <= 40 * 5, str(outcome)
+    assert_nothing_lost(service, most_repeated=40 * 5)
     assert copy.stop(signal.SIGTERM, IN_TIME) == 0
 
 

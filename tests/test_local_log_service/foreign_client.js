@@ -1,4 +1,4 @@
-// Runs calls of the vendor's Node SDK, @alicloud/log, for tests/test_foreign_clients.py.
+// Runs calls of the vendor's Node SDK, @alicloud/log, for test_foreign_clients.py.
 //
 // The first argument is a JSON document: what to make the client of, the port on the loopback interface where all hosts
 // are, and the calls, each [method, arguments...]. A {"seconds": n} among the arguments stands for a Date. Prints a JSON

@@ -22,7 +22,7 @@ from local_log_service import LocalLogService, quick_acknowledgement
 PROJECT = "reached-project"
 TARGET = "target"
 LIMIT = 60.0  # seconds that anything may take on a slow machine
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(params=["http", "https"])
