@@ -7,7 +7,7 @@
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), the service, delivery, consumer, looking, command line. Each part knows
+order: settings, routes, log groups (bytes), the service, looking, delivery, consumer, command line. Each part knows
 only those before it.
 """
 
@@ -892,6 +892,176 @@ class LeanClient(LogClient):
         return answer
 
 
+# ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
+
+CHECK_TIMEOUT = 10.0  # seconds for an answer
+GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
+
+
+def local_time(unix_seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
+
+
+class ShardStatus(NamedTuple):
+    """How far a consumer group is with one shard."""
+
+    shard: int
+    status: str  # "readwrite" or "readonly"
+    consumer: str  # that holds it, or did when the checkpoint was saved; "" before that
+    checkpoint: str  # cursor, "" before the first
+    checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
+    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: no checkpoint, or an expired one
+    updated: float | None  # unix seconds: when the checkpoint was saved
+
+
+def read_shard_status(
+    client: LogClient, place: Place, consumer_group: str, only: Sequence[int] | None = None
+) -> Iterator[ShardStatus]:
+    """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
+
+    Raises LogException.
+    """
+    shards = client.list_shards(place.project, place.logstore).get_shards_info()
+    answer = client.get_check_point(place.project, place.logstore, consumer_group)
+    entries = {entry["shard"]: entry for entry in answer.get_consumer_group_check_points()}
+    for shard, status in ((shard["shardID"], shard["status"]) for shard in shards):
+        if only is not None and shard not in only:
+            continue
+        entry = entries.get(shard, {})
+        checkpoint = entry.get("checkpoint") or ""
+        arrival = behind = None
+        if checkpoint:
+            arguments = place.project, place.logstore, shard
+            is_at_end = checkpoint == client.get_end_cursor(*arguments).get_cursor()
+            try:
+                arrival = client.get_cursor_time(*arguments, checkpoint).get_cursor_time()
+                behind = 0.0 if is_at_end else max(0.0, time.time() - arrival)
+            except LogException as error:
+                if error.get_error_code() != "InvalidCursor":
+                    raise
+        updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
+        yield ShardStatus(shard, status, entry.get("consumer") or "", checkpoint, arrival, behind, updated)
+
+
+def how_far_behind(statuses: Iterable[ShardStatus]) -> float | None:
+    """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
+    seconds = [status.behind for status in statuses]
+    known = [behind for behind in seconds if behind is not None]
+    return max(known, default=0.0) if len(known) == len(seconds) else None
+
+
+class Finding(NamedTuple):
+    """What a look at the source or at one target has shown."""
+
+    subject: str
+    verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
+    text: str
+    cause: str = ""  # the same for places that the same thing is wrong with
+
+
+FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
+
+
+def look_at(place: Place, subject: str, consumer_group: str = "") -> Finding:
+    """Tries a place with calls that only read; `consumer_group` is that of the source, "" for a target."""
+    client = LeanClient(place, CHECK_TIMEOUT)
+    try:
+        count = len(client.list_shards(place.project, place.logstore).get_shards_info())
+        text = "%d shard%s" % (count, "" if count == 1 else "s")
+        return Finding(subject, FINE, text + (look_at_group(client, place, consumer_group) if consumer_group else ""))
+    except LogException as error:
+        failure = CallFailed(error)
+    text = explain(failure, place)
+    if failure.may_pass():
+        return Finding(subject, UNREACHABLE, text)
+    if failure.code == "Unauthorized" and not consumer_group:
+        return Finding(subject, UNVERIFIED, "the key may not look, whether it may write the first put will show")
+    return Finding(subject, WRONG, text, failure.code + failure.advice(place))
+
+
+def look_at_group(client: LogClient, place: Place, consumer_group: str) -> str:
+    """What a start would find of its consumer group, in words. Raises LogException."""
+    try:
+        groups = client.list_consumer_group(place.project, place.logstore).get_consumer_groups()
+    except LogException as error:
+        if error.get_error_code() != "Unauthorized":
+            raise
+        return ", could not verify the consumer group, for the key may not list them"
+    if consumer_group in [group.get_consumer_group_name() for group in groups]:
+        return ", consumer group %s exists" % consumer_group
+    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
+    return ", consumer group %s will be made, beside %d others%s" % (consumer_group, len(groups), full)
+
+
+def look_at_all(settings: Settings) -> list[Finding]:
+    """Looks at the source and at every target at the same time; the source comes first."""
+    threads = concurrent.futures.ThreadPoolExecutor(1 + len(settings.targets))
+    looks = [threads.submit(look_at, settings.source, settings.source_name, settings.consumer_group)]
+    looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
+    return [look.result() for look in looks]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """The rows, aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def show_check(settings: Settings) -> int:
+    """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
+    findings = look_at_all(settings)
+    print(table([(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]))
+    return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
+
+
+def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
+    rows = [("shard", "status", "holder", "checkpoint", "behind", "updated")]
+    for status in statuses:
+        no_time = "expired" if status.checkpoint else "none"
+        rows.append((
+            str(status.shard),
+            status.status,
+            status.consumer or "-",
+            local_time(status.checkpoint_time) if status.checkpoint_time else no_time,
+            "-" if status.behind is None else "%.0f s" % status.behind,
+            "%.0f s ago" % (now - status.updated) if status.updated else "never",
+        ))  # fmt: skip
+    holders = {status.consumer for status in statuses if status.consumer}
+    total = "unknown" if behind is None else "%.0f s" % behind
+    rows.append(("all", "%d in all" % len(statuses), "%d in all" % len(holders), "", total, ""))
+    return table(rows)
+
+
+def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int:
+    """Prints how far the group is; the exit status: 1 when it can't be told, or is more than `max_lag` seconds behind.
+
+    A shard without a valid checkpoint counts as behind: nobody knows how far.
+    """
+    source, group = settings.source, settings.consumer_group
+    try:
+        statuses = sorted(read_shard_status(LeanClient(source, CHECK_TIMEOUT), source, group))
+    except LogException as error:
+        failure = explain(CallFailed(error), source)
+        print("%s, consumer group %s: %s" % (settings.source_name, group, failure), file=sys.stderr)
+        return 1
+    now = time.time()
+    behind = how_far_behind(statuses)
+    if as_json:
+        shards = [
+            {
+                "shard": status.shard, "status": status.status, "holder": status.consumer,
+                "checkpoint": status.checkpoint, "checkpoint_time": status.checkpoint_time,
+                "behind_seconds": status.behind, "updated_time": status.updated,
+            }
+            for status in statuses
+        ]  # fmt: skip
+        print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
+                          "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
+    else:
+        print(status_table(statuses, behind, now))
+    return int(max_lag is not None and (behind is None or behind > max_lag))
+
+
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
 GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop or its shard is to move
@@ -1148,54 +1318,6 @@ class Delivery:
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
 
 
-class ShardStatus(NamedTuple):
-    """How far a consumer group is with one shard."""
-
-    shard: int
-    status: str  # "readwrite" or "readonly"
-    consumer: str  # that holds it, or did when the checkpoint was saved; "" before that
-    checkpoint: str  # cursor, "" before the first
-    checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
-    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: no checkpoint, or an expired one
-    updated: float | None  # unix seconds: when the checkpoint was saved
-
-
-def read_shard_status(
-    client: LogClient, place: Place, consumer_group: str, only: Sequence[int] | None = None
-) -> Iterator[ShardStatus]:
-    """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
-
-    Raises LogException.
-    """
-    shards = client.list_shards(place.project, place.logstore).get_shards_info()
-    answer = client.get_check_point(place.project, place.logstore, consumer_group)
-    entries = {entry["shard"]: entry for entry in answer.get_consumer_group_check_points()}
-    for shard, status in ((shard["shardID"], shard["status"]) for shard in shards):
-        if only is not None and shard not in only:
-            continue
-        entry = entries.get(shard, {})
-        checkpoint = entry.get("checkpoint") or ""
-        arrival = behind = None
-        if checkpoint:
-            arguments = place.project, place.logstore, shard
-            is_at_end = checkpoint == client.get_end_cursor(*arguments).get_cursor()
-            try:
-                arrival = client.get_cursor_time(*arguments, checkpoint).get_cursor_time()
-                behind = 0.0 if is_at_end else max(0.0, time.time() - arrival)
-            except LogException as error:
-                if error.get_error_code() != "InvalidCursor":
-                    raise
-        updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
-        yield ShardStatus(shard, status, entry.get("consumer") or "", checkpoint, arrival, behind, updated)
-
-
-def how_far_behind(statuses: Iterable[ShardStatus]) -> float | None:
-    """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
-    seconds = [status.behind for status in statuses]
-    known = [behind for behind in seconds if behind is not None]
-    return max(known, default=0.0) if len(known) == len(seconds) else None
-
-
 class Membership:
     """Whether what this copy knows of its shards still holds.
 
@@ -1390,10 +1512,6 @@ class SourceClient(ConsumerClient):
             return "now"
 
 
-def local_time(unix_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
-
-
 class ShardConsumer(ConsumerProcessorBase):
     """Delivers one shard's batches, one after the other; the SDK makes one for each shard held."""
 
@@ -1585,124 +1703,6 @@ def consumer_name(consumer_group: str) -> str:
     """A name of at most 63 characters that no other copy has: host and process id repeat themselves in containers."""
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
     return "%s-%s-%d-%s" % (consumer_group[:24], host[:12], os.getpid(), uuid.uuid4().hex[:12])
-
-
-# ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
-
-CHECK_TIMEOUT = 10.0  # seconds for an answer
-GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
-
-
-class Finding(NamedTuple):
-    """What a look at the source or at one target has shown."""
-
-    subject: str
-    verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
-    text: str
-    cause: str = ""  # the same for places that the same thing is wrong with
-
-
-FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
-
-
-def look_at(place: Place, subject: str, consumer_group: str = "") -> Finding:
-    """Tries a place with calls that only read; `consumer_group` is that of the source, "" for a target."""
-    client = LeanClient(place, CHECK_TIMEOUT)
-    try:
-        count = len(client.list_shards(place.project, place.logstore).get_shards_info())
-        text = "%d shard%s" % (count, "" if count == 1 else "s")
-        return Finding(subject, FINE, text + (look_at_group(client, place, consumer_group) if consumer_group else ""))
-    except LogException as error:
-        failure = CallFailed(error)
-    text = explain(failure, place)
-    if failure.may_pass():
-        return Finding(subject, UNREACHABLE, text)
-    if failure.code == "Unauthorized" and not consumer_group:
-        return Finding(subject, UNVERIFIED, "the key may not look, whether it may write the first put will show")
-    return Finding(subject, WRONG, text, failure.code + failure.advice(place))
-
-
-def look_at_group(client: LogClient, place: Place, consumer_group: str) -> str:
-    """What a start would find of its consumer group, in words. Raises LogException."""
-    try:
-        groups = client.list_consumer_group(place.project, place.logstore).get_consumer_groups()
-    except LogException as error:
-        if error.get_error_code() != "Unauthorized":
-            raise
-        return ", could not verify the consumer group, for the key may not list them"
-    if consumer_group in [group.get_consumer_group_name() for group in groups]:
-        return ", consumer group %s exists" % consumer_group
-    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-    return ", consumer group %s will be made, beside %d others%s" % (consumer_group, len(groups), full)
-
-
-def look_at_all(settings: Settings) -> list[Finding]:
-    """Looks at the source and at every target at the same time; the source comes first."""
-    threads = concurrent.futures.ThreadPoolExecutor(1 + len(settings.targets))
-    looks = [threads.submit(look_at, settings.source, settings.source_name, settings.consumer_group)]
-    looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
-    return [look.result() for look in looks]
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows, aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-
-
-def show_check(settings: Settings) -> int:
-    """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
-    findings = look_at_all(settings)
-    print(table([(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]))
-    return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
-
-
-def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
-    rows = [("shard", "status", "holder", "checkpoint", "behind", "updated")]
-    for status in statuses:
-        no_time = "expired" if status.checkpoint else "none"
-        rows.append((
-            str(status.shard),
-            status.status,
-            status.consumer or "-",
-            local_time(status.checkpoint_time) if status.checkpoint_time else no_time,
-            "-" if status.behind is None else "%.0f s" % status.behind,
-            "%.0f s ago" % (now - status.updated) if status.updated else "never",
-        ))  # fmt: skip
-    holders = {status.consumer for status in statuses if status.consumer}
-    total = "unknown" if behind is None else "%.0f s" % behind
-    rows.append(("all", "%d in all" % len(statuses), "%d in all" % len(holders), "", total, ""))
-    return table(rows)
-
-
-def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int:
-    """Prints how far the group is; the exit status: 1 when it can't be told, or is more than `max_lag` seconds behind.
-
-    A shard without a valid checkpoint counts as behind: nobody knows how far.
-    """
-    source, group = settings.source, settings.consumer_group
-    try:
-        statuses = sorted(read_shard_status(LeanClient(source, CHECK_TIMEOUT), source, group))
-    except LogException as error:
-        failure = explain(CallFailed(error), source)
-        print("%s, consumer group %s: %s" % (settings.source_name, group, failure), file=sys.stderr)
-        return 1
-    now = time.time()
-    behind = how_far_behind(statuses)
-    if as_json:
-        shards = [
-            {
-                "shard": status.shard, "status": status.status, "holder": status.consumer,
-                "checkpoint": status.checkpoint, "checkpoint_time": status.checkpoint_time,
-                "behind_seconds": status.behind, "updated_time": status.updated,
-            }
-            for status in statuses
-        ]  # fmt: skip
-        print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
-                          "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
-    else:
-        print(status_table(statuses, behind, now))
-    return int(max_lag is not None and (behind is None or behind > max_lag))
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------

@@ -25,16 +25,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from copies import (  # noqa: E402
-    GROUP,
-    PROJECT,
-    SOURCE,
-    TARGET_LOGSTORES,
-    Copies,
-    Copy,
-    group_shards,
-    make_log_group,
-)
+from copies import GROUP, PROJECT, SOURCE, TARGET_LOGSTORES, Copies, Copy, group_shards, make_log_group  # noqa: E402
 from ledgers import checkpoints_watched, verdict  # noqa: E402
 from local_log_service import LocalLogService  # noqa: E402
 from troubles import (  # noqa: E402
