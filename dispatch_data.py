@@ -18,17 +18,21 @@ import base64
 import concurrent.futures
 import contextlib
 import difflib
+import email.utils
+import enum
 import errno
 import fnmatch
 import functools
 import hashlib
 import http.client
+import io
 import json
 import logging
 import logging.handlers
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -52,11 +56,12 @@ try:
     from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
     from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
     from aliyun.log.consumer.consumer_client import ConsumerClient
-    from aliyun.log.consumer.exceptions import CheckPointException, ClientWorkerException
     from aliyun.log.pulllog_response import PullLogResponse
     from urllib3.util import wait_for_read
-except ImportError as missing:
-    sys.exit("dispatch_data.py: %s; install the SDK: pip install -r requirements.txt" % missing)
+
+    LogClient._getHttpResponse  # type: ignore[attr-defined]  # noqa: B018  # private, LeanClient overrides it
+except (ImportError, AttributeError) as missing:
+    sys.exit("dispatch_data.py: %s; install the SDK release it knows: pip install -r requirements.txt" % missing)
 
 __version__ = "1.0.0"
 
@@ -164,7 +169,7 @@ TUNING_SETTINGS = (
     Setting("SLS_CURSOR_START", cursor_start, "begin",
             "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00"),
     Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
-            "seconds; a copy that is silent for twice as long loses its shards"),
+            "seconds; a new group's timeout is twice as long: then a silent copy loses its shards"),
     Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.2", "seconds between looks at each shard"),
     Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "8", "puts in the air at once, for each target"),
     Setting("SLS_MERGE_PACKS", yes_or_no, "false",
@@ -406,40 +411,60 @@ PACK_ID_TAG = b"\x0a\x0b__pack_id__"  # how a LogTag begins whose Key is __pack_
 
 
 class LogGroup:
-    """A LogGroup as it came over the wire, in two pieces: its logs, and all that describes them.
+    """A LogGroup as it came over the wire, in two pieces: its logs, and all that describes them. It never changes.
 
-    Offers what `LogClient.put_log_raw` and routing ask of a LogGroup, under the names of the SDK's message: `Topic` and
-    `SerializeToString()`. `logs` are the serialised fields Logs, as views into the pull they came with, `log_counts`
-    their numbers, one entry for each LogGroup joined; `rest` is every other field, untouched. With `joinable` false
-    there are Logs in the rest as well.
+    `Topic` and `SerializeToString()` are named as in the SDK's message. `logs` are the serialised fields Logs, a view
+    into the pull they came with; `rest` is every other field. With
+    `joinable` false there are Logs in the rest as well.
     """
 
-    __slots__ = ("Topic", "joinable", "log_count", "log_counts", "logs", "rest", "size")
+    __slots__ = ("Topic", "joinable", "log_count", "logs", "rest")
 
     def __init__(
         self, topic: str, log_count: int, logs: bytes | memoryview, rest: bytes, joinable: bool = True
     ) -> None:
         self.Topic = topic
-        self.logs = [logs]
-        self.log_counts = [log_count]
+        self.log_count = log_count
+        self.logs = logs
         self.rest = rest
         self.joinable = joinable
-        self.size = len(logs) + len(rest)  # bytes, uncompressed
-        self.log_count = log_count
+
+    @property
+    def size(self) -> int:
+        """In bytes, uncompressed."""
+        return len(self.logs) + len(self.rest)
 
     def SerializeToString(self) -> bytes:
-        return b"".join(self.logs + [self.rest])
+        return b"".join([self.logs, self.rest])
 
-    def join(self, other: LogGroup) -> None:
-        """Takes over the logs of another, which is equal in everything else."""
-        self.logs += other.logs
-        self.log_counts += other.log_counts
-        self.size += other.size - len(other.rest)
-        self.log_count += other.log_count
 
-    def split(self) -> list[LogGroup]:
+class Put:
+    """LogGroups that travel together, as one: they are equal in everything but their logs.
+
+    Offers what `LogClient.put_log_raw` asks of a LogGroup, under the name of the SDK's message.
+    """
+
+    __slots__ = ("log_count", "log_groups", "puts_before", "refusals", "rest", "size")
+
+    def __init__(self, log_groups: list[LogGroup], rest: bytes) -> None:
+        self.log_groups = log_groups
+        self.rest = rest
+        self.log_count = sum([log_group.log_count for log_group in log_groups])
+        self.size = sum([len(log_group.logs) for log_group in log_groups]) + len(rest)  # bytes, uncompressed
+        self.refusals = 0  # times that it was refused for what it brings
+        self.puts_before = 0  # that its target had taken when it was refused first
+
+    def SerializeToString(self) -> bytes:
+        return b"".join([log_group.logs for log_group in self.log_groups] + [self.rest])
+
+    def join(self, log_group: LogGroup) -> None:
+        self.log_groups.append(log_group)
+        self.log_count += log_group.log_count
+        self.size += len(log_group.logs)
+
+    def split(self) -> list[Put]:
         """Those that were joined, each for itself again."""
-        return [LogGroup(self.Topic, count, logs, self.rest) for count, logs in zip(self.log_counts, self.logs)]
+        return [Put([log_group], log_group.rest) for log_group in self.log_groups]
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
@@ -533,16 +558,22 @@ def parse_log_group_list(response: PullLogResponse) -> list[LogGroup]:
 
 
 def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
-    """The LogGroups of a PullLogResponse. Raises LogException when its bytes are no LogGroupList."""
+    """The LogGroups of a PullLogResponse. Raises ValueError when its bytes are not those that were announced."""
     # The SDK keeps the bytes of a pull in this private attribute until its own parser is asked for; when it is gone
     # from a new release, parsing is the slow way that still works.
-    data = getattr(response, "_raw_uncompressed_body", None)
-    if data is not None:
-        try:
-            return read_log_group_list(data)
-        except (ValueError, IndexError) as error:
-            log.warning("a pull of %d bytes has an unusual form (%s): handing it to the SDK's parser", len(data), error)
-    return parse_log_group_list(response)
+    data: Any = getattr(response, "_raw_uncompressed_body", None)
+    if data is None and response.get_raw_size() <= 0:
+        return []
+    if data is not None and len(data) != response.get_raw_size():
+        raise ValueError("a pull of %d bytes, announced as %d" % (len(data), response.get_raw_size()))
+    with contextlib.suppress(ValueError, IndexError, TypeError):
+        return read_log_group_list(data)
+    try:
+        log_groups = parse_log_group_list(response)
+    except Exception:  # its text would hold the whole pull
+        raise ValueError("a pull of %d bytes is no LogGroupList" % response.get_raw_size()) from None
+    log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", response.get_raw_size())
+    return log_groups
 
 
 def without_pack_id(rest: bytes) -> bytes:
@@ -561,67 +592,121 @@ JOINED_BYTES = 3 * 1000 * 1000
 JOINED_LOGS = 4096
 
 
-def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[LogGroup]:
+def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[Put]:
     """Puts together LogGroups that are equal in everything but their logs, within JOINED_BYTES and JOINED_LOGS.
 
     The order of logs is kept, no LogGroup is split. With `join_packs`, an agent's packs count as equal, and the
     outcome bears the number of the first.
     """
-    joined: list[LogGroup] = []
-    growing: dict[bytes, LogGroup] = {}
+    puts: list[Put] = []
+    growing: dict[bytes, Put] = {}
     for log_group in log_groups:
         likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
-        first = growing.get(likeness) if log_group.joinable else None
+        put = growing.get(likeness) if log_group.joinable else None
         if (
-            first
-            and first.size + log_group.size <= JOINED_BYTES
-            and first.log_count + log_group.log_count <= JOINED_LOGS
+            put
+            and put.size + len(log_group.logs) <= JOINED_BYTES
+            and put.log_count + log_group.log_count <= JOINED_LOGS
         ):
-            first.join(log_group)
+            put.join(log_group)
             continue
-        joined.append(log_group)
+        put = Put([log_group], log_group.rest)
+        puts.append(put)
         if log_group.joinable:
-            growing[likeness] = log_group
-    return joined
+            growing[likeness] = put
+    return puts
 
 
-# ---- the service: calls, and what to do about those that fail --------------------------------------------------------
+# ---- the service: its calls, what its answers mean, and the one way to try again -------------------------------------
 
 FIRST_PAUSE = 0.1  # seconds
 LONGEST_PAUSE = 5.0  # seconds
 CONNECT_TIMEOUT = 10  # seconds
-ANSWER_TIMEOUT = 30  # seconds without a byte of it
-SURELY_OPEN = 1.0  # seconds for which a connection last used is not looked at before it is used again
+ANSWER_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see Line
+SLOWEST_LINE = 10 * 1000  # bytes a second; what moves no faster is given up
+LONGEST_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
-# What an error code means to an operator; {SLS_...} stands for the variable that decides.
-ADVICE = {
-    "ProjectNotExist": "{SLS_PROJECT} must exist in the region of {SLS_ENDPOINT}",
-    "LogStoreNotExist": "{SLS_LOGSTORE} must exist in the project",
-    "InvalidAccessKeyId": "{SLS_AK_ID} must be a key that exists and is enabled",
-    "SignatureNotMatch": "{SLS_AK_KEY} must be the secret of {SLS_AK_ID}",
-    "Unauthorized": "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy",
-    "SecurityTokenExpired": "{SLS_STS_TOKEN} has run out: set a new key and token and start again",
-    "RequestTimeExpired": "this machine's clock must be right to 15 minutes",
-    "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: set SLS_CG to one of them, or "
-    "delete one that nobody needs, in the console or by `aliyunlog log list_consumer_group`, `delete_consumer_group`",
-    "ConsumerGroupNotExist": "the consumer group was deleted, and its checkpoints with it: start the copies again to "
-    "make it anew, from SLS_CURSOR_START on",
-    "ShardNotExist": "the shard, or the logstore it was in, is gone",
-    "InvalidShardCheckPoint": "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again",
-    "WriteQuotaExceed": "the project's write quota is used up: ask for more in the console",
-    "ShardWriteQuotaExceed": "the logstore's shards are full (5 MB/s each): split some, or let the service split them",
-    "ReadQuotaExceed": "the project's read quota is used up: ask for more in the console",
-    "ShardReadQuotaExceed": "the shard is read at its limit (10 MB/s), by this group or by others",
-    "PostBodyTooLarge": "the service won't take this LogGroup, see SLS_REJECTED_DIR",
-    "PostBodyInvalid": "the service won't take this LogGroup, see SLS_REJECTED_DIR",
-    "ParameterInvalid": "the service won't take this call; if it is a put, see SLS_REJECTED_DIR",
-    "CERTIFICATE_VERIFY_FAILED": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs",
-    "no answer": "{SLS_ENDPOINT} must be reachable from here: look at its name, the network, the proxy variables",
-    "trouble inside": "the service has trouble of its own, which should pass",
+
+class Fault(enum.Enum):
+    """Whose fault it is that a call failed."""
+
+    TIME = "will pass"
+    SETTING = "has to be mended by somebody"
+    LOG_GROUP = "blames what the put brings"
+    CONSUMER = "this consumer is not, or no longer, the holder of the shard"
+
+
+# What the service's error codes mean, and what to do about them; {SLS_...} stands for the variable that decides. By the
+# service's page of error codes, the pages of its calls, and the consumer libraries; a few are this program's own.
+CLOCK_ADVICE = "this machine's clock must be right to 15 minutes"
+MADE_AGAIN_ADVICE = "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again"
+PASSING_ADVICE = "the service has trouble of its own, which should pass"
+REJECTED_ADVICE = "the service won't take this LogGroup, see SLS_REJECTED_DIR"
+FORGOTTEN_ADVICE = "the service has forgotten this consumer, another joins"
+# fmt: off
+MEANINGS = {
+    Fault.SETTING: {
+        "ProjectNotExist": "{SLS_PROJECT} must exist in the region of {SLS_ENDPOINT}",
+        "LogStoreNotExist": "{SLS_LOGSTORE} must exist in the project",
+        "InvalidAccessKeyId": "{SLS_AK_ID} must be a key that exists and is enabled",
+        "SignatureNotMatch": "{SLS_AK_KEY} must be the secret of {SLS_AK_ID}",
+        "ProjectForbidden": "the account of {SLS_PROJECT} is in arrears, or the project is locked",
+        "Unauthorized": "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy",
+        "SecurityTokenExpired": "{SLS_STS_TOKEN} has run out: set a new key and token and start again",
+        "RequestTimeExpired": CLOCK_ADVICE,
+        "RequestTimeTooSkewed": CLOCK_ADVICE,
+        "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: delete one that nobody "
+                                    "uses, in the console or by `aliyunlog log delete_consumer_group`, or ask for more",
+        "ConsumerGroupNotExist": "the consumer group was deleted, and its checkpoints with it: start the copies again "
+                                 "to make it anew, from SLS_CURSOR_START on",
+        "ShardNotExist": "the shard, or the logstore it was in, is gone",
+        "InvalidCursor": MADE_AGAIN_ADVICE,
+        "InvalidShardCheckPoint": MADE_AGAIN_ADVICE,
+    },
+    Fault.TIME: {
+        "WriteQuotaExceed": "the project's write quota is used up: ask for more in the console",
+        "ShardWriteQuotaExceed": "the logstore's shards are full (5 MB/s each): split some, or let the service do it",
+        "ReadQuotaExceed": "the project's read quota is used up: ask for more in the console",
+        "ShardReadQuotaExceed": "the shard is read at its limit, by this group or by others",
+        "ExceedQuota": "a quota of the project is used up: ask for more in the console",
+        "MetaOperationQpsLimitExceeded": "too many calls a second, of all programs in the account",
+        "InternalServerError": PASSING_ADVICE,
+        "ServerBusy": PASSING_ADVICE,
+        "NoAnswer": "{SLS_ENDPOINT} must be reachable from here: look at its name, the network, the proxy variables",
+        "CertificateNotTrusted": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs",
+        "TooManyOpenFiles": "this process may open no more files: raise `ulimit -n` (LimitNOFILE in systemd)",
+        "UnreadablePull": "nothing of it is delivered or skipped; it is pulled again",
+        "NotTheService": "something else answers for {SLS_ENDPOINT}: look at its name, at gateways and portals on the "
+                         "way, at the proxy variables (http_proxy, https_proxy, no_proxy)",
+    },
+    Fault.LOG_GROUP: {
+        "PostBodyTooLarge": REJECTED_ADVICE,
+        "PostBodyInvalid": REJECTED_ADVICE,
+        "InvalidKey": REJECTED_ADVICE,
+        "InvalidEncoding": REJECTED_ADVICE,
+        "InvalidTimestamp": REJECTED_ADVICE,
+        "PostBodyUncompressError": REJECTED_ADVICE,
+        "ParameterInvalid": "the service won't take this call; if it is a put, see SLS_REJECTED_DIR",
+        "RequestEntityTooLarge": "a gateway on the way to {SLS_ENDPOINT} won't let a put of this size pass",
+    },
+    Fault.CONSUMER: {
+        "ConsumerNotExist": FORGOTTEN_ADVICE,
+        "ConsumerNotExsit": FORGOTTEN_ADVICE,
+        "NotExistConsumerWithBody": FORGOTTEN_ADVICE,
+        "ConsumerNotMatch": "another consumer holds the shard",
+    },
 }
-# Answers that blame what was put, not who puts it, where, or when.
-REFUSALS_OF_LOG_GROUPS = ("PostBodyInvalid", "PostBodyTooLarge", "ParameterInvalid")
+# fmt: on
+CODES = {code: (fault, advice) for fault, advices in MEANINGS.items() for code, advice in advices.items()}
+# Unauthorized is also what an unknown key is answered with, and more; only the message tells.
+UNAUTHORIZED = (
+    ("accesskeyid not found", "{SLS_AK_ID} must be a key that exists"),
+    ("accesskeyid is disabled", "{SLS_AK_ID} is disabled: enable it, or set another"),
+    ("expired", MEANINGS[Fault.SETTING]["SecurityTokenExpired"]),
+    ("token", "{SLS_STS_TOKEN} must be the token that came with {SLS_AK_ID}"),
+    ("forbidden", "the account of {SLS_AK_ID} is in arrears, or its Log Service is locked"),
+)
 
 
 def printable(text: str, longest: int = 300) -> str:
@@ -630,52 +715,60 @@ def printable(text: str, longest: int = 300) -> str:
     return shown if shown.isprintable() else repr(shown)[1:-1]
 
 
-def pauses() -> Iterator[float]:
-    """Seconds to wait before each further try: exponential, capped, and spread so that copies don't try in step."""
-    pause = FIRST_PAUSE
-    while True:
-        yield pause * random.uniform(0.5, 1.0)
-        pause = min(pause * 2, LONGEST_PAUSE)
+class CallFailed(Exception):
+    """One call that the service refused, or that got no answer of the service.
 
+    It is no LogException, for those LogClient repeats, some ten times, a second apart. `status` is None without an
+    answer; `code` is the service's, or one of the program's own.
+    """
 
-class CallFailed(LogException):
-    """One call that the service refused, or that never reached it. `status` is None without an answer."""
-
-    def __init__(self, error: LogException) -> None:
-        self.code = str(error.get_error_code())
-        super().__init__(self.code, str(error.get_error_message()), error.get_request_id(), error.get_resp_status())
-        # LogException says 200 where there was no answer at all.
-        self.status: int | None = error.get_resp_status() if error.get_resp_status() != 200 else None
+    def __init__(self, code: str, message: str, status: int | None = None) -> None:
+        self.code, self.message, self.status = code.replace("SecurityToken.", "SecurityToken"), message, status
+        if status is not None and status >= 500:  # whatever it says
+            self.fault, self.advice = Fault.TIME, PASSING_ADVICE
+        else:
+            self.fault, self.advice = CODES.get(self.code, (Fault.TIME if status in (None, 429) else Fault.SETTING, ""))
+        self.is_missing_permission = self.code == "Unauthorized"
+        for words, advice in UNAUTHORIZED:
+            if self.is_missing_permission and words in message.lower():
+                self.advice, self.is_missing_permission = advice, False
+        super().__init__(str(self))
 
     def __str__(self) -> str:
-        status = "%d " % self.status if self.status else ""
-        return "%s%s: %s" % (status, self.code, printable(self.get_error_message()))
+        return "%s%s: %s" % ("%d " % self.status if self.status else "", self.code, printable(self.message))
+
+    @classmethod
+    def without_answer(cls, error: Exception) -> CallFailed:
+        """For a call that ended in an OSError, ValueError or HTTPException."""
+        text = "%s: %s" % (type(error).__name__, error)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return cls("CertificateNotTrusted", text)
+        no_file = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+        return cls("TooManyOpenFiles" if no_file else "NoAnswer", text)
+
+    @classmethod
+    def by_answer(cls, status: int, headers: Mapping[str, str], body: bytes) -> CallFailed:
+        """For an answer that is no success: an error of the service, or not of the service at all."""
+        if REQUEST_ID in headers:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                error = json.loads(body)
+                return cls(str(error["errorCode"]), str(error["errorMessage"]), status)
+        text = "%s %s" % (headers.get("Content-Type", ""), body[:100].decode("utf-8", "replace"))
+        return cls("RequestEntityTooLarge" if status == 413 else "NotTheService", text.strip(), status)
 
     def may_pass(self) -> bool:
         """Whether time alone may mend it; else somebody has to change a key, a name or a clock."""
-        is_throttled = self.code.endswith("QuotaExceed") and self.code != "ConsumerGroupQuotaExceed"
-        return self.status is None or self.status >= 500 or is_throttled
+        return self.fault == Fault.TIME
 
-    def refuses_log_group(self) -> bool:
-        """Whether it was a put that was refused for what it brings."""
-        return self.status == 400 and self.code in REFUSALS_OF_LOG_GROUPS
 
-    def advice(self, place: Place) -> str:
-        """What to do about it, "" when that is not known."""
-        reason = self.code.replace("SecurityToken.", "SecurityToken")
-        if self.status is None:
-            text = self.get_error_message().lower()
-            reason = "CERTIFICATE_VERIFY_FAILED" if "certificate" in text and "verify" in text else "no answer"
-        elif self.status >= 500:
-            reason = "trouble inside"
-        return ADVICE.get(reason, "").format(**place.names)
+REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
 
 
 def explain(error: Exception, place: Place) -> str:
     """An error in one line, with what to do about it."""
     if not isinstance(error, CallFailed):
         return printable(repr(error))
-    return "; ".join(filter(None, [str(error), error.advice(place)]))
+    return "; ".join(filter(None, [str(error), error.advice.format(**place.names)]))
 
 
 class GrowingIntervals:
@@ -694,10 +787,47 @@ class GrowingIntervals:
         return True
 
 
-class Trouble:
-    """Calls of one kind that fail at one place: the first is told, then sums at growing intervals, then the end.
+class GivenUp(Exception):
+    """What was tried is not wanted any more."""
 
-    The end is when whatever failed has been done after all, and nothing failed for QUIET seconds.
+
+class CannotStart(Exception):
+    """The program can't do what it is for; the text has a line for each reason. Nothing tries again after it."""
+
+
+def wait(seconds: float, goes_on: Callable[[], bool]) -> None:
+    """Sleeps, but no longer than `goes_on()` is true."""
+    end = time.monotonic() + seconds
+    while goes_on() and time.monotonic() < end:
+        time.sleep(max(0.0, min(0.05, end - time.monotonic())))
+
+
+def until_done(
+    call: Callable[[], Any], goes_on: Callable[[], bool], failed: Callable[[Exception], object], longest: float
+) -> Any:
+    """Calls until that succeeds, and returns its value: the one way of this program to try again.
+
+    Before each further try it waits, exponentially longer up to `longest` seconds, and spread so that copies don't try
+    in step. Raises GivenUp once `goes_on()` is false, and CannotStart as `call` does.
+    """
+    pause = FIRST_PAUSE
+    while goes_on():
+        try:
+            return call()
+        except (GivenUp, CannotStart):
+            raise
+        except Exception as error:
+            failed(error)
+        wait(min(pause, longest) * random.uniform(0.5, 1.0), goes_on)
+        pause = min(pause * 2, LONGEST_PAUSE)
+    raise GivenUp
+
+
+class Trying:
+    """Calls of one kind to one place, tried until they are done, and what is told of those that fail.
+
+    The first failure is told, then sums at growing intervals, then the end: when whatever failed has been done after
+    all, and nothing failed for QUIET seconds.
     """
 
     QUIET = 5.0
@@ -707,13 +837,22 @@ class Trouble:
         self.subject, self.calls, self.failing, self.place = subject, calls, failing, place
         self.lock = threading.Lock()
         self.open: set[object] = set()  # what has failed and is yet to be done
-        self.begin_again()
+        self.forget()
 
-    def begin_again(self) -> None:
+    def forget(self) -> None:
         self.failures = 0
         self.since = self.last = 0.0
         self.codes: set[str] = set()
         self.intervals = GrowingIntervals()
+
+    def until_done(
+        self, what: object, call: Callable[[], Any], goes_on: Callable[[], bool], longest: float = LONGEST_PAUSE
+    ) -> Any:
+        """As the function of that name, and tells of what fails. `what` tells one thing to be done from another."""
+        try:
+            return until_done(call, goes_on, functools.partial(self.failed, what), longest)
+        finally:
+            self.passed(what)
 
     def failed(self, what: object, error: Exception) -> None:
         """Takes note of a failure; `what` failed, and will be tried again."""
@@ -739,17 +878,6 @@ class Trouble:
             with self.lock:
                 self.open.discard(what)
 
-    @contextlib.contextmanager
-    def watch(self, what: object, pause: float) -> Iterator[None]:
-        """Notes how the block ends; if it fails, waits `pause` seconds and raises again."""
-        try:
-            yield
-        except Exception as error:
-            self.failed(what, error)
-            time.sleep(pause)
-            raise
-        self.passed(what)
-
     def settle(self) -> None:
         """Says when it is over; to be called now and then."""
         with self.lock:
@@ -757,7 +885,7 @@ class Trouble:
                 return
             line = "%s: %s recovered after %d failed tries in %.0f s"
             values = self.subject, self.calls, self.failures, self.last - self.since
-            self.begin_again()
+            self.forget()
         log.warning(line, *values)
 
 
@@ -786,8 +914,12 @@ class Connector:
             self.tls = ssl.create_default_context(
                 cafile=None if is_directory else bundle, capath=bundle if is_directory else None
             )
+        # An HTTP proxy is told the whole URL, and who asks, with each request.
+        is_told = self.proxy.hostname and not self.tls
+        self.url_start = origin if is_told else ""
+        self.headers = dict(USER_AGENT, **(self.proxy_headers if is_told else {}))
 
-    def connect(self, answer_timeout: float) -> http.client.HTTPConnection:
+    def connect(self) -> http.client.HTTPConnection:
         """A new connection, open. Raises OSError, ValueError or HTTPException."""
         host, port = self.origin.hostname or "", self.origin.port
         address = (self.proxy.hostname, self.proxy.port or 80) if self.proxy.hostname else (host, port)
@@ -798,46 +930,85 @@ class Connector:
                 connection.set_tunnel(host, port, headers=self.proxy_headers)
         else:
             connection = http.client.HTTPConnection(*address, timeout=CONNECT_TIMEOUT)
-        connection.connect()
-        connection.sock.settimeout(answer_timeout)
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
-    def request(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-    ) -> tuple[int, bytes, http.client.HTTPMessage]:
-        """Sends one request and returns (status, body, headers) of its answer. Raises OSError or HTTPException."""
-        if self.proxy.hostname and not self.tls:  # an HTTP proxy is told the whole URL
-            path = self.origin.geturl() + path
-            headers = dict(headers, **self.proxy_headers)
-        # http.client would check each header and send the body apart, which costs as much again.
-        head = "%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join("%s: %s\r\n" % pair for pair in headers.items()))
-        connection.sock.sendall(head.encode("latin-1") + (body or b""))
-        # Closed at once: where there is no answer, an open file would keep the socket open, on PyPy for long.
-        with http.client.HTTPResponse(connection.sock, method=method) as response:
+
+class Line(io.RawIOBase):
+    """What one call sends and receives over a socket, as long as its time lasts.
+
+    That is `seconds`, and more for all that moves: SLOWEST_LINE decides. A timeout of the socket would begin again with
+    each byte, so that an answer may trickle for ever, and would cut off a large put on a slow line.
+    """
+
+    def __init__(self, sock: socket.socket, seconds: float) -> None:
+        self.sock = sock
+        self.end = time.monotonic() + seconds
+        self.received = 0
+
+    def wait(self) -> None:
+        self.sock.settimeout(max(0.001, self.end - time.monotonic()))
+
+    def send(self, data: bytes) -> None:
+        self.end += len(data) / SLOWEST_LINE  # the kernel takes it at once, whenever the line carries it
+        left = memoryview(data)
+        while left:
+            self.wait()
+            left = left[self.sock.send(left) :]
+
+    def makefile(self, *_: object) -> io.BufferedReader:
+        """Called by http.client, to which this stands for the socket."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.wait()
+        count = self.sock.recv_into(buffer)
+        self.received += count
+        self.end += count / SLOWEST_LINE
+        return count
+
+
+def exchange(
+    connection: http.client.HTTPConnection, line: Line, method: str, request: bytes
+) -> tuple[int, bytes, Mapping[str, str]]:
+    """Sends one request and returns (status, body, headers) of its answer; only after a whole 200 the connection stays
+    open. Raises OSError or HTTPException."""
+    keeps_open = False
+    try:
+        try:
+            line.send(request)
+        except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
+            if not wait_for_read(connection.sock, 0):
+                raise
+        with http.client.HTTPResponse(line, method=method) as response:  # type: ignore[arg-type]
             response.begin()
-            answer = response.status, response.read(), response.headers
-            if response.will_close:
-                connection.close()
-        return answer
-
-
-class NotRepeated(Exception):
-    """Carries a CallFailed past LogClient._send, which repeats some LogExceptions ten times, a second apart."""
+            while 100 <= response.status < 200:  # such as 103 Early Hints; http.client knows 100 alone
+                response.headers = response.msg = None  # type: ignore[assignment]
+                response.begin()
+            body = response.read()
+            keeps_open = response.status == 200 and not response.will_close
+            return response.status, body, response.headers  # type: ignore[return-value]
+    finally:
+        if not keeps_open:
+            connection.close()
 
 
 class LeanClient(LogClient):
     """A LogClient that talks to one project, from many threads, without requests, and tries each call once.
 
-    A call that fails raises CallFailed. Three private methods of the SDK's are overridden; should they be renamed,
-    calls go through requests again.
+    It is the one place where answers come in: an answer counts only if the service gave it. A private method of the
+    SDK's is overridden, which requests stand behind: `_getHttpResponse(method, url, params, body, headers)`. What it
+    raises, no LogException, passes through LogClient._send, which repeats calls.
     """
 
-    def __init__(self, place: Place, answer_timeout: float | None = None) -> None:
+    def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
         """`answer_timeout` is in seconds; None stands for ANSWER_TIMEOUT."""
         super().__init__(
             place.endpoint,
@@ -850,46 +1021,189 @@ class LeanClient(LogClient):
         )
         self.answer_timeout = answer_timeout or ANSWER_TIMEOUT
         self.timeout = (CONNECT_TIMEOUT, self.answer_timeout)  # type: ignore[assignment]  # what requests takes
+        self.keeps_connections = keeps_connections
         self.connector: Connector | None = None
-        self.of_thread = threading.local()  # each thread keeps one connection: there is no pool to run out of
-
-    def _send(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super()._send(*args, **options)  # type: ignore[misc]
-        except NotRepeated as carrier:
-            raise carrier.args[0] from None
-
-    def _sendRequest(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super()._sendRequest(*args, **options)  # type: ignore[misc]
-        except LogException as error:
-            raise NotRepeated(CallFailed(error)) from error
+        self.idle: deque[tuple[http.client.HTTPConnection, float]] = deque()  # and since when, the last used last
+        self.last_answer = "", 0.0  # its Date, and when it came
 
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> Any:
+        try:
+            status, answer, answer_headers = self.call(method, url, params, body, headers)
+        except LogException as error:
+            raise CallFailed("NoAnswer", str(error.get_error_message())) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise CallFailed.without_answer(error) from error
+        is_put = url.endswith("/shards/lb")
+        if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
+            raise CallFailed.by_answer(status, answer_headers, answer)
+        self.last_answer = answer_headers.get("Date") or "", time.monotonic()
+        return status, answer, answer_headers
+
+    def call(
+        self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[int, bytes, Mapping[str, str]]:
+        """(status, body, headers) of the answer. Raises OSError, ValueError, HTTPException, or as requests do."""
         scheme, _, rest = url.partition("://")
         host, slash, path = rest.partition("/")
-        path = slash + path + ("?" + urlencode(params) if params else "")
-        kept, last_use = getattr(self.of_thread, "kept", (None, 0.0))
-        self.of_thread.kept = None, 0.0
-        connection: http.client.HTTPConnection | None = kept
-        try:
-            self.connector = self.connector or Connector(scheme.lower() + "://" + host)
-            if not self.connector.is_usable:
-                return super()._getHttpResponse(method, url, params, body, headers)  # type: ignore[misc]
-            if connection and connection.sock and time.monotonic() - last_use > SURELY_OPEN:
-                # An idle connection with something to read has been closed by the other side.
-                connection = None if wait_for_read(connection.sock, 0) else connection
-            if not connection or not connection.sock:
-                connection = self.connector.connect(self.answer_timeout)
-            answer = self.connector.request(connection, method, path, body, dict(headers, **USER_AGENT))
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            if connection:
+        connector = self.connector = self.connector or Connector(scheme.lower() + "://" + host)
+        if not connector.is_usable:
+            return super()._getHttpResponse(method, url, params, body, headers)  # type: ignore[misc]
+        path = connector.url_start + slash + path + ("?" + urlencode(params) if params else "")
+        lines = ["%s: %s\r\n" % pair for sent in (headers, connector.headers) for pair in sent.items()]
+        request = ("%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join(lines))).encode("latin-1") + (body or b"")
+        connection = self.idle_connection()
+        if connection:
+            line = Line(connection.sock, self.answer_timeout)
+            try:
+                return self.keep(connection, exchange(connection, line, method, request))
+            except ConnectionError:  # http.client's RemoteDisconnected is one too
+                if line.received:
+                    raise  # else it had been closed while it was idle, and a fresh one gets its try
+        connection = connector.connect()
+        line = Line(connection.sock, self.answer_timeout)
+        return self.keep(connection, exchange(connection, line, method, request))
+
+    def idle_connection(self) -> http.client.HTTPConnection | None:
+        """A connection to use again, if there is one that nobody has closed and on which nothing lies unread."""
+        with contextlib.suppress(IndexError):
+            while True:
+                connection, since = self.idle.pop()
+                if time.monotonic() - since < LONGEST_IDLE and not wait_for_read(connection.sock, 0):
+                    return connection
                 connection.close()
-            raise LogException("LogRequestError", "%s: %s" % (type(error).__name__, error)) from error
-        self.of_thread.kept = connection, time.monotonic()
+        return None
+
+    def keep(self, connection: http.client.HTTPConnection, answer: Any) -> Any:
+        """Returns the answer, and keeps the connection for the next call if it is still open."""
+        if connection.sock:
+            if self.keeps_connections:
+                self.idle.append((connection, time.monotonic()))
+            else:
+                connection.close()
         return answer
+
+    def close_what_is_over(self) -> None:
+        """Closes connections that have been idle for long or were closed from the other side; to be called often."""
+        for _ in range(len(self.idle)):
+            with contextlib.suppress(IndexError):
+                connection, since = self.idle.popleft()
+                if time.monotonic() - since < LONGEST_IDLE and not wait_for_read(connection.sock, 0):
+                    self.idle.append((connection, since))
+                else:
+                    connection.close()
+
+    def service_time(self) -> float:
+        """The service's clock in unix seconds, by the Date of its last answer; this machine's where there is none."""
+        with contextlib.suppress(TypeError, ValueError):
+            date, received = self.last_answer
+            return email.utils.parsedate_to_datetime(date).timestamp() + time.monotonic() - received
+        return time.time()
+
+
+class Pull(NamedTuple):
+    """What a pull brought, under the names that the SDK asks for."""
+
+    log_groups: list[LogGroup]
+    size: int  # bytes, uncompressed
+    cursor: str
+    next_cursor: str
+
+    def get_loggroup_count(self) -> int:
+        return len(self.log_groups)
+
+    def get_raw_size(self) -> int:
+        return self.size
+
+    def get_next_cursor(self) -> str:
+        return self.next_cursor
+
+
+class Logstore:
+    """The calls for one logstore. Each is tried once and its answer held to the form that the call must have.
+
+    All raise CallFailed.
+    """
+
+    def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
+        self.place = place
+        self.client = LeanClient(place, answer_timeout, keeps_connections)
+        self.put = functools.partial(self.client.put_log_raw, place.project, place.logstore)
+
+    def ask(self, call: Callable[..., Any], *arguments: object) -> Any:
+        """What the SDK makes of the answer; whatever it can't make sense of is no answer of the service."""
+        try:
+            return call(self.place.project, self.place.logstore, *arguments)
+        except CallFailed:
+            raise
+        except Exception as error:  # any: the SDK reads all answers as if they were right
+            raise CallFailed("NotTheService", "200, but %s" % printable(repr(error), 100)) from error
+
+    @staticmethod
+    def expect(is_right: object, answer: object) -> None:
+        if not is_right:
+            raise CallFailed("NotTheService", "200, but %s" % printable(repr(answer), 100))
+
+    def shards(self) -> list[dict[str, Any]]:
+        """ListShards: shardID, status ("readwrite" or "readonly"), createTime (unix seconds) of each, at least one."""
+        shards = self.ask(self.client.list_shards).get_shards_info()
+        is_right = is_list(shards, dict) and all({"shardID", "status"} <= set(shard) for shard in shards)
+        self.expect(is_right and shards, shards)
+        return shards
+
+    def cursor(self, shard: int, start: str | int) -> str:
+        """GetCursor: of "begin", "end", or of the first LogGroup that arrived at a time (unix seconds) or later."""
+        cursor = self.ask(self.client.get_cursor, shard, start).get_cursor()
+        self.expect(isinstance(cursor, str) and cursor, cursor)
+        return cursor
+
+    def arrival_time(self, shard: int, cursor: str) -> int:
+        """GetCursorTime: when the LogGroup at the cursor arrived, in unix seconds."""
+        seconds = self.ask(self.client.get_cursor_time, shard, cursor).get_cursor_time()
+        self.expect(isinstance(seconds, int), seconds)
+        return seconds
+
+    def pull(self, shard: int, cursor: str, count: int) -> Pull:
+        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on."""
+        response = self.ask(self.client.pull_logs, shard, cursor, count)
+        size, next_cursor = response.get_raw_size(), response.get_next_cursor()
+        self.expect(next_cursor, response.get_all_headers())
+        try:
+            log_groups = log_groups_of(response)
+        except ValueError as error:
+            raise CallFailed("UnreadablePull", "shard %d: %s" % (shard, error)) from error
+        return Pull(log_groups, size, cursor, next_cursor)
+
+    def consumer_groups(self) -> dict[str, Any]:
+        """ListConsumerGroup: the SDK's ConsumerGroupEntity by the group's name."""
+        groups = self.ask(self.client.list_consumer_group).get_consumer_groups()
+        return {group.get_consumer_group_name(): group for group in groups}
+
+    def make_consumer_group(self, name: str, timeout: int) -> None:
+        """CreateConsumerGroup; `timeout` in seconds. Shards that a split makes are handed out at once."""
+        self.ask(self.client.create_consumer_group, name, timeout, False)
+
+    def checkpoints(self, group: str) -> dict[int, dict[str, Any]]:
+        """GetCheckPoint of every shard: checkpoint (a cursor), updateTime (unix microseconds), consumer."""
+        entries = self.ask(self.client.get_check_point, group).get_consumer_group_check_points()
+        self.expect(is_list(entries, dict) and all({"shard", "checkpoint"} <= set(one) for one in entries), entries)
+        return {entry["shard"]: entry for entry in entries}
+
+    def save_checkpoint(self, group: str, consumer: str, shard: int, cursor: str) -> None:
+        """UpdateCheckPoint, refused where another consumer holds the shard."""
+        # The SDK forces its update: a copy that was frozen and lost the shard would write over the new holder's.
+        self.ask(self.client.update_check_point, group, shard, cursor, consumer, False)
+
+    def heartbeat(self, group: str, consumer: str, shards: Sequence[int]) -> list[int]:
+        """HeartBeat: tells the shards that are held, returns those that may be."""
+        held = self.ask(self.client.heart_beat, group, consumer, list(shards)).get_shards()
+        self.expect(is_list(held, int), held)
+        return held
+
+
+def is_list(answer: object, kind: type) -> bool:
+    return isinstance(answer, list) and all(isinstance(entry, kind) for entry in answer)
 
 
 # ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
@@ -915,29 +1229,26 @@ class ShardStatus(NamedTuple):
 
 
 def read_shard_status(
-    client: LogClient, place: Place, consumer_group: str, only: Sequence[int] | None = None
+    logstore: Logstore, consumer_group: str, only: Sequence[int] | None = None
 ) -> Iterator[ShardStatus]:
     """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
-    Raises LogException.
+    Raises CallFailed.
     """
-    shards = client.list_shards(place.project, place.logstore).get_shards_info()
-    answer = client.get_check_point(place.project, place.logstore, consumer_group)
-    entries = {entry["shard"]: entry for entry in answer.get_consumer_group_check_points()}
-    for shard, status in ((shard["shardID"], shard["status"]) for shard in shards):
+    entries = logstore.checkpoints(consumer_group)
+    for shard, status in ((shard["shardID"], shard["status"]) for shard in logstore.shards()):
         if only is not None and shard not in only:
             continue
         entry = entries.get(shard, {})
         checkpoint = entry.get("checkpoint") or ""
         arrival = behind = None
         if checkpoint:
-            arguments = place.project, place.logstore, shard
-            is_at_end = checkpoint == client.get_end_cursor(*arguments).get_cursor()
+            is_at_end = checkpoint == logstore.cursor(shard, "end")
             try:
-                arrival = client.get_cursor_time(*arguments, checkpoint).get_cursor_time()
-                behind = 0.0 if is_at_end else max(0.0, time.time() - arrival)
-            except LogException as error:
-                if error.get_error_code() != "InvalidCursor":
+                arrival = logstore.arrival_time(shard, checkpoint)
+                behind = 0.0 if is_at_end else max(0.0, logstore.client.service_time() - arrival)
+            except CallFailed as error:
+                if error.code != "InvalidCursor":
                     raise
         updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
         yield ShardStatus(shard, status, entry.get("consumer") or "", checkpoint, arrival, behind, updated)
@@ -957,6 +1268,7 @@ class Finding(NamedTuple):
     verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
     text: str
     cause: str = ""  # the same for places that the same thing is wrong with
+    group_has_begun: bool = False  # whether the consumer group has a checkpoint
 
 
 FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
@@ -964,30 +1276,57 @@ FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "co
 
 def look_at(place: Place, subject: str, consumer_group: str = "") -> Finding:
     """Tries a place with calls that only read; `consumer_group` is that of the source, "" for a target."""
-    client = LeanClient(place, CHECK_TIMEOUT)
+    logstore = Logstore(place, CHECK_TIMEOUT)
     try:
-        count = len(client.list_shards(place.project, place.logstore).get_shards_info())
+        count = len(logstore.shards())
         text = "%d shard%s" % (count, "" if count == 1 else "s")
-        return Finding(subject, FINE, text + (look_at_group(client, place, consumer_group) if consumer_group else ""))
-    except LogException as error:
-        failure = CallFailed(error)
+        if not consumer_group:
+            return Finding(subject, FINE, text)
+        text += look_at_group(logstore, consumer_group)
+        return Finding(subject, FINE, text, "", group_has_begun(logstore, consumer_group))
+    except CallFailed as error:
+        failure = error
     text = explain(failure, place)
     if failure.may_pass():
         return Finding(subject, UNREACHABLE, text)
-    if failure.code == "Unauthorized" and not consumer_group:
-        return Finding(subject, UNVERIFIED, "the key may not look, whether it may write the first put will show")
-    return Finding(subject, WRONG, text, failure.code + failure.advice(place))
+    if failure.is_missing_permission and not consumer_group:
+        words = "the key may not look, whether it may write the first put will show: %s"
+        return Finding(subject, UNVERIFIED, words % failure)
+    return Finding(subject, WRONG, text, failure.code + failure.advice.format(**place.names))
 
 
-def look_at_group(client: LogClient, place: Place, consumer_group: str) -> str:
-    """What a start would find of its consumer group, in words. Raises LogException."""
+def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
+    return any(entry["checkpoint"] for entry in checkpoints.values())
+
+
+def group_has_begun(logstore: Logstore, consumer_group: str) -> bool:
+    with contextlib.suppress(CallFailed):
+        return has_begun(logstore.checkpoints(consumer_group))
+    return False
+
+
+def remarks_on_group(group: Any, interval: int) -> list[str]:
+    """What there is to say of a consumer group that exists, an SDK's ConsumerGroupEntity; `interval` is the setting."""
+    name, timeout, lines = group.get_consumer_group_name(), group.get_timeout(), []
+    if timeout != 2 * interval:
+        words = "consumer group %s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; "
+        lines.append(
+            (words + "heartbeats every %g s") % (name, timeout, interval, 2 * interval, min(interval, timeout / 2))
+        )
+    if group.is_in_order():
+        lines.append("consumer group %s consumes in order, and keeps that: children of a split wait for it" % name)
+    return lines
+
+
+def look_at_group(logstore: Logstore, consumer_group: str) -> str:
+    """What a start would find of its consumer group, in words. Raises CallFailed."""
     try:
-        groups = client.list_consumer_group(place.project, place.logstore).get_consumer_groups()
-    except LogException as error:
-        if error.get_error_code() != "Unauthorized":
+        groups = logstore.consumer_groups()
+    except CallFailed as error:
+        if not error.is_missing_permission:
             raise
         return ", could not verify the consumer group, for the key may not list them"
-    if consumer_group in [group.get_consumer_group_name() for group in groups]:
+    if consumer_group in groups:
         return ", consumer group %s exists" % consumer_group
     full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
     return ", consumer group %s will be made, beside %d others%s" % (consumer_group, len(groups), full)
@@ -999,6 +1338,27 @@ def look_at_all(settings: Settings) -> list[Finding]:
     looks = [threads.submit(look_at, settings.source, settings.source_name, settings.consumer_group)]
     looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
     return [look.result() for look in looks]
+
+
+def check_before_start(settings: Settings) -> None:
+    """Looks at every place and says what is wrong, or could not be found out. Raises CannotStart.
+
+    A target that is wrong stops only a group that has not begun: there it may be a typo. Later it holds up its own
+    logs, as one that goes missing while the copies run.
+    """
+    findings = look_at_all(settings)
+    wrong: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.verdict == WRONG:
+            wrong.setdefault(finding.cause, []).append(finding)
+        elif finding.verdict == UNREACHABLE:
+            log.warning("%s: %s: %s", finding.subject, finding.verdict, finding.text)
+    lines = ["%s: %s" % (", ".join(one.subject for one in alike), alike[0].text) for alike in wrong.values()]
+    source = findings[0]
+    if lines and (source.verdict == WRONG or (source.verdict == FINE and not source.group_has_begun)):
+        raise CannotStart("\n".join(lines))
+    for line in lines:
+        log.error("%s; its logs, and no others, wait until that is mended", line)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -1039,10 +1399,9 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     """
     source, group = settings.source, settings.consumer_group
     try:
-        statuses = sorted(read_shard_status(LeanClient(source, CHECK_TIMEOUT), source, group))
-    except LogException as error:
-        failure = explain(CallFailed(error), source)
-        print("%s, consumer group %s: %s" % (settings.source_name, group, failure), file=sys.stderr)
+        statuses = sorted(read_shard_status(Logstore(source, CHECK_TIMEOUT), group))
+    except CallFailed as error:
+        print("%s, consumer group %s: %s" % (settings.source_name, group, explain(error, source)), file=sys.stderr)
         return 1
     now = time.time()
     behind = how_far_behind(statuses)
@@ -1064,9 +1423,15 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
-GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop or its shard is to move
-LOOK_INTERVAL = 0.05  # seconds of load that decide whether more writers would help
+GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
+LOOK_INTERVAL = 0.05  # seconds of load that decide whether more puts at once would help
+SLOW = (5.0, 250 * 1000)  # seconds, and bytes a second: puts that take longer want no company
+HOLD_UP = 1.0  # seconds for which puts that failed wait for the others of their batch
 REFUSALS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
+FAILURES = 8  # puts in a row that a target must fail before those that wait for it are not even tried
+
+
+NO_LOGS = b"\x1a\x00"  # a LogGroup with the topic "" and no logs
 
 
 class Patience:
@@ -1077,34 +1442,9 @@ class Patience:
         self.end: float | None = None
 
     def lasts(self) -> bool:
-        if self.is_wanted():
-            self.end = None
-        elif self.end is None:
+        if self.end is None and not self.is_wanted():
             self.end = time.monotonic() + GRACE
         return self.end is None or time.monotonic() < self.end
-
-
-class Crew:
-    """How many writers each target gets: more while the process waits, fewer while it computes.
-
-    A near service keeps the CPU busy with few writers, and more would only take turns; a far one makes it wait.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.size = 1
-        self.lock = threading.Lock()
-        self.cpu, self.wall = time.process_time(), time.monotonic()
-
-    def look(self) -> int:
-        """The size for now."""
-        with self.lock:
-            passed = time.monotonic() - self.wall
-            if passed >= LOOK_INTERVAL:
-                busy = (time.process_time() - self.cpu) / passed
-                self.size = min(self.most, self.size * 2) if busy < 0.5 else max(1, self.size - 1)
-                self.cpu, self.wall = time.process_time(), time.monotonic()
-            return self.size
 
 
 class RejectedLogGroups:
@@ -1115,30 +1455,36 @@ class RejectedLogGroups:
     """
 
     MOST_BYTES = 1000 * 1000 * 1000  # of all such files; what goes beyond is not set aside
+    LONGEST_NAME = 64  # characters of a project's or logstore's, for a file's name must not have more than 255
+    LOOK_INTERVAL = 30.0  # seconds between looks at what other copies keep, and what has been taken away
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.lock = threading.Lock()
+        self.used, self.looked = 0, float("-inf")
 
     def keep(self, target: int, place: Place, log_group: LogGroup) -> str:
         """Returns the path of the file. Raises OSError, also when the directory has MOST_BYTES."""
         data = log_group.SerializeToString()
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        name = "TO%d-%s-%s-%s.loggroup" % (target, place.project, place.logstore, digest)
-        path = os.path.join(self.directory, name)
+        names = place.project[: self.LONGEST_NAME], place.logstore[: self.LONGEST_NAME]
+        path = os.path.join(self.directory, "TO%d-%s-%s-%s.loggroup" % (target, *names, digest))
         with self.lock:
-            with os.scandir(self.directory) as entries:
-                used = sum(
-                    entry.stat().st_size for entry in entries if ".loggroup" in entry.name and entry.name != name
-                )
-            if used + len(data) > self.MOST_BYTES:
-                raise OSError(errno.EDQUOT, "it holds %d bytes, as many as are kept; make room" % used, self.directory)
-            self.write(path, data)
+            if time.monotonic() - self.looked > self.LOOK_INTERVAL:
+                with os.scandir(self.directory) as entries:
+                    self.used = sum(entry.stat().st_size for entry in entries if ".loggroup" in entry.name)
+                self.looked = time.monotonic()
+            is_new = not os.path.exists(path)
+            if is_new and self.used + len(data) > self.MOST_BYTES:
+                used = "it holds %d bytes, as many as are kept; make room" % self.used
+                raise OSError(errno.EDQUOT, used, self.directory)
+            self.used += is_new * len(data)
+        self.write(path, data)
         return path
 
     def write(self, path: str, data: bytes) -> None:
         """Writes a file that is there whole or not at all, whenever the machine stops."""
-        unfinished = "%s.%d.unfinished" % (path, os.getpid())
+        unfinished = "%s.%d.unfinished" % (path, threading.get_native_id())
         try:
             with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(data)
@@ -1157,84 +1503,86 @@ class RejectedLogGroups:
 
 
 class Target:
-    """One target logstore: its writer, its threads and its counts."""
+    """One target logstore: its writer, what waits for it, and its counts."""
 
     def __init__(self, settings: TargetSettings, writers: int, rejected: RejectedLogGroups | None) -> None:
-        self.number, self.place = settings.number, settings.place
-        self.name = settings.name
-        self.write = functools.partial(LeanClient(self.place).put_log_raw, self.place.project, self.place.logstore)
-        # Threads of its own, so that a slow or refused target holds back no other.
-        self.threads = concurrent.futures.ThreadPoolExecutor(writers, "TO%d" % self.number)
+        self.number, self.place, self.name = settings.number, settings.place, settings.name
+        self.logstore = Logstore(self.place)
+        self.write = self.logstore.put  # LogClient.put_log_raw, bound by functools.partial to project and logstore
+        self.most_writers = writers
+        self.writers_allowed = 1  # one more after each quick put, half as many after one that ran out of time
+        self.writers_busy = 0
+        self.waiting: deque[tuple[Put, Batch]] = deque()
+        self.failures_in_a_row = 0
         self.lock = threading.Lock()
-        self.log_groups = self.logs = self.bytes = self.retries = self.set_aside = 0
+        self.puts = self.log_groups = self.logs = self.bytes = self.retries = self.set_aside = 0
         self.rejected = rejected
-        self.putting = Trouble(self.name, "puts", "a put failed and is tried again until it is taken", self.place)
-        self.keeping = Trouble(self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.place)
+        self.putting = Trying(self.name, "puts", "a put failed and is tried again until it is taken", self.place)
+        self.keeping = Trying(self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.place)
         self.set_aside_lines = GrowingIntervals()
 
-    def put_all(self, log_groups: deque[LogGroup], given_up: threading.Event) -> bool:
-        """Puts what waits in `log_groups`, beside other writers; False if `given_up` was set before one was taken."""
-        while True:
-            try:
-                log_group = log_groups.popleft()
-            except IndexError:
-                return True
-            if not self.put(log_group, given_up):
-                return False
+    def try_once(self, put: Put) -> Exception | None:
+        """Puts; returns why not, None when the target has taken it. Never raises."""
+        slow = time.monotonic() + SLOW[0] + put.size / SLOW[1]
+        try:
+            self.write(put)
+        except Exception as error:  # any: whatever kept this put from being taken, it is tried again
+            failure = error
+        else:
+            self.putting.passed(put)
+            with self.lock:
+                self.failures_in_a_row = 0
+                self.puts += 1
+                self.log_groups += len(put.log_groups)
+                self.logs += put.log_count
+                self.bytes += put.size
+                if time.monotonic() < slow:
+                    self.writers_allowed = min(self.writers_allowed + 1, self.most_writers)
+            return None
+        with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
+            with self.lock:
+                self.retries += 1
+                self.failures_in_a_row += not blames_log_group(failure)
+                if time.monotonic() > slow:
+                    self.writers_allowed = max(1, self.writers_allowed // 2)
+            self.putting.failed(put, failure)
+        return failure
 
-    def put(self, log_group: LogGroup, given_up: threading.Event) -> bool:
-        """Tries until the target has taken it, on every error; False if `given_up` was set before that.
+    def takes_no_put(self, error: Exception) -> bool:
+        """Whether it is the target that fails, not the put."""
+        return self.failures_in_a_row >= FAILURES and not blames_log_group(error)
 
-        What is refused for what it brings is put in the pieces it was joined of. A single LogGroup refused so
-        REFUSALS times is set aside where SLS_REJECTED_DIR is set.
+    def takes_another_put(self, put: Put) -> bool:
+        """Whether the target has taken any put since `put` was refused first, or takes one without logs now.
+
+        Else it is not the LogGroup that is at fault: a header, the key or something on the way may be.
         """
-        is_done = False
-        refusals = 0
-        for pause in pauses():
-            if is_done or given_up.is_set():
-                break
-            try:
-                self.write(log_group)
-                self.count(len(log_group.logs), log_group.log_count, log_group.size)
-                is_done = True
-            except Exception as error:
-                self.putting.failed(log_group, error)
-                self.count(retries=1)
-                refusals += isinstance(error, CallFailed) and error.refuses_log_group()
-                if refusals and len(log_group.logs) > 1:
-                    self.putting.passed(log_group)
-                    return self.put_all(deque(log_group.split()), given_up)
-                is_done = refusals >= REFUSALS and self.keep(log_group, error)
-                if not is_done:
-                    given_up.wait(pause)
-        self.putting.passed(log_group)
-        self.keeping.passed(log_group)
-        return is_done
+        if self.puts > put.puts_before:
+            return True
+        with contextlib.suppress(Exception):
+            self.write(Put([], NO_LOGS))
+            return True
+        return False
 
-    def keep(self, log_group: LogGroup, error: Exception) -> bool:
+    def keep(self, put: Put, error: Exception) -> bool:
         """Sets a LogGroup aside; False if that can't be done, or not now."""
         if not self.rejected:
             return False
         try:
-            path = self.rejected.keep(self.number, self.place, log_group)
+            path = self.rejected.keep(self.number, self.place, put.log_groups[0])
         except OSError as failure:
-            self.keeping.failed(log_group, failure)
+            self.keeping.failed(put, failure)
             return False
-        self.count(set_aside=1)
+        self.keeping.passed(put)
+        self.putting.passed(put)
+        with self.lock:
+            self.set_aside += 1
         if self.set_aside_lines.is_due():
             log.error(
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
-                self.name, printable(log_group.Topic, 60), log_group.log_count, path, self.set_aside, error,
+                self.name, printable(put.log_groups[0].Topic, 60), put.log_count, path, self.set_aside, error,
             )  # fmt: skip
         return True
-
-    def count(self, log_groups: int = 0, logs: int = 0, size: int = 0, retries: int = 0, set_aside: int = 0) -> None:
-        with self.lock:
-            self.log_groups += log_groups
-            self.logs += logs
-            self.bytes += size
-            self.retries += retries
-            self.set_aside += set_aside
 
     def summary(self) -> str:
         return (
@@ -1243,19 +1591,171 @@ class Target:
         )
 
 
-class Unmatched:
-    """Counts the LogGroups left out because no route matches their topic."""
+def blames_log_group(error: Exception) -> bool:
+    return isinstance(error, CallFailed) and error.fault == Fault.LOG_GROUP
+
+
+class Batch:
+    """What is to be put of one pull, and what has become of it."""
+
+    def __init__(self, puts: dict[Target, list[Put]]) -> None:
+        self.change = threading.Condition()
+        self.to_try = [(target, put) for target, share in puts.items() for put in share]
+        self.trying = 0  # puts that wait for a writer, or are in the air
+        self.taken = 0
+        self.failed: list[tuple[Target, Put, Exception]] = []
+        self.is_given_up = False
+
+    def settle(self, target: Target, put: Put, error: Exception | None) -> None:
+        """Called when a put has been tried."""
+        with self.change:
+            self.trying -= 1
+            if error is None:
+                self.taken += 1
+            elif self.is_given_up:
+                target.putting.passed(put)
+            else:
+                self.failed.append((target, put, error))
+            if not self.trying or len(self.failed) == 1:
+                self.change.notify_all()
+
+    def take_failed(self) -> list[tuple[Target, Put, Exception]]:
+        with self.change:
+            failed, self.failed = self.failed, []
+            return failed
+
+    def give_up(self) -> None:
+        """What has not begun never will."""
+        with self.change:
+            self.is_given_up = True
+            for target, put in [*self.to_try, *((target, put) for target, put, _ in self.failed)]:
+                target.putting.passed(put)
+
+
+class Writers:
+    """The threads that put, for all batches and targets of the process. None waits for another try of its put.
+
+    How many put at once follows the load. A near service keeps the CPU busy with one, and more would only take turns; a
+    far one makes it wait. And each target has as many as it can use, so that a slow one takes none from the others.
+    """
+
+    IDLE = 60.0  # seconds after which a thread without work ends
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.at_once = 1
+        self.busy = self.idle = self.threads = 0
+        lock = threading.RLock()
+        self.work, self.backlog = threading.Condition(lock), threading.Condition(lock)
+        self.ready: deque[Target] = deque()  # those that have something to put, and writers left
+        self.starting = GrowingIntervals()
+        threading.Thread(target=self.follow_the_load, daemon=True).start()
+
+    def add(self, puts: Sequence[tuple[Target, Put]], batch: Batch) -> None:
+        with self.work:
+            batch.trying += len(puts)
+            for target, put in puts:
+                target.waiting.append((put, batch))
+                self.make_ready(target)
+            self.backlog.notify()
+            self.wake()
+
+    def make_ready(self, target: Target) -> None:
+        if target.waiting and target.writers_busy < target.writers_allowed and target not in self.ready:
+            self.ready.append(target)
+
+    def wake(self) -> None:
+        """Sees to it that as many threads work as may."""
+        wanted = min(self.at_once - self.busy, len(self.ready))
+        self.work.notify(min(wanted, self.idle))
+        for _ in range(wanted - self.idle):
+            try:
+                threading.Thread(target=self.write, daemon=True).start()
+            except RuntimeError as error:
+                if self.starting.is_due():
+                    log.warning("%s: %d threads put; the limit is `ulimit -u`, or the container's", error, self.threads)
+                break
+            self.threads += 1
+
+    def next(self) -> tuple[Target, Put, Batch] | None:
+        while self.ready and self.busy < self.at_once:
+            target = self.ready.popleft()
+            put, batch = target.waiting.popleft()
+            if batch.is_given_up:
+                batch.settle(target, put, GivenUp())
+                self.make_ready(target)
+                continue
+            target.writers_busy += 1
+            self.busy += 1
+            self.make_ready(target)
+            return target, put, batch
+        return None
+
+    def write(self) -> None:
+        """The life of one thread."""
+        with self.work:
+            while True:
+                work = self.next()
+                if work:
+                    self.put(*work)
+                    continue
+                self.idle += 1
+                is_woken = self.work.wait(self.IDLE)
+                self.idle -= 1
+                if not is_woken and not self.ready:
+                    self.threads -= 1
+                    return
+
+    def put(self, target: Target, put: Put, batch: Batch) -> None:
+        self.work.release()
+        try:
+            error = target.try_once(put)
+        finally:
+            self.work.acquire()
+        self.busy -= 1
+        target.writers_busy -= 1
+        batch.settle(target, put, error)
+        if error is not None and target.takes_no_put(error):
+            while target.waiting:
+                put, batch = target.waiting.popleft()
+                batch.settle(target, put, error)
+        self.make_ready(target)
+
+    def follow_the_load(self) -> None:
+        while True:
+            with self.backlog:
+                self.backlog.wait_for(lambda: self.ready)
+            cpu, wall = time.process_time(), time.monotonic()
+            time.sleep(LOOK_INTERVAL)
+            busy = (time.process_time() - cpu) / (time.monotonic() - wall)
+            with self.work:
+                self.at_once = min(self.most, self.at_once * 2) if busy < 0.5 else max(1, self.at_once - 1)
+                self.wake()
+
+    def help(self) -> None:
+        """Puts in the caller's thread, if there is no other."""
+        with self.work:
+            work = None if self.threads else self.next()
+            if work:
+                self.put(*work)
+
+
+class LeftOut:
+    """Counts the LogGroups that are put nowhere: no route matches their topic, or they have no logs."""
 
     MOST_TOPICS, LONGEST_TOPIC = 1000, 60  # counted each for itself; shown, in characters
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.log_groups = self.logs = 0
+        self.log_groups = self.logs = self.empty = 0
         self.topics: Counter[str] = Counter()
 
     def add(self, log_group: LogGroup) -> None:
         topic = printable(log_group.Topic, self.LONGEST_TOPIC)
         with self.lock:
+            if not log_group.log_count:
+                self.empty += 1
+                return
             self.log_groups += 1
             self.logs += log_group.log_count
             if topic in self.topics or len(self.topics) < self.MOST_TOPICS:
@@ -1264,7 +1764,8 @@ class Unmatched:
     def summary(self) -> str:
         with self.lock:
             named = json.dumps(", ".join("%s %d" % pair for pair in self.topics.most_common(10)), ensure_ascii=False)
-            return f"unmatched_groups={self.log_groups} unmatched_logs={self.logs} unmatched_topics={named}"
+            counts = f"empty_groups={self.empty} unmatched_groups={self.log_groups} unmatched_logs={self.logs}"
+            return f"{counts} unmatched_topics={named}"
 
 
 class Delivery:
@@ -1274,418 +1775,606 @@ class Delivery:
         self.routes = Routes(settings.targets)
         rejected = RejectedLogGroups(settings.rejected_dir) if settings.rejected_dir else None
         self.targets = {target.number: Target(target, settings.writers, rejected) for target in settings.targets}
-        self.crew = Crew(settings.writers)
+        self.writers = Writers(settings.writers * len(self.targets))
         self.join_packs = settings.merge_packs
-        self.unmatched = Unmatched()
+        self.left_out = LeftOut()
 
-    def troubles(self) -> Iterator[Trouble]:
-        for target in self.targets.values():
-            yield target.putting
-            yield target.keeping
-
-    def sort(self, log_groups: Iterable[LogGroup]) -> dict[int, list[LogGroup]]:
-        """The LogGroups by the number of their target, in their order; the unmatched are counted and left out."""
-        sorted_groups: dict[int, list[LogGroup]] = {}
+    def sort(self, log_groups: Iterable[LogGroup]) -> dict[Target, list[LogGroup]]:
+        """The LogGroups by their target, in their order; those that go nowhere are counted and left out."""
+        sorted_groups: dict[Target, list[LogGroup]] = {}
         for log_group in log_groups:
-            number = self.routes.find(log_group.Topic)
+            number = self.routes.find(log_group.Topic) if log_group.log_count else None
             if number is None:
-                self.unmatched.add(log_group)
+                self.left_out.add(log_group)
             else:
-                sorted_groups.setdefault(number, []).append(log_group)
+                sorted_groups.setdefault(self.targets[number], []).append(log_group)
         return sorted_groups
 
-    def deliver(self, log_groups: Iterable[LogGroup], patience: Patience) -> bool:
-        """True once every routed LogGroup has been taken by its target, False if `patience` ended before that."""
-        given_up = threading.Event()
-        waiting = {
-            self.targets[number]: deque(join_log_groups(routed, self.join_packs))
-            for number, routed in self.sort(log_groups).items()
-        }
-        tasks: list[concurrent.futures.Future[bool]] = []
-        started = 0  # writers of each target
-        while patience.lasts():
-            crew = self.crew.look()
-            for target, puts in waiting.items():
-                for _ in range(min(crew - started, len(puts))):
-                    tasks.append(target.threads.submit(target.put_all, puts, given_up))
-            started = max(started, crew)
-            if not concurrent.futures.wait(tasks, LOOK_INTERVAL if any(waiting.values()) else 0.2).not_done:
-                return all(task.result() for task in tasks)
-        given_up.set()
-        return False
+    def deliver(self, log_groups: Iterable[LogGroup], goes_on: Callable[[], bool]) -> None:
+        """Returns once every routed LogGroup has been taken by its target.
+
+        Raises GivenUp when `goes_on()` was false before that; then, as on any other exception, no put of these begins
+        any more.
+        """
+        shares = self.sort(log_groups)
+        batch = Batch({target: join_log_groups(share, self.join_packs) for target, share in shares.items()})
+        try:
+            until_done(functools.partial(self.try_all, batch, goes_on), goes_on, lambda _: None, LONGEST_PAUSE)
+        finally:
+            batch.give_up()
+
+    def try_all(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
+        """Tries what is left of a batch, until nothing is.
+
+        As long as some puts are taken, the others follow soon; raises why one failed when none is.
+        """
+        while batch.to_try or batch.trying:
+            taken_before, to_try, batch.to_try = batch.taken, batch.to_try, []
+            self.writers.add(to_try, batch)
+            self.await_outcome(batch, goes_on)
+            failed = batch.take_failed()
+            batch.to_try = [again for failure in failed for again in self.after_failure(*failure)]
+            if batch.to_try and batch.taken == taken_before:
+                raise failed[0][2]
+            wait(FIRST_PAUSE if batch.to_try else 0.0, goes_on)
+
+    def await_outcome(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
+        """Waits until every put of a batch was tried, or some have failed and need not wait for the others."""
+        end = float("inf")
+        while batch.trying and time.monotonic() < end:
+            if not goes_on():
+                raise GivenUp
+            with batch.change:
+                if batch.trying:
+                    batch.change.wait(0.2)
+                if batch.failed:
+                    end = min(end, time.monotonic() + HOLD_UP)
+            self.writers.help()
+
+    def after_failure(self, target: Target, put: Put, error: Exception) -> list[tuple[Target, Put]]:
+        """What is to be tried in the place of a put that failed.
+
+        One that is refused for what it brings is split into the LogGroups that were joined. A single one that was
+        refused so REFUSALS times, by a target that takes others, is set aside where SLS_REJECTED_DIR is set.
+        """
+        if blames_log_group(error):
+            if len(put.log_groups) > 1:
+                target.putting.passed(put)
+                return [(target, single) for single in put.split()]
+            put.puts_before = put.puts_before if put.refusals else target.puts
+            put.refusals += 1
+            if put.refusals >= REFUSALS and target.takes_another_put(put) and target.keep(put, error):
+                return []
+        return [(target, put)]
 
 
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
+#
+# A consumer is one name in the consumer group, from joining it to losing it. What holds for it:
+#   1. a batch's checkpoint is saved before the next batch of its shard begins;
+#   2. whoever is lost saves nothing;
+#   3. the group is made at the first join only, never at a later one;
+#   4. the SDK's checkpoint tracker is never told of anything, so it has nothing to flush;
+#   5. what is tried again is so by `until_done`, which ends when the shard is revoked, the consumer lost, the copy
+#      stopped, and a batch in flight has had its GRACE.
+# Three things happen to a shard. *Assigned* (Heartbeats.beat): the SDK makes a ShardConsumer for it. *Revoked*
+# (Membership.revoke): its batch in flight is ended, its checkpoint saved, then it moves. *Lost* (Membership.lose), with
+# the consumer and so with all its shards: nothing begins, nothing is saved, batches in flight have their GRACE, then
+# another consumer joins and begins at the service's checkpoints.
 
 
-class Membership:
-    """Whether what this copy knows of its shards still holds.
+class ShardConsumer(ConsumerProcessorBase):
+    """One shard from when it is assigned until it is revoked or lost: its beginning, pulls, batches and checkpoint.
 
-    The service forgets a consumer that is silent for longer than the group's timeout, and gives its shards to others.
-    Should it get them back, they are ahead of what it knew: then everything begins anew, at their checkpoints. Each
-    such beginning has a number.
+    The SDK calls `initialize` once, then `pull` (by way of SourceClient) and `process`, each one after the other but
+    both at the same time: up to two pulls wait while a batch is delivered.
     """
 
-    CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # it goes on while the process or machine sleeps
+    FULL_PULL = 4 * 1000 * 1000  # bytes; what is asked of one pull, and less where many shards share the memory
+    MEMORY = 64 * 1000 * 1000  # bytes of pulls that the shards of the process may hold together, three for each
+    FIRST_COUNT, MOST_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
+    BATCH_TIME = 1.0  # seconds that a batch should take, for so long it holds up a stop, and is repeated after a crash
 
-    def __init__(self, group_timeout: float) -> None:
-        self.group_timeout = group_timeout  # seconds
-        self.number = 0
-        self.saving = 0  # checkpoints on their way to the service
+    def __init__(self, membership: Membership) -> None:
+        super().__init__()
+        self.membership = membership
+        self.dispatcher = membership.dispatcher
+        self.source = membership.dispatcher.source
+        self.is_revoked = False
+        self.checkpoint = ""  # the service's
+        self.delivered = ""  # how far all is delivered; beyond the checkpoint while that is not saved
+        self.waiting = 0  # batches that were pulled and not yet delivered
+        self.begun_again = 0  # times that the SDK was told to fetch again: it drops what was pulled before
+        self.by_size, self.by_time = float(self.FIRST_COUNT), float(self.MOST_COUNT)  # LogGroups to ask for
+        self.next_pull = 0.0
+        self.lock = threading.Lock()
+        self._preprocessor = lambda pull: pull  # what the SDK calls in between, for which its own would parse
+
+    def is_wanted(self) -> bool:
+        """Whether anything may begin. Once it is false it stays so."""
+        return not (self.is_revoked or self.dispatcher.is_stopping() or self.membership.is_lost())
+
+    def initialize(self, shard: int) -> None:
+        """Called by the SDK before the first pull. Raises GivenUp."""
+        super().initialize(shard)
+        self.membership.shards[shard] = self
+        self.dispatcher.beginning.until_done(shard, self.begin, self.is_wanted)
+
+    def begin(self) -> None:
+        """Finds where the shard begins, and sees to it that the service knows before anything is read.
+
+        Else a copy killed before its first checkpoint would let the next begin at a later "end". What the consumer
+        before this one has delivered, but could not save, is saved if nobody has been further since.
+        """
+        saved = self.dispatcher.checkpoints().get(self.shard_id, {}).get("checkpoint", "")
+        before, delivered = self.dispatcher.unsaved.get(self.shard_id, ("", ""))
+        if not saved:
+            self.send_checkpoint(self.dispatcher.first_cursor(self.shard_id))
+        elif saved == before:
+            self.send_checkpoint(delivered)
+        else:
+            self.checkpoint = self.delivered = saved
+        self.dispatcher.unsaved.pop(self.shard_id, None)
+
+    def pull(self, cursor: str) -> Pull:
+        """Called by the SDK's fetching thread. Returns when there is an answer, however long that takes.
+
+        Raises LogException, which the SDK passes over in silence, when the shard is not wanted any more.
+        """
+        begun_again = self.begun_again
+        try:
+            wait(self.next_pull - time.monotonic(), self.is_wanted)
+            self.next_pull = time.monotonic() + self.dispatcher.settings.fetch_interval
+            pull = self.dispatcher.pulling.until_done(self.shard_id, lambda: self.pull_once(cursor), self.is_wanted)
+        except GivenUp:
+            time.sleep(0.1)  # the SDK asks again at once
+            raise LogException("GivenUp", "the shard is not wanted any more") from None
+        with self.lock:
+            if begun_again != self.begun_again:
+                raise LogException("GivenUp", "the SDK was told to fetch again while this was on its way")
+            is_all_delivered = not self.waiting
+            self.waiting += bool(pull.log_groups)
+        if pull.log_groups:
+            if len(pull.log_groups) >= self.count() or pull.size >= self.pull_bytes() / 2:
+                self.next_pull = 0.0  # there is more
+            self.by_size = self.pull_bytes() * len(pull.log_groups) / max(1, pull.size)
+        elif pull.next_cursor != self.checkpoint and is_all_delivered:
+            # The cursor has moved over nothing, a gap or what a filter left out, of which the SDK makes no batch.
+            with contextlib.suppress(GivenUp):
+                self.save(pull.next_cursor, self.is_wanted)
+        return pull
+
+    def count(self) -> int:
+        return int(max(1, min(self.MOST_COUNT, self.by_size, self.by_time)))
+
+    def pull_bytes(self) -> float:
+        return min(self.FULL_PULL, self.MEMORY / 3 / max(1, len(self.membership.shards)))
+
+    def pull_once(self, cursor: str) -> Pull:
+        """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is."""
+        try:
+            return self.source.pull(self.shard_id, cursor, self.count())
+        except CallFailed as error:
+            # By this code the SDK would go on at the newest log and skip what lies between.
+            if error.code != "InvalidCursor":
+                raise
+            oldest = self.source.cursor(self.shard_id, "begin")
+            newest = self.source.cursor(self.shard_id, "end")
+            if position(oldest) <= position(cursor) <= position(newest):
+                raise  # the cursor is fine, and so will be the next answer
+        pull = self.source.pull(self.shard_id, oldest, self.count())
+        log.error(
+            "%s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from then on "
+            "and before %s have reached the end of their retention time and are SKIPPED, not delivered",
+            self.dispatcher.name, self.shard_id, cursor, self.dispatcher.time_saved(self.shard_id),
+            self.dispatcher.arrival_time(self.shard_id, oldest),
+        )  # fmt: skip
+        return pull
+
+    def process(self, batch: Pull, check_point_tracker: ConsumerCheckpointTracker) -> str | None:  # noqa: ARG002
+        """Called by the SDK with each pull that brought something: delivers it, then saves the checkpoint.
+
+        Returns None when that is done, else the checkpoint, from which the SDK is to fetch again: had this raised, or
+        returned False, the SDK would go on with the next batch, and a checkpoint would come to lie beyond this one.
+        """
+        try:
+            with self.membership.batch_in_flight(self.shard_id, len(batch.log_groups)):
+                self.deliver(batch)
+            return None
+        except GivenUp:
+            time.sleep(0.1)  # the SDK asks again at once
+        except Exception:
+            with contextlib.suppress(Exception):  # telling must not fail where the batch did
+                log.exception("shard %s: a batch failed and is fetched again", self.shard_id)
+            wait(LONGEST_PAUSE, self.is_wanted)
+        with self.lock:
+            self.begun_again += 1
+            self.waiting = 0
+        return self.checkpoint
+
+    def deliver(self, batch: Pull) -> None:
+        """Raises GivenUp when the batch was not delivered, or its checkpoint not saved."""
+        if not self.is_wanted():
+            raise GivenUp
+        patience = Patience(self.is_wanted)
+        began = time.monotonic()
+        self.dispatcher.delivery.deliver(batch.log_groups, patience.lasts)
+        seconds = max(0.001, time.monotonic() - began)
+        self.by_time = len(batch.log_groups) * self.BATCH_TIME / seconds
+        self.delivered = batch.next_cursor
+        self.save(batch.next_cursor, patience.lasts)
+        with self.lock:
+            self.waiting -= 1
+
+    def save(self, cursor: str, goes_on: Callable[[], bool]) -> None:
+        """Saves the checkpoint. Raises GivenUp, also when this consumer is lost: then it saves nothing."""
+
+        def may_save() -> bool:
+            return goes_on() and not self.membership.is_lost()
+
+        self.dispatcher.saving.until_done(self.shard_id, lambda: self.send_checkpoint(cursor), may_save)
+
+    def send_checkpoint(self, cursor: str) -> None:
+        try:
+            self.source.save_checkpoint(self.dispatcher.group, self.membership.name, self.shard_id, cursor)
+        except CallFailed as error:
+            if error.fault == Fault.CONSUMER:
+                self.membership.lose("the checkpoint of shard %d was refused: %s" % (self.shard_id, error))
+            raise
+        self.checkpoint = self.delivered = cursor
+
+    def shutdown(self, check_point_tracker: ConsumerCheckpointTracker) -> None:  # noqa: ARG002
+        """Called by the SDK when the shard is gone; its own would save the cursor of a batch that is not delivered."""
+        if self.is_revoked:
+            self.membership.shards.pop(self.shard_id, None)
+
+
+class SourceClient(ConsumerClient):
+    """What the SDK asks for each shard: handed to its ShardConsumer, for the SDK's own loses logs where calls fail."""
+
+    membership: Membership
+
+    def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
+        """The SDK's own would write over a group that exists, at each join; see Dispatcher.find_group."""
+
+    def get_check_point(self, shard: int) -> dict[str, str]:
+        return {"checkpoint": self.membership.shards[shard].checkpoint}
+
+    def update_check_point(self, shard: int, consumer: str, check_point: str) -> None:
+        """Called by the SDK's tracker when it has something to flush, which is never."""
+
+    def pull_logs(self, shard_id: int, cursor: str, *_: object, **__: object) -> Pull:  # type: ignore[override]
+        return self.membership.shards[shard_id].pull(cursor)
+
+
+class Heartbeats(threading.Thread):
+    """Tells the service that this consumer lives, and learns what it holds.
+
+    Stands in the place of the SDK's, which counts in wall time, waits a whole interval after a failure, and believes an
+    answer that came too late. Here the SDK's one loop waits for its next turn, too.
+    """
+
+    TURN = (
+        0.05  # seconds between the turns of the SDK's loop, which begins pulls and batches; less when a task has ended
+    )
+    SHORTEST_TURN = 0.005
+
+    def __init__(self, membership: Membership, interval: float) -> None:
+        super().__init__(daemon=True)
+        self.membership = membership
+        self.interval = interval  # seconds
+        self.held: list[int] = []
+        self.listed: set[int] = set()  # to the service: those held, and those that were revoked and still end a batch
+        self.lock = threading.Lock()
+        self.turn = threading.Event()
+
+    def get_held_shards(self) -> list[int]:
+        """Called by the SDK once in each turn."""
+        if self.turn.wait(self.TURN):
+            self.turn.clear()
+            time.sleep(self.SHORTEST_TURN)
+        with self.lock:
+            self.listed &= {*self.held, *self.membership.shard_consumers}  # one may be revoked before the SDK sees it
+            return self.held[:]
+
+    def remove_heart_shard(self, shard: int) -> None:
+        """Called by the SDK when nothing of a revoked shard is left: now it may move."""
+        with self.lock:
+            self.listed.discard(shard)
+
+    def shutdown(self) -> None:
+        """Called by the SDK at its end; `run` looks for itself."""
+
+    def run(self) -> None:
+        membership, beating = self.membership, self.membership.dispatcher.beating
+        with contextlib.suppress(GivenUp):
+            while membership.goes_on():
+                began = time.monotonic()
+                beating.until_done("heartbeat", self.beat, membership.goes_on, longest=self.interval / 2)
+                wait(began + self.interval - time.monotonic(), membership.goes_on)
+
+    def beat(self) -> None:
+        membership = self.membership
+        sent = membership.now()
+        # Time for several tries before the service forgets this consumer, each over a connection of its own.
+        membership.heart.client.answer_timeout = max(0.5, (membership.silent_until - sent) / 3)
+        with self.lock:
+            listed = sorted(self.listed)
+        try:
+            answer = membership.heart.heartbeat(membership.dispatcher.group, membership.name, listed)
+        except CallFailed as error:
+            if error.fault == Fault.CONSUMER:
+                membership.lose(str(error))
+            raise
+        membership.silent_until = sent + membership.group_timeout
+        with self.lock:
+            letting_go = self.listed - set(self.held)
+            held = [shard for shard in answer if shard not in letting_go]
+            revoked = set(self.held) - set(held)
+            self.listed |= set(held)
+            self.held = held
+        for shard in revoked:
+            membership.revoke(shard)
+        self.turn.set()
+
+
+class Membership(ConsumerWorker):
+    """One consumer, from joining the group to losing it: the SDK's worker, with what it asks of others replaced."""
+
+    # It goes on while the process or the machine sleeps.
+    CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+    def __init__(self, dispatcher: Dispatcher, group_timeout: float) -> None:
+        """`group_timeout` in seconds, the service's."""
+        place, settings = dispatcher.settings.source, dispatcher.settings
+        self.dispatcher = dispatcher
+        self.heart = Logstore(place, keeps_connections=False)
+        self.group_timeout = group_timeout
+        self.silent_until = self.now() + group_timeout  # then the service forgets this consumer
+        self.shards: dict[int, ShardConsumer] = {}
+        self.reason = ""  # why it was lost
+        self.in_flight: dict[int, int] = {}  # shard -> LogGroups of the batch that is being delivered
         self.change = threading.Condition()
-        self.last_beat = self.now()
+        name = consumer_name(dispatcher.group, dispatcher.group_began)
+        config = LogHubConfig(
+            place.endpoint,
+            place.access_key_id,
+            place.access_key,
+            place.project,
+            place.logstore,
+            dispatcher.group,
+            name,
+            # Its loops count in wall time, which may step: so it never sleeps, see Heartbeats.get_held_shards,
+            data_fetch_interval=float("-inf"),  # type: ignore[arg-type]
+            # and never leaves a pause between two pulls of a shard, see ShardConsumer.pull.
+            max_fetch_log_group_size=-1,
+            shared_executor=dispatcher.tasks,
+        )
+        self.source_client = SourceClient(place.endpoint, "", "", place.project, place.logstore, dispatcher.group, name)
+        self.source_client.membership = self
+        super().__init__(ShardConsumer, config, args=(self,))
+        self.daemon = True
+        self.name = name
+        interval = min(settings.heartbeat_interval, group_timeout / 2)
+        self.heart_beat = self.heartbeats = Heartbeats(self, interval)
+        dispatcher.tasks.done = self.heartbeats.turn.set
+
+    @property
+    def consumer_client(self) -> SourceClient:
+        return self.source_client
+
+    @consumer_client.setter
+    def consumer_client(self, made_by_the_sdk: ConsumerClient) -> None:
+        """ConsumerWorker makes one for itself, and makes the group through it; ours stands in its place."""
 
     def now(self) -> float:
         return time.clock_gettime(self.CLOCK)
 
-    def may_have_ended(self) -> bool:
-        return self.now() - self.last_beat > self.group_timeout
+    def goes_on(self) -> bool:
+        return not (self.is_lost() or self.dispatcher.is_stopped())
 
-    def begin_anew(self) -> None:
-        """Ends what was. Returns when no checkpoint of it is under way: the service refuses those, until it is told
-        of this copy again, and would take them after that."""
+    def is_lost(self) -> bool:
+        """Whether the service may have given the shards to others. Nothing but its answers can tell that it has not."""
+        if not self.reason and self.now() > self.silent_until:
+            self.lose("not heard of for longer than the group's timeout, %g s" % self.group_timeout)
+        return bool(self.reason)
+
+    def lose(self, reason: str) -> None:
         with self.change:
-            self.number += 1
-            self.change.wait_for(lambda: self.saving == 0)
+            is_first, self.reason = not self.reason, self.reason or reason
+        if is_first:
+            with contextlib.suppress(Exception):
+                log.warning("%s: consumer %s is lost, another joins: %s", self.dispatcher.name, self.name, reason)
+
+    def revoke(self, shard: int) -> None:
+        if shard in self.shards:
+            self.shards[shard].is_revoked = True
 
     @contextlib.contextmanager
-    def save(self, number: int) -> Iterator[bool]:
-        """Around the saving of a checkpoint, which makes sense only if it gives True."""
+    def batch_in_flight(self, shard: int, log_groups: int) -> Iterator[None]:
         with self.change:
-            makes_sense = number == self.number
-            self.saving += makes_sense
+            self.in_flight[shard] = log_groups
         try:
-            yield makes_sense
+            yield
         finally:
             with self.change:
-                self.saving -= makes_sense
+                del self.in_flight[shard]
                 self.change.notify_all()
 
+    def end(self, seconds: float) -> dict[int, int]:
+        """Waits for the batches in flight, `seconds` at the most, when no other begins; what is left of them then."""
+        self.shut_down_flag = True  # the SDK's loop ends
+        self.heartbeats.turn.set()
+        with self.change:
+            self.change.wait_for(lambda: not self.in_flight, seconds)
+            return dict(self.in_flight)
 
-class SourceClient(ConsumerClient):
-    """The consumer group's calls, where the SDK's would lose logs or write over another copy's checkpoint."""
 
-    # The SDK keeps up to three pulls of a shard in memory, so the count asked for follows from the size of what came
-    # last. Five pulls of 2 MB a second are what the service gives of a shard.
-    PULL_BYTES = 2 * 1000 * 1000
-    FIRST_COUNT = 100
-    MOST_COUNT = 1000  # the service's limit
+class Tasks(concurrent.futures.ThreadPoolExecutor):
+    """The SDK's tasks, up to three for each shard, in threads made as needed."""
 
-    def __init__(self, config: LogHubConfig, settings: Settings) -> None:
-        place = self.place = settings.source
-        key = place.access_key_id, place.access_key
-        names = place.project, place.logstore, settings.consumer_group, config.consumer_name
-        super().__init__(place.endpoint, *key, *names)
-        self.mclient = LeanClient(place)
-        # A heartbeat whose answer takes longer than its interval comes too late.
-        self.heartbeat_client = LeanClient(place, settings.heartbeat_interval)
-        self.heartbeat_interval = settings.heartbeat_interval
-        self.membership = Membership(config.consumer_group_time_out)
-        self.start = settings.cursor_start
-        self.fetch_interval = settings.fetch_interval
-        self.next_pulls: dict[int, float] = {}
-        self.counts: dict[int, int] = {}
-        self.pauses: dict[int, Iterator[float]] = {}
-        self.refused_checkpoints: dict[int, tuple[str, str]] = {}  # shard -> the one saved last, the one refused
-        name = self.name = settings.source_name
-        self.beginning = Trouble(name, "beginning", "a shard can't begin yet", place)
-        self.beating = Trouble(name, "heartbeats", "a heartbeat failed and is tried again", place)
-        self.pulling = Trouble(name, "pulls", "a pull failed and is tried again", place)
-        self.saving = Trouble(name, "checkpoints", "a checkpoint is not saved yet", place)
-        checkpoints = self.mclient.get_check_point(self.mproject, self.mlogstore, self.mconsumer_group)
-        group_is_new = not any(entry["checkpoint"] for entry in checkpoints.get_consumer_group_check_points())
-        shards = self.mclient.list_shards(self.mproject, self.mlogstore).get_shards_info()
-        self.first_shards = {shard["shardID"] for shard in shards} if group_is_new else set()
+    def __init__(self) -> None:
+        super().__init__(max_workers=2048)
+        self.done: Callable[[], object] = lambda: None  # called whenever a task has ended
+        self.lines = GrowingIntervals()
 
-    def heartbeat(self, shards: list[int], responce: list[int] | None = None) -> bool:
-        """Adds the shards that this copy may hold to `responce`; False when that has failed for half an interval.
+    def submit(self, *args: Any, **named: Any) -> Any:
+        future = super().submit(*args, **named)
+        future.add_done_callback(lambda _: self.done())
+        return future
 
-        The SDK would wait a whole interval after the first failure, and would go on listing shards to a service that
-        has forgotten this consumer, and therefore refuses the heartbeat.
-        """
-        deadline = time.monotonic() + self.heartbeat_interval / 2
-        is_unknown = False
-        for pause in pauses():
-            sent = self.membership.now()
-            begins_anew = is_unknown or self.membership.may_have_ended()
-            if begins_anew:
-                self.membership.begin_anew()
-            try:
-                listed = [] if begins_anew else shards
-                answer = self.heartbeat_client.heart_beat(
-                    self.mproject, self.mlogstore, self.mconsumer_group, self.mconsumer, listed
-                )
-            except Exception as error:  # any: ConsumerHeatBeat.run would begin again without a pause
-                is_unknown = isinstance(error, CallFailed) and error.code == "NotExistConsumerWithBody"
-                if is_unknown and not begins_anew:
-                    continue
-                self.beating.failed("heartbeat", error)
-                if time.monotonic() + pause > deadline:
-                    return False
-                time.sleep(pause)
-                continue
-            if begins_anew:
-                self.membership.begin_anew()  # once more: what was asked before its answer may be old
-                log.warning("%s: the service has not heard of this copy for longer than the group's timeout; each "
-                            "shard begins again at its checkpoint", self.name)  # fmt: skip
-            self.membership.last_beat = sent
-            self.beating.passed("heartbeat")
-            if responce is not None:
-                responce.extend(answer.get_shards())
-            return True
-        return False
-
-    def settle_start(self, shard: int) -> None:
-        """Sees to it that the service knows where a shard begins, before anything is read.
-
-        Else a copy killed before its first checkpoint would let the next begin at a later "end". A shard that was born
-        after the group began, by a split or a merge, is read from its first log. Raises LogException.
-        """
-        saved = self.get_check_point(shard)["checkpoint"]
-        before, delivered = self.refused_checkpoints.get(shard, ("", ""))
-        if saved:
-            if saved == before:  # nobody has been further since: what this copy has delivered need not be repeated
-                self.update_check_point(shard, self.mconsumer, delivered)
-            self.refused_checkpoints.pop(shard, None)
-            return
-        cursor = self.get_cursor(shard, self.start if shard in self.first_shards else "begin")
-        self.update_check_point(shard, self.mconsumer, cursor)
-
-    def update_check_point(self, shard: int, consumer: str, check_point: str) -> None:
-        # The SDK forces its update: a copy that was frozen and lost the shard would write over the new holder's.
-        self.mclient.update_check_point(
-            self.mproject, self.mlogstore, self.mconsumer_group, shard, check_point, consumer, force_success=False
-        )
-
-    def lag(self, shards: Sequence[int]) -> float | None:
-        """Seconds since the oldest log arrived that these shards have yet to deliver, 0 without one.
-
-        None when a checkpoint has expired. Raises LogException.
-        """
-        return how_far_behind(read_shard_status(self.mclient, self.place, self.mconsumer_group, shards))
-
-    def pull_logs(self, shard_id: int, cursor: str, *args: Any, **options: Any) -> PullLogResponse:
-        time.sleep(max(0.0, self.next_pulls.get(shard_id, 0.0) - time.monotonic()))
-        self.next_pulls[shard_id] = time.monotonic() + self.fetch_interval
-        options["count"] = self.counts.get(shard_id, self.FIRST_COUNT)
-        with self.pulling.watch(shard_id, 0.0):
-            try:
-                response = super().pull_logs(shard_id, cursor, *args, **options)
-            except LogException as error:
-                self.next_pulls[shard_id] += next(self.pauses.setdefault(shard_id, pauses()))
-                # The SDK would go on at the newest log and skip what lies between.
-                if error.get_error_code() != "InvalidCursor":
-                    raise
-                response = self.pull_oldest(shard_id, cursor, *args, **options)
-        self.pauses.pop(shard_id, None)
-        if response.get_loggroup_count():
-            size = response.get_raw_size() / response.get_loggroup_count()
-            self.counts[shard_id] = max(1, min(self.MOST_COUNT, int(self.PULL_BYTES / size)))
-        return response
-
-    def pull_oldest(self, shard: int, lost_cursor: str, *args: Any, **options: Any) -> PullLogResponse:
-        """Pulls from the oldest log there is, in the place of a cursor that the service no longer knows."""
-        oldest = self.get_begin_cursor(shard)
+    def _adjust_thread_count(self) -> None:
+        """The standard library's; where it fails, the task is in the queue already, for the threads that there are."""
         try:
-            response = super().pull_logs(shard, oldest, *args, **options)
-        except LogException as error:
-            # By any other name: this one would send the SDK to the newest log after all.
-            raise LogException("OldestLogUnknown", error.get_error_message(), resp_status=503) from error
-        log.error(
-            "%s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from then on "
-            "and before %s have reached the end of their retention time and are SKIPPED, not delivered",
-            self.name, shard, lost_cursor, self.time_saved(shard), self.arrival_time(shard, oldest),
-        )  # fmt: skip
-        return response
-
-    def time_saved(self, shard: int) -> str:
-        try:
-            return local_time(self.get_check_point(shard)["updateTime"] / 1e6)
-        except (LogException, CheckPointException, KeyError):
-            return "an unknown time"
-
-    def arrival_time(self, shard: int, cursor: str) -> str:
-        try:
-            answer = self.mclient.get_cursor_time(self.mproject, self.mlogstore, shard, cursor)
-            return local_time(answer.get_cursor_time())
-        except LogException:
-            return "now"
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                raise
+            if self.lines.is_due():
+                count = len(self._threads)
+                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
 
 
-class ShardConsumer(ConsumerProcessorBase):
-    """Delivers one shard's batches, one after the other; the SDK makes one for each shard held."""
-
-    UNREADABLE_PAUSE = 5.0  # seconds before bytes that nobody can read are pulled again
-    NO_MEMBERSHIP = -1
-    BEGIN_PAUSE = 1.0  # seconds before another try to begin; the SDK alone would try in every turn
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        super().__init__()
-        self.dispatcher = dispatcher
-        self.source = dispatcher.consumer_client
-        self.membership = self.source.membership.number
-        self._preprocessor = self.read_pull  # called by the SDK in the fetching thread
-
-    def initialize(self, shard: int) -> None:
-        super().initialize(shard)
-        with self.source.beginning.watch(shard, self.BEGIN_PAUSE):
-            self.source.settle_start(shard)
-
-    def read_pull(self, response: PullLogResponse) -> list[LogGroup]:
-        try:
-            return log_groups_of(response)
-        except LogException:  # its text would hold the whole pull
-            words = "shard %s: a pull of %s bytes is no LogGroupList; nothing of it is delivered, it is pulled again"
-            log.error(words, self.shard_id, response.get_raw_size())
-            time.sleep(self.UNREADABLE_PAUSE)
-            raise LogException("BadResponse", "not a LogGroupList") from None
-
-    def process(self, log_groups: list[LogGroup], check_point_tracker: ConsumerCheckpointTracker) -> str | None:
-        """Delivers a batch, then saves its checkpoint; the next batch comes after both.
-
-        Returns None, or, for a batch that was not delivered whole, the checkpoint from which the SDK is to fetch again:
-        had this raised or returned False, the SDK would go on with the next batch and checkpoint beyond this one.
-        """
-        delivered = False
-        if self.dispatcher.begin_batch(self.is_wanted):
-            patience = Patience(self.is_wanted)
-            try:
-                delivered = self.dispatcher.delivery.deliver(log_groups, patience)
-                if delivered:
-                    check_point_tracker.save_check_point(persistent=False)
-                    self.persist(check_point_tracker, patience)
-            except Exception:
-                log.exception("shard %s: a batch failed and is fetched again", self.shard_id)
-                time.sleep(LONGEST_PAUSE)
-            finally:
-                self.dispatcher.end_batch()
-        if self.membership != self.source.membership.number:
-            return self.begin_anew(check_point_tracker)
-        return None if delivered else check_point_tracker.get_check_point()
-
-    def begin_anew(self, check_point_tracker: ConsumerCheckpointTracker) -> str:
-        """Goes on at the service's checkpoint, for others may have been further. Returns where the SDK is to fetch.
-
-        If that can't be found out, it is where something is to be fetched, so that the next batch tries again.
-        """
-        number = self.source.membership.number
-        try:
-            self.initialize(self.shard_id)
-            checkpoint = self.source.get_check_point(self.shard_id)["checkpoint"]
-        except LogException:
-            before, _ = self.source.refused_checkpoints.get(self.shard_id, ("", ""))
-            return before or check_point_tracker.get_check_point()
-        check_point_tracker.set_memory_check_point(checkpoint)
-        check_point_tracker.set_persistent_check_point(checkpoint)
-        self.membership = number
-        return checkpoint
-
-    def shutdown(self, check_point_tracker: ConsumerCheckpointTracker) -> None:
-        """Called when the shard moves on. The SDK's own would save the cursor of a batch that may not be delivered."""
-        self.persist(check_point_tracker, Patience(self.is_wanted))
-        self.source.pulling.passed(self.shard_id)
-        self.source.beginning.passed(self.shard_id)
-
-    def persist(self, check_point_tracker: ConsumerCheckpointTracker, patience: Patience) -> None:
-        """Saves the checkpoint of what was delivered, trying until it is taken, refused for good, or patience ends."""
-        for pause in pauses():
-            try:
-                with self.source.membership.save(self.membership) as makes_sense:
-                    if makes_sense:
-                        check_point_tracker.flush_check_point()
-                        break
-            except CheckPointException as error:
-                cause = CallFailed(error.args[-1])
-                makes_sense = not cause.code.startswith("ConsumerNot")
-            if not makes_sense:
-                self.membership = self.NO_MEMBERSHIP
-                last, refused = check_point_tracker.last_persistent_checkpoint, check_point_tracker.get_check_point()
-                if refused != last:
-                    log.warning("shard %s: it is another copy's, or was; its checkpoint stays as it is", self.shard_id)
-                    self.source.refused_checkpoints[self.shard_id] = last, refused
-                    # Else the SDK's one loop would try again when the shard has been idle for a while, and die of it.
-                    check_point_tracker.set_persistent_check_point(refused)
-                break
-            self.source.saving.failed(self.shard_id, cause)
-            if not patience.lasts():
-                break
-            time.sleep(pause)
-        self.source.saving.passed(self.shard_id)
-
-    def is_wanted(self) -> bool:
-        return self.membership == self.source.membership.number and self.dispatcher.wants(self.shard_id)
-
-
-class Dispatcher(ConsumerWorker):
-    """One copy's membership in the consumer group."""
-
-    # Seconds for a turn of the SDK's one loop, which begins every pull and every batch. A batch waits two turns; pulls
-    # are held apart by SourceClient, and by the SDK, which leaves half a second after one that brings little.
-    TURN = 0.05
-    THREADS = 512  # made as needed; the SDK needs up to three for each shard, and a waiting put must not block another
+class Dispatcher(threading.Thread):
+    """This copy in the consumer group: joins it, and whenever its consumer is lost, joins again."""
 
     def __init__(self, settings: Settings, delivery: Delivery) -> None:
-        """Joins the group, and makes it where there is none. Raises LogException or ClientWorkerException.
+        super().__init__(daemon=True)
+        place = settings.source
+        self.settings, self.delivery = settings, delivery
+        self.group = settings.consumer_group
+        self.group_began = 0  # unix seconds, the service's; 0 when nobody can tell any more
+        self.source = Logstore(place)
+        self.tasks = Tasks()
+        name = self.name = settings.source_name
+        self.joining = Trying(name, "joining", "can't join the consumer group yet, trying again", place)
+        self.beginning = Trying(name, "beginning", "a shard can't begin yet", place)
+        self.beating = Trying(name, "heartbeats", "a heartbeat failed and is tried again", place)
+        self.pulling = Trying(name, "pulls", "a pull failed and is tried again", place)
+        self.saving = Trying(name, "checkpoints", "a checkpoint is not saved yet", place)
+        self.membership: Membership | None = None
+        self.unsaved: dict[int, tuple[str, str]] = {}  # shard -> checkpoint, what the lost consumer delivered since
+        self.first_cursors: dict[int, str] = {}  # of the shards that were there when the group began at the "end"
+        self.failure: CannotStart | None = None
+        self.stop_asked, self.stopped = threading.Event(), threading.Event()
+        self.is_stopping, self.is_stopped = self.stop_asked.is_set, self.stopped.is_set
 
-        Where shards begin is not in the SDK's config: SourceClient.settle_start saves it before the SDK would ask.
-        """
-        source = settings.source
-        config = LogHubConfig(
-            source.endpoint,
-            source.access_key_id,
-            source.access_key,
-            source.project,
-            source.logstore,
-            settings.consumer_group,
-            consumer_name(settings.consumer_group),
-            heartbeat_interval=settings.heartbeat_interval,
-            data_fetch_interval=self.TURN,  # type: ignore[arg-type]  # any number will do
-            security_token=source.security_token or None,
-            worker_pool_size=self.THREADS,
-            auth_version=source.auth_version,
-            region=source.region,
-        )
-        super().__init__(ShardConsumer, config, args=(self,))
-        self.consumer_client = self.heart_beat.log_client = SourceClient(config, settings)
-        self.delivery = delivery
-        self.stopping = False
-        self.batches_in_flight = 0
-        self.change = threading.Condition()
+    def goes_on(self) -> bool:
+        return not self.is_stopping()
 
-    def wants(self, shard: int) -> bool:
-        """Whether this copy is to go on with a shard."""
-        return not self.stopping and shard in self.heart_beat.get_held_shards()
+    def run(self) -> None:
+        try:
+            check_before_start(self.settings)
+            self.joining.until_done("group", self.find_group, self.goes_on)
+            while True:
+                membership = self.joining.until_done("join", self.join_group, self.goes_on)
+                while membership.is_alive() and membership.goes_on():
+                    time.sleep(TICK)
+                if self.is_stopped():
+                    return
+                membership.lose("the SDK's loop has ended by itself")
+                self.take_leave_of(membership)
+        except CannotStart as error:
+            self.failure = error
+        except GivenUp:
+            pass
 
-    def begin_batch(self, is_wanted: Callable[[], bool]) -> bool:
-        """Waits until this copy surely holds the batch's shard; False when the batch is not wanted, or no longer."""
-        # A copy that was frozen or cut off may have lost its shards to another: only a heartbeat can tell.
-        while is_wanted() and self.consumer_client.membership.may_have_ended():
-            time.sleep(0.1)
-        with self.change:
-            if is_wanted():
-                self.batches_in_flight += 1
-                return True
-        return False
+    def find_group(self) -> None:
+        """Sees to it that the group is there, as it is found; makes it where there is none. Raises CannotStart."""
+        interval = self.settings.heartbeat_interval
+        try:
+            group = self.look_for_group()
+            if group is None:
+                self.source.make_consumer_group(self.group, 2 * interval)
+        except CallFailed as error:
+            if error.code != "ConsumerGroupAlreadyExist":  # another copy was faster, or the key may not list groups
+                raise self.cannot_join(error) from error
+        else:
+            for line in remarks_on_group(group, interval) if group else ():
+                log.warning("%s: %s", self.name, line)
+        checkpoints = self.checkpoints()
+        self.group_began = when_group_began(checkpoints)
+        if not has_begun(checkpoints):
+            if self.settings.cursor_start == "end":
+                shards = [shard["shardID"] for shard in self.source.shards()]
+                self.first_cursors = {shard: self.source.cursor(shard, "end") for shard in shards}
+            self.group_began = int(self.source.client.service_time())
 
-    def end_batch(self) -> None:
-        with self.change:
-            self.batches_in_flight -= 1
-            self.change.notify_all()
+    def join_group(self) -> Membership:
+        """Joins as a new consumer. Raises CannotStart."""
+        try:
+            group = self.look_for_group()
+        except CallFailed as error:
+            raise self.cannot_join(error) from error
+        membership = Membership(self, group.get_timeout() if group else 2 * self.settings.heartbeat_interval)
+        self.membership = membership
+        membership.start()
+        routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in self.settings.targets]
+        log.info("consumer %s of %s, targets: %s", membership.name, self.settings.source, ", ".join(routes))
+        return membership
 
-    def stop(self, seconds: float) -> bool:
-        """Begins no new batch and waits, `seconds` at the most, for those in flight; True if all came to an end."""
-        with self.change:
-            self.stopping = True
-            return self.change.wait_for(lambda: self.batches_in_flight == 0, seconds)
+    def look_for_group(self) -> Any:
+        """The SDK's ConsumerGroupEntity; None where there is none, or the key may not list them."""
+        try:
+            return self.source.consumer_groups().get(self.group)
+        except CallFailed as error:
+            if error.is_missing_permission:
+                return None
+            raise
 
-    def troubles(self) -> list[Trouble]:
-        source = self.consumer_client
-        return [source.beginning, source.beating, source.pulling, source.saving, *self.delivery.troubles()]
+    def cannot_join(self, error: CallFailed) -> Exception:
+        """What will not pass by itself is said, and ends a start; later there may be somebody to mend it."""
+        if error.may_pass() or self.membership:
+            return error
+        return CannotStart("%s: can't join the consumer group: %s" % (self.name, explain(error, self.settings.source)))
+
+    def take_leave_of(self, membership: Membership) -> None:
+        """Ends a lost consumer, and keeps what it has delivered, but may not save, for the next."""
+        membership.end(GRACE + 1)
+        for shard, consumer in membership.shards.items():
+            if consumer.delivered != consumer.checkpoint:
+                self.unsaved[shard] = consumer.checkpoint, consumer.delivered
+
+    def checkpoints(self) -> dict[int, dict[str, Any]]:
+        return self.source.checkpoints(self.group)
+
+    def first_cursor(self, shard: int) -> str:
+        """Where a shard without a checkpoint begins; one born after the group began is read from its first log."""
+        start = self.settings.cursor_start
+        if shard in self.first_cursors:
+            return self.first_cursors[shard]
+        if start == "end":
+            births = {one["shardID"]: one.get("createTime", 0) for one in self.source.shards()}
+            start = self.group_began if births.get(shard, 0) <= self.group_began else "begin"
+        return self.source.cursor(shard, start)
+
+    def stop(self, seconds: float) -> dict[int, int]:
+        """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
+        end, and how many LogGroups they have."""
+        self.stop_asked.set()
+        left = self.membership.end(seconds) if self.membership else {}
+        self.stopped.set()
+        return left
+
+    def troubles(self) -> list[Trying]:
+        of_targets = [(target.putting, target.keeping) for target in self.delivery.targets.values()]
+        of_source = self.joining, self.beginning, self.beating, self.pulling, self.saving
+        return [trying for part in (of_source, *of_targets) for trying in part]
+
+    def held_shards(self) -> list[int]:
+        return sorted(self.membership.heartbeats.held) if self.membership else []
+
+    def settle(self) -> None:
+        """What is to be done now and then."""
+        for trying in self.troubles():
+            trying.settle()
+        for logstore in [self.source, *(target.logstore for target in self.delivery.targets.values())]:
+            logstore.client.close_what_is_over()
 
     def lag(self) -> str:
         """The lag of the shards held, in whole seconds, or "unknown"."""
         try:
-            lag = self.consumer_client.lag(self.heart_beat.get_held_shards())
+            lag = how_far_behind(read_shard_status(self.source, self.group, self.held_shards()))
         except Exception:  # any: the thread that tells must go on telling
             lag = None
         return "unknown" if lag is None else "%d" % lag
@@ -1693,16 +2382,46 @@ class Dispatcher(ConsumerWorker):
     def summary(self, lag: str = "unknown") -> list[str]:
         """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
         lines = ["summary " + target.summary() for target in self.delivery.targets.values()]
-        shards = ",".join(map(str, sorted(self.heart_beat.get_held_shards()))) or "none"
-        source = self.consumer_client
-        state = f"source={source.place} group={source.mconsumer_group} shards={shards} lag_seconds={lag}"
-        return [*lines, f"summary {state} {self.delivery.unmatched.summary()}"]
+        shards = ",".join(map(str, self.held_shards())) or "none"
+        state = f"source={self.settings.source} group={self.group} shards={shards} lag_seconds={lag}"
+        return [*lines, f"summary {state} {self.delivery.left_out.summary()}"]
+
+    def time_saved(self, shard: int) -> str:
+        with contextlib.suppress(CallFailed, KeyError):
+            return local_time(self.checkpoints()[shard]["updateTime"] / 1e6)
+        return "an unknown time"
+
+    def arrival_time(self, shard: int, cursor: str) -> str:
+        with contextlib.suppress(CallFailed):
+            return local_time(self.source.arrival_time(shard, cursor))
+        return "now"
 
 
-def consumer_name(consumer_group: str) -> str:
-    """A name of at most 63 characters that no other copy has: host and process id repeat themselves in containers."""
+def position(cursor: str) -> int:
+    """A cursor as a number that grows along the shard; -1 for what is no cursor as the service's pages have it."""
+    try:
+        return int(base64.b64decode(cursor, validate=True))
+    except ValueError:
+        return -1
+
+
+CONSUMER_NAME = re.compile(r".*-([0-9a-f]{8})[0-9a-f]{12}")
+
+
+def when_group_began(checkpoints: Mapping[int, Mapping[str, Any]]) -> int:
+    """In unix seconds, by the names of the consumers that saved checkpoints; 0 where none was of this program."""
+    names = [CONSUMER_NAME.fullmatch(entry.get("consumer") or "") for entry in checkpoints.values()]
+    return min([int(name.group(1), 16) for name in names if name], default=0)
+
+
+def consumer_name(consumer_group: str, group_began: int) -> str:
+    """A name of at most 63 characters that no other consumer has, also not one of this copy before.
+
+    Host and process id repeat themselves in containers. It says when the group began, so that who begins its last shard
+    knows it as well as who began its first.
+    """
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
-    return "%s-%s-%d-%s" % (consumer_group[:24], host[:12], os.getpid(), uuid.uuid4().hex[:12])
+    return "%s-%s-%d-%08x%s" % (consumer_group[:20], host[:12], os.getpid(), group_began, uuid.uuid4().hex[:12])
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -1718,44 +2437,6 @@ EXIT_STATUSES = """exit status:
   0  stopped as asked; --check: nothing is wrong; --status: within --max-lag
   1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown
   2  the settings or the arguments are wrong"""
-
-
-class CannotStart(Exception):
-    """The group can't be joined, or not in a way that makes sense; the text has a line for each reason."""
-
-
-def check_before_start(settings: Settings) -> None:
-    """Looks at every place. Raises CannotStart for what is certainly wrong; says what could not be found out."""
-    wrong: dict[str, list[Finding]] = {}
-    for finding in look_at_all(settings):
-        if finding.verdict == WRONG:
-            wrong.setdefault(finding.cause, []).append(finding)
-        elif finding.verdict == UNREACHABLE:
-            log.warning("%s: %s: %s", finding.subject, finding.verdict, finding.text)
-    if wrong:
-        lines = ["%s: %s" % (", ".join(one.subject for one in alike), alike[0].text) for alike in wrong.values()]
-        raise CannotStart("\n".join(lines))
-
-
-def join_group(settings: Settings, delivery: Delivery) -> Dispatcher:
-    """Joins the consumer group, trying again while that may help. Raises CannotStart."""
-    place = settings.source
-    joining = Trouble(settings.source_name, "joining", "can't join the consumer group yet, trying again", place)
-    client = LeanClient(place)
-    for pause in pauses():
-        try:
-            # The SDK would try its own first calls for 20 s, in silence, where the service can't be reached.
-            client.list_shards(place.project, place.logstore)
-            return Dispatcher(settings, delivery)
-        except (LogException, ClientWorkerException) as error:
-            # ClientWorkerException hides the LogException that caused it.
-            cause = error if isinstance(error, LogException) else error.__context__
-            failure = CallFailed(cause if isinstance(cause, LogException) else LogException("JoinFailed", str(error)))
-        if not failure.may_pass():
-            raise CannotStart("%s: can't join the consumer group: %s" % (settings.source_name, explain(failure, place)))
-        joining.failed("join", failure)
-        time.sleep(pause)
-    raise AssertionError("pauses() has no end")
 
 
 def hidden(text: str, secrets: Iterable[str]) -> str:
@@ -1795,8 +2476,9 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
         error = sys.exc_info()[1]
-        if self.intervals.is_due():
-            print("dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, error), file=sys.stderr)
+        with contextlib.suppress(OSError):  # stderr may be on the same full disk
+            if self.intervals.is_due():
+                print("dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, error), file=sys.stderr)
 
 
 def set_up_logging(settings: Settings) -> None:
@@ -1816,7 +2498,7 @@ def set_up_logging(settings: Settings) -> None:
     if settings.log_level != "DEBUG":
         # What the SDK would say of failing calls, once each, Trouble says in sums.
         logging.getLogger("aliyun").setLevel(logging.CRITICAL)
-        logging.raiseExceptions = False  # the SDK's heartbeat formats one of its messages wrongly
+    logging.raiseExceptions = False  # what can't be told, on a full disk, is no reason for a traceback
 
 
 def help_text() -> str:
@@ -1869,46 +2551,39 @@ def tell(dispatcher: Dispatcher) -> None:
     next_summary = time.monotonic() + SUMMARY_INTERVAL
     while True:
         time.sleep(TICK)
-        for trouble in dispatcher.troubles():
-            trouble.settle()
+        dispatcher.settle()
         if time.monotonic() > next_summary:
             for line in dispatcher.summary(dispatcher.lag()):
                 log.info("%s", line)
             next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
-def prepare(settings: Settings) -> Dispatcher:
-    """Checks the settings against the service and joins the group. Raises CannotStart."""
-    check_before_start(settings)
-    dispatcher = join_group(settings, Delivery(settings))
-    routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in settings.targets]
-    log.info("consumer %s of %s, targets: %s", dispatcher.option.consumer_name, settings.source, ", ".join(routes))
-    return dispatcher
+def open_as_many_files_as_may_be() -> None:
+    """Raises the soft limit of open files, often 1024, to the hard one: each put in the air needs a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
-    preparing = concurrent.futures.ThreadPoolExecutor(1).submit(prepare, settings)
-    while not preparing.done() and not stop_asked:
-        time.sleep(TICK)
-    if not preparing.done():
-        return 0
-    try:
-        dispatcher = preparing.result()
-    except CannotStart as error:
-        for line in str(error).splitlines():
-            log.error("%s", line)
-        return 0 if stop_asked else 1
+    open_as_many_files_as_may_be()
+    dispatcher = Dispatcher(settings, Delivery(settings))
     dispatcher.start()
     threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
     while dispatcher.is_alive() and not stop_asked:
         time.sleep(TICK)
-    if not stop_asked:
-        log.error("the consumer ended by itself; this copy ends so that another can take its shards")
-    if not dispatcher.stop(STOP_TIME):
-        log.warning("stopped in the middle of a batch; it is delivered again by whoever takes the shard next")
-    for line in dispatcher.summary():
+    has_joined = dispatcher.membership is not None
+    left = dispatcher.stop(STOP_TIME)
+    if left:
+        log.warning(
+            "stopped in the middle of a batch of shard %s, %d LogGroups; what was delivered of it is so again by "
+            "whoever takes the shard next", ",".join(map(str, sorted(left))), sum(left.values()),
+        )  # fmt: skip
+    for line in str(dispatcher.failure or "").splitlines():
+        log.error("%s", line)
+    for line in dispatcher.summary() if has_joined else ():
         log.info("%s", line)
     return 0 if stop_asked else 1
 

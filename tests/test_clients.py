@@ -7,13 +7,21 @@ import threading
 import time
 
 import pytest
-from aliyun.log import LogException
 from aliyun.log.proto import LogGroup
 from copies import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import LocalLogService
 
-import dispatch_data
-from dispatch_data import CallFailed, Connector, Dispatcher, LeanClient, Place, read_settings
+from dispatch_data import (
+    CallFailed,
+    Connector,
+    Dispatcher,
+    LeanClient,
+    Logstore,
+    Place,
+    how_far_behind,
+    read_settings,
+    read_shard_status,
+)
 
 PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -129,7 +137,6 @@ def test_what_http_client_cannot_do_is_left_to_requests(clean_environment, proxy
 
 def test_an_idle_connection_that_the_service_closed_is_replaced_unnoticed(service, clean_environment):
     use_environment(clean_environment, service)
-    clean_environment.setattr(dispatch_data, "SURELY_OPEN", 0.0)
     client = client_for(service)
     first = put(client)
     service.stop()
@@ -137,20 +144,22 @@ def test_an_idle_connection_that_the_service_closed_is_replaced_unnoticed(servic
     assert [first, put(client)] == taken(service)
 
 
-def test_each_thread_keeps_its_connection(service, clean_environment):
+def test_as_many_connections_are_kept_as_calls_were_in_the_air(service, clean_environment):
     use_environment(clean_environment, service)
     client = client_for(service)
     put(client)
-    connection, _ = client.of_thread.kept
+    ((connection, _),) = client.idle
     socket_before = connection.sock
     put(client)
-    assert client.of_thread.kept[0] is connection and connection.sock is socket_before
-    threads = [threading.Thread(target=put, args=(client,)) for _ in range(20)]
-    for thread in threads:
-        thread.start()
+    assert client.idle[0][0] is connection and connection.sock is socket_before
+    with service.add_fault("PutLogs", hold=True) as fault:
+        threads = [threading.Thread(target=put, args=(client,)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        service.wait_for(lambda: fault.hits == 20, 10, "twenty puts in the air")
     for thread in threads:
         thread.join()
-    assert len(taken(service)) == 22
+    assert len(taken(service)) == 22 and len(client.idle) == 20
 
 
 def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
@@ -172,34 +181,40 @@ def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
 def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, clean_environment):
     use_environment(clean_environment, service)
     dispatcher = Dispatcher(read_settings(settings_for(service)), delivery=None)
-    source = dispatcher.consumer_client
+    source = dispatcher.source
+
+    def lag(*shards):
+        return how_far_behind(read_shard_status(source, GROUP, shards))
+
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 2)
     for shard in range(4):
-        source.mclient.update_check_point(PROJECT, SOURCE, GROUP, shard, source.get_begin_cursor(shard))
-    assert source.lag([0, 1, 2, 3]) == pytest.approx(0, abs=0.5)
+        service.client().update_check_point(PROJECT, SOURCE, GROUP, shard, source.cursor(shard, "begin"))
+    assert lag(0, 1, 2, 3) == pytest.approx(0, abs=1.5)
     (first,) = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
-    service.wait_for(lambda: time.time() > first.received_at + 2, 10, "two seconds of lag")
+    service.wait_for(lambda: time.time() > first.received_at + 4, 10, "four seconds of lag")
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=3)
-    assert source.lag([0, 1, 2, 3]) >= 2
-    assert source.lag([0, 1]) == pytest.approx(0, abs=0.5)
+    assert lag(0, 1, 2, 3) >= 2
+    assert lag(0, 1) == pytest.approx(0, abs=1.5)
     assert re.fullmatch(r"\d+", dispatcher.lag())
     with service.add_fault("GetCheckPoint", status=403, code="ReadQuotaExceed"):
         assert dispatcher.lag() == "unknown"
-    source.mclient.update_check_point(PROJECT, SOURCE, GROUP, 2, source.get_end_cursor(2))
-    assert source.lag([2]) == pytest.approx(0, abs=0.5)
+    service.client().update_check_point(PROJECT, SOURCE, GROUP, 2, source.cursor(2, "end"))
+    assert lag(2) == pytest.approx(0, abs=1.5)
 
 
 def test_a_checkpoint_of_a_copy_that_does_not_hold_the_shard_is_refused(service, clean_environment):
     """The SDK's own call would force it over the holder's."""
     use_environment(clean_environment, service)
-    source = Dispatcher(read_settings(settings_for(service)), delivery=None).consumer_client
+    source = Logstore(read_settings(settings_for(service)).source)
     holder = service.client()
+    holder.create_consumer_group(PROJECT, SOURCE, GROUP, 2)
     assert holder.heart_beat(PROJECT, SOURCE, GROUP, "holder", []).get_shards() == [0, 1, 2, 3]
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
-    end = source.get_end_cursor(2)
+    end = source.cursor(2, "end")
     holder.update_check_point(PROJECT, SOURCE, GROUP, 2, end, "holder", False)
-    with pytest.raises(LogException, match="ConsumerNot"):
-        source.update_check_point(2, source.mconsumer, source.get_begin_cursor(2))
-    assert source.get_check_point(2)["checkpoint"] == end
+    with pytest.raises(CallFailed, match="ConsumerNot"):
+        source.save_checkpoint(GROUP, "another", 2, source.cursor(2, "begin"))
+    assert source.checkpoints(GROUP)[2]["checkpoint"] == end
 
 
 # ---- what dispatch_data.py overrides in the SDK: these fail when a new release changes it

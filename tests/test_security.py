@@ -23,7 +23,7 @@ from copies import (
 from ledgers import assert_all_delivered_once, verdict
 from local_log_service import LocalLogService
 
-from dispatch_data import LineFormatter, Routes, Unmatched, hidden, read_settings, secrets_of
+from dispatch_data import LeftOut, LineFormatter, Routes, hidden, read_settings, secrets_of
 from dispatch_data import LogGroup as RoutedLogGroup
 
 SECRET = "Very/Secret+Key0"
@@ -130,7 +130,7 @@ def test_hostile_topics_and_names_forge_no_path(service, copies, tmp_path):
 def test_huge_topics_are_not_remembered():
     """A shard can bring a new one with each LogGroup; memory must not grow with them."""
     settings = type("Target", (), {"number": 1, "topics": ("T*",)})
-    routes, unmatched = Routes([settings]), Unmatched()
+    routes, unmatched = Routes([settings]), LeftOut()
     for number in range(50):
         assert routes.find("T" * 10000 + str(number)) == 1
         unmatched.add(RoutedLogGroup("t" * 10000 + str(number), 1, b"", b""))

@@ -186,7 +186,7 @@ def test_a_copy_that_the_service_has_forgotten_joins_again(service, copies):
     client.create_consumer_group(PROJECT, SOURCE, GROUP, 2)
     for shard, checkpoint in checkpoints.items():
         client.update_check_point(PROJECT, SOURCE, GROUP, shard, checkpoint)
-    service.wait_for(lambda: "each shard begins again at its checkpoint" in copy.stderr(), LIMIT, "a new beginning")
+    service.wait_for(lambda: "is lost, another joins" in copy.stderr(), LIMIT, "a new beginning")
     feed(service, 40)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
