@@ -40,6 +40,7 @@ class Call(NamedTuple):
     """One authenticated call.
 
     Attributes:
+        action: API name.
         project: from the Host header.
         logstore: from the path, "" when the action needs none.
         item: what the path names within the logstore: a shard id or a consumer group, "" when nothing.
@@ -49,6 +50,7 @@ class Call(NamedTuple):
         request_id: unique.
     """
 
+    action: str
     project: str
     logstore: str
     item: str

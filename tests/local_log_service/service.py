@@ -13,8 +13,9 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from aliyun.log import LogClient
 
-from .actions import ACTIONS, Limits
-from .faults import Fault, Faults
+from .actions import ACTIONS, Answer, Call, Limits
+from .errors import ServiceError
+from .faults import Effects, Fault, Faults, ForeignAnswer
 from .state import Entry, State
 from .tunnel import Tunnel
 from .web import Web
@@ -319,6 +320,14 @@ class LocalLogService:
         cut: Optional[str] = None,
         hold: bool = False,
         trickle: float = 0.0,
+        answer: Optional[ForeignAnswer] = None,
+        takes_effect: bool = False,
+        mangle: Optional[Callable[[Answer, Call], Answer]] = None,
+        interim: Optional[ForeignAnswer] = None,
+        stray: Optional[ForeignAnswer] = None,
+        stray_pause: float = 0.0,
+        cut_short: int = 0,
+        close: bool = False,
     ) -> Fault:
         """Put a fault into force until it is removed. Where several apply to a call, they do in turn.
 
@@ -334,12 +343,42 @@ class LocalLogService:
             hold: neither answer nor take calls until the fault is removed. A client that has gone by then
                 has its call not taken.
             trickle: send the answer byte by byte, so many seconds apart; then the connection is closed.
+            answer: answer with this, which is not the service's, whether the call was a good one or not.
+            takes_effect: with ``answer``, perform the call all the same.
+            mangle: makes of a right answer the one that is sent; see ``mangling``.
+            interim: send this first, and then the answer that is due.
+            stray: send this after the answer, unasked for.
+            stray_pause: with ``stray``, so many seconds after the answer, and before the next request on the connection
+                is looked at; by default with the same segment, which a client reads that reads ahead.
+            cut_short: keep back so many bytes of the body that Content-Length announces (of a shorter body it
+                announces so many), then close the connection.
+            close: close the connection after the answer, without having announced it.
 
         Raises:
             ValueError: no such action, or the arguments make no fault.
         """
         _check_action(action)
-        return self._faults.add(action, project, logstore, status, code, share, delay, cut, hold, trickle)
+        error = None
+        if code is not None:
+            error = ServiceError(code, status=status)
+        elif status is not None:
+            error = ServiceError.of_status(status)
+        effects = Effects(
+            error=error,
+            delay=delay,
+            cut=cut,
+            hold=hold,
+            trickle=trickle,
+            answer=answer,
+            takes_effect=takes_effect,
+            mangle=mangle,
+            interim=interim,
+            stray=stray,
+            stray_pause=stray_pause,
+            cut_short=cut_short,
+            close=close,
+        )
+        return self._faults.add(action, project, logstore, share, effects)
 
     def clear_faults(self) -> None:
         """Remove every fault."""
