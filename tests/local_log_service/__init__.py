@@ -7,7 +7,8 @@ README.md, beside this file, says call by call how far to trust it, and what it 
 """
 
 from .faults import Fault, ForeignAnswer
+from .quotas import Quotas
 from .service import LocalLogService
 from .state import Entry
 
-__all__ = ["Entry", "Fault", "ForeignAnswer", "LocalLogService"]
+__all__ = ["Entry", "Fault", "ForeignAnswer", "LocalLogService", "Quotas"]

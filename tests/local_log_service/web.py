@@ -7,7 +7,7 @@ import os
 import ssl
 import time
 from collections import Counter
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 from urllib.parse import parse_qsl, unquote
 
 from aiohttp import HttpVersion11, web
@@ -85,21 +85,21 @@ class Web:
         state: State,
         faults: Faults,
         limits: Limits,
-        credentials: Callable[[], Tuple[Mapping[str, str], Mapping[str, str]]],
+        keys: Callable[[], signature.Keys],
         endpoint_host: str,
         region: str,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Prepare to serve ``<project>.<endpoint_host>``.
 
-        ``credentials`` returns the access keys and the security tokens that are valid at the time of a call, ``now``
-        the unix time that a request's own is compared with.
+        ``keys`` returns who may call at the time of a call, ``now`` the unix time that a request's own is compared
+        with.
         """
         self.arrived: Counter[Tuple[str, str, str]] = Counter()
         self._state = state
         self._faults = faults
         self._limits = limits
-        self._credentials = credentials
+        self._keys = keys
         self._host_suffix = "." + endpoint_host
         self._region = region
         self._now = now
@@ -205,8 +205,7 @@ class Web:
         return name[1 : -len(self._host_suffix)]
 
     def _verify(self, method: str, path: str, query: Dict[str, str], headers: Dict[str, str], body: bytes) -> None:
-        access_keys, security_tokens = self._credentials()
-        signature.verify(method, path, query, headers, body, access_keys, security_tokens, self._region, self._now())
+        signature.verify(method, path, query, headers, body, self._keys(), self._region, self._now())
 
 
 def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:

@@ -15,8 +15,9 @@ from local_log_service.consumer_groups import (
 )
 
 TIMEOUT = 40.0
-# One round to join anew, one to mark the surplus, one to let go of it, one to take it, one for who came first.
-SETTLING_ROUNDS = 5
+# One round to join anew, one to mark the surplus, one to let go of it, one to take it, one for who came first; and the
+# three in between once more, for a shard that was on its way when something changed.
+SETTLING_ROUNDS = 8
 
 
 class Consumer:
