@@ -184,7 +184,7 @@ def test_a_key_that_may_not_read_the_source_is_certainly_wrong(service):
 
 def test_one_group_too_many_says_how_to_make_room(service):
     client = service.client()
-    for number in range(10):
+    for number in range(30):
         client.create_consumer_group(PROJECT, SOURCE, "group-%d" % number, 20)
     status, _, (line,) = run(service, SLS_LOG_DIR="")
     assert status == 1

@@ -77,3 +77,18 @@ def test_the_program_runs_where_only_the_sdk_is_missing():
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [ended.stderr.strip()]
     assert "pip install -r requirements.txt" in ended.stderr
+
+
+def test_the_page_on_the_tests_names_each_file():
+    """What it says of them is for people to keep true."""
+    page = text_of("tests/README.md")
+    files = [
+        path.name
+        for folder in (ROOT / "tests", ROOT / "tests" / "test_local_log_service")
+        for path in folder.iterdir()
+        if path.suffix in (".py", ".js")
+    ]
+    assert len(files) > 30
+    assert [name for name in files if "`%s`" % name not in page] == []
+    named = re.findall(r"`(?:\w+/)?(\w+\.(?:py|js))`", page)
+    assert set(named) - set(files) <= {"dispatch_data.py", "faults.py", "demo.py", "sample_logs.py"}

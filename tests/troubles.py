@@ -31,7 +31,7 @@ def changed_key(service: LocalLogService, access_key_id: str, secret: Optional[s
     else:
         service.access_keys[access_key_id] = secret
     try:
-        yield "InvalidAccessKeyId" if secret is None else "SignatureNotMatch"
+        yield "Unauthorized" if secret is None else "SignatureNotMatch"
     finally:
         service.access_keys[access_key_id] = right
 

@@ -6,8 +6,9 @@ unchanged. It keeps everything in memory and listens on the loopback interface o
 README.md, beside this file, says call by call how far to trust it, and what it was held against.
 """
 
-from .faults import Fault
+from .faults import Fault, ForeignAnswer
+from .quotas import Quotas
 from .service import LocalLogService
 from .state import Entry
 
-__all__ = ["Entry", "Fault", "LocalLogService"]
+__all__ = ["Entry", "Fault", "ForeignAnswer", "LocalLogService", "Quotas"]

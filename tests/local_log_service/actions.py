@@ -7,14 +7,12 @@ ConsumerGroupNotExist for whatever the call names in vain.
 
 import json
 import time
-import zlib
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-import lz4.block
-
-from . import validation, wire_format
+from . import compression, validation, wire_format
 from .consumer_groups import ConsumerGroup, ConsumerNotHolder, ConsumerUnknown
 from .errors import ServiceError
+from .quotas import Quotas
 from .state import Logstore, Project, Shard, State
 
 
@@ -27,6 +25,8 @@ class Limits(NamedTuple):
         put_bytes: most raw bytes a put may bring.
         region: where the projects say that they are.
         check_log_times: whether puts are refused that bring logs of long ago or of the future.
+        log_time_status: with which HTTP status they are.
+        unknown_consumer: the code for a checkpoint of a consumer that the group does not know.
     """
 
     consumer_groups: int
@@ -34,12 +34,15 @@ class Limits(NamedTuple):
     put_bytes: int
     region: str = ""
     check_log_times: bool = False
+    log_time_status: int = 499
+    unknown_consumer: str = "ConsumerNotExsit"
 
 
 class Call(NamedTuple):
     """One authenticated call.
 
     Attributes:
+        action: API name.
         project: from the Host header.
         logstore: from the path, "" when the action needs none.
         item: what the path names within the logstore: a shard id or a consumer group, "" when nothing.
@@ -49,6 +52,7 @@ class Call(NamedTuple):
         request_id: unique.
     """
 
+    action: str
     project: str
     logstore: str
     item: str
@@ -81,7 +85,7 @@ def create_project(limits: Limits, state: State, call: Call) -> Answer:
         settings = validation.json_body(call.body, dict)
     except ServiceError:
         raise ServiceError("ParameterInvalid", "The body is not valid json string")
-    name = validation.resource_name(settings.get("projectName"), "ParameterInvalid")
+    name = validation.project_name(settings.get("projectName"))
     with state.lock:
         state.create_project(name, _description(settings))
     return _NOTHING
@@ -149,7 +153,7 @@ def list_project(limits: Limits, state: State, call: Call) -> Answer:
 def create_logstore(limits: Limits, state: State, call: Call) -> Answer:
     """Create a logstore named by the body. Raises LogStoreInfoInvalid, LogStoreAlreadyExist."""
     document = validation.json_body(call.body, dict)
-    name = validation.resource_name(document.get("logstoreName"), "LogStoreInfoInvalid")
+    name = validation.logstore_name(document.get("logstoreName"))
     shard_count = document.get("shardCount")
     if type(shard_count) is not int:
         raise ServiceError("LogStoreInfoInvalid", "shardCount is invalid")
@@ -302,40 +306,29 @@ def _raw_body(limits: Limits, call: Call) -> bytes:
         raise ServiceError("InvalidBodyRawSize")
     if raw_size > limits.put_bytes:
         raise ServiceError("PostBodyTooLarge", "body size {} must little than {}".format(raw_size, limits.put_bytes))
-    compress_type = call.headers.get("x-log-compresstype", "")
-    try:
-        if compress_type == "lz4":
-            body = lz4.block.decompress(call.body, uncompressed_size=raw_size)
-        elif compress_type == "deflate":
-            body = zlib.decompressobj().decompress(call.body, raw_size + 1)
-        elif compress_type:
-            raise ServiceError("InvalidCompressType", "x-log-compresstype {} is unsupported".format(compress_type))
-        else:
-            body = call.body
-    except (lz4.block.LZ4BlockError, zlib.error, ValueError):
-        raise ServiceError("PostBodyUncompressError")
+    body = compression.decompress(call.headers.get("x-log-compresstype", ""), call.body, raw_size)
     if len(body) != raw_size:
         raise ServiceError("PostBodyInvalid", "x-log-bodyrawsize is not the size of the body")
     return body
 
 
-def _check_log_times(log_group: bytes) -> None:
+def _check_log_times(log_group: bytes, status: int) -> None:
     now = time.time()
     if not all(now - _LOG_AGE <= log_time <= now + _LOG_LEAD for log_time in wire_format.log_times(log_group)):
-        raise ServiceError("PostBodyInvalid", "The post data time is out of range")
+        raise ServiceError("PostBodyInvalid", "The post data time is out of range", status=status)
 
 
 def put_logs(limits: Limits, state: State, call: Call) -> Answer:
     """Take one LogGroup, the whole of it or nothing, into the next, the named or the key's shard.
 
     Raises MissingBodyRawSize, InvalidBodyRawSize, InvalidCompressType, PostBodyInvalid, PostBodyTooLarge,
-    PostBodyUncompressError; ParameterInvalid, ShardNotExist.
+    PostBodyUncompressError; ParameterInvalid, ShardNotExist; with quotas WriteQuotaExceed, ShardWriteQuotaExceed.
     """
     body = _raw_body(limits, call)
     try:
         wire_format.validate_log_group(body)
         if limits.check_log_times:
-            _check_log_times(body)
+            _check_log_times(body, limits.log_time_status)
     except ValueError as error:
         raise ServiceError("PostBodyInvalid", "Protobuf content cannot parse: {}".format(error))
     with state.lock:
@@ -346,14 +339,30 @@ def put_logs(limits: Limits, state: State, call: Call) -> Answer:
             shard = logstore.shard_of_key(validation.key(validation.required(call.query, "key")))
         else:
             shard = logstore.writable_shard(validation.shard_id(call.item))
+        if state.quotas is not None:
+            _meter_write(state.quotas, state.project(call.project), shard, len(body))
         logstore.append(shard, body, call.request_id, state.next_sequence())
     return _NOTHING
+
+
+def _meter_write(quotas: Quotas, project: Project, shard: Shard, size: int) -> None:
+    project.meter.check_write("WriteQuotaExceed", quotas.project_write_bytes)
+    shard.meter.check_write("ShardWriteQuotaExceed", quotas.shard_write_bytes, quotas.shard_writes)
+    for meter in (project.meter, shard.meter):
+        meter.count_write(size)
+
+
+def _meter_read(quotas: Quotas, project: Project, shard: Shard, size: int) -> None:
+    project.meter.check_read("ReadQuotaExceed", quotas.project_read_bytes)
+    shard.meter.check_read("ShardReadQuotaExceed", quotas.shard_read_bytes, quotas.shard_reads)
+    for meter in (project.meter, shard.meter):
+        meter.count_read(size)
 
 
 def pull_logs(limits: Limits, state: State, call: Call) -> Answer:
     """Answer the LogGroups from a cursor on, as many as count and size allow, and the next cursor.
 
-    Raises InvalidCursor, ShardNotExist, ParameterInvalid.
+    Raises InvalidCursor, ShardNotExist, ParameterInvalid; with quotas ReadQuotaExceed, ShardReadQuotaExceed.
     """
     shard_id = validation.shard_id(call.item)
     cursor = validation.required(call.query, "cursor")
@@ -366,31 +375,25 @@ def pull_logs(limits: Limits, state: State, call: Call) -> Answer:
         last = end = len(shard.entries)
         if call.query.get("end_cursor"):
             last = shard.readable_index_of(call.query["end_cursor"])
-        taken = [entry.log_group for entry in shard.entries[first : min(last, first + count)]]
-        taken = _within(limits.pull_bytes, taken)
-        next_index = first + len(taken)
-        next_cursor = shard.cursor(next_index)
-    body = wire_format.log_group_list(taken)
-    headers = {
-        "Content-Type": "application/x-protobuf",
-        "x-log-cursor": next_cursor,
-        "x-log-count": str(len(taken)),
-        "x-log-bodyrawsize": str(len(body)),
-        "x-log-end-of-cursor": "1" if next_index == end else "0",
-    }
-    if body and "lz4" in call.headers.get("accept-encoding", ""):
-        headers["x-log-compresstype"] = "lz4"
-        body = lz4.block.compress(body, store_size=False)
+        taken, next_index = shard.readable_from(first, min(last, first + count), limits.pull_bytes)
+        body = wire_format.log_group_list(entry.log_group for entry in taken)
+        if state.quotas is not None:
+            _meter_read(state.quotas, state.project(call.project), shard, len(body))
+        headers = {
+            "Content-Type": "application/x-protobuf",
+            "x-log-cursor": shard.cursor(next_index),
+            "x-log-count": str(len(taken)),
+            "x-log-bodyrawsize": str(len(body)),
+            "x-log-end-of-cursor": "1" if next_index == end else "0",
+        }
+        if taken:
+            headers["x-log-read-last-cursor"] = shard.cursor(next_index - 1)
+            headers["x-log-cursor-time"] = str(int(taken[-1].received_at))
+    kind = compression.accepted(call.headers.get("accept-encoding", ""))
+    if body and kind:
+        headers["x-log-compresstype"] = kind
+        body = compression.compress(kind, body)
     return Answer(body, headers)
-
-
-def _within(size: int, log_groups: List[bytes]) -> List[bytes]:
-    """Return as many of the first LogGroups as fit into a LogGroupList of this size, at least one."""
-    for number, log_group in enumerate(log_groups):
-        size -= wire_format.framed_size(log_group)
-        if size < 0 and number > 0:
-            return log_groups[:number]
-    return log_groups
 
 
 def get_cursor(limits: Limits, state: State, call: Call) -> Answer:
@@ -436,11 +439,11 @@ def create_consumer_group(limits: Limits, state: State, call: Call) -> Answer:
     settings = validation.json_body(call.body, dict)
     name = validation.group_name(settings.get("consumerGroup"))
     timeout = validation.group_timeout(settings.get("timeout"))
-    in_order = validation.group_order(settings.get("order", False))
+    in_order = validation.group_order(settings.get("order"))
     with state.lock:
         groups = state.logstore(call.project, call.logstore).consumer_groups
         if name in groups:
-            raise ServiceError("ConsumerGroupAlreadyExist")
+            raise ServiceError("ConsumerGroupAlreadyExist", "consumer group already exist: {}".format(name))
         if len(groups) >= limits.consumer_groups:
             raise ServiceError("ConsumerGroupQuotaExceed")
         groups[name] = ConsumerGroup(name, timeout, in_order)
@@ -492,7 +495,7 @@ def heart_beat(limits: Limits, state: State, call: Call) -> Answer:
 def update_check_point(limits: Limits, state: State, call: Call) -> Answer:
     """Save the checkpoint of a shard.
 
-    Raises InvalidShardCheckPoint, ConsumerNotExsit, ConsumerNotMatch, ShardNotExist.
+    Raises InvalidShardCheckPoint, ConsumerNotExsit (or ConsumerNotExist), ConsumerNotMatch, ShardNotExist.
     """
     force = validation.boolean(call.query.get("forceSuccess", "false"), "forceSuccess")
     consumer = call.query.get("consumer", "")
@@ -505,7 +508,7 @@ def update_check_point(limits: Limits, state: State, call: Call) -> Answer:
     with state.lock:
         logstore, group = _group(state, call)
         if shard_id not in logstore.shards:
-            raise ServiceError("ShardNotExist", "shard not exist", status=404)
+            raise ServiceError("ShardNotExist", "shard not exist: {}".format(shard_id), status=404)
         shard = logstore.shard(shard_id)
         try:
             checkpoint = shard.cursor(shard.index_of(checkpoint))
@@ -516,7 +519,7 @@ def update_check_point(limits: Limits, state: State, call: Call) -> Answer:
         try:
             group.update_checkpoint(consumer, shard_id, checkpoint, now, force)
         except ConsumerUnknown:
-            raise ServiceError("ConsumerNotExsit")
+            raise ServiceError(limits.unknown_consumer, "consumer not exist: {}".format(consumer))
         except ConsumerNotHolder:
             raise ServiceError("ConsumerNotMatch")
     return _NOTHING

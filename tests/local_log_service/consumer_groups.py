@@ -6,13 +6,14 @@ Each shard of the logstore is in one state per group:
 
 * ``not_alloc``: free.
 * ``already_alloc``: one consumer holds it.
-* ``transfer``: it is to move. Its holder is no longer told of it, and it is freed once the holder's own
-  heartbeat no longer lists it, so that the holder can save its checkpoint first.
+* ``transfer``: it is to move to a consumer that is named already. Its holder is no longer told of it, and it is freed
+  once the holder's own heartbeat no longer lists it, so that the holder can save its checkpoint first; then it waits
+  for the heartbeat of the one it is to move to. When that one is removed first, the shard stays with its holder.
 * ``wait``: groups that consume in order only; an ancestor of the shard is not ``over``.
 * ``over``: a readonly shard whose checkpoint has reached its end.
 """
 
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Set, Tuple
+from typing import Container, Dict, Iterable, List, Mapping, NamedTuple, Set, Tuple
 
 NOT_ALLOC = "not_alloc"
 ALREADY_ALLOC = "already_alloc"
@@ -50,24 +51,52 @@ class Assignment:
     Attributes:
         state: one of the five states.
         consumer: name of the holder, "" in a state without one.
+        next_consumer: name of the consumer that it is to move to, "" when it is to stay, or to go to anybody.
         checkpoint: cursor, "" until one was saved.
         checkpoint_consumer: name of the consumer that saved it.
         update_time: when it was saved, unix time in microseconds, 0 until then.
     """
 
-    __slots__ = ("checkpoint", "checkpoint_consumer", "consumer", "state", "update_time")
+    __slots__ = ("checkpoint", "checkpoint_consumer", "consumer", "next_consumer", "state", "update_time")
 
     def __init__(self) -> None:
         self.state = NOT_ALLOC
         self.consumer = ""
+        self.next_consumer = ""
         self.checkpoint = ""
         self.checkpoint_consumer = ""
         self.update_time = 0
 
+    @property
+    def belongs_to(self) -> str:
+        """Name of the consumer that has it or is to get it, "" when there is none."""
+        return self.next_consumer or self.consumer
+
+    def give(self, consumer: str) -> None:
+        """Give the shard to a consumer."""
+        self.state = ALREADY_ALLOC
+        self.consumer = consumer
+        self.next_consumer = ""
+
     def free(self) -> None:
-        """Take the shard away from its holder."""
+        """Take the shard away from its holder; who is to get it remains so."""
         self.state = NOT_ALLOC
         self.consumer = ""
+
+    def forget(self, silent: Container[str]) -> None:
+        """Take note that consumers were removed."""
+        if self.consumer in silent:
+            self.free()
+        if self.next_consumer in silent:
+            self.next_consumer = ""
+            if self.state == TRANSFER:
+                self.state = ALREADY_ALLOC
+
+    def set_aside(self, state: str) -> None:
+        """Let nobody have the shard."""
+        self.free()
+        self.next_consumer = ""
+        self.state = state
 
 
 class ConsumerGroup:
@@ -99,8 +128,7 @@ class ConsumerGroup:
         for name in silent:
             del self.consumers[name]
         for assignment in self.assignments.values():
-            if assignment.consumer in silent:
-                assignment.free()
+            assignment.forget(silent)
         for shard in shards:
             if shard not in self.assignments:
                 self.assignments[shard] = Assignment()
@@ -109,11 +137,12 @@ class ConsumerGroup:
         for shard, view in shards.items():
             assignment = self.assignments[shard]
             if view.finished:
-                assignment.free()
-                assignment.state = OVER
+                assignment.set_aside(OVER)
             elif assignment.state not in _HELD:
-                blocked = self.in_order and not _ancestors_finished(shard, shards)
-                assignment.state = WAIT if blocked else NOT_ALLOC
+                if self.in_order and not _ancestors_finished(shard, shards):
+                    assignment.set_aside(WAIT)
+                else:
+                    assignment.state = NOT_ALLOC
 
     def heartbeat(self, consumer: str, listed: Iterable[int], shards: Mapping[int, ShardView], now: float) -> List[int]:
         """Take a consumer's heartbeat and return the ids of the shards it may hold, ascending.
@@ -167,32 +196,40 @@ class ConsumerGroup:
         )
 
     def _balance(self, sender: str) -> None:
-        """Mark the surplus of every consumer for transfer, then give free shards to the sender."""
+        """Give the sender what it is to get and what is free, and have the surplus of others move to who lacks it."""
         shares = self._fair_shares(sender)
+        counts = self._counts()
+        for _, assignment in sorted(self.assignments.items()):
+            if assignment.state == NOT_ALLOC and assignment.next_consumer == sender:
+                assignment.give(sender)
+            elif assignment.state == NOT_ALLOC and not assignment.next_consumer and counts[sender] < shares[sender]:
+                assignment.give(sender)
+                counts[sender] += 1
+        lacking = [consumer for consumer in shares for _ in range(shares[consumer] - counts[consumer])]
         for consumer, share in shares.items():
-            for shard in self._held_by(consumer)[share:]:
+            # What is on its way to a consumer can't be sent elsewhere: what it holds is.
+            held = self._held_by(consumer)
+            surplus = min(counts[consumer] - share, len(held), len(lacking))
+            for shard in held[len(held) - surplus :] if surplus > 0 else []:
                 self.assignments[shard].state = TRANSFER
-        missing = shares[sender] - len(self._held_by(sender))
-        free = sorted(shard for shard, assignment in self.assignments.items() if assignment.state == NOT_ALLOC)
-        for shard in free[:missing]:
-            assignment = self.assignments[shard]
-            assignment.state = ALREADY_ALLOC
-            assignment.consumer = sender
+                self.assignments[shard].next_consumer = lacking.pop(0)
+
+    def _counts(self) -> Dict[str, int]:
+        """Return how many shards each consumer has or is to get."""
+        counts: Dict[str, int] = dict.fromkeys(self.consumers, 0)
+        for assignment in self.assignments.values():
+            if assignment.belongs_to:
+                counts[assignment.belongs_to] += 1
+        return counts
 
     def _fair_shares(self, sender: str) -> Dict[str, int]:
         """Return how many shards each consumer is to have; no two differ by more than one.
 
         Who has most keeps the shards that do not divide evenly, so that nothing moves without need.
         """
-        held: Dict[str, int] = dict.fromkeys(self.consumers, 0)
-        shard_count = 0
-        for assignment in self.assignments.values():
-            if assignment.state in _UNASSIGNABLE:
-                continue
-            shard_count += 1
-            if assignment.state == ALREADY_ALLOC:
-                held[assignment.consumer] += 1
-        ranked = sorted(held, key=lambda consumer: (-held[consumer], consumer != sender, consumer))
+        counts = self._counts()
+        shard_count = sum(assignment.state not in _UNASSIGNABLE for assignment in self.assignments.values())
+        ranked = sorted(counts, key=lambda consumer: (-counts[consumer], consumer != sender, consumer))
         share, remainder = divmod(shard_count, len(ranked))
         return {consumer: share + (rank < remainder) for rank, consumer in enumerate(ranked)}
 

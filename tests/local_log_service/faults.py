@@ -1,11 +1,103 @@
-"""Faults to order: errors, delays, broken connections and calls that hang."""
+"""Faults to order: errors, delays, broken connections, calls that hang, and something in between that answers.
+
+``LocalLogService.add_fault`` puts them into force, for the calls of an action, all or a share of them::
+
+    service.add_fault("PutLogs", code="ShardWriteQuotaExceed", share=0.3)  # an error of the service
+    service.add_fault("PutLogs", cut="after")                      # taken, and the connection broken off
+    service.add_fault("*", answer=ForeignAnswer(200, {}, b"{}"))   # something in between says it is fine
+    service.add_fault("*", answer=ForeignAnswer(302, {"Location": "http://portal.test/"}))
+    service.add_fault("PutLogs", answer=ForeignAnswer(502, {"Content-Type": "text/html"}, b"<p>"), takes_effect=True)
+    service.add_fault("HeartBeat", answer=ForeignAnswer(200, body=b"null", request_id=True))
+    service.add_fault("PutLogs", close=True)                       # the right answer, then closed without a word
+    service.add_fault("PutLogs", interim=ForeignAnswer(103, {"Link": "</>"}))     # 103, then the right answer
+    service.add_fault("PutLogs", stray=ForeignAnswer(request_id=True), share=0.5)  # the right answer, and one more
+    service.add_fault("PutLogs", stray=ForeignAnswer(request_id=True), stray_pause=0.1)  # in a segment of its own
+    service.add_fault("PullLogs", cut_short=10)                    # the last 10 bytes of the body never come
+    service.add_fault("PullLogs", mangle=mangling.wrong_raw_size)  # or undecodable, unknown_compression, without(...)
+    service.add_fault("PullLogs", mangle=mangling.OfAnotherShard())  # or Earlier(): a reply to another request
+    service.add_fault("*", trickle=0.01)                           # the right answer, byte by byte
+
+Those that concern how an answer is sent (close, interim, stray, cut_short, trickle) go together with each other and
+with any answer: the right one, an error of the service, a foreign one.
+"""
 
 import math
 import threading
 from fractions import Fraction
-from typing import Callable, List, Optional
+from typing import Callable, List, Mapping, NamedTuple, Optional
 
+from .actions import Answer, Call
 from .errors import ServiceError
+
+
+class ForeignAnswer(NamedTuple):
+    """An answer that is not the service's: what something in between says, to the byte.
+
+    Attributes:
+        status: HTTP status, any.
+        headers: all that it bears, but for Content-Length, which is added where it is due and missing.
+        body: any bytes.
+        request_id: whether it bears an ``x-log-requestid`` nevertheless, a new one.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+    request_id: bool = False
+
+
+class Effects(NamedTuple):
+    """What befalls a call.
+
+    Attributes:
+        error: what to answer instead of handling it, if anything.
+        delay: seconds to wait before a call is handled.
+        cut: "before" or "after" the call takes effect, the connection is broken off without an answer.
+        hold: calls are neither answered nor taken until the fault is removed.
+        trickle: seconds between the bytes of the answer; then the connection is closed, as announced.
+        answer: what is answered in the service's place.
+        takes_effect: whether the call takes effect although ``answer`` is what its client gets.
+        mangle: makes of a right answer what the client gets.
+        interim: an answer that is sent before the one that is due.
+        stray: an answer that is sent after the one that was due.
+        stray_pause: seconds between the two, 0 for the same segment.
+        cut_short: bytes of the announced body that never come; then the connection is closed.
+        close: the connection is closed after the answer, which did not announce it.
+    """
+
+    error: Optional[ServiceError] = None
+    delay: float = 0.0
+    cut: Optional[str] = None
+    hold: bool = False
+    trickle: float = 0.0
+    answer: Optional[ForeignAnswer] = None
+    takes_effect: bool = False
+    mangle: Optional[Callable[[Answer, Call], Answer]] = None
+    interim: Optional[ForeignAnswer] = None
+    stray: Optional[ForeignAnswer] = None
+    stray_pause: float = 0.0
+    cut_short: int = 0
+    close: bool = False
+
+    @property
+    def concern_sending(self) -> bool:
+        """Whether an answer is sent in another way than usual."""
+        return bool(self.trickle or self.interim or self.stray or self.cut_short or self.close)
+
+    def check(self) -> None:
+        """Raise ValueError where they make no fault."""
+        if min(self.delay, self.trickle, self.stray_pause, self.cut_short) < 0:
+            raise ValueError("delay, trickle and stray_pause are seconds, cut_short bytes")
+        if self.cut not in (None, "before", "after"):
+            raise ValueError('cut has to be None, "before" or "after"')
+        if self.interim is not None and not 100 <= self.interim.status < 200:
+            raise ValueError("the status of an interim answer is 1xx")
+        if sum(reply is not None for reply in (self.error, self.cut, self.answer, self.mangle)) > 1:
+            raise ValueError("a call is either answered with an error, cut off, answered by another or mangled")
+        if (self.takes_effect and self.answer is None) or (self.stray_pause and self.stray is None):
+            raise ValueError("takes_effect goes with an answer, stray_pause with a stray one")
+        if self == Effects():
+            raise ValueError("name what is to befall the calls")
 
 
 class Fault:
@@ -13,11 +105,7 @@ class Fault:
 
     Attributes:
         hits: how many calls it has befallen so far.
-        delay: seconds to wait before a call is handled.
-        error: what to answer instead of handling it, if anything.
-        cut: "before" or "after" the call takes effect, the connection is broken off without an answer.
-        hold: calls are neither answered nor taken until the fault is removed.
-        trickle: seconds between the bytes of the answer.
+        effects: what befalls them.
         removed: whether it was removed.
     """
 
@@ -27,19 +115,11 @@ class Fault:
         action: str,
         project: Optional[str],
         logstore: Optional[str],
-        error: Optional[ServiceError],
         share: float,
-        delay: float,
-        cut: Optional[str],
-        hold: bool,
-        trickle: float,
+        effects: Effects,
     ) -> None:
         self.hits = 0
-        self.delay = delay
-        self.error = error
-        self.cut = cut
-        self.hold = hold
-        self.trickle = trickle
+        self.effects = effects
         self.removed = False
         self._on_remove = on_remove
         self._action = action
@@ -84,17 +164,7 @@ class Faults:
         self._lock = threading.Lock()
 
     def add(
-        self,
-        action: str,
-        project: Optional[str] = None,
-        logstore: Optional[str] = None,
-        status: Optional[int] = None,
-        code: Optional[str] = None,
-        share: float = 1.0,
-        delay: float = 0.0,
-        cut: Optional[str] = None,
-        hold: bool = False,
-        trickle: float = 0.0,
+        self, action: str, project: Optional[str], logstore: Optional[str], share: float, effects: Effects
     ) -> Fault:
         """Put a fault into force; see ``LocalLogService.add_fault``.
 
@@ -103,20 +173,8 @@ class Faults:
         """
         if not 0 <= share <= 1:
             raise ValueError("share has to be within 0 and 1")
-        if delay < 0 or trickle < 0:
-            raise ValueError("delay and trickle are seconds")
-        if cut not in (None, "before", "after"):
-            raise ValueError('cut has to be None, "before" or "after"')
-        error = None
-        if code is not None:
-            error = ServiceError(code, status=status)
-        elif status is not None:
-            error = ServiceError.of_status(status)
-        if error is None and cut is None and not delay and not hold and not trickle:
-            raise ValueError("name a status, a code, a delay, cut, hold or trickle")
-        if error is not None and cut is not None:
-            raise ValueError("a call is either answered with an error or cut off")
-        fault = Fault(self._remove, action, project, logstore, error, share, delay, cut, hold, trickle)
+        effects.check()
+        fault = Fault(self._remove, action, project, logstore, share, effects)
         with self._lock:
             self._faults = self._faults + [fault]
         return fault

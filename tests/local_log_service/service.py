@@ -9,12 +9,16 @@ import time
 import uuid
 from collections import Counter
 from contextlib import AsyncExitStack
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple, Union
 
 from aliyun.log import LogClient
 
-from .actions import ACTIONS, Limits
-from .faults import Fault, Faults
+from . import validation
+from .actions import ACTIONS, Answer, Call, Limits
+from .errors import ServiceError
+from .faults import Effects, Fault, Faults, ForeignAnswer
+from .quotas import Quotas
+from .signature import Keys
 from .state import Entry, State
 from .tunnel import Tunnel
 from .web import Web
@@ -35,6 +39,10 @@ class LocalLogService:
     Attributes:
         access_keys: access key id -> secret; may be changed at any time.
         security_tokens: access key id -> STS token that has to come with it; may be changed at any time.
+        token_ends: access key id -> unix time at which its STS token expires, never by default; may be changed at any
+            time, as what follows here.
+        disabled_keys: ids of ``access_keys`` that are disabled.
+        in_arrears: whether the account has not paid its bills, so that every call is refused.
         clock_offset: seconds added to what the service takes for now when it checks the time of a request, which
             may be 15 minutes off; to the service a client's clock is wrong by as much the other way. May be changed
             at any time.
@@ -49,12 +57,14 @@ class LocalLogService:
         security_tokens: Optional[Mapping[str, str]] = None,
         https: bool = False,
         port: int = 0,
-        max_consumer_groups: int = 10,
+        max_consumer_groups: int = 30,
         max_pull_bytes: int = 10 * 1024 * 1024,
         max_put_bytes: int = 10 * 1024 * 1024,
         endpoint_host: str = "local-log-service.test",
         region: str = "local",
         check_log_times: bool = False,
+        log_time_status: int = 499,
+        unknown_consumer: str = "ConsumerNotExsit",
     ) -> None:
         """Prepare a service; nothing listens yet.
 
@@ -65,13 +75,19 @@ class LocalLogService:
             port: the port to listen on, 0 for a free one.
             max_consumer_groups: how many consumer groups a logstore may have.
             max_pull_bytes: most raw bytes a pull answers with, unless its first LogGroup alone is larger.
-            max_put_bytes: most raw bytes a put may bring.
+            max_put_bytes: most raw bytes a put may bring: 10 MB in the documentation, 30 MB in the newest SDKs.
             endpoint_host: clients call ``<project>.<endpoint_host>``.
             region: what signatures of version 4 have to name.
             check_log_times: refuse puts with logs of more than 7 days ago or 15 minutes ahead, as the service does.
+            log_time_status: with which HTTP status: 499, or 400, as some releases of the documentation have it.
+            unknown_consumer: the code for a checkpoint of a consumer that the group does not know: ConsumerNotExsit,
+                which consumer libraries look for, or ConsumerNotExist, which the documentation has.
         """
         self.access_keys = dict(access_keys)
         self.security_tokens = dict(security_tokens or {})
+        self.token_ends: Dict[str, float] = {}
+        self.disabled_keys: Set[str] = set()
+        self.in_arrears = False
         self.endpoint = "{}://{}".format("https" if https else "http", endpoint_host)
         self.region = region
         self.port = port
@@ -80,12 +96,20 @@ class LocalLogService:
         self._endpoint_host = endpoint_host
         self._state = State()
         self._faults = Faults()
-        limits = Limits(max_consumer_groups, max_pull_bytes, max_put_bytes, region, check_log_times)
+        limits = Limits(
+            consumer_groups=max_consumer_groups,
+            pull_bytes=max_pull_bytes,
+            put_bytes=max_put_bytes,
+            region=region,
+            check_log_times=check_log_times,
+            log_time_status=log_time_status,
+            unknown_consumer=unknown_consumer,
+        )
         self._web = Web(
             self._state,
             self._faults,
             limits,
-            lambda: (self.access_keys, self.security_tokens),
+            lambda: Keys(self.access_keys, self.disabled_keys, self.security_tokens, self.token_ends, self.in_arrears),
             endpoint_host,
             region,
             lambda: time.time() + self.clock_offset,
@@ -224,8 +248,11 @@ class LocalLogService:
         """Create a logstore, and its project when that is missing.
 
         Raises:
-            ServiceError: LogStoreAlreadyExist; LogStoreInfoInvalid unless there are 1 to 256 shards.
+            ServiceError: LogStoreAlreadyExist; LogStoreInfoInvalid unless there are 1 to 256 shards; ParameterInvalid
+                or LogStoreInfoInvalid for names that the service does not allow.
         """
+        validation.project_name(project)
+        validation.logstore_name(logstore)
         with self._state.lock:
             if project not in self._state.projects:
                 self._state.create_project(project)
@@ -296,6 +323,24 @@ class LocalLogService:
         with self._state.lock:
             self._state.logstore(project, logstore).expire(shard, count)
 
+    def leave_gap(self, project: str, logstore: str, shard: int, count: int) -> None:
+        """Let positions follow at the end of a shard that have no LogGroup: pulls that meet but such bring none, and
+        a cursor that has moved on.
+        """
+        with self._state.lock:
+            self._state.logstore(project, logstore).shard(shard).leave_gap(count)
+
+    @property
+    def quotas(self) -> Optional[Quotas]:
+        """What may be written and read in a second, None for any amount, as it is at first; may be set at any time."""
+        with self._state.lock:
+            return self._state.quotas
+
+    @quotas.setter
+    def quotas(self, quotas: Optional[Quotas]) -> None:
+        with self._state.lock:
+            self._state.quotas = quotas
+
     def set_ttl(self, project: str, logstore: str, seconds: Optional[float]) -> None:
         """Set how long a logstore keeps what arrives, None for ever.
 
@@ -314,11 +359,20 @@ class LocalLogService:
         logstore: Optional[str] = None,
         status: Optional[int] = None,
         code: Optional[str] = None,
+        message: Optional[str] = None,
         share: float = 1.0,
         delay: float = 0.0,
         cut: Optional[str] = None,
         hold: bool = False,
         trickle: float = 0.0,
+        answer: Optional[ForeignAnswer] = None,
+        takes_effect: bool = False,
+        mangle: Optional[Callable[[Answer, Call], Answer]] = None,
+        interim: Optional[ForeignAnswer] = None,
+        stray: Optional[ForeignAnswer] = None,
+        stray_pause: float = 0.0,
+        cut_short: int = 0,
+        close: bool = False,
     ) -> Fault:
         """Put a fault into force until it is removed. Where several apply to a call, they do in turn.
 
@@ -328,18 +382,49 @@ class LocalLogService:
             logstore: only calls to this logstore.
             status: answer with this HTTP status, before the call takes any effect.
             code: answer with this error code; status and code find each other when only one is given.
+            message: with this text, by default the one that is documented for the code.
             share: which share of the matching calls, 0 to 1: evenly spread and the first one among them.
             delay: seconds to wait before the call is handled, or fails if it is to.
             cut: break the connection off without an answer, "before" or "after" the call takes effect.
             hold: neither answer nor take calls until the fault is removed. A client that has gone by then
                 has its call not taken.
             trickle: send the answer byte by byte, so many seconds apart; then the connection is closed.
+            answer: answer with this, which is not the service's, whether the call was a good one or not.
+            takes_effect: with ``answer``, perform the call all the same.
+            mangle: makes of a right answer the one that is sent; see ``mangling``.
+            interim: send this first, and then the answer that is due.
+            stray: send this after the answer, unasked for.
+            stray_pause: with ``stray``, so many seconds after the answer, and before the next request on the connection
+                is looked at; by default with the same segment, which a client reads that reads ahead.
+            cut_short: keep back so many bytes of the body that Content-Length announces (of a shorter body it
+                announces so many), then close the connection.
+            close: close the connection after the answer, without having announced it.
 
         Raises:
             ValueError: no such action, or the arguments make no fault.
         """
         _check_action(action)
-        return self._faults.add(action, project, logstore, status, code, share, delay, cut, hold, trickle)
+        error = None
+        if code is not None:
+            error = ServiceError(code, message, status)
+        elif status is not None:
+            error = ServiceError.of_status(status, message)
+        effects = Effects(
+            error=error,
+            delay=delay,
+            cut=cut,
+            hold=hold,
+            trickle=trickle,
+            answer=answer,
+            takes_effect=takes_effect,
+            mangle=mangle,
+            interim=interim,
+            stray=stray,
+            stray_pause=stray_pause,
+            cut_short=cut_short,
+            close=close,
+        )
+        return self._faults.add(action, project, logstore, share, effects)
 
     def clear_faults(self) -> None:
         """Remove every fault."""
@@ -401,7 +486,7 @@ class LocalLogService:
             store = self._state.logstore(project, logstore)
             consumer_group = store.consumer_group(group)
             return sum(
-                len(shard.entries) - shard.next_index(consumer_group.checkpoint(shard_id))
+                shard.count_from(shard.next_index(consumer_group.checkpoint(shard_id)))
                 for shard_id, shard in store.current_shards().items()
             )
 

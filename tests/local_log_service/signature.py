@@ -10,8 +10,10 @@ import email.utils
 import functools
 import hashlib
 import hmac
+import math
+import re
 import time
-from typing import Mapping, Tuple
+from typing import Any, Callable, Container, Mapping, NamedTuple, Tuple
 from urllib.parse import quote
 
 from .errors import ServiceError
@@ -22,6 +24,26 @@ MAXIMUM_CLOCK_SKEW = 15 * 60
 _V1 = "LOG "
 _V4 = "SLS4-HMAC-SHA256 "
 _UNSIGNED_PREFIX = "x-log-meta-"
+_DIGESTS = {"hmac-sha1": hashlib.sha1, "hmac-sha256": hashlib.sha256}  # of version 1
+_ACCESS_KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Keys(NamedTuple):
+    """Who may call.
+
+    Attributes:
+        access_keys: access key id -> secret.
+        disabled: ids of access keys that are disabled.
+        security_tokens: access key id -> STS token that has to come with it.
+        token_ends: access key id -> unix time at which its STS token expires; those that are missing never do.
+        forbidden: whether the account is in arrears, so that nobody may.
+    """
+
+    access_keys: Mapping[str, str]
+    disabled: Container[str]
+    security_tokens: Mapping[str, str]
+    token_ends: Mapping[str, float]
+    forbidden: bool
 
 
 def verify(
@@ -30,8 +52,7 @@ def verify(
     query: Mapping[str, str],
     headers: Mapping[str, str],
     body: bytes,
-    access_keys: Mapping[str, str],
-    security_tokens: Mapping[str, str],
+    keys: Keys,
     region: str,
     now: float,
 ) -> None:
@@ -43,26 +64,25 @@ def verify(
         query: the query parameters, not percent-encoded.
         headers: names in lower case.
         body: as sent, that is compressed.
-        access_keys: access key id -> secret.
-        security_tokens: access key id -> STS token that has to come with it.
+        keys: who may call.
         region: what version 4 has to name.
         now: unix time in seconds.
 
     Raises:
-        ServiceError: Unauthorized, InvalidAccessKeyId, SignatureNotMatch, InvalidRequestTime,
-            RequestTimeExpired or PostBodyInvalid (the body is not the one that was signed).
+        ServiceError: Unauthorized, InvalidAccessKeyId (malformed), SignatureNotMatch, MissingSignatureMethod,
+            InvalidSignatureMethod, InvalidRequestTime, RequestTimeExpired or PostBodyInvalid (the body is not the one
+            that was signed).
     """
     authorization = headers.get("authorization", "")
     if authorization.startswith(_V1):
         access_key_id, _, signature = authorization[len(_V1) :].rpartition(":")
-        secret = _secret(access_key_id, access_keys)
-        _check_security_token(access_key_id, headers, security_tokens)
+        digest = _digest(headers.get("x-log-signaturemethod", ""))
+        secret = _secret(access_key_id, headers, keys, now)
         _check_clock(_http_time(headers.get("date") or headers.get("x-log-date", "")), now)
-        expected = _sign_v1(method, path, query, headers, secret)
+        expected = _sign_v1(method, path, query, headers, secret, digest)
     elif authorization.startswith(_V4):
         access_key_id, scope, signature = _parse_v4(authorization[len(_V4) :])
-        secret = _secret(access_key_id, access_keys)
-        _check_security_token(access_key_id, headers, security_tokens)
+        secret = _secret(access_key_id, headers, keys, now)
         request_time = headers.get("x-log-date", "")
         _check_clock(_compact_time(request_time), now)
         if scope != "{}/{}/sls/aliyun_v4_request".format(request_time[:8], region):
@@ -80,18 +100,33 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _secret(access_key_id: str, access_keys: Mapping[str, str]) -> str:
-    secret = access_keys.get(access_key_id)
+def _digest(method: str) -> Callable[..., Any]:
+    """Return the hash function of a signature method of version 1."""
+    if not method:
+        raise ServiceError("MissingSignatureMethod")
+    if method not in _DIGESTS:
+        raise ServiceError("InvalidSignatureMethod", "signature method {} is unsupported".format(method))
+    return _DIGESTS[method]
+
+
+def _secret(access_key_id: str, headers: Mapping[str, str], keys: Keys, now: float) -> str:
+    """Return the secret of a key that may call, and whose STS token, if it has one, is with the request."""
+    if not _ACCESS_KEY_ID.fullmatch(access_key_id):
+        raise ServiceError("InvalidAccessKeyId", "The access key id you provided is invalid: {}".format(access_key_id))
+    secret = keys.access_keys.get(access_key_id)
     if secret is None:
-        raise ServiceError("InvalidAccessKeyId", "AccessKeyId not found: {}".format(access_key_id))
-    return secret
-
-
-def _check_security_token(access_key_id: str, headers: Mapping[str, str], security_tokens: Mapping[str, str]) -> None:
+        raise ServiceError("Unauthorized", "AccessKeyId not found: {}".format(access_key_id))
+    if access_key_id in keys.disabled:
+        raise ServiceError("Unauthorized", "AccessKeyId is disabled: {}".format(access_key_id))
     sent = headers.get("x-acs-security-token", "")
-    required = security_tokens.get(access_key_id, "")
+    required = keys.security_tokens.get(access_key_id, "")
     if not hmac.compare_digest(_bytes(sent), _bytes(required)):
         raise ServiceError("Unauthorized", "The security token you provided is invalid")
+    if now >= keys.token_ends.get(access_key_id, math.inf):
+        raise ServiceError("Unauthorized", "The security token you provided has expired")
+    if keys.forbidden:
+        raise ServiceError("Unauthorized", "Your SLS service has been forbidden")
+    return secret
 
 
 def _check_clock(request_time: float, now: float) -> None:
@@ -131,7 +166,14 @@ def _is_signed_header(name: str) -> bool:
     return name.startswith("x-acs-") or (name.startswith("x-log-") and not name.startswith(_UNSIGNED_PREFIX))
 
 
-def _sign_v1(method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], secret: str) -> str:
+def _sign_v1(
+    method: str,
+    path: str,
+    query: Mapping[str, str],
+    headers: Mapping[str, str],
+    secret: str,
+    algorithm: Callable[..., Any],
+) -> str:
     lines = [
         method,
         headers.get("content-md5", ""),
@@ -146,7 +188,7 @@ def _sign_v1(method: str, path: str, query: Mapping[str, str], headers: Mapping[
     if query:
         resource += "?" + "&".join(name + "=" + value for name, value in sorted(query.items()))
     lines.append(resource)
-    digest = hmac.new(secret.encode("utf-8"), _bytes("\n".join(lines)), hashlib.sha1).digest()
+    digest = hmac.new(secret.encode("utf-8"), _bytes("\n".join(lines)), algorithm).digest()
     return base64.b64encode(digest).decode("ascii")
 
 

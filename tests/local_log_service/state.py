@@ -7,14 +7,15 @@ reached through it holds that lock.
 import itertools
 import threading
 import time
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from aliyun.log.proto import LogGroup, LogGroupRaw
 from google.protobuf.message import DecodeError
 
-from . import cursors
+from . import cursors, wire_format
 from .consumer_groups import ConsumerGroup, ShardView
 from .errors import ServiceError
+from .quotas import Meter, Quotas
 
 #: The MD5 key range of a logstore is [0, _KEY_END).
 _KEY_END = 1 << 128
@@ -69,7 +70,9 @@ class Shard:
         parents: ids of the shards it came from.
         create_time: unix time in whole seconds.
         readonly: whether a split or a merge has closed it for writing.
-        entries: every entry it ever took.
+        entries: every entry it ever took, and what stands for one in a gap.
+        gaps: indexes of the entries that are none: positions without a LogGroup.
+        meter: what was written to it and read from it in this second.
         expired: how many of the oldest entries the retention time has dropped.
     """
 
@@ -81,6 +84,8 @@ class Shard:
         self.create_time = int(time.time())
         self.readonly = False
         self.entries: List[Entry] = []
+        self.gaps: Set[int] = set()
+        self.meter = Meter()
         self.expired = 0
         self._base = base
 
@@ -124,6 +129,34 @@ class Shard:
             if self.entries[index].received_at >= unix_time:
                 return index
         return len(self.entries)
+
+    def readable_from(self, index: int, end: int, size: int) -> Tuple[List[Entry], int]:
+        """Return the entries from an index on and the index after them.
+
+        Args:
+            index: where to begin.
+            end: index where to end at the latest.
+            size: most bytes that their LogGroups take up in a LogGroupList, unless there is but one.
+        """
+        taken: List[Entry] = []
+        while index < end:
+            if index not in self.gaps:
+                size -= wire_format.framed_size(self.entries[index].log_group)
+                if size < 0 and taken:
+                    break
+                taken.append(self.entries[index])
+            index += 1
+        return taken, index
+
+    def leave_gap(self, count: int) -> None:
+        """Let so many positions follow that have no LogGroup."""
+        for _ in range(count):
+            self.gaps.add(len(self.entries))
+            self.entries.append(Entry(b"", self.shard_id, time.time(), "", -1))
+
+    def count_from(self, index: int) -> int:
+        """Return how many LogGroups there are from an index on."""
+        return len(self.entries) - index - sum(gap >= index for gap in self.gaps)
 
     def expire_before(self, unix_time: float) -> None:
         """Drop the oldest entries, those received before a time."""
@@ -282,7 +315,7 @@ class Logstore:
         try:
             return self.consumer_groups[name]
         except KeyError:
-            raise ServiceError("ConsumerGroupNotExist", "consumer group {} not exist".format(name))
+            raise ServiceError("ConsumerGroupNotExist", "consumer group not exist: {}".format(name))
 
     def views(self, group: ConsumerGroup) -> Dict[int, ShardView]:
         """Return what the state machine of a group needs to know of every shard."""
@@ -303,6 +336,7 @@ class Project:
         create_time: unix time in whole seconds.
         last_modify_time: the same, of the last change of the description.
         logstores: name -> Logstore.
+        meter: what was written to all of it and read from it in this second.
     """
 
     def __init__(self, name: str, description: str = "") -> None:
@@ -310,6 +344,7 @@ class Project:
         self.description = description
         self.create_time = self.last_modify_time = int(time.time())
         self.logstores: Dict[str, Logstore] = {}
+        self.meter = Meter()
 
     def describe(self, description: str) -> None:
         """Change the description."""
@@ -322,12 +357,14 @@ class State:
 
     Attributes:
         lock: to be held while anything in here is used.
+        quotas: what each shard and project may be given, None for any amount.
         projects: name -> Project.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.projects: Dict[str, Project] = {}
+        self.quotas: Optional[Quotas] = None
         self._bases = itertools.count(_POSITIONS_PER_SHARD, _POSITIONS_PER_SHARD)
         self._sequences = itertools.count()
 

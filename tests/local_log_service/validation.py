@@ -7,7 +7,8 @@ from typing import Any, Dict, List, Optional, Tuple
 from .errors import ServiceError
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_RESOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]")
+_PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+_LOGSTORE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]")
 _KEY = re.compile(r"[0-9A-Fa-f]{32}")
 
 
@@ -61,10 +62,17 @@ def member_name(text: Any, what: str) -> str:
     return text
 
 
-def resource_name(text: Any, code: str) -> str:
-    """Check the name of a project or logstore to create: 3 to 63 lower-case letters, digits, ``_ -``."""
-    if not isinstance(text, str) or not _RESOURCE_NAME.fullmatch(text):
-        raise ServiceError(code, "the name is invalid")
+def project_name(text: Any) -> str:
+    """Check the name of a project to create: 3 to 63 lower-case letters, digits and, within, ``-``."""
+    if not isinstance(text, str) or not _PROJECT_NAME.fullmatch(text):
+        raise ServiceError("ParameterInvalid", "the name of the project is invalid: {}".format(text))
+    return text
+
+
+def logstore_name(text: Any) -> str:
+    """Check the name of a logstore to create: 3 to 63 lower-case letters, digits and, within, ``_ -``."""
+    if not isinstance(text, str) or not _LOGSTORE_NAME.fullmatch(text):
+        raise ServiceError("LogStoreInfoInvalid", "logstore name is invalid: {}".format(text))
     return text
 
 

@@ -7,7 +7,7 @@ import os
 import ssl
 import time
 from collections import Counter
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 from urllib.parse import parse_qsl, unquote
 
 from aiohttp import HttpVersion11, web
@@ -15,7 +15,8 @@ from aiohttp import HttpVersion11, web
 from . import quick_acknowledgement, routing, signature
 from .actions import ACTIONS, Answer, Call, Limits
 from .errors import ServiceError
-from .faults import Fault, Faults
+from .faults import Fault, Faults, ForeignAnswer
+from .sending import RawResponse
 from .state import State
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,14 @@ _HOLD_POLL_INTERVAL = 0.005  # seconds
 
 class _Cut(Exception):
     """The connection is to be broken off without an answer."""
+
+
+class _Intercepted(Exception):
+    """Something in between answers in the service's place."""
+
+    def __init__(self, answer: ForeignAnswer) -> None:
+        super().__init__(answer)
+        self.answer = answer
 
 
 class _Connection(web.RequestHandler):
@@ -76,21 +85,21 @@ class Web:
         state: State,
         faults: Faults,
         limits: Limits,
-        credentials: Callable[[], Tuple[Mapping[str, str], Mapping[str, str]]],
+        keys: Callable[[], signature.Keys],
         endpoint_host: str,
         region: str,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Prepare to serve ``<project>.<endpoint_host>``.
 
-        ``credentials`` returns the access keys and the security tokens that are valid at the time of a call, ``now``
-        the unix time that a request's own is compared with.
+        ``keys`` returns who may call at the time of a call, ``now`` the unix time that a request's own is compared
+        with.
         """
         self.arrived: Counter[Tuple[str, str, str]] = Counter()
         self._state = state
         self._faults = faults
         self._limits = limits
-        self._credentials = credentials
+        self._keys = keys
         self._host_suffix = "." + endpoint_host
         self._region = region
         self._now = now
@@ -136,6 +145,8 @@ class Web:
             response = web.Response(body=answer.body, headers=answer.headers)
         except web.RequestPayloadError:
             response = _error_response(ServiceError("BadRequest", "the body is not framed as its headers say"))
+        except _Intercepted as interception:
+            response = RawResponse.foreign(interception.answer, self.new_request_id)
         except (_Cut, ConnectionError):  # the latter: the client went away
             if request.transport is not None:
                 request.transport.abort()
@@ -145,12 +156,11 @@ class Web:
         except Exception:
             logger.exception("the local Log Service failed to handle %s %s", request.method, request.raw_path)
             response = _error_response(ServiceError("InternalServerError"))
-        response.headers["x-log-requestid"] = request_id
+        if not isinstance(response, RawResponse):
+            response.headers.setdefault("x-log-requestid", request_id)
+        if any(fault.effects.concern_sending for fault in faults):
+            response = RawResponse.altered(response, [fault.effects for fault in faults], self.new_request_id)
         try:
-            trickle = max((fault.trickle for fault in faults), default=0.0)
-            if trickle:
-                await _send_slowly(response, request.transport, trickle)
-                return web.Response()  # goes nowhere
             await response.prepare(request)
             await response.write_eof()
         except ConnectionError:
@@ -178,12 +188,14 @@ class Web:
         faults += self._faults.striking(route.action, project, route.logstore)
         for fault in faults:
             await _suffer(fault, request)
-        self._verify(request.method, path, query, headers, body)
-        call = Call(project, route.logstore, route.item, query, headers, body, request_id)
-        answer = ACTIONS[route.action](self._limits, self._state, call)
-        if any(fault.cut == "after" for fault in faults):
-            raise _Cut
-        return answer
+        try:
+            self._verify(request.method, path, query, headers, body)
+            call = Call(route.action, project, route.logstore, route.item, query, headers, body, request_id)
+            answer = ACTIONS[route.action](self._limits, self._state, call)
+        except ServiceError:
+            _intercept(faults)
+            raise
+        return _befall_answer(faults, answer, call)
 
     def _project(self, host: str) -> str:
         """Return the project that a Host header names, "" for the endpoint alone."""
@@ -193,8 +205,7 @@ class Web:
         return name[1 : -len(self._host_suffix)]
 
     def _verify(self, method: str, path: str, query: Dict[str, str], headers: Dict[str, str], body: bytes) -> None:
-        access_keys, security_tokens = self._credentials()
-        signature.verify(method, path, query, headers, body, access_keys, security_tokens, self._region, self._now())
+        signature.verify(method, path, query, headers, body, self._keys(), self._region, self._now())
 
 
 def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:
@@ -211,30 +222,38 @@ def _parse_target(target: str) -> Tuple[str, Dict[str, str]]:
 
 async def _suffer(fault: Fault, request: web.BaseRequest) -> None:
     """Let a fault befall a request before it is handled."""
-    if fault.hold:
+    effects = fault.effects
+    if effects.hold:
         while not fault.removed:
             await asyncio.sleep(_HOLD_POLL_INTERVAL)
         if request.transport is None or request.transport.is_closing():
             raise _Cut  # the client gave up waiting, so the call is not taken any more
-    if fault.delay:
-        await asyncio.sleep(fault.delay)
-    if fault.error is not None:
-        raise fault.error
-    if fault.cut == "before":
+    if effects.delay:
+        await asyncio.sleep(effects.delay)
+    if effects.error is not None:
+        raise effects.error
+    if effects.cut == "before":
         raise _Cut
+    if effects.answer is not None and not effects.takes_effect:
+        raise _Intercepted(effects.answer)
 
 
-async def _send_slowly(response: web.Response, transport: Optional[asyncio.Transport], pause: float) -> None:
-    """Send an answer byte by byte with a pause after each, then close the connection."""
-    head = ["HTTP/1.1 {} {}".format(response.status, response.reason), "Connection: close"]
-    head.append("Content-Length: {}".format(len(response.body or b"")))
-    head.extend("{}: {}".format(*pair) for pair in response.headers.items() if pair[0].lower() != "content-length")
-    for byte in "\r\n".join(head + ["", ""]).encode("latin-1") + (response.body or b""):
-        if transport is None or transport.is_closing():
-            return  # the client did not wait for the end
-        transport.write(bytes([byte]))
-        await asyncio.sleep(pause)
-    transport.close()
+def _intercept(faults: List[Fault]) -> None:
+    """Let the first fault that has something in between answer do so, whatever the service says."""
+    for fault in faults:
+        if fault.effects.answer is not None:
+            raise _Intercepted(fault.effects.answer)
+
+
+def _befall_answer(faults: List[Fault], answer: Answer, call: Call) -> Answer:
+    """Return what faults make of a right answer."""
+    _intercept(faults)
+    for fault in faults:
+        if fault.effects.mangle is not None:
+            answer = fault.effects.mangle(answer, call)
+    if any(fault.effects.cut == "after" for fault in faults):
+        raise _Cut
+    return answer
 
 
 def _error_response(error: ServiceError) -> web.Response:

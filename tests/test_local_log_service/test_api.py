@@ -13,7 +13,7 @@ import pytest
 import requests
 from aliyun.log import LogException, LogItem, PutLogsRequest, logclient
 from aliyun.log.proto import Log, LogGroup, LogGroupRaw, LogTag
-from local_log_service import Entry, LocalLogService, actions
+from local_log_service import Entry, LocalLogService, Quotas, actions, compression
 from local_log_service.errors import ServiceError
 
 PROJECT = "api-project"
@@ -166,7 +166,8 @@ LZ4_OF_20 = lz4.block.compress(b"\n\x12" + b"x" * 18, store_size=False)
     ],
 )
 def test_bad_bodies_are_refused_and_nothing_of_them_is_taken(log_service, client, logstore, body, headers, code):
-    assert refusal(put_body, client, logstore, body, **headers) == (400, code)
+    status = 413 if code == "PostBodyTooLarge" else 400
+    assert refusal(put_body, client, logstore, body, **headers) == (status, code)
     assert log_service.ledger(PROJECT, logstore) == []
 
 
@@ -175,13 +176,14 @@ def test_the_size_limit_of_a_put_is_that_of_the_raw_body(log_service, client, lo
     overhead = len(log_group("x" * 4000).SerializeToString()) - 4000
     client.put_log_raw(PROJECT, logstore, log_group("x" * (5000 - overhead)), compress)
     one_more = log_group("x" * (5001 - overhead))
-    assert refusal(client.put_log_raw, PROJECT, logstore, one_more, compress) == (400, "PostBodyTooLarge")
+    assert refusal(client.put_log_raw, PROJECT, logstore, one_more, compress) == (413, "PostBodyTooLarge")
     assert len(log_service.ledger(PROJECT, logstore)) == 1
 
 
-def test_puts_with_logs_of_long_ago_or_of_the_future_are_refused_when_that_is_ordered():
+@pytest.mark.parametrize("settings, status", [({}, 499), ({"log_time_status": 400}, 400)])
+def test_puts_with_logs_of_long_ago_or_of_the_future_are_refused_when_that_is_ordered(settings, status):
     now = int(time.time())
-    with LocalLogService(check_log_times=True) as strict:
+    with LocalLogService(check_log_times=True, **settings) as strict:
         strict.create_logstore(PROJECT, "target")
         client = strict.client()
 
@@ -194,13 +196,16 @@ def test_puts_with_logs_of_long_ago_or_of_the_future_are_refused_when_that_is_or
         put(0, -7 * 86400 + 600, 14 * 60)
         put()
         for offset in (-7 * 86400 - 600, -now, 20 * 60):
-            assert refusal(put, 0, offset) == (400, "PostBodyInvalid")
+            with pytest.raises(LogException) as raised:
+                put(0, offset)
+            assert (raised.value.get_resp_status(), raised.value.get_error_code()) == (status, "PostBodyInvalid")
+            assert raised.value.get_error_message() == "The post data time is out of range"
         assert len(strict.ledger(PROJECT, "target")) == 2
 
 
 def test_a_body_far_beyond_the_limit_is_refused_with_an_answer(log_service, client, logstore):
     huge = log_group("x" * 3000000)
-    assert refusal(client.put_log_raw, PROJECT, logstore, huge, False) == (400, "PostBodyTooLarge")
+    assert refusal(client.put_log_raw, PROJECT, logstore, huge, False) == (413, "PostBodyTooLarge")
     client.put_log_raw(PROJECT, logstore, log_group())
     assert len(log_service.ledger(PROJECT, logstore)) == 1
 
@@ -223,6 +228,7 @@ def test_pulling_follows_the_cursor_to_the_end_and_beyond_when_more_arrives(log_
 
     empty = client.pull_logs(PROJECT, logstore, 0, second.get_next_cursor())
     assert (empty.get_loggroup_count(), empty.get_raw_size()) == (0, 0)
+    assert empty.get_header("x-log-cursor-time") == empty.get_header("x-log-read-last-cursor") == ""
     assert empty.get_next_cursor() == second.get_next_cursor()
 
     client.put_log_raw(PROJECT, logstore, log_group("5"))
@@ -259,6 +265,116 @@ def test_a_pull_stops_at_the_end_cursor(log_service, client, logstore):
     pulled = client.pull_logs(PROJECT, logstore, 0, begin, end_cursor=third)
     assert values(pulled) == ["0", "1"]
     assert pulled.get_next_cursor() == third
+
+
+def test_a_pull_says_what_it_read_last(log_service, client, logstore):
+    entries = log_service.put(PROJECT, logstore, [log_group(str(number)).SerializeToString() for number in range(3)])
+    begin = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    pulled = client.pull_logs(PROJECT, logstore, 0, begin, 2)
+    assert pulled.get_header("x-log-cursor-time") == str(int(entries[1].received_at))
+    last = pulled.get_header("x-log-read-last-cursor")
+    assert values(client.pull_logs(PROJECT, logstore, 0, last, 1)) == ["1"]
+
+
+def test_a_pull_may_move_over_nothing(log_service, client, logstore):
+    client.create_consumer_group(PROJECT, logstore, "group", 60)
+    begin = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    log_service.leave_gap(PROJECT, logstore, 0, 3)
+    client.put_log_raw(PROJECT, logstore, log_group("between"))
+    log_service.leave_gap(PROJECT, logstore, 0, 2)
+    assert log_service.lag(PROJECT, logstore, "group") == len(log_service.ledger(PROJECT, logstore)) == 1
+
+    first = client.pull_logs(PROJECT, logstore, 0, begin, 2)
+    assert (first.get_loggroup_count(), first.get_header("x-log-end-of-cursor")) == (0, "0")
+    assert first.get_next_cursor() != begin
+    second = client.pull_logs(PROJECT, logstore, 0, first.get_next_cursor(), 2)
+    assert values(second) == ["between"]
+    last = client.pull_logs(PROJECT, logstore, 0, second.get_next_cursor())
+    assert (last.get_loggroup_count(), last.get_header("x-log-end-of-cursor")) == (0, "1")
+    assert last.get_next_cursor() == client.get_end_cursor(PROJECT, logstore, 0).get_cursor()
+    assert values(client.pull_logs(PROJECT, logstore, 0, begin)) == ["between"]
+    client.update_check_point(PROJECT, logstore, "group", 0, second.get_next_cursor(), "one")
+    assert log_service.lag(PROJECT, logstore, "group") == 0
+
+
+@pytest.fixture
+def quotas_clock(log_service, monkeypatch):
+    """A list of one item: the time by which quotas are counted. Afterwards there are none."""
+    now = [1000.0 * next(numbers)]  # no other test has counted in that second
+    monkeypatch.setattr("local_log_service.quotas.time", SimpleNamespace(time=lambda: now[0]))
+    yield now
+    log_service.quotas = None
+
+
+NO_QUOTAS = Quotas(None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    "quota, code",
+    [
+        ({"shard_writes": 2}, "ShardWriteQuotaExceed"),
+        ({"shard_write_bytes": 100}, "ShardWriteQuotaExceed"),
+        ({"project_write_bytes": 100}, "WriteQuotaExceed"),
+    ],
+)
+def test_a_quota_of_writes_is_for_a_second(log_service, client, logstore, quotas_clock, quota, code):
+    size = len(log_group().SerializeToString())
+    assert 50 <= size < 100
+    log_service.quotas = NO_QUOTAS._replace(**quota)
+    for _ in range(2):
+        client.put_log_raw(PROJECT, logstore, log_group())
+        client.put_log_raw(PROJECT, logstore, log_group())
+        assert refusal(client.put_log_raw, PROJECT, logstore, log_group()) == (403, code)
+        quotas_clock[0] += 1
+    assert len(log_service.ledger(PROJECT, logstore)) == 4
+
+
+@pytest.mark.parametrize(
+    "quota, code",
+    [
+        ({"shard_reads": 2}, "ShardReadQuotaExceed"),
+        ({"shard_read_bytes": 100}, "ShardReadQuotaExceed"),
+        ({"project_read_bytes": 100}, "ReadQuotaExceed"),
+    ],
+)
+def test_a_quota_of_reads_is_for_a_second(log_service, client, logstore, quotas_clock, quota, code):
+    begin = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    client.put_log_raw(PROJECT, logstore, log_group())
+    log_service.quotas = NO_QUOTAS._replace(**quota)
+    for _ in range(2):
+        client.pull_logs(PROJECT, logstore, 0, begin)
+        client.pull_logs(PROJECT, logstore, 0, begin)
+        assert refusal(client.pull_logs, PROJECT, logstore, 0, begin) == (403, code)
+        quotas_clock[0] += 1
+
+
+def test_shards_have_quotas_of_their_own(log_service, client, two_shards, quotas_clock):
+    assert log_service.quotas is None
+    log_service.quotas = NO_QUOTAS._replace(shard_writes=1)
+    for _ in range(2):  # one for each
+        client.put_log_raw(PROJECT, two_shards, log_group())
+    assert refusal(client.put_log_raw, PROJECT, two_shards, log_group()) == (403, "ShardWriteQuotaExceed")
+
+
+def test_zstd_goes_both_ways_where_its_library_is_installed(log_service, client, logstore):
+    zstd = pytest.importorskip("zstd", reason="the library zstd is not installed, which the SDK does not require")
+    body = log_group("x" * 1000).SerializeToString()
+    sizes = {"x_log_bodyrawsize": str(len(body)), "x_log_compresstype": "zstd"}
+    put_body(client, logstore, zstd.compress(body, 1), **sizes)
+    assert [entry.log_group for entry in log_service.ledger(PROJECT, logstore)] == [body]
+    assert refusal(put_body, client, logstore, b"no zstd", **sizes) == (400, "PostBodyUncompressError")
+    sizes["x_log_bodyrawsize"] = str(len(body) - 1)
+    assert refusal(put_body, client, logstore, zstd.compress(body, 1), **sizes) == (400, "PostBodyInvalid")
+    cursor = client.get_begin_cursor(PROJECT, logstore, 0).get_cursor()
+    pulled = client.pull_logs(PROJECT, logstore, 0, cursor, accept_compress_type="zstd")
+    assert pulled.get_header("x-log-compresstype") == "zstd" and values(pulled) == ["x" * 1000]
+
+
+def test_zstd_is_refused_where_its_library_is_missing(client, logstore, monkeypatch):
+    monkeypatch.setattr(compression, "zstd", None)
+    headers = {"x_log_bodyrawsize": "5", "x_log_compresstype": "zstd"}
+    assert refusal(put_body, client, logstore, b"\n\x03abc", **headers) == (400, "InvalidCompressType")
+    assert compression.accepted("zstd") == ""
 
 
 @pytest.mark.parametrize("count", [1001, -1, "many"])
@@ -514,6 +630,14 @@ def test_logstores_are_created_listed_and_deleted(log_service, client):
     exists = (400, "LogStoreAlreadyExist")
     assert refusal(client.create_logstore, "made-by-sdk", "first") == exists
     assert refusal(client.create_project, "made-by-sdk", "") == (400, "ProjectAlreadyExist")
+    for name in ("ab", "x" * 64, "under_score", "Upper", "-begin", "end-"):
+        assert refusal(client.create_project, name, "") == (400, "ParameterInvalid")
+    for name in ("ab", "x" * 64, "Upper", "_begin", "end-"):
+        assert refusal(client.create_logstore, "made-by-sdk", name) == (400, "LogStoreInfoInvalid")
+    client.create_logstore("made-by-sdk", "under_score")
+    client.delete_logstore("made-by-sdk", "under_score")
+    with pytest.raises(ServiceError, match="ParameterInvalid"):
+        log_service.create_logstore("under_score", "first")
     assert refusal(client.create_logstore, "made-by-sdk", "No Name") == (400, "LogStoreInfoInvalid")
     assert refusal(client.create_logstore, "made-by-sdk", "third", shard_count=0) == (400, "LogStoreInfoInvalid")
 
@@ -668,6 +792,10 @@ def test_consumer_group_calls_that_make_no_sense_are_refused(client, logstore):
     client.delete_consumer_group(PROJECT, logstore, "c")
     for name, timeout in (("", 10), ("no spaces", 10), ("x" * 129, 10), ("d", 0), ("d", "10")):
         assert refusal(create, PROJECT, logstore, name, timeout) == (400, "JsonInfoInvalid")
+    for name, document in enumerate(({"timeout": 10}, {"order": False}, {"timeout": 10, "order": None})):
+        body = json.dumps({"consumerGroup": "d-%d" % name, **document}).encode()
+        path = "/logstores/" + logstore + "/consumergroups"
+        assert refusal(client._send, "POST", PROJECT, body, path, {}, {}) == (400, "JsonInfoInvalid")
     for timeout, order in (("10", None), (0, None), (None, "true"), (None, None)):
         change = {name: value for name, value in (("timeout", timeout), ("order", order)) if value is not None}
         path = "/logstores/" + logstore + "/consumergroups/a"
@@ -791,6 +919,36 @@ def test_only_the_holder_saves_check_points_unless_it_is_forced(log_service, cli
     assert saved_by() == "stranger"
     save("", True)
     assert refusal(save, "", False) == (400, "ParameterInvalid")
+
+
+def test_a_consumer_that_is_not_known_is_spelt_as_ordered():
+    with LocalLogService(unknown_consumer="ConsumerNotExist") as documented:
+        documented.create_logstore(PROJECT, "source")
+        client = documented.client()
+        client.create_consumer_group(PROJECT, "source", "group", 60)
+        cursor = client.get_begin_cursor(PROJECT, "source", 0).get_cursor()
+        save = client.update_check_point
+        assert refusal(save, PROJECT, "source", "group", 0, cursor, "one", False) == (404, "ConsumerNotExist")
+
+
+def test_by_default_a_logstore_has_30_consumer_groups_at_most():
+    with LocalLogService() as service:
+        service.create_logstore(PROJECT, "source")
+        client = service.client()
+        for number in range(30):
+            client.create_consumer_group(PROJECT, "source", "group-%d" % number, 60)
+        refused = refusal(client.create_consumer_group, PROJECT, "source", "one-more", 60)
+        assert refused == (403, "ConsumerGroupQuotaExceed")
+
+
+def test_what_is_named_in_vain_is_named_in_the_message(client, logstore):
+    client.create_consumer_group(PROJECT, logstore, "group", 60)
+    with pytest.raises(LogException, match="already exist: group"):
+        client.create_consumer_group(PROJECT, logstore, "group", 60)
+    with pytest.raises(LogException, match="not exist: another"):
+        client.heart_beat(PROJECT, logstore, "another", "one")
+    with pytest.raises(LogException, match="The Project does not exist : no-project"):
+        client.list_shards("no-project", logstore)
 
 
 @pytest.mark.parametrize("check_point", ["", "***", "bm8gbnVtYmVy", "MA=="])

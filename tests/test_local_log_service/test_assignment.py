@@ -15,8 +15,9 @@ from local_log_service.consumer_groups import (
 )
 
 TIMEOUT = 40.0
-# One round to join anew, one to mark the surplus, one to let go of it, one to take it, one for who came first.
-SETTLING_ROUNDS = 5
+# One round to join anew, one to mark the surplus, one to let go of it, one to take it, one for who came first; and the
+# three in between once more, for a shard that was on its way when something changed.
+SETTLING_ROUNDS = 8
 
 
 class Consumer:
@@ -160,6 +161,14 @@ class Assignment(RuleBasedStateMachine):
             else:
                 assert assignment.state in (NOT_ALLOC, WAIT, OVER) and assignment.consumer == ""
 
+    @invariant()
+    def who_is_to_get_a_shard_is_a_consumer_of_the_group_and_not_its_holder(self):
+        for assignment in self.group.assignments.values():
+            assert (assignment.state == TRANSFER) <= bool(assignment.next_consumer)
+            if assignment.next_consumer:
+                assert assignment.state in (TRANSFER, NOT_ALLOC)
+                assert assignment.next_consumer in set(self.group.consumers) - {assignment.consumer}
+
 
 TestAssignment = Assignment.TestCase
 TestAssignment.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -240,6 +249,37 @@ def test_a_shard_in_transfer_is_freed_when_its_holder_dies():
     assert group.assignments[1].state == TRANSFER
     second.heartbeat(group, shards, 1000.5 + TIMEOUT)
     assert second.held == {0, 1}
+
+
+def test_a_shard_in_transfer_goes_to_the_one_it_was_meant_for():
+    group, shards, (first,) = group_of(2, "first")
+    second, third = Consumer("second"), Consumer("third")
+    second.heartbeat(group, shards, 1000.0)
+    third.heartbeat(group, shards, 1000.0)
+    assert (group.assignments[1].state, group.assignments[1].next_consumer) == (TRANSFER, "second")
+    first.heartbeat(group, shards, 1000.0)
+    first.let_go(1)
+    first.heartbeat(group, shards, 1000.0)
+    third.heartbeat(group, shards, 1000.0)  # it asks first, and does not get it
+    assert (third.held, group.assignments[1].state) == (set(), NOT_ALLOC)
+    second.heartbeat(group, shards, 1000.0)
+    assert second.held == {1}
+
+
+def test_a_shard_in_transfer_stays_with_its_holder_when_the_next_one_dies():
+    group, shards, (first,) = group_of(4, "first")
+    newcomer = Consumer("newcomer")
+    newcomer.heartbeat(group, shards, 1000.0)
+    first.heartbeat(group, shards, 1000.0)
+    assert first.held == {0, 1}
+    first.let_go(3)
+    first.heartbeat(group, shards, 1000.0 + TIMEOUT)
+    assert [group.assignments[shard].state for shard in (2, 3)] == [TRANSFER, NOT_ALLOC]
+    group.refresh(shards, 1001.0 + TIMEOUT)  # the newcomer is removed
+    assert [group.assignments[shard].state for shard in (2, 3)] == [ALREADY_ALLOC, NOT_ALLOC]
+    assert group.assignments[2].consumer == "first"
+    first.heartbeat(group, shards, 1001.0 + TIMEOUT)
+    assert first.held == {0, 1, 2, 3}
 
 
 def test_a_consumer_back_from_the_dead_is_not_given_what_others_hold_now():

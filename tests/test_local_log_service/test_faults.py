@@ -73,6 +73,8 @@ def test_an_error_is_answered_and_nothing_is_taken(log_service, put):
         ({"status": 403}, (403, "WriteQuotaExceed")),
         ({"status": 401}, (401, "Unauthorized")),
         ({"status": 400}, (400, "ParameterInvalid")),
+        ({"status": 413}, (413, "PostBodyTooLarge")),
+        ({"code": "ExceedQuota"}, (403, "ExceedQuota")),
         ({"status": 404, "code": "MadeUp"}, (404, "MadeUp")),
         ({"status": 499, "code": "WriteQuotaExceed"}, (499, "WriteQuotaExceed")),
     ],
@@ -120,6 +122,15 @@ def test_a_fault_befalls_only_the_calls_it_is_meant_for(log_service, put):
         assert put(logstore="other") is None
         with pytest.raises(LogException, match="WriteQuotaExceed"):
             client.list_shards(PROJECT, TARGET)
+
+
+def test_an_error_may_have_another_message(log_service):
+    denied = "denied by sts or ram, action: log:PostLogStoreLogs, resource: target"
+    for named in ({"code": "Unauthorized"}, {"status": 401}):
+        with log_service.add_fault("PutLogs", message=denied, **named):
+            with pytest.raises(LogException) as raised:
+                log_service.client().put_log_raw(PROJECT, TARGET, GROUP)
+        assert (raised.value.get_error_code(), raised.value.get_error_message()) == ("Unauthorized", denied)
 
 
 def test_every_fault_can_be_cleared(log_service, put):

@@ -255,7 +255,7 @@ QUERY = {"project": PROJECT, "logstore": "LOGSTORE", "from_time": 1700000000}
             "get_check_point",
             {"project": PROJECT, "logstore": "LOGSTORE", "consumer_group": "no-group"},
         ),
-        ("InvalidAccessKeyId", "list_logstore", {"project_name": PROJECT, "key_id": "nobody"}),
+        ("Unauthorized", "list_logstore", {"project_name": PROJECT, "key_id": "nobody"}),
         ("SignatureNotMatch", "list_logstore", {"project_name": PROJECT, "key": "another secret"}),
         ("IndexConfigNotExist", "get_log", {**QUERY, "to_time": 1700000100, "query": "*"}),
         ("InvalidTimeRange", "get_log", {**QUERY, "to_time": 1700000000}),

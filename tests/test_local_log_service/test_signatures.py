@@ -1,6 +1,9 @@
 """Who may call the local Log Service: signatures of versions 1 and 4, STS tokens and clocks."""
 
+import base64
 import datetime
+import hashlib
+import hmac
 from types import SimpleNamespace
 
 import pytest
@@ -43,6 +46,14 @@ def refusal(call, *arguments, **named):
         call(*arguments, **named)
     assert "secret" not in raised.value.get_error_message()
     return raised.value.get_resp_status(), raised.value.get_error_code()
+
+
+def unauthorized(call, *arguments):
+    """The message of a refusal that is Unauthorized."""
+    with pytest.raises(LogException) as raised:
+        call(*arguments)
+    assert (raised.value.get_resp_status(), raised.value.get_error_code()) == (401, "Unauthorized")
+    return raised.value.get_error_message()
 
 
 def signed_put(service, version):
@@ -103,9 +114,45 @@ def test_a_wrong_secret_is_refused(log_service, version):
 @VERSIONS
 def test_an_unknown_key_is_refused(log_service, version):
     client = client_of(log_service, version, "nobody")
+    assert unauthorized(client.list_shards, PROJECT, LOGSTORE) == "AccessKeyId not found: nobody"
+    assert unauthorized(client.list_shards, "no-project", LOGSTORE) == "AccessKeyId not found: nobody"
+    assert unauthorized(client.list_machine_group, PROJECT) == "AccessKeyId not found: nobody"
+
+
+@VERSIONS
+def test_a_malformed_key_is_refused(log_service, version):
+    client = client_of(log_service, version, "no key")
     assert refusal(client.list_shards, PROJECT, LOGSTORE) == (401, "InvalidAccessKeyId")
-    assert refusal(client.list_shards, "no-project", LOGSTORE) == (401, "InvalidAccessKeyId")
-    assert refusal(client.list_machine_group, PROJECT) == (401, "InvalidAccessKeyId")
+
+
+@VERSIONS
+def test_a_disabled_key_is_refused(log_service, version):
+    client = client_of(log_service, version, "two")
+    log_service.disabled_keys.add("two")
+    assert unauthorized(client.list_shards, PROJECT, LOGSTORE) == "AccessKeyId is disabled: two"
+    client_of(log_service, version).list_shards(PROJECT, LOGSTORE)
+    log_service.disabled_keys.remove("two")
+    client.list_shards(PROJECT, LOGSTORE)
+
+
+@VERSIONS
+def test_an_account_in_arrears_is_refused(log_service, version):
+    client = client_of(log_service, version)
+    log_service.in_arrears = True
+    assert unauthorized(client.list_shards, PROJECT, LOGSTORE) == "Your SLS service has been forbidden"
+    log_service.in_arrears = False
+    client.list_shards(PROJECT, LOGSTORE)
+
+
+@VERSIONS
+def test_a_security_token_ends(log_service, version):
+    client = client_of(log_service, version, "sts", token="the token")
+    log_service.token_ends["sts"] = datetime.datetime.now().timestamp() + 1000
+    client.list_shards(PROJECT, LOGSTORE)
+    log_service.token_ends["sts"] -= 1001
+    assert unauthorized(client.list_shards, PROJECT, LOGSTORE) == "The security token you provided has expired"
+    del log_service.token_ends["sts"]
+    client.list_shards(PROJECT, LOGSTORE)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +189,7 @@ def test_a_key_can_be_revoked_and_reinstated_while_the_service_runs(log_service)
     client = client_of(log_service, auth.AUTH_VERSION_1, "two")
     client.list_shards(PROJECT, LOGSTORE)
     secret = log_service.access_keys.pop("two")
-    assert refusal(client.list_shards, PROJECT, LOGSTORE) == (401, "InvalidAccessKeyId")
+    assert refusal(client.list_shards, PROJECT, LOGSTORE) == (401, "Unauthorized")
     log_service.access_keys["two"] = "changed secret"
     assert refusal(client.list_shards, PROJECT, LOGSTORE) == (401, "SignatureNotMatch")
     log_service.access_keys = {**log_service.access_keys, "two": secret}
@@ -193,6 +240,35 @@ def test_a_request_that_was_changed_on_the_way_is_refused(log_service, version, 
     change(request)
     assert send(log_service, request) == (401, "SignatureNotMatch")
     assert len(log_service.ledger(PROJECT, LOGSTORE)) == taken
+
+
+def sign_with(request, method, algorithm):
+    """Sign a request of version 1 anew, which the SDK does with SHA-1 alone."""
+    request.headers["x-log-signaturemethod"] = method
+    headers = {name.lower(): text for name, text in request.headers.items()}
+    lines = [request.method, headers["content-md5"], headers["content-type"], headers["date"]]
+    lines += ["%s:%s" % (name, headers[name]) for name in sorted(headers) if name.startswith("x-log-")]
+    lines.append(request.url[request.url.index("/logstores") :])
+    digest = hmac.new(b"the secret of one", "\n".join(lines).encode(), algorithm).digest()
+    request.headers["Authorization"] = "LOG one:" + base64.b64encode(digest).decode()
+
+
+@pytest.mark.parametrize("method, algorithm", [("hmac-sha1", hashlib.sha1), ("hmac-sha256", hashlib.sha256)])
+def test_version_1_is_signed_with_sha_1_or_sha_256(log_service, method, algorithm):
+    request = signed_put(log_service, auth.AUTH_VERSION_1)
+    del request.headers["x-log-date"]
+    sign_with(request, method, algorithm)
+    assert send(log_service, request) == (200, None)
+    request.headers["x-log-signaturemethod"] = {"hmac-sha1": "hmac-sha256", "hmac-sha256": "hmac-sha1"}[method]
+    assert send(log_service, request) == (401, "SignatureNotMatch")
+
+
+def test_other_signature_methods_are_refused(log_service):
+    request = signed_put(log_service, auth.AUTH_VERSION_1)
+    request.headers["x-log-signaturemethod"] = "hmac-md5"
+    assert send(log_service, request) == (400, "InvalidSignatureMethod")
+    del request.headers["x-log-signaturemethod"]
+    assert send(log_service, request) == (400, "MissingSignatureMethod")
 
 
 def test_version_4_signs_the_host_too(log_service):
