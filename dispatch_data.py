@@ -451,8 +451,8 @@ class Put:
         self.rest = rest
         self.log_count = sum([log_group.log_count for log_group in log_groups])
         self.size = sum([len(log_group.logs) for log_group in log_groups]) + len(rest)  # bytes, uncompressed
-        self.refusals = 0  # times that it was refused for what it brings
-        self.puts_before = 0  # that its target had taken when it was refused first
+        self.refusals = 0  # times that it was refused for what it brings, by a target that takes others
+        self.puts_before = -1  # that its target had taken when it was refused last
 
     def SerializeToString(self) -> bytes:
         return b"".join([log_group.logs for log_group in self.log_groups] + [self.rest])
@@ -724,7 +724,7 @@ class CallFailed(Exception):
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
         self.code, self.message, self.status = code.replace("SecurityToken.", "SecurityToken"), message, status
-        if status is not None and status >= 500:  # whatever it says
+        if status is not None and status >= 500 and code != "NotTheService":  # whatever it says
             self.fault, self.advice = Fault.TIME, PASSING_ADVICE
         else:
             self.fault, self.advice = CODES.get(self.code, (Fault.TIME if status in (None, 429) else Fault.SETTING, ""))
@@ -1514,6 +1514,7 @@ class Target:
         self.writers_busy = 0
         self.waiting: deque[tuple[Put, Batch]] = deque()
         self.failures_in_a_row = 0
+        self.next_probe = 0.0
         self.lock = threading.Lock()
         self.puts = self.log_groups = self.logs = self.bytes = self.retries = self.set_aside = 0
         self.rejected = rejected
@@ -1552,17 +1553,20 @@ class Target:
         """Whether it is the target that fails, not the put."""
         return self.failures_in_a_row >= FAILURES and not blames_log_group(error)
 
-    def takes_another_put(self, put: Put) -> bool:
-        """Whether the target has taken any put since `put` was refused first, or takes one without logs now.
+    def takes_others(self, puts_before: int) -> bool:
+        """Whether the target has taken a put since it had taken `puts_before`, or else takes one without logs now.
 
-        Else it is not the LogGroup that is at fault: a header, the key or something on the way may be.
+        If not, no LogGroup is at fault: a header, the key or something on the way may be.
         """
-        if self.puts > put.puts_before:
-            return True
-        with contextlib.suppress(Exception):
-            self.write(Put([], NO_LOGS))
-            return True
-        return False
+        with self.lock:
+            is_known = self.puts > puts_before or time.monotonic() < self.next_probe
+            self.next_probe = self.next_probe if is_known else time.monotonic() + HOLD_UP
+        if not is_known:
+            with contextlib.suppress(Exception):
+                self.write(Put([], NO_LOGS))
+                with self.lock:
+                    self.puts += 1
+        return self.puts > puts_before
 
     def keep(self, put: Put, error: Exception) -> bool:
         """Sets a LogGroup aside; False if that can't be done, or not now."""
@@ -1835,15 +1839,15 @@ class Delivery:
         """What is to be tried in the place of a put that failed.
 
         One that is refused for what it brings is split into the LogGroups that were joined. A single one that was
-        refused so REFUSALS times, by a target that takes others, is set aside where SLS_REJECTED_DIR is set.
+        refused so REFUSALS times, by a target that took others in between, is set aside where SLS_REJECTED_DIR is set.
         """
         if blames_log_group(error):
             if len(put.log_groups) > 1:
                 target.putting.passed(put)
                 return [(target, single) for single in put.split()]
-            put.puts_before = put.puts_before if put.refusals else target.puts
-            put.refusals += 1
-            if put.refusals >= REFUSALS and target.takes_another_put(put) and target.keep(put, error):
+            put.refusals += target.takes_others(put.puts_before)
+            put.puts_before = target.puts
+            if put.refusals >= REFUSALS and target.keep(put, error):
                 return []
         return [(target, put)]
 

@@ -153,7 +153,7 @@ def test_check_does_not_blame_a_key_that_may_not_list_groups(service):
 
 REFUSALS = [
     ({"SLS_AK_KEY": "wrong-secret"}, "SignatureNotMatch", "SLS_AK_KEY must be the secret of SLS_AK_ID", 4),
-    ({"SLS_AK_ID": "nobody"}, "InvalidAccessKeyId", "SLS_AK_ID must be a key that exists", 4),
+    ({"SLS_AK_ID": "nobody"}, "AccessKeyId not found", "SLS_AK_ID must be a key that exists", 4),
     (
         {"SLS_PROJECT": "no-such-project", "SLS_PROJECT_TO": PROJECT},
         "ProjectNotExist",

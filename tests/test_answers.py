@@ -1,0 +1,240 @@
+"""An answer counts only if the service gave it: every call, with every sort of answer that is not the service's.
+
+What stands between a copy and the service is played by tests/local_log_service/faults.py.
+"""
+
+import re
+
+import pytest
+from copies import (
+    GROUP,
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    feed,
+    run_program,
+    settings_for,
+    wait_until_begun,
+    wait_until_delivered,
+)
+from ledgers import assert_all_delivered_once, assert_nothing_lost, puts_arrived
+from local_log_service import ForeignAnswer, mangling
+
+ANSWERS = {
+    "empty": ForeignAnswer(200),
+    "object": ForeignAnswer(200, {"Content-Type": "application/json"}, b"{}"),
+    "list": ForeignAnswer(200, {"Content-Type": "application/json"}, b"[]"),
+    "ok": ForeignAnswer(200, {"Content-Type": "application/json"}, b'{"status":"ok"}'),
+    "null": ForeignAnswer(200, {}, b"null"),
+    "maintenance page": ForeignAnswer(200, {"Content-Type": "text/html"}, b"<html>back soon</html>"),
+    "portal": ForeignAnswer(302, {"Location": "http://portal.test/"}),
+    "proxy asks who": ForeignAnswer(407),
+    "too many": ForeignAnswer(429),
+    "client closed": ForeignAnswer(499),
+    "bad gateway": ForeignAnswer(502, {"Content-Type": "text/html"}, b"<html>bad gateway</html>"),
+    "created": ForeignAnswer(201, request_id=True),
+}
+# With the mark of the service, but not in the form that the call must have.
+FORMS = {
+    "PutLogs": ForeignAnswer(200, {}, b"{}", request_id=True),
+    "PullLogs": ForeignAnswer(200, {}, b"", request_id=True),
+    "GetCursor": ForeignAnswer(200, {}, b'{"cursor": 1}', request_id=True),
+    "ListShards": ForeignAnswer(200, {}, b"[]", request_id=True),
+    "HeartBeat": ForeignAnswer(200, {}, b'["0"]', request_id=True),
+    "GetCheckPoint": ForeignAnswer(200, {}, b"[1]", request_id=True),
+    "ListConsumerGroup": ForeignAnswer(200, {}, b"null", request_id=True),
+}
+RUNNING_CALLS = ("PutLogs", "PullLogs", "HeartBeat", "UpdateCheckPoint")
+STARTING_CALLS = ("ListShards", "ListConsumerGroup", "GetCheckPoint", "CreateConsumerGroup", "GetCursor")
+WAYS = {
+    "closed after each answer": dict(close=True),
+    "early hints": dict(interim=ForeignAnswer(103, {"Link": "</>"})),
+    "stray second answer": dict(stray=ForeignAnswer(request_id=True)),
+}
+PULLS = {
+    "another size": mangling.wrong_raw_size,
+    "undecodable": mangling.undecodable,
+    "unknown compression": mangling.unknown_compression,
+}
+
+
+def wait_for_a_word(service, copy, fault, words="NotTheService"):
+    service.wait_for(lambda: fault.hits >= 3 and words in copy.stderr(), LIMIT, "tries, and a word about it")
+
+
+@pytest.mark.parametrize("action", RUNNING_CALLS)
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=list(ANSWERS))
+def test_what_something_in_between_says_counts_for_nothing(service, copies, action, answer):
+    copy = copies.start()
+    wait_until_begun(service)
+    with service.add_fault(action, answer=answer) as fault:
+        feed(service, 40)
+        wait_for_a_word(service, copy, fault)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "Traceback" not in copy.stderr()
+
+
+@pytest.mark.parametrize("action", STARTING_CALLS)
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=list(ANSWERS))
+def test_a_start_waits_until_the_service_answers(service, copies, action, answer):
+    feed(service, 20)
+    with service.add_fault(action, answer=answer) as fault:
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits >= 2 and "NotTheService" in copy.stderr(), LIMIT, "tries, and a word")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+@pytest.mark.parametrize("action", list(FORMS))
+def test_a_success_has_the_form_that_its_call_must_have(service, copies, action):
+    feed(service, 20)
+    with service.add_fault(action, answer=FORMS[action]) as fault:
+        copy = copies.start()
+        service.wait_for(lambda: fault.hits >= 2 and "NotTheService" in copy.stderr(), LIMIT, "tries, and a word")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+@pytest.mark.parametrize("mangle", PULLS.values(), ids=list(PULLS))
+def test_a_pull_counts_only_as_it_was_announced(service, copies, mangle):
+    copy = copies.start()
+    wait_until_begun(service)
+    with service.add_fault("PullLogs", mangle=mangle) as fault:
+        feed(service, 40)
+        service.wait_for(lambda: fault.hits >= 3 and "a pull failed" in copy.stderr(), LIMIT, "tries, and a word")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "Traceback" not in copy.stderr()
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+def test_a_strange_way_to_answer_changes_nothing(service, copies, way):
+    """A connection that was closed while it was idle gets a fresh try at once, which is no failure."""
+    with service.add_fault("*", **way) as fault:
+        copies.start()
+        feed(service, 40)
+        wait_until_delivered(service)
+        feed(service, 40)
+        wait_until_delivered(service)
+        assert fault.hits
+    assert_all_delivered_once(service)
+
+
+def test_a_stray_answer_is_not_taken_for_that_of_the_next_put(service, copies):
+    """The next put is refused, and an answer 200 lies unread before that refusal."""
+    copies.start()
+    wait_until_begun(service)
+    with service.add_fault("PutLogs", status=403, code="WriteQuotaExceed", share=0.5) as refused:
+        with service.add_fault("PutLogs", stray=ForeignAnswer(request_id=True)):
+            for _ in range(10):
+                feed(service, 8)
+                wait_until_delivered(service)
+        assert refused.hits > 3
+    assert_all_delivered_once(service)
+
+
+def test_answers_cut_short_are_not_believed(service, copies):
+    with service.add_fault("PullLogs", cut_short=10, share=0.5) as fault:
+        copies.start()
+        feed(service, 80)
+        wait_until_delivered(service)
+        assert fault.hits
+    assert_all_delivered_once(service)
+
+
+def test_an_answer_that_trickles_for_ever_ends(service, copies):
+    """Each byte is in time; the whole is not."""
+    copy = copies.start(before="ANSWER_TIMEOUT = 1")
+    wait_until_begun(service)
+    with service.add_fault("PutLogs", trickle=0.2) as fault:
+        feed(service, 8)
+        service.wait_for(lambda: fault.hits >= 3 and "NoAnswer" in copy.stderr(), LIMIT, "tries, and a word about it")
+    wait_until_delivered(service)
+    assert_nothing_lost(service, most_repeated=puts_arrived(service) * 5)  # each had arrived when its time was up
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=list(ANSWERS))
+@pytest.mark.parametrize("option", ["--check", "--status"])
+def test_check_and_status_say_at_once_that_it_is_not_the_service(service, option, answer):
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
+    with service.add_fault("*", answer=answer):
+        ended = run_program(settings_for(service), option)
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 1
+    assert "NotTheService" in said and "SLS_ENDPOINT" in said and "proxy" in said
+    assert "fine" not in said and "Traceback" not in said
+
+
+# ---- what the codes mean
+
+REFUSED = {
+    "too large": dict(status=413, code="PostBodyTooLarge"),
+    "a gateway's 413": dict(answer=ForeignAnswer(413, {"Content-Type": "text/html"}, b"<html>too large</html>")),
+    "too old": dict(status=499, code="PostBodyInvalid"),
+    "a key": dict(status=400, code="InvalidKey"),
+    "an encoding": dict(status=400, code="InvalidEncoding"),
+    "a time": dict(status=400, code="InvalidTimestamp"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSED.values(), ids=list(REFUSED))
+def test_what_a_target_refuses_is_split_and_kept_while_it_takes_no_put_at_all(service, copies, tmp_path, refusal):
+    directory = tmp_path / "rejected"
+    directory.mkdir()
+    copies.start(SLS_REJECTED_DIR=str(directory))
+    wait_until_begun(service)
+    with service.add_fault("PutLogs", logstore="click", **refusal) as fault:
+        feed(service, 8, topics=("click",), shard=0)
+        service.wait_for(lambda: fault.hits > 8 * 3, LIMIT, "each LogGroup refused by itself, three times and more")
+        assert list(directory.iterdir()) == [], "a target that takes no put at all does not blame the LogGroups"
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_systematic_refusal_does_not_empty_the_source_into_the_directory(service, copies, tmp_path):
+    directory = tmp_path / "rejected"
+    directory.mkdir()
+    copies.start(SLS_REJECTED_DIR=str(directory))
+    wait_until_begun(service)
+    with service.add_fault("PutLogs", status=400, code="ParameterInvalid") as fault:
+        feed(service, 62)
+        service.wait_for(lambda: fault.hits > 62 * 3, LIMIT, "every LogGroup refused again and again")
+        assert list(directory.iterdir()) == []
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+UNAUTHORIZED = {
+    "AccessKeyId not found: local-id": ("wrong", "SLS_AK_ID must be a key that exists"),
+    "AccessKeyId is disabled: local-id": ("wrong", "SLS_AK_ID is disabled"),
+    "The security token has expired": ("wrong", "SLS_STS_TOKEN"),
+    "The security token you provided is invalid": ("wrong", "SLS_STS_TOKEN"),
+    "The service has been forbidden": ("wrong", "arrears"),
+    "denied by sts or ram, action: log:ListShards": ("could not verify", "may not look"),
+}
+
+
+@pytest.mark.parametrize("message", list(UNAUTHORIZED))
+def test_unauthorized_is_told_apart_by_its_message(service, message):
+    verdict, advice = UNAUTHORIZED[message]
+    body = ('{"errorCode": "Unauthorized", "errorMessage": "%s"}' % message).encode()
+    answer = ForeignAnswer(401, {"Content-Type": "application/json"}, body, request_id=True)
+    with service.add_fault("ListShards", logstore="click", answer=answer):
+        ended = run_program(settings_for(service), "--check")
+    (line,) = [line for line in ended.stdout.splitlines() if "click" in line]
+    assert re.search(r"\b%s: " % verdict, line) and advice in line and message in line
+    assert ended.returncode == (verdict == "wrong")
+
+
+def test_a_log_group_without_logs_is_not_put(service, copies):
+    """A target may answer 500 to it for ever."""
+    service.put(PROJECT, SOURCE, [b"\x1a\x05nginx"] * 3)
+    feed(service, 8)
+    copy = copies.start()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert all(len(entry.parse().Logs) for entry in service.ledger(PROJECT, "nginx"))
+    assert copy.stop() == 0
+    assert "empty_groups=3" in copy.log()
