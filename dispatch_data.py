@@ -1712,10 +1712,12 @@ class Writers:
 
     def put(self, target: Target, put: Put, batch: Batch) -> None:
         self.work.release()
+        error: Exception | None
         try:
             error = target.try_once(put)
-        finally:
-            self.work.acquire()
+        except Exception as failure:  # none is meant to, but a batch would wait for this put for ever
+            error = failure
+        self.work.acquire()
         self.busy -= 1
         target.writers_busy -= 1
         batch.settle(target, put, error)
