@@ -1274,22 +1274,22 @@ class Finding(NamedTuple):
 FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
 
 
-def look_at(place: Place, subject: str, consumer_group: str = "") -> Finding:
-    """Tries a place with calls that only read; `consumer_group` is that of the source, "" for a target."""
+def look_at(place: Place, subject: str, settings: Settings | None = None) -> Finding:
+    """Tries a place with calls that only read; `settings` come with the source, for a look at its consumer group."""
     logstore = Logstore(place, CHECK_TIMEOUT)
     try:
         count = len(logstore.shards())
         text = "%d shard%s" % (count, "" if count == 1 else "s")
-        if not consumer_group:
+        if not settings:
             return Finding(subject, FINE, text)
-        text += look_at_group(logstore, consumer_group)
-        return Finding(subject, FINE, text, "", group_has_begun(logstore, consumer_group))
+        text += look_at_group(logstore, settings)
+        return Finding(subject, FINE, text, "", group_has_begun(logstore, settings.consumer_group))
     except CallFailed as error:
         failure = error
     text = explain(failure, place)
     if failure.may_pass():
         return Finding(subject, UNREACHABLE, text)
-    if failure.is_missing_permission and not consumer_group:
+    if failure.is_missing_permission and not settings:
         words = "the key may not look, whether it may write the first put will show: %s"
         return Finding(subject, UNVERIFIED, words % failure)
     return Finding(subject, WRONG, text, failure.code + failure.advice.format(**place.names))
@@ -1305,37 +1305,51 @@ def group_has_begun(logstore: Logstore, consumer_group: str) -> bool:
     return False
 
 
-def remarks_on_group(group: Any, interval: int) -> list[str]:
-    """What there is to say of a consumer group that exists, an SDK's ConsumerGroupEntity; `interval` is the setting."""
+# How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
+CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
+
+
+def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], interval: int) -> list[str]:
+    """What there is to say of a consumer group that exists: an SDK's ConsumerGroupEntity, its checkpoints by shard.
+
+    `interval` is SLS_HEARTBEAT_INTERVAL. The group's timeout and order are the service's, and stay as they are found.
+    """
     name, timeout, lines = group.get_consumer_group_name(), group.get_timeout(), []
     if timeout != 2 * interval:
-        words = "consumer group %s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; "
-        lines.append(
-            (words + "heartbeats every %g s") % (name, timeout, interval, 2 * interval, min(interval, timeout / 2))
-        )
+        words = "%s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; heartbeats every %g s"
+        lines.append(words % (name, timeout, interval, 2 * interval, min(interval, timeout / 2)))
     if group.is_in_order():
-        lines.append("consumer group %s consumes in order, and keeps that: children of a split wait for it" % name)
-    return lines
+        lines.append("%s consumes in order, and keeps that: children of a split wait for their parent" % name)
+    names = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
+    strange = sorted(printable(one, 60) for one in names if not CONSUMER_NAME.fullmatch(one))
+    if strange:
+        words = (
+            "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
+        )
+        lines.append(words % (name, ", ".join(strange[:3])))
+    return ["consumer group " + line for line in lines]
 
 
-def look_at_group(logstore: Logstore, consumer_group: str) -> str:
+def look_at_group(logstore: Logstore, settings: Settings) -> str:
     """What a start would find of its consumer group, in words. Raises CallFailed."""
+    name = settings.consumer_group
     try:
         groups = logstore.consumer_groups()
     except CallFailed as error:
         if not error.is_missing_permission:
             raise
         return ", could not verify the consumer group, for the key may not list them"
-    if consumer_group in groups:
-        return ", consumer group %s exists" % consumer_group
+    if name in groups:
+        remarks = remarks_on_group(groups[name], logstore.checkpoints(name), settings.heartbeat_interval)
+        return "; ".join([", consumer group %s exists" % name, *remarks])
     full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-    return ", consumer group %s will be made, beside %d others%s" % (consumer_group, len(groups), full)
+    return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
 
 
 def look_at_all(settings: Settings) -> list[Finding]:
     """Looks at the source and at every target at the same time; the source comes first."""
     threads = concurrent.futures.ThreadPoolExecutor(1 + len(settings.targets))
-    looks = [threads.submit(look_at, settings.source, settings.source_name, settings.consumer_group)]
+    looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
     looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
     return [look.result() for look in looks]
 
@@ -2284,6 +2298,8 @@ class Dispatcher(threading.Thread):
             self.failure = error
         except GivenUp:
             pass
+        except Exception:
+            log.exception("a defect of this program")
 
     def find_group(self) -> None:
         """Sees to it that the group is there, as it is found; makes it where there is none. Raises CannotStart."""
@@ -2296,7 +2312,7 @@ class Dispatcher(threading.Thread):
             if error.code != "ConsumerGroupAlreadyExist":  # another copy was faster, or the key may not list groups
                 raise self.cannot_join(error) from error
         else:
-            for line in remarks_on_group(group, interval) if group else ():
+            for line in remarks_on_group(group, self.checkpoints(), interval) if group else ():
                 log.warning("%s: %s", self.name, line)
         checkpoints = self.checkpoints()
         self.group_began = when_group_began(checkpoints)
@@ -2411,13 +2427,10 @@ def position(cursor: str) -> int:
         return -1
 
 
-CONSUMER_NAME = re.compile(r".*-([0-9a-f]{8})[0-9a-f]{12}")
-
-
 def when_group_began(checkpoints: Mapping[int, Mapping[str, Any]]) -> int:
     """In unix seconds, by the names of the consumers that saved checkpoints; 0 where none was of this program."""
     names = [CONSUMER_NAME.fullmatch(entry.get("consumer") or "") for entry in checkpoints.values()]
-    return min([int(name.group(1), 16) for name in names if name], default=0)
+    return min([int(name.group(1), 16) for name in names if name and name.group(1)], default=0)
 
 
 def consumer_name(consumer_group: str, group_began: int) -> str:

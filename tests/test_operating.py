@@ -85,8 +85,23 @@ def test_check_of_what_is_right(service):
 
 
 def test_check_of_a_group_that_exists(service):
-    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
-    assert run(service, "--check")[1][0].endswith("fine: 4 shards, consumer group dispatch exists")
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 40, False)
+    assert run(service, "--check", SLS_HEARTBEAT_INTERVAL="20")[1][0].endswith(
+        "fine: 4 shards, consumer group dispatch exists"
+    )
+
+
+def test_check_says_how_it_finds_the_group(service):
+    """Its timeout, its order, and whether another program uses it; a start leaves all that as it is, and says it too."""
+    client = service.client()
+    client.create_consumer_group(PROJECT, SOURCE, GROUP, 300, True)
+    client.heart_beat(PROJECT, SOURCE, GROUP, "somebody-elses-consumer", [])
+    begin = client.get_begin_cursor(PROJECT, SOURCE, 0).get_cursor()
+    client.update_check_point(PROJECT, SOURCE, GROUP, 0, begin, "somebody-elses-consumer", False)
+    line = run(service, "--check", SLS_HEARTBEAT_INTERVAL="20")[1][0]
+    assert "keeps its timeout of 300 s, where SLS_HEARTBEAT_INTERVAL=20 would make it 40" in line
+    assert "consumes in order, and keeps that" in line
+    assert "another program (somebody-elses-consumer)" in line
 
 
 def test_check_names_the_variable_to_mend(service):
