@@ -92,7 +92,7 @@ def test_check_of_a_group_that_exists(service):
 
 
 def test_check_says_how_it_finds_the_group(service):
-    """Its timeout, its order, and whether another program uses it; a start leaves all that as it is, and says it too."""
+    """Its timeout, its order, and whether another program uses it; a start leaves all that as it is and says it too."""
     client = service.client()
     client.create_consumer_group(PROJECT, SOURCE, GROUP, 300, True)
     client.heart_beat(PROJECT, SOURCE, GROUP, "somebody-elses-consumer", [])
