@@ -1102,6 +1102,14 @@ class LeanClient(LogClient):
         return time.time()
 
 
+def position(cursor: str) -> int:
+    """A cursor as a number that grows along the shard; -1 for what is no cursor as the service's pages have it."""
+    try:
+        return int(base64.b64decode(cursor, validate=True))
+    except ValueError:
+        return -1
+
+
 class Pull(NamedTuple):
     """What a pull brought, under the names that the SDK asks for."""
 
@@ -1173,6 +1181,9 @@ class Logstore:
             log_groups = log_groups_of(response)
         except ValueError as error:
             raise CallFailed("UnreadablePull", "shard %d: %s" % (shard, error)) from error
+        # A cache or a proxy in confusion may give the answer of an earlier pull; it would lead back.
+        leads_on = position(next_cursor) >= position(cursor) + bool(log_groups) or position(next_cursor) < 0
+        self.expect(leads_on and len(log_groups) <= count, "an answer to another pull")
         return Pull(log_groups, size, cursor, next_cursor)
 
     def consumer_groups(self) -> dict[str, Any]:
@@ -2417,14 +2428,6 @@ class Dispatcher(threading.Thread):
         with contextlib.suppress(CallFailed):
             return local_time(self.source.arrival_time(shard, cursor))
         return "now"
-
-
-def position(cursor: str) -> int:
-    """A cursor as a number that grows along the shard; -1 for what is no cursor as the service's pages have it."""
-    try:
-        return int(base64.b64decode(cursor, validate=True))
-    except ValueError:
-        return -1
 
 
 def when_group_began(checkpoints: Mapping[int, Mapping[str, Any]]) -> int:
