@@ -155,15 +155,50 @@ def yes_or_no(text: str) -> bool:
     return text.lower() == "true"
 
 
+# What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+FULL_WIDTH.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+# Brackets around one of these mean the character itself.
+LITERAL = re.compile(r"\[([*?[%s])\]" % "".join(map(chr, FULL_WIDTH)))
+NO_TOPIC = "[]"  # the Topic spelt so would be written [[]]
+
+
+def full_width(text: str) -> str:
+    """The first full-width character in a text, "" without one."""
+    return next((character for character in text if ord(character) in FULL_WIDTH), "")
+
+
 def topics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise ValueError("topics separated by commas, such as nginx,access_*")
+    if not names or full_width(LITERAL.sub("", text)):
+        raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
+    if any(name[0] in "'\"" or name[-1] in "'\"" for name in names):
+        raise ValueError("topics separated by commas, with quotes around all of them or none")
+    try:
+        for name in names:
+            re.compile(fnmatch.translate(name))
+    except re.error:
+        raise ValueError("topics with ranges such as [a-z] in their brackets") from None
     return names
+
+
+def only_topic(entry: str) -> str | None:
+    """The one Topic that an entry of SLS_TOPIC_TO<n> stands for, "" for NO_TOPIC; None for a pattern."""
+    if entry == NO_TOPIC:
+        return ""
+    return None if set("*?[") & set(LITERAL.sub("", entry)) else LITERAL.sub(r"\1", entry)
 
 
 name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
 secret = matching(r"[!-~]+", "printable characters without spaces")
+LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
+PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+url_of_proxy = matching(
+    r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
+    + PORT + "/?",
+    "a URL such as http://proxy.example:3128",
+)  # fmt: skip
 REQUIRED = None
 
 # fmt: off
@@ -189,18 +224,11 @@ SOURCE_SETTINGS = (
 TARGET_SETTINGS = (
     Setting("SLS_LOGSTORE_TO", name_of_logstore, REQUIRED, "the logstore of target n; n is any number from 1"),
     Setting("SLS_TOPIC_TO", topics, REQUIRED,
-            "topics of target n, separated by commas; * and ? are wildcards, * alone takes what is left"),
+            "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
+            "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]"),
 )
 TUNING_SETTINGS = (
     Setting("SLS_CURSOR_START", cursor_start, "begin",
-LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
-PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
-url_of_proxy = matching(
-    r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
-    + PORT + "/?",
-    "a URL such as http://proxy.example:3128",
-)  # fmt: skip
             "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; "
             "without an offset or Z it is local time"),
     Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
@@ -216,12 +244,14 @@ url_of_proxy = matching(
             "what is logged"),
 )
 # fmt: on
-# "ngnix" is how the field's original example spells it; logs with that topic are out there.
+# They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
+# topic are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 
 KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
 CA_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what requests reads, and so does this program
+PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
 
 
@@ -251,11 +281,24 @@ class Place(NamedTuple):
     def auth_version(self) -> str:
         return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
 
-PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-    def address(self) -> tuple[str, str, str]:
-        """What tells one logstore from another, however its endpoint is written."""
-        host = self.endpoint.lower().rstrip("/").split("://")[-1]
-        return host, self.project, self.logstore
+    @property
+    def host(self) -> str:
+        """Of the endpoint, in lower case."""
+        return re.sub("^https?://|[:/].*$", "", self.endpoint.lower())
+
+    @property
+    def host_region(self) -> str:
+        """The region that the endpoint's host names, "" where it names none, as an address or a host of one's own."""
+        domain = r"([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com"
+        found = re.fullmatch(domain, self.host)
+        return found.group(1) if found else ""
+
+    def may_be(self, other: Place) -> bool:
+        """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
+        region, so only two regions tell two of one name apart."""
+        regions = {self.host_region, other.host_region}
+        same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
+        return same_name and (len(regions) == 1 or "" in regions)
 
 
 class TargetSettings(NamedTuple):
@@ -282,6 +325,7 @@ class Settings(NamedTuple):
     log_dir: str
     log_level: str
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]  # what some settings have come to, to be told at the start
 
     @property
     def source_name(self) -> str:
@@ -302,12 +346,26 @@ class SettingsError(Exception):
         self.problems = list(problems)
 
 
+def type_instead(text: str) -> str:
+    """What to do about the first full-width character in a text; "" without one."""
+    wide = full_width(text)
+    return "; %r is a full-width character, type %r instead" % (wide, wide.translate(FULL_WIDTH)) if wide else ""
+
+
+def unquoted(text: str) -> str:
+    """Without what is around a value: space, and quotes, which a shell takes away, but `docker --env-file` doesn't."""
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] in "'\"" and text.count(text[0]) == 2 else text
+
+
 class EnvironmentReader:
     """Reads settings and gathers what is wrong with them, so that all of it can be told at once."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = {name: text.strip() for name, text in environment.items() if name.startswith("SLS_")}
+        self.environment = {name: unquoted(text) for name, text in environment.items() if name.startswith("SLS_")}
         self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.has_topics = any(split_number(name)[0] == "SLS_TOPIC_TO" for name in self.environment)
 
     def problem(self, line: str) -> None:
         if line not in self.problems:
@@ -325,9 +383,9 @@ class EnvironmentReader:
             try:
                 return setting.check(text)
             except ValueError as right:
-    notes: tuple[str, ...]  # what some settings have come to, to be told at the start
                 shown = "its value (not shown)" if setting.check is secret else repr(text)
-                self.problem("%s: %s is wrong; right would be %s" % (name, shown, right))
+                hint = "" if setting.check is secret else type_instead(text)
+                self.problem("%s: %s is wrong; right would be %s%s" % (name, shown, right, hint))
         return ""
 
     def nearest(self, names: Sequence[str], suffixes: Sequence[str]) -> str:
@@ -347,7 +405,7 @@ class EnvironmentReader:
             names[setting.name] = setting.name + suffix
         values += [self.read(logstore, logstore_suffix), names]
         place = Place(*values)
-        if place.project and place.address()[0].startswith(place.project + "."):
+        if place.project and place.host.startswith(place.project + "."):
             self.problem(
                 "%s: %r is wrong; right would be the host without the project" % (names["SLS_ENDPOINT"], place.endpoint)
             )
@@ -364,8 +422,6 @@ class EnvironmentReader:
                 nearest = difflib.get_close_matches(name, possible, 1, 0)
                 yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
 
-        self.warnings: list[str] = []
-        self.has_topics = any(split_number(name)[0] == "SLS_TOPIC_TO" for name in self.environment)
 
 def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSettings]:
     """The targets in the order of their numbers; what is wrong with them is noted with the reader."""
@@ -378,10 +434,19 @@ def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSet
     for number in sorted(numbers):
         suffix = str(number)
         place = reader.read_place(["_TO" + suffix, "_TO", ""], logstore_setting, suffix)
-        if place.logstore and place.address() == source.address():
-            reader.problem("SLS_LOGSTORE_TO%d: %s is the source itself; name another logstore" % (number, place))
-        target = TargetSettings(number, place, reader.read(topics_setting, suffix, DEFAULT_TOPICS.get(number)))
+        if place.logstore and place.may_be(source):
+            reader.problem(
+                "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two regions; "
+                "name another logstore" % (number, place)
+            )
+        default = None if reader.has_topics else DEFAULT_TOPICS.get(number)
+        target = TargetSettings(number, place, reader.read(topics_setting, suffix, default))
         for topic in target.topics:
+            if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", LITERAL.sub("", topic)):
+                reader.warnings.append(
+                    "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the topic "
+                    "spelt like that is written %r" % (number, topic, LITERAL.sub(r"\1", topic).replace("[", "[[]"))
+                )
             if routed.setdefault(topic, number) != number:
                 reader.problem(
                     "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
@@ -431,10 +496,11 @@ class Routes:
         self.patterns = []
         for target in sorted(targets, key=lambda target: target.number):
             for topic in target.topics:
-                if any(character in topic for character in "*?["):
+                exact = only_topic(topic)
+                if exact is None:
                     self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
                 else:
-                    self.exact[topic] = target.number
+                    self.exact[exact] = target.number
         # A topic may be a file's path or a container's id: remember many, but not without end.
         self.remembered = functools.lru_cache(maxsize=10000)(self.match)
 
@@ -1883,7 +1949,7 @@ def help_text() -> str:
             numbered = "<n>" if setting in TARGET_SETTINGS else ""
             default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
             if setting.name == "SLS_TOPIC_TO":
-                default = "default: %s" % "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
+                default = "default, while none is set: " + "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
             lines.append("  %s%s (%s)\n      %s" % (setting.name, numbered, default, setting.meaning))
         if settings is TARGET_SETTINGS:
             names = ", ".join(setting.name for setting in PLACE_SETTINGS)
@@ -2011,6 +2077,8 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         return 2
     for warning in settings.warnings:
         log.warning("%s", warning)
+    for note in settings.notes:
+        log.info("%s", note)
     return run(settings)
 
 
@@ -2028,5 +2096,3 @@ if __name__ == "__main__":
         sys.stderr.flush()
         # A thread that waits for an answer from a dead target, up to ANSWER_TIMEOUT, must not hold up the end.
         os._exit(status)
-    for note in settings.notes:
-        log.info("%s", note)
