@@ -42,6 +42,7 @@ import time
 import urllib.request
 import uuid
 from collections import Counter, deque
+from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -49,7 +50,6 @@ if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
-    import dateutil.parser
     import requests
     from aliyun.log import LogClient, LogException
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
@@ -93,30 +93,59 @@ def matching(pattern: str, right: str) -> Callable[[str], str]:
 
 
 def between(kind: Callable[[str], float], low: float, high: float, right: str) -> Callable[[str], float]:
-    """A check for a number of the given kind (int or float) within low..high."""
+    """A check for a number of the given kind (int or float) within low..high, in plain digits."""
+    plain = re.compile("[0-9]{1,9}" if kind is int else r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
     def check(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = float("nan")
-        if not low <= number <= high:
+        if not plain.fullmatch(text) or not low <= kind(text) <= high:
             raise ValueError("%s from %s to %s" % (right, low, high))
-        return number
+        return kind(text)
 
     return check
 
 
+CLOCKS_AGREE = 5.0  # seconds that two clocks may differ without a word
+
+
+def local_time(unix_seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
+
+
+def both_times(unix_seconds: float) -> str:
+    """A time with its offset, and the same in UTC."""
+    local = datetime.fromtimestamp(unix_seconds).astimezone()
+    return local.strftime("%Y-%m-%d %H:%M:%S %z") + time.strftime(" (%Y-%m-%d %H:%M:%S UTC)", time.gmtime(unix_seconds))
+
+
+# A date, perhaps with a time, perhaps with its zone: Z, +08:00, +0800, UTC+8 or GMT+8.
+TIME = re.compile(
+    r"(\d{4})-(\d\d?)-(\d\d?)(?:[T ](\d\d?):(\d\d?)(?::(\d\d?)(?:\.\d+)?)?"
+    r" ?(?:(Z|UTC|GMT)|(?:UTC|GMT)?([+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
 def cursor_start(text: str) -> str | int:
-    """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK."""
+    """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK.
+
+    UTC+8 is eight hours east, as people mean it. No library reads this: dateutil's UTC+8 is west, and zones that it
+    doesn't know are dropped.
+    """
     if text in ("begin", "end"):
         return text
     try:
-        if not re.match(r"\d{4}-\d{1,2}-\d{1,2}", text):
-            raise ValueError
-        return max(0, int(dateutil.parser.parse(text).timestamp()))
-    except (ValueError, OverflowError):
-        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00") from None
+        *parts, utc, sign, hours, minutes = TIME.fullmatch(text).groups()  # type: ignore[union-attr]
+        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+        zone = timezone(-offset if sign == "-" else offset) if utc or sign else None
+        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
+        start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
+    except (AttributeError, ValueError, OverflowError):
+        start = -1
+    if start < 0:
+        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00")
+    if start > time.time() + CLOCKS_AGREE:
+        raise ValueError("a time that has passed; this machine's clock says %s" % both_times(time.time()))
+    return start
 
 
 def writable_directory(text: str) -> str:
@@ -131,29 +160,66 @@ def yes_or_no(text: str) -> bool:
     return text.lower() == "true"
 
 
+# What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+FULL_WIDTH.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+# Brackets around one of these mean the character itself.
+LITERAL = re.compile(r"\[([*?[%s])\]" % "".join(map(chr, FULL_WIDTH)))
+NO_TOPIC = "[]"  # the Topic spelt so would be written [[]]
+
+
+def full_width(text: str) -> str:
+    """The first full-width character in a text, "" without one."""
+    return next((character for character in text if ord(character) in FULL_WIDTH), "")
+
+
 def topics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise ValueError("topics separated by commas, such as nginx,access_*")
+    if not names or full_width(LITERAL.sub("", text)):
+        raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
+    if any(name[0] in "'\"" or name[-1] in "'\"" for name in names):
+        raise ValueError("topics separated by commas, with quotes around all of them or none")
+    try:
+        for name in names:
+            re.compile(fnmatch.translate(name))
+    except re.error:
+        raise ValueError("topics with ranges such as [a-z] in their brackets") from None
     return names
+
+
+def only_topic(entry: str) -> str | None:
+    """The one Topic that an entry of SLS_TOPIC_TO<n> stands for, "" for NO_TOPIC; None for a pattern."""
+    if entry == NO_TOPIC:
+        return ""
+    return None if set("*?[") & set(LITERAL.sub("", entry)) else LITERAL.sub(r"\1", entry)
 
 
 name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
 secret = matching(r"[!-~]+", "printable characters without spaces")
+LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
+PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+url_of_proxy = matching(
+    r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
+    + PORT + "/?",
+    "a URL such as http://proxy.example:3128",
+)  # fmt: skip
 REQUIRED = None
 
 # fmt: off
 # What the source needs, and each target may have for itself: with _TO for all targets, with _TO<n> for one of them.
 PLACE_SETTINGS = (
     Setting("SLS_ENDPOINT",
-            matching(r"(https?://)?[A-Za-z0-9.-]+(:\d{1,5})?/?", "a host such as cn-hangzhou.log.aliyuncs.com"),
+            matching("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
             REQUIRED, "the service's host in the project's region; https:// in front turns TLS on"),
     Setting("SLS_AK_ID", secret, REQUIRED, "id of the access key"),
     Setting("SLS_AK_KEY", secret, REQUIRED, "secret of the access key"),
     Setting("SLS_STS_TOKEN", secret, "", "token of a temporary access key"),
     Setting("SLS_REGION", matching(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
             "", "the project's region: switches signatures from v1 to v4"),
-    Setting("SLS_PROJECT", name_of_logstore, REQUIRED, "the project"),
+    Setting("SLS_PROJECT",
+            matching("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
+            REQUIRED, "the project"),
 )
 SOURCE_SETTINGS = (
     Setting("SLS_LOGSTORE", name_of_logstore, REQUIRED, "the source logstore"),
@@ -163,11 +229,13 @@ SOURCE_SETTINGS = (
 TARGET_SETTINGS = (
     Setting("SLS_LOGSTORE_TO", name_of_logstore, REQUIRED, "the logstore of target n; n is any number from 1"),
     Setting("SLS_TOPIC_TO", topics, REQUIRED,
-            "topics of target n, separated by commas; * and ? are wildcards, * alone takes what is left"),
+            "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
+            "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]"),
 )
 TUNING_SETTINGS = (
     Setting("SLS_CURSOR_START", cursor_start, "begin",
-            "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00"),
+            "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; "
+            "without an offset or Z it is local time"),
     Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
             "seconds; a new group's timeout is twice as long: then a silent copy loses its shards"),
     Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.2", "seconds between looks at each shard"),
@@ -181,20 +249,22 @@ TUNING_SETTINGS = (
             "what is logged"),
 )
 # fmt: on
-# "ngnix" is how the field's original example spells it; logs with that topic are out there.
+# They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
+# topic are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 
 KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
 CA_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what requests reads, and so does this program
+PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
 
 
 def split_number(name: str) -> tuple[str, str]:
-    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); '' for the number where there is none, or one from 0."""
+    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); '' for the number where there is none, or no sensible one."""
     stem = name.rstrip("0123456789")
     digits = name[len(stem) :]
-    return (name, "") if digits.startswith("0") else (stem, digits)
+    return (name, "") if digits.startswith("0") or len(digits) > 9 else (stem, digits)
 
 
 class Place(NamedTuple):
@@ -216,10 +286,24 @@ class Place(NamedTuple):
     def auth_version(self) -> str:
         return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
 
-    def address(self) -> tuple[str, str, str]:
-        """What tells one logstore from another, however its endpoint is written."""
-        host = self.endpoint.lower().rstrip("/").split("://")[-1]
-        return host, self.project, self.logstore
+    @property
+    def host(self) -> str:
+        """Of the endpoint, in lower case."""
+        return re.sub("^https?://|[:/].*$", "", self.endpoint.lower())
+
+    @property
+    def host_region(self) -> str:
+        """The region that the endpoint's host names, "" where it names none, as an address or a host of one's own."""
+        domain = r"([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com"
+        found = re.fullmatch(domain, self.host)
+        return found.group(1) if found else ""
+
+    def may_be(self, other: Place) -> bool:
+        """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
+        region, so only two regions tell two of one name apart."""
+        regions = {self.host_region, other.host_region}
+        same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
+        return same_name and (len(regions) == 1 or "" in regions)
 
 
 class TargetSettings(NamedTuple):
@@ -246,6 +330,7 @@ class Settings(NamedTuple):
     log_dir: str
     log_level: str
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]  # what some settings have come to, to be told at the start
 
     @property
     def source_name(self) -> str:
@@ -266,12 +351,26 @@ class SettingsError(Exception):
         self.problems = list(problems)
 
 
+def type_instead(text: str) -> str:
+    """What to do about the first full-width character in a text; "" without one."""
+    wide = full_width(text)
+    return "; %r is a full-width character, type %r instead" % (wide, wide.translate(FULL_WIDTH)) if wide else ""
+
+
+def unquoted(text: str) -> str:
+    """Without what is around a value: space, and quotes, which a shell takes away, but `docker --env-file` doesn't."""
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] in "'\"" and text.count(text[0]) == 2 else text
+
+
 class EnvironmentReader:
     """Reads settings and gathers what is wrong with them, so that all of it can be told at once."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = {name: text.strip() for name, text in environment.items() if name.startswith("SLS_")}
+        self.environment = {name: unquoted(text) for name, text in environment.items() if name.startswith("SLS_")}
         self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.has_topics = any(split_number(name)[0] == "SLS_TOPIC_TO" for name in self.environment)
 
     def problem(self, line: str) -> None:
         if line not in self.problems:
@@ -290,7 +389,8 @@ class EnvironmentReader:
                 return setting.check(text)
             except ValueError as right:
                 shown = "its value (not shown)" if setting.check is secret else repr(text)
-                self.problem("%s: %s is wrong; right would be %s" % (name, shown, right))
+                hint = "" if setting.check is secret else type_instead(text)
+                self.problem("%s: %s is wrong; right would be %s%s" % (name, shown, right, hint))
         return ""
 
     def nearest(self, names: Sequence[str], suffixes: Sequence[str]) -> str:
@@ -310,7 +410,7 @@ class EnvironmentReader:
             names[setting.name] = setting.name + suffix
         values += [self.read(logstore, logstore_suffix), names]
         place = Place(*values)
-        if place.project and place.address()[0].startswith(place.project + "."):
+        if place.project and place.host.startswith(place.project + "."):
             self.problem(
                 "%s: %r is wrong; right would be the host without the project" % (names["SLS_ENDPOINT"], place.endpoint)
             )
@@ -339,10 +439,19 @@ def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSet
     for number in sorted(numbers):
         suffix = str(number)
         place = reader.read_place(["_TO" + suffix, "_TO", ""], logstore_setting, suffix)
-        if place.logstore and place.address() == source.address():
-            reader.problem("SLS_LOGSTORE_TO%d: %s is the source itself; name another logstore" % (number, place))
-        target = TargetSettings(number, place, reader.read(topics_setting, suffix, DEFAULT_TOPICS.get(number)))
+        if place.logstore and place.may_be(source):
+            reader.problem(
+                "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two regions; "
+                "name another logstore" % (number, place)
+            )
+        default = None if reader.has_topics else DEFAULT_TOPICS.get(number)
+        target = TargetSettings(number, place, reader.read(topics_setting, suffix, default))
         for topic in target.topics:
+            if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", LITERAL.sub("", topic)):
+                reader.warnings.append(
+                    "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the topic "
+                    "spelt like that is written %r" % (number, topic, LITERAL.sub(r"\1", topic).replace("[", "[[]"))
+                )
             if routed.setdefault(topic, number) != number:
                 reader.problem(
                     "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
@@ -364,10 +473,19 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     for name in CA_NAMES:  # a typo here must not look like a service that can't be reached
         if environment.get(name) and not os.path.exists(environment[name]):
             reader.problem("%s: %r is wrong; right would be a file of CA certificates" % (name, environment[name]))
-    warnings = tuple(reader.unknown_names())
+    for name in PROXY_NAMES:
+        try:
+            url_of_proxy(environment.get(name) or "proxy")
+        except ValueError as right:
+            reader.problem("%s: its value (not shown) is wrong; right would be %s" % (name, right))
+    warnings = [*reader.unknown_names(), *reader.warnings]
     if reader.problems:
-        raise SettingsError(reader.problems + list(warnings))
-    return Settings(source, consumer_group, targets, *[*tuning, warnings])
+        raise SettingsError(reader.problems + warnings)
+    start = tuning[0] if isinstance(tuning[0], str) else both_times(tuning[0])
+    notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % start]
+    if not reader.has_topics:
+        notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
+    return Settings(source, consumer_group, targets, *[*tuning, tuple(warnings), tuple(notes)])
 
 
 # ---- routes: which target a topic belongs to ------------------------------------------------------------------------
@@ -383,10 +501,11 @@ class Routes:
         self.patterns = []
         for target in sorted(targets, key=lambda target: target.number):
             for topic in target.topics:
-                if any(character in topic for character in "*?["):
+                exact = only_topic(topic)
+                if exact is None:
                     self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
                 else:
-                    self.exact[topic] = target.number
+                    self.exact[exact] = target.number
         # A topic may be a file's path or a container's id: remember many, but not without end.
         self.remembered = functools.lru_cache(maxsize=10000)(self.match)
 
@@ -1221,10 +1340,6 @@ def is_list(answer: object, kind: type) -> bool:
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
-
-
-def local_time(unix_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
 
 
 class ShardStatus(NamedTuple):
@@ -2344,6 +2459,8 @@ class Dispatcher(threading.Thread):
         membership.start()
         routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in self.settings.targets]
         log.info("consumer %s of %s, targets: %s", membership.name, self.settings.source, ", ".join(routes))
+        for note in self.settings.notes:
+            log.info("%s", note)
         return membership
 
     def look_for_group(self) -> Any:
@@ -2470,7 +2587,8 @@ def hidden(text: str, secrets: Iterable[str]) -> str:
 
 def secrets_of(settings: Settings) -> list[str]:
     """All that must never be shown: the settings' secrets and the passwords of proxies, as written and decoded."""
-    passwords = [urlsplit(url).password for url in urllib.request.getproxies().values()]
+    proxies = urllib.request.getproxies()  # the others are nobody's business here, and may be no URLs
+    passwords = [urlsplit(proxies[name]).password for name in ("http", "https", "all") if name in proxies]
     return settings.secrets() + [form for text in passwords if text for form in (text, unquote(text))]
 
 
@@ -2537,7 +2655,7 @@ def help_text() -> str:
             numbered = "<n>" if setting in TARGET_SETTINGS else ""
             default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
             if setting.name == "SLS_TOPIC_TO":
-                default = "default: %s" % "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
+                default = "default, while none is set: " + "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
             lines.append("  %s%s (%s)\n      %s" % (setting.name, numbered, default, setting.meaning))
         if settings is TARGET_SETTINGS:
             names = ", ".join(setting.name for setting in PLACE_SETTINGS)
