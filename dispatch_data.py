@@ -238,7 +238,7 @@ TUNING_SETTINGS = (
             "without an offset or Z it is local time"),
     Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
             "seconds; a new group's timeout is twice as long: then a silent copy loses its shards"),
-    Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.2", "seconds between looks at each shard"),
+    Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.4", "seconds between looks at an idle shard"),
     Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "8", "puts in the air at once, for each target"),
     Setting("SLS_MERGE_PACKS", yes_or_no, "false",
             "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up"),
