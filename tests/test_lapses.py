@@ -12,13 +12,16 @@ from copies import (
     LIMIT,
     PROJECT,
     SOURCE,
+    TARGETS,
     SteadyFeed,
     feed,
     group_shards,
+    make_log_group,
+    pulled_at_once,
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import arrived_in_targets, assert_all_delivered_once, assert_delivered_once
+from ledgers import arrived_in_targets, assert_all_delivered_once, assert_delivered_once, assert_nothing_lost
 from local_log_service.verdict import compare
 
 
@@ -30,6 +33,14 @@ def terms_of_group(service):
     """The group's timeout and order, as the service lists them."""
     (group,) = service.client().list_consumer_group(PROJECT, SOURCE).get_consumer_groups()
     return group.get_timeout(), group.is_in_order()
+
+
+def feed_separately(service, count, **options):
+    """Puts LogGroups into the source that can't be joined, so that a batch is many puts."""
+    topics = list(TARGETS)
+    log_groups = [make_log_group(topics[number // 4 % 4], Source="10.0.0.%d" % number) for number in range(count)]
+    service.put(PROJECT, SOURCE, log_groups, **options)
+    return log_groups
 
 
 def pass_calls(service, action, count):
@@ -148,13 +159,14 @@ def test_a_timeout_that_is_changed_under_running_copies_is_heeded_by_the_next_co
 # ---- which cursor -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("code", ["SLSInvalidCursor", "InvalidCursor", "InvalidCursorSomehow"])
-def test_a_refusal_of_a_cursor_that_is_fine_skips_and_replays_nothing(service, copies, code):
+def test_a_refusal_of_a_cursor_that_is_fine_skips_and_replays_nothing(service, copies, code, share):
     """The SDK would go on at the newest log; a cursor that had expired would be replaced by the oldest."""
     copy = copies.start()
     feed(service, 40)
     wait_until_delivered(service)
-    with service.add_fault("PullLogs", status=400, code=code) as fault:
+    with service.add_fault("PullLogs", status=400, code=code, share=share) as fault:
         service.wait_for(lambda: fault.hits >= 4, LIMIT, "pulls refused")
         feed(service, 40)
         hits = fault.hits
@@ -191,3 +203,134 @@ def test_a_first_start_at_the_end_that_is_killed_half_way_decides_for_all_shards
     copies.start(SLS_CURSOR_START="end")
     wait_until_delivered(service)
     assert_delivered_once(since, arrived_in_targets(service))
+
+
+# ---- batches in which the program itself fails ------------------------------------------------------------------
+
+# No file takes more than a few bytes, neither the log nor what stderr was sent to: as on a full disk. The SDK's locks
+# are files of 32 bytes, in memory.
+FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))"
+# Nothing can be told at all, and who tries gets an exception.
+NOTHING_CAN_BE_TOLD = """
+def cannot_tell(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+log.log = log.warning = log.error = log.exception = cannot_tell
+"""
+
+
+@pytest.mark.parametrize("before", [FULL_DISK, NOTHING_CAN_BE_TOLD], ids=["full disk", "telling raises"])
+def test_a_failure_that_cannot_be_told_loses_nothing(service, copies, before):
+    """One target refuses for a while, another is slow: the batch must not be left for the next one by that."""
+    with service.add_fault("PutLogs", logstore="click", delay=0.3):
+        with service.add_fault("PutLogs", logstore="nginx", code="ServerBusy", status=503) as fault:
+            copy = copies.start(before=before)
+            feed_separately(service, 40)
+            service.wait_for(lambda: fault.hits >= 6, LIMIT, "puts refused")
+            feed(service, 40)
+        feed_separately(service, 40)
+        wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    if before == FULL_DISK:
+        assert len(copy.stderr()) <= 64 and len(copy.log()) <= 64
+
+
+def test_a_checkpoint_whose_failure_cannot_be_told_repeats_at_most_its_batches(service, copies):
+    copies.start(before=NOTHING_CAN_BE_TOLD + "LONGEST_PAUSE = 0.1\n")
+    feed(service, 40)
+    with service.add_fault("UpdateCheckPoint", code="ServerBusy", status=503, share=0.5) as fault:
+        wait_until_delivered(service)
+        feed(service, 40)
+        wait_until_delivered(service)
+        assert fault.hits > 2
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_nothing_lost(service, most_repeated=fault.hits * 40 * 5)
+
+
+FAILING_AT_TIMES = """
+LONGEST_PAUSE = 0.1
+original, tries = %(name)s, []
+
+def failing_at_times(self, *arguments):
+    tries.append(None)
+    if len(tries) %% 3 == 1:
+        %(partly)s
+        raise %(error)s
+    return original(self, *arguments)
+
+%(name)s = failing_at_times
+"""
+FAILURES_WITHIN = {
+    "nothing handed out": ("Writers.add", "pass", "MemoryError"),
+    "half of it handed out": (
+        "Writers.add",
+        "original(self, arguments[0][: len(arguments[0]) // 2], arguments[1])",
+        'RuntimeError("can\'t start new thread")',
+    ),
+    "handed out, and then": ("Writers.add", "original(self, *arguments)", "MemoryError"),
+    "before a put": ("Target.try_once", "pass", "MemoryError"),
+    "after a put": ("Target.try_once", "original(self, *arguments)", "MemoryError"),
+    "what to do after a failure": ("Delivery.after_failure", "pass", "MemoryError"),
+    "waiting for the outcome": ("Delivery.await_outcome", "pass", "MemoryError"),
+    "the checkpoint": ("ShardConsumer.save", "pass", "MemoryError"),
+    "a pull": ("ShardConsumer.pull_once", "pass", "MemoryError"),
+    "a heartbeat": ("Heartbeats.beat", "pass", "MemoryError"),
+}
+
+
+@pytest.mark.parametrize("name, partly, error", FAILURES_WITHIN.values(), ids=list(FAILURES_WITHIN))
+def test_whatever_fails_within_a_batch_loses_nothing(service, copies, name, partly, error):
+    """It is given up whole and fetched again, or carried on: at most the batch is repeated for each failure."""
+    with service.add_fault("PutLogs", code="ServerBusy", status=503, share=0.2):
+        copy = copies.start(before=FAILING_AT_TIMES % dict(name=name, partly=partly, error=error))
+        for _ in range(6):
+            feed_separately(service, 20)
+            wait_until_delivered(service)
+    assert_nothing_lost(service, most_repeated=10 * 120 * 5)
+    assert "Traceback" not in copy.stderr() or "a batch failed and is fetched again" in copy.stderr()
+    assert copy.stop() == 0
+
+
+def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):
+    """Those in the air may be repeated; those that had not begun must not, for they are fetched again."""
+    half = "original(self, arguments[0][: len(arguments[0]) // 2], arguments[1])"
+    before = FAILING_AT_TIMES % dict(name="Writers.add", partly=half, error="MemoryError")
+    with service.add_fault("PutLogs", hold=True) as fault:
+        copy = copies.start(before=before + "LONGEST_PAUSE = 5.0\n", SLS_WRITERS="1")
+        with pulled_at_once(service):
+            feed_separately(service, 40, shard=0)
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "a put in the air")
+        service.wait_for(lambda: "a batch failed and is fetched again" in copy.stderr(), LIMIT, "a batch given up")
+    wait_until_delivered(service)
+    assert_nothing_lost(service, most_repeated=5)
+
+
+NO_THREADS = """
+start = threading.Thread.start
+
+def start_if_there_may_be_more(self):
+    if os.path.exists(%r):
+        raise RuntimeError("can't start new thread")
+    start(self)
+
+threading.Thread.start = start_if_there_may_be_more
+"""
+
+
+def test_puts_go_on_where_no_thread_can_be_started(service, copies, tmp_path):
+    """None of the writers', and none for further shards: with the threads that there are, then all goes on."""
+    switch = tmp_path / "no threads"
+    copy = copies.start(before=NO_THREADS % str(switch))
+    service.wait_for(lambda: is_begun(service, 4), LIMIT, "a copy that has begun")
+    switch.touch()
+    for _ in range(3):
+        feed_separately(service, 40)
+        wait_until_delivered(service)
+    switch.unlink()
+    feed_separately(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "can't start new thread" in copy.stderr() and "Traceback" not in copy.stderr()
+    assert copy.stop() == 0
