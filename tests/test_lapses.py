@@ -4,6 +4,7 @@ A consumer that may no longer be who the service thinks it is ends, and another 
 given up, and fetched again. Each test runs real copies against the local service.
 """
 
+import re
 import time
 
 import pytest
@@ -21,7 +22,13 @@ from copies import (
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import arrived_in_targets, assert_all_delivered_once, assert_delivered_once, assert_nothing_lost
+from ledgers import (
+    arrived_in_targets,
+    assert_all_delivered_once,
+    assert_delivered_once,
+    assert_nothing_lost,
+    puts_arrived,
+)
 from local_log_service.verdict import compare
 
 
@@ -333,4 +340,96 @@ def test_puts_go_on_where_no_thread_can_be_started(service, copies, tmp_path):
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert "can't start new thread" in copy.stderr() and "Traceback" not in copy.stderr()
+    assert copy.stop() == 0
+
+
+# ---- the clock --------------------------------------------------------------------------------------------------
+
+CLOCK_OF_ITS_OWN = """
+right_time = time.time
+
+def time_that_steps():
+    try:
+        with open(%r) as file:
+            return right_time() + float(file.read() or 0)
+    except FileNotFoundError:
+        return right_time()
+
+time.time = time_that_steps
+"""
+
+
+@pytest.mark.parametrize("seconds", ["-600", "600"])
+def test_a_wall_clock_that_steps_stops_and_hurries_nothing(service, copies, tmp_path, seconds):
+    """Ten minutes, within which the service believes the time of a call; the SDK's loops would stand still as long."""
+    offset = tmp_path / "offset"
+    started = [copies.start(before=CLOCK_OF_ITS_OWN % str(offset)) for _ in range(2)]
+    flow = SteadyFeed(service)
+    flow.wait_until_shared(*started)
+    for text in (seconds, "0", seconds):
+        offset.write_text(text)
+        arrived = puts_arrived(service)
+        flow.wait_for(lambda arrived=arrived: puts_arrived(service) >= arrived + 40, "logs delivered on")
+        pass_calls(service, "HeartBeat", 4)
+    third = copies.start(before=CLOCK_OF_ITS_OWN % str(offset))
+    flow.wait_until_shared(*started, third)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert [copy.stop() for copy in (*started, third)] == [0, 0, 0]
+    assert all("is lost" not in copy.stderr() for copy in started)
+
+
+@pytest.mark.parametrize("seconds", ["-600", "600"])
+def test_the_lag_is_told_by_the_clock_of_the_service(service, copies, tmp_path, seconds):
+    """By a clock that is slow, what waits would not have arrived yet; by a fast one, all would be late."""
+    offset = tmp_path / "offset"
+    offset.write_text(seconds)
+    with service.add_fault("PutLogs", code="WriteQuotaExceed"):
+        copy = copies.start(before=CLOCK_OF_ITS_OWN % str(offset) + "SUMMARY_INTERVAL = 0.5\n")
+        wait_until_joined(service, copy)
+        feed(service, 20)
+        service.wait_for(lambda: re.search(r"lag_seconds=[1-9]", copy.log()), LIMIT, "a lag")
+    wait_until_delivered(service)
+    lags = [int(lag) for lag in re.findall(r"lag_seconds=(\d+)", copy.log())]
+    assert max(lags) < 500
+
+
+# ---- heartbeats -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", [dict(hold=True), dict(cut="before"), dict(cut="after")], ids=str)
+def test_one_heartbeat_without_an_answer_is_no_lapse(service, copies, failure):
+    """As on a connection that a NAT has forgotten: another try, on a connection of its own, comes in time."""
+    flow = SteadyFeed(service)
+    copy = copies.start(SLS_HEARTBEAT_INTERVAL="3")
+    flow.wait_for(lambda: len(copy.held_shards(service)) == 4, "a copy with all shards")
+    with service.add_fault("HeartBeat", share=0.01, **failure) as fault:
+        flow.wait_for(lambda: fault.hits == 1, "a heartbeat without an answer")
+        heartbeats = service.calls("HeartBeat")
+        flow.wait_for(lambda: service.calls("HeartBeat") >= heartbeats + 3, "three more")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "is lost" not in copy.stderr()
+    assert copy.stop() == 0
+
+
+# ---- puts that are refused, and targets that are missing --------------------------------------------------------
+
+
+def test_log_groups_refused_for_good_hold_up_their_shard_and_not_the_target(service, copies):
+    """More of them than the target has writers, as after a long backlog, when logs are too old."""
+    poisons = [make_log_group("click", Source="10.0.0.%d" % number) + b"\x28\x01" for number in range(20)]
+    service.put(PROJECT, SOURCE, poisons, shard=0)
+    copy = copies.start()
+    service.wait_for(lambda: "PostBodyInvalid" in copy.stderr(), LIMIT, "a word about the refusal")
+    puts = service.calls_by_logstore["PutLogs", PROJECT, "click"]
+    service.wait_for(
+        lambda: service.calls_by_logstore["PutLogs", PROJECT, "click"] >= puts + 20, LIMIT, "all of them refused again"
+    )
+    for shard in (1, 2, 3):
+        others = feed(service, 20, topics=["click"], shard=shard)
+        service.wait_for(
+            lambda others=others: compare(others, arrived_in_targets(service)).lost == 0, LIMIT, "the others delivered"
+        )
+    assert group_shards(service)[0]["next"] in (None, 0)
     assert copy.stop() == 0
