@@ -19,7 +19,10 @@ from copies import (
     group_shards,
     make_log_group,
     pulled_at_once,
+    run_program,
+    settings_for,
     wait_until_delivered,
+    wait_until_forgotten,
     wait_until_joined,
 )
 from ledgers import (
@@ -27,7 +30,9 @@ from ledgers import (
     assert_all_delivered_once,
     assert_delivered_once,
     assert_nothing_lost,
+    logs_in,
     puts_arrived,
+    verdict,
 )
 from local_log_service.verdict import compare
 
@@ -433,3 +438,158 @@ def test_log_groups_refused_for_good_hold_up_their_shard_and_not_the_target(serv
         )
     assert group_shards(service)[0]["next"] in (None, 0)
     assert copy.stop() == 0
+
+
+def test_a_target_that_is_missing_at_a_first_start_is_said_and_nothing_starts(service):
+    """It may be a typo."""
+    service.delete_logstore(PROJECT, "click")
+    ended = run_program(settings_for(service, SLS_LOG_DIR=""))
+    assert ended.returncode == 1
+    assert "TO3 test-project/click" in ended.stderr and "LogStoreNotExist" in ended.stderr
+    assert service.calls("HeartBeat") == 0
+
+
+def test_a_target_that_is_missing_at_a_restart_holds_up_its_own_logs_alone(service, copies):
+    first = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert first.stop() == 0
+    gone = [entry.log_group for entry in service.delete_logstore(PROJECT, "click")]
+    copy = copies.start()
+    service.wait_for(lambda: "ERROR TO3 test-project/click: " in copy.stderr(), LIMIT, "a word about the target")
+    feed(service, 20, topics=["click"], shard=2)
+    for shard in (0, 1):
+        feed(service, 20, topics=["nginx", "sql_audit"], shard=shard)
+    feed(service, 20, shard=3)  # for all targets, in one batch
+    service.wait_for(
+        lambda: logs_in(service, "nginx") == (20 + 20 + 10) * 5 and logs_in(service, "sql-audit") == (10 + 20 + 5) * 5,
+        LIMIT,
+        "the others' logs",
+    )
+    service.wait_for(
+        lambda: [group_shards(service)[shard]["next"] for shard in range(4)] == [30, 30, 10, 10],
+        LIMIT,
+        "the checkpoints of shards that have nothing for the missing target",
+    )
+    (line,) = [line for line in copy.stderr().splitlines() if "and no others, wait until that is mended" in line]
+    assert "ERROR TO3 test-project/click: " in line and "LogStoreNotExist" in line and "TO1" not in line
+    service.create_logstore(PROJECT, "click", 2)
+    wait_until_delivered(service)
+    outcome = verdict(service, delivered_before=gone)
+    assert (outcome.lost, outcome.duplicated, outcome.foreign) == (0, 0, 0), str(outcome)
+    assert copy.stop() == 0
+
+
+# ---- cursors that move over nothing -----------------------------------------------------------------------------
+
+
+def end_of(service, shard):
+    return service.client().get_end_cursor(PROJECT, SOURCE, shard).get_cursor()
+
+
+def test_a_cursor_that_moved_over_nothing_is_checkpointed(service, copies):
+    """Else --max-lag would alarm for ever, and a readonly shard never be over."""
+    feed(service, 40)
+    copy = copies.start()
+    wait_until_delivered(service)
+    for shard in (0, 1):
+        service.leave_gap(PROJECT, SOURCE, shard, 50)
+    service.split_shard(PROJECT, SOURCE, 1)
+    service.wait_for(
+        lambda: group_shards(service)[0]["checkpoint"] == end_of(service, 0), LIMIT, "a checkpoint beyond the gap"
+    )
+    service.wait_for(lambda: group_shards(service)[1]["state"] == "over", LIMIT, "the readonly shard over")
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert run_program(settings_for(service), "--status", "--max-lag", "60").returncode == 0
+    assert copy.stop() == 0
+
+
+def test_a_cursor_that_moved_over_nothing_waits_for_what_is_before_it(service, copies):
+    """Killed while that is in flight, it would be lost."""
+    copy = copies.start()
+    service.wait_for(lambda: is_begun(service, 4), LIMIT, "a copy that has begun")
+    with service.add_fault("PutLogs", hold=True) as fault:
+        feed(service, 10, shard=0)
+        service.leave_gap(PROJECT, SOURCE, 0, 3000)
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "puts in the air")
+        pass_calls(service, "PullLogs", 20)
+        assert group_shards(service)[0]["next"] == 0
+        copy.process.kill()
+        copy.process.wait()
+    copies.start()
+    wait_until_delivered(service)
+    service.wait_for(
+        lambda: group_shards(service)[0]["checkpoint"] == end_of(service, 0), LIMIT, "a checkpoint beyond the gap"
+    )
+    assert_nothing_lost(service, most_repeated=50)
+
+
+# ---- outages ----------------------------------------------------------------------------------------------------
+
+
+def test_an_outage_after_which_half_of_the_calls_fail_for_a_while_ends_no_copy(service, copies):
+    """Pulls recover before checkpoints do, and the other way round, for longer than the group's timeout."""
+    started = [copies.start() for _ in range(3)]
+    flow = SteadyFeed(service)
+    flow.wait_until_shared(*started)
+    wait_until_delivered(service)
+    with service.add_fault("*", status=503, code="ServerBusy"):
+        feed(service, 40)
+        wait_until_forgotten(service)
+    with service.add_fault("*", status=503, code="ServerBusy", share=0.5) as fault:
+        feed(service, 40)
+        flow.wait_for(lambda: fault.hits >= 400, "calls that fail")
+        heartbeats = service.calls("HeartBeat")
+        flow.wait_for(lambda: service.calls("HeartBeat") >= heartbeats + 24, "heartbeats beyond the group's timeout")
+    assert [copy.process.poll() for copy in started] == [None] * 3
+    flow.wait_until_shared(*started)
+    wait_until_delivered(service)
+    lapses = sum(copy.stderr().count("is lost, another joins") for copy in started)
+    assert_nothing_lost(service, most_repeated=lapses * 1000)
+    assert all("Traceback" not in copy.stderr() for copy in started)
+    assert [copy.stop() for copy in started] == [0, 0, 0]
+
+
+# ---- batches that are given up ----------------------------------------------------------------------------------
+
+
+def test_a_batch_that_is_given_up_with_its_shard_begins_no_further_put(service, copies):
+    """Whoever takes the shard next delivers it: of the first copy's, only what was in the air may arrive."""
+    first = copies.start(SLS_WRITERS="2")
+    service.wait_for(lambda: is_begun(service, 4), LIMIT, "a copy that has begun")
+    with service.add_fault("PutLogs", hold=True) as fault:
+        with pulled_at_once(service):
+            feed_separately(service, 40, shard=3)
+        service.wait_for(lambda: fault.hits >= 3, LIMIT, "a put for each target in the air")
+        second = copies.start(SLS_WRITERS="2")
+        service.wait_for(lambda: second.held_shards(service) == [2, 3], LIMIT, "two shards handed over")
+    wait_until_delivered(service)
+    assert [first.stop(), second.stop()] == [0, 0]
+    assert_nothing_lost(service, most_repeated=3 * 2 * 5)
+
+
+REFUSING = """
+write, refused = LeanClient.put_log_raw, []
+
+def refuse_at_first(self, project, logstore, put, *arguments, **named):
+    if logstore == "click" and put.SerializeToString() != NO_LOGS and len(refused) < %d:
+        refused.append(put)
+        raise CallFailed("PostBodyInvalid", "refused", 400)
+    return write(self, project, logstore, put, *arguments, **named)
+
+LeanClient.put_log_raw = refuse_at_first
+"""
+
+
+@pytest.mark.parametrize("refusals", [1, 2, 3])
+def test_three_refusals_set_a_log_group_aside_and_fewer_do_not(service, copies, tmp_path, refusals):
+    """What the service refuses once it may take the next time; three times, from a target that takes others, is why."""
+    directory = tmp_path / "rejected"
+    directory.mkdir()
+    service.put(PROJECT, SOURCE, [make_log_group("click")], shard=0)
+    copy = copies.start(before=REFUSING % refusals, SLS_REJECTED_DIR=str(directory))
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert (len(list(directory.iterdir())), logs_in(service, "click")) == ((1, 0) if refusals == 3 else (0, 5))
