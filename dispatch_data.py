@@ -2308,10 +2308,10 @@ class Dispatcher(threading.Thread):
         checkpoints = self.checkpoints()
         self.group_began = when_group_began(checkpoints)
         if not has_begun(checkpoints):
+            self.group_began = int(self.source.client.service_time())  # no later than the ends: nothing lies between
             if self.settings.cursor_start == "end":
                 shards = [shard["shardID"] for shard in self.source.shards()]
                 self.first_cursors = {shard: self.source.cursor(shard, "end") for shard in shards}
-            self.group_began = int(self.source.client.service_time())
 
     def join_group(self) -> Membership:
         """Joins as a new consumer. Raises CannotStart."""
