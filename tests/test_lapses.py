@@ -5,7 +5,9 @@ given up, and fetched again. Each test runs real copies against the local servic
 """
 
 import re
+import signal
 import time
+from pathlib import Path
 
 import pytest
 from copies import (
@@ -34,6 +36,8 @@ from ledgers import (
     puts_arrived,
     verdict,
 )
+from local_log_service import mangling
+from local_log_service.faults import ForeignAnswer
 from local_log_service.verdict import compare
 
 
@@ -593,3 +597,128 @@ def test_three_refusals_set_a_log_group_aside_and_fewer_do_not(service, copies, 
     wait_until_delivered(service)
     assert copy.stop() == 0
     assert (len(list(directory.iterdir())), logs_in(service, "click")) == ((1, 0) if refusals == 3 else (0, 5))
+
+
+# ---- answers that nobody can read -------------------------------------------------------------------------------
+
+UNREADABLE = {
+    "not the lz4 that it says": ("PullLogs", dict(mangle=mangling.undecodable)),
+    "a compression that nobody asked for": ("PullLogs", dict(mangle=mangling.unknown_compression)),
+    "no next cursor": ("PullLogs", dict(mangle=mangling.without("x-log-cursor"))),
+    "null for a list of shards": ("HeartBeat", dict(answer=ForeignAnswer(200, body=b"null", request_id=True))),
+    "strings for shards": ("HeartBeat", dict(answer=ForeignAnswer(200, body=b'["0", "1"]', request_id=True))),
+    "a number for a list": ("HeartBeat", dict(answer=ForeignAnswer(200, body=b"7", request_id=True))),
+    "nothing at all": ("HeartBeat", dict(answer=ForeignAnswer(200, body=b"", request_id=True))),
+}
+FULL_STDERR = FULL_DISK + '\nos.dup2(os.open("/dev/full", os.O_WRONLY), 2)\n'
+
+
+@pytest.mark.parametrize("before", ["", FULL_STDERR], ids=["told", "stderr on a full disk"])
+@pytest.mark.parametrize("action, effects", UNREADABLE.values(), ids=list(UNREADABLE))
+def test_an_answer_that_nobody_can_read_is_one_line_and_a_growing_pause(service, copies, action, effects, before):
+    """Whatever reading it raises: no traceback, no end, and fewer calls than a loop without a pause would make."""
+    if before and not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    copy = copies.start(before=before)
+    feed(service, 40)
+    wait_until_delivered(service)
+    heartbeats = service.calls("HeartBeat")
+    with service.add_fault(action, **effects) as fault:
+        feed(service, 40)
+        if action == "HeartBeat":
+            wait_until_forgotten(service)
+        else:
+            service.wait_for(lambda: service.calls("HeartBeat") >= heartbeats + 5, LIMIT, "heartbeats")
+        # A second of pauses that double, for each shard and consumer, is five calls; without them it is hundreds.
+        assert 2 <= fault.hits < 100
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    if not before:
+        assert "Traceback" not in copy.stderr()
+        told = [line for line in copy.stderr().splitlines() if "tried again: " in line]
+        assert 1 <= len(told) <= 3, told
+
+
+# ---- copies that lapse ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_in_flight", [False, True], ids=["idle", "in mid-batch"])
+def test_a_lapse_while_nobody_else_was_there_repeats_nothing(service, copies, is_in_flight):
+    """What was delivered by then and not saved is saved by the copy's next consumer, which nobody has overtaken."""
+    copy = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    with service.add_fault("UpdateCheckPoint", hold=True) as fault:
+        if is_in_flight:
+            feed(service, 40)
+            service.wait_for(lambda: fault.hits >= 4, LIMIT, "batches delivered whose checkpoints are not saved")
+        copy.send(signal.SIGSTOP)
+        wait_until_forgotten(service)
+        checkpoints = [shard["next"] for shard in group_shards(service).values()]
+    copy.send(signal.SIGCONT)
+    service.wait_for(lambda: "is lost, another joins" in copy.stderr(), LIMIT, "a lapse")
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert checkpoints == [10] * 4
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+def test_what_was_delivered_before_a_lapse_is_not_saved_over_what_another_copy_has_saved(service, copies):
+    """The other one has repeated it, and gone on."""
+    copy = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    with service.add_fault("UpdateCheckPoint", hold=True) as fault:
+        feed(service, 40)
+        service.wait_for(lambda: fault.hits >= 4, LIMIT, "batches delivered whose checkpoints are not saved")
+        copy.send(signal.SIGSTOP)
+        wait_until_forgotten(service)
+    other = copies.start()
+    service.wait_for(lambda: len(other.held_shards(service)) == 4, LIMIT, "all shards taken over")
+    feed(service, 40)
+    wait_until_delivered(service)
+    copy.send(signal.SIGCONT)
+    flow = SteadyFeed(service)
+    flow.wait_until_shared(copy, other)
+    assert other.stop() == 0
+    flow.wait_for(lambda: len(copy.held_shards(service)) == 4, "all shards given back")
+    wait_until_delivered(service)
+    assert_nothing_lost(service, most_repeated=40 * 5)
+
+
+def test_the_first_start_at_the_end_is_not_decided_later_than_its_shards(service, copies, tmp_path):
+    """What arrives while the ends are being asked for belongs to the group, also for the shard that is begun last."""
+    switch = tmp_path / "asking"
+    switch.touch()
+    before = """
+cursor, begin = Logstore.cursor, ShardConsumer.begin
+
+def take_time(self, shard, start):
+    found = cursor(self, shard, start)
+    while start == "end" and shard == 3 and os.path.exists(%r):
+        time.sleep(0.01)
+    return found
+
+def begin_but_for_one(self):
+    if self.shard_id == 0:
+        raise CallFailed("ServerBusy", "not yet", 503)
+    begin(self)
+
+Logstore.cursor, ShardConsumer.begin = take_time, begin_but_for_one
+""" % str(switch)
+    feed(service, 40)
+    wait_until_older(service, service.ledger(PROJECT, SOURCE))
+    asked = service.calls("GetCursor")
+    first = copies.start(before=before, SLS_CURSOR_START="end")
+    service.wait_for(lambda: service.calls("GetCursor") >= asked + 4, LIMIT, "all ends asked for")
+    since = feed(service, 10, shard=0)
+    wait_until_older(service, service.ledger(PROJECT, SOURCE)[40:])
+    switch.unlink()
+    service.wait_for(lambda: is_begun(service, 3), LIMIT, "three shards begun")
+    first.process.kill()
+    first.process.wait()
+    copies.start(SLS_CURSOR_START="end")
+    wait_until_delivered(service)
+    assert_delivered_once(since, arrived_in_targets(service))
