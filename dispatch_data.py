@@ -1776,6 +1776,16 @@ class Batch:
                 target.putting.passed(put)
 
 
+class NothingTaken(Exception):
+    """Of what was tried of a batch, its targets took nothing."""
+
+
+def raise_unless_nothing_taken(error: Exception) -> None:
+    """For `until_done`: after any other exception nobody knows what is left of a batch, so it is given up whole."""
+    if not isinstance(error, NothingTaken):
+        raise error
+
+
 class Writers:
     """The threads that put, for all batches and targets of the process. None waits for another try of its put.
 
@@ -1855,9 +1865,10 @@ class Writers:
         error: Exception | None
         try:
             error = target.try_once(put)
-        except Exception as failure:  # none is meant to, but a batch would wait for this put for ever
+        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
             error = failure
-        self.work.acquire()
+        finally:
+            self.work.acquire()
         self.busy -= 1
         target.writers_busy -= 1
         batch.settle(target, put, error)
@@ -1945,14 +1956,15 @@ class Delivery:
         shares = self.sort(log_groups)
         batch = Batch({target: join_log_groups(share, self.join_packs) for target, share in shares.items()})
         try:
-            until_done(functools.partial(self.try_all, batch, goes_on), goes_on, lambda _: None, LONGEST_PAUSE)
+            try_all = functools.partial(self.try_all, batch, goes_on)
+            until_done(try_all, goes_on, raise_unless_nothing_taken, LONGEST_PAUSE)
         finally:
             batch.give_up()
 
     def try_all(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
         """Tries what is left of a batch, until nothing is.
 
-        As long as some puts are taken, the others follow soon; raises why one failed when none is.
+        As long as some puts are taken, the others follow soon; raises NothingTaken when none is.
         """
         while batch.to_try or batch.trying:
             taken_before, to_try, batch.to_try = batch.taken, batch.to_try, []
@@ -1961,7 +1973,7 @@ class Delivery:
             failed = batch.take_failed()
             batch.to_try = [again for failure in failed for again in self.after_failure(*failure)]
             if batch.to_try and batch.taken == taken_before:
-                raise failed[0][2]
+                raise NothingTaken from failed[0][2]
             wait(FIRST_PAUSE if batch.to_try else 0.0, goes_on)
 
     def await_outcome(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
@@ -2443,10 +2455,10 @@ class Dispatcher(threading.Thread):
         checkpoints = self.checkpoints()
         self.group_began = when_group_began(checkpoints)
         if not has_begun(checkpoints):
+            self.group_began = int(self.source.client.service_time())  # no later than the ends: nothing lies between
             if self.settings.cursor_start == "end":
                 shards = [shard["shardID"] for shard in self.source.shards()]
                 self.first_cursors = {shard: self.source.cursor(shard, "end") for shard in shards}
-            self.group_began = int(self.source.client.service_time())
 
     def join_group(self) -> Membership:
         """Joins as a new consumer. Raises CannotStart."""
