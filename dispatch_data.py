@@ -1339,6 +1339,7 @@ def is_list(answer: object, kind: type) -> bool:
 # ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
+ASKED_AT_ONCE = 32  # shards that --status asks of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
 
 
@@ -1350,34 +1351,49 @@ class ShardStatus(NamedTuple):
     consumer: str  # that holds it, or did when the checkpoint was saved; "" before that
     checkpoint: str  # cursor, "" before the first
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
-    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: no checkpoint, or an expired one
+    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: nobody knows
     updated: float | None  # unix seconds: when the checkpoint was saved
 
 
 def read_shard_status(
-    logstore: Logstore, consumer_group: str, only: Sequence[int] | None = None
-) -> Iterator[ShardStatus]:
+    logstore: Logstore,
+    consumer_group: str,
+    only: Sequence[int] | None = None,
+    ask: Callable[..., Iterable[ShardStatus]] = map,
+) -> list[ShardStatus]:
     """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
-    Raises CallFailed.
+    `ask` is `map`, or an executor's to ask of many at a time. Raises CallFailed.
     """
     entries = logstore.checkpoints(consumer_group)
-    for shard, status in ((shard["shardID"], shard["status"]) for shard in logstore.shards()):
-        if only is not None and shard not in only:
-            continue
-        entry = entries.get(shard, {})
-        checkpoint = entry.get("checkpoint") or ""
-        arrival = behind = None
-        if checkpoint:
-            is_at_end = checkpoint == logstore.cursor(shard, "end")
-            try:
-                arrival = logstore.arrival_time(shard, checkpoint)
-                behind = 0.0 if is_at_end else max(0.0, logstore.client.service_time() - arrival)
-            except CallFailed as error:
-                if error.code != "InvalidCursor":
-                    raise
-        updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
-        yield ShardStatus(shard, status, entry.get("consumer") or "", checkpoint, arrival, behind, updated)
+    shards = [shard for shard in logstore.shards() if only is None or shard["shardID"] in only]
+    return sorted(ask(lambda shard: look_at_shard(logstore, shard, entries.get(shard["shardID"], {})), shards))
+
+
+def look_at_shard(logstore: Logstore, shard: Mapping[str, Any], entry: Mapping[str, Any]) -> ShardStatus:
+    """Asks of one shard, as Logstore.shards has it; `entry` is what Logstore.checkpoints has of it. Raises CallFailed.
+
+    A shard that holds no log has nothing left to deliver, with a checkpoint, an expired one or none. With logs and no
+    checkpoint nobody knows how far behind it is: where it begins is decided when a copy first gets it.
+    """
+    number, checkpoint = shard["shardID"], entry.get("checkpoint") or ""
+    arrival = behind = None
+    end = logstore.cursor(number, "end")
+    if checkpoint:
+        try:
+            arrival = logstore.arrival_time(number, checkpoint)
+        except CallFailed as error:
+            if error.code != "InvalidCursor":
+                raise
+    if checkpoint == end:
+        behind = 0.0
+    elif arrival is not None:
+        seconds = logstore.client.service_time() - arrival
+        behind = max(0.0, seconds) if seconds > -CLOCKS_AGREE else None
+    elif end == logstore.cursor(number, "begin"):
+        behind = 0.0
+    updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
+    return ShardStatus(number, shard["status"], entry.get("consumer") or "", checkpoint, arrival, behind, updated)
 
 
 def how_far_behind(statuses: Iterable[ShardStatus]) -> float | None:
@@ -1539,11 +1555,17 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     """
     source, group = settings.source, settings.consumer_group
     try:
-        statuses = sorted(read_shard_status(Logstore(source, CHECK_TIMEOUT), group))
+        ask = concurrent.futures.ThreadPoolExecutor(ASKED_AT_ONCE).map
+        logstore = Logstore(source, CHECK_TIMEOUT)
+        statuses = read_shard_status(logstore, group, ask=ask)
     except CallFailed as error:
         print("%s, consumer group %s: %s" % (settings.source_name, group, explain(error, source)), file=sys.stderr)
         return 1
-    now = time.time()
+    now = logstore.client.service_time()
+    ahead = time.time() - now
+    if abs(ahead) > CLOCKS_AGREE:
+        words = abs(ahead), "ahead of" if ahead > 0 else "behind"
+        print("this machine's clock is %.0f s %s the service's, by which this is told" % words, file=sys.stderr)
     behind = how_far_behind(statuses)
     if as_json:
         shards = [
