@@ -38,6 +38,7 @@ import time
 import urllib.request
 import uuid
 from collections import Counter, deque
+from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -45,7 +46,6 @@ if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
-    import dateutil.parser
     import requests
     from aliyun.log import LogClient, LogException
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
@@ -88,30 +88,59 @@ def matching(pattern: str, right: str) -> Callable[[str], str]:
 
 
 def between(kind: Callable[[str], float], low: float, high: float, right: str) -> Callable[[str], float]:
-    """A check for a number of the given kind (int or float) within low..high."""
+    """A check for a number of the given kind (int or float) within low..high, in plain digits."""
+    plain = re.compile("[0-9]{1,9}" if kind is int else r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
     def check(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = float("nan")
-        if not low <= number <= high:
+        if not plain.fullmatch(text) or not low <= kind(text) <= high:
             raise ValueError("%s from %s to %s" % (right, low, high))
-        return number
+        return kind(text)
 
     return check
 
 
+CLOCKS_AGREE = 5.0  # seconds that two clocks may differ without a word
+
+
+def local_time(unix_seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
+
+
+def both_times(unix_seconds: float) -> str:
+    """A time with its offset, and the same in UTC."""
+    local = datetime.fromtimestamp(unix_seconds).astimezone()
+    return local.strftime("%Y-%m-%d %H:%M:%S %z") + time.strftime(" (%Y-%m-%d %H:%M:%S UTC)", time.gmtime(unix_seconds))
+
+
+# A date, perhaps with a time, perhaps with its zone: Z, +08:00, +0800, UTC+8 or GMT+8.
+TIME = re.compile(
+    r"(\d{4})-(\d\d?)-(\d\d?)(?:[T ](\d\d?):(\d\d?)(?::(\d\d?)(?:\.\d+)?)?"
+    r" ?(?:(Z|UTC|GMT)|(?:UTC|GMT)?([+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
 def cursor_start(text: str) -> str | int:
-    """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK."""
+    """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK.
+
+    UTC+8 is eight hours east, as people mean it. No library reads this: dateutil's UTC+8 is west, and zones that it
+    doesn't know are dropped.
+    """
     if text in ("begin", "end"):
         return text
     try:
-        if not re.match(r"\d{4}-\d{1,2}-\d{1,2}", text):
-            raise ValueError
-        return max(0, int(dateutil.parser.parse(text).timestamp()))
-    except (ValueError, OverflowError):
-        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00") from None
+        *parts, utc, sign, hours, minutes = TIME.fullmatch(text).groups()  # type: ignore[union-attr]
+        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+        zone = timezone(-offset if sign == "-" else offset) if utc or sign else None
+        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
+        start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
+    except (AttributeError, ValueError, OverflowError):
+        start = -1
+    if start < 0:
+        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00")
+    if start > time.time() + CLOCKS_AGREE:
+        raise ValueError("a time that has passed; this machine's clock says %s" % both_times(time.time()))
+    return start
 
 
 def writable_directory(text: str) -> str:
@@ -135,20 +164,30 @@ def topics(text: str) -> tuple[str, ...]:
 
 name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
 secret = matching(r"[!-~]+", "printable characters without spaces")
+LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
+PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+url_of_proxy = matching(
+    r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
+    + PORT + "/?",
+    "a URL such as http://proxy.example:3128",
+)  # fmt: skip
 REQUIRED = None
 
 # fmt: off
 # What the source needs, and each target may have for itself: with _TO for all targets, with _TO<n> for one of them.
 PLACE_SETTINGS = (
     Setting("SLS_ENDPOINT",
-            matching(r"(https?://)?[A-Za-z0-9.-]+(:\d{1,5})?/?", "a host such as cn-hangzhou.log.aliyuncs.com"),
+            matching("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
             REQUIRED, "the service's host in the project's region; https:// in front turns TLS on"),
     Setting("SLS_AK_ID", secret, REQUIRED, "id of the access key"),
     Setting("SLS_AK_KEY", secret, REQUIRED, "secret of the access key"),
     Setting("SLS_STS_TOKEN", secret, "", "token of a temporary access key"),
     Setting("SLS_REGION", matching(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
             "", "the project's region: switches signatures from v1 to v4"),
-    Setting("SLS_PROJECT", name_of_logstore, REQUIRED, "the project"),
+    Setting("SLS_PROJECT",
+            matching("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
+            REQUIRED, "the project"),
 )
 SOURCE_SETTINGS = (
     Setting("SLS_LOGSTORE", name_of_logstore, REQUIRED, "the source logstore"),
@@ -162,7 +201,8 @@ TARGET_SETTINGS = (
 )
 TUNING_SETTINGS = (
     Setting("SLS_CURSOR_START", cursor_start, "begin",
-            "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00"),
+            "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; "
+            "without an offset or Z it is local time"),
     Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
             "seconds; a copy that is silent for twice as long loses its shards"),
     Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.2", "seconds between looks at each shard"),
@@ -182,14 +222,15 @@ DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
 CA_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what requests reads, and so does this program
+PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
 
 
 def split_number(name: str) -> tuple[str, str]:
-    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); '' for the number where there is none, or one from 0."""
+    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); '' for the number where there is none, or no sensible one."""
     stem = name.rstrip("0123456789")
     digits = name[len(stem) :]
-    return (name, "") if digits.startswith("0") else (stem, digits)
+    return (name, "") if digits.startswith("0") or len(digits) > 9 else (stem, digits)
 
 
 class Place(NamedTuple):
@@ -241,6 +282,7 @@ class Settings(NamedTuple):
     log_dir: str
     log_level: str
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]  # what some settings have come to, to be told at the start
 
     @property
     def source_name(self) -> str:
@@ -267,6 +309,8 @@ class EnvironmentReader:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = {name: text.strip() for name, text in environment.items() if name.startswith("SLS_")}
         self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.has_topics = any(split_number(name)[0] == "SLS_TOPIC_TO" for name in self.environment)
 
     def problem(self, line: str) -> None:
         if line not in self.problems:
@@ -359,10 +403,19 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     for name in CA_NAMES:  # a typo here must not look like a service that can't be reached
         if environment.get(name) and not os.path.exists(environment[name]):
             reader.problem("%s: %r is wrong; right would be a file of CA certificates" % (name, environment[name]))
-    warnings = tuple(reader.unknown_names())
+    for name in PROXY_NAMES:
+        try:
+            url_of_proxy(environment.get(name) or "proxy")
+        except ValueError as right:
+            reader.problem("%s: its value (not shown) is wrong; right would be %s" % (name, right))
+    warnings = [*reader.unknown_names(), *reader.warnings]
     if reader.problems:
-        raise SettingsError(reader.problems + list(warnings))
-    return Settings(source, consumer_group, targets, *[*tuning, warnings])
+        raise SettingsError(reader.problems + warnings)
+    start = tuning[0] if isinstance(tuning[0], str) else both_times(tuning[0])
+    notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % start]
+    if not reader.has_topics:
+        notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
+    return Settings(source, consumer_group, targets, *[*tuning, tuple(warnings), tuple(notes)])
 
 
 # ---- routes: which target a topic belongs to ------------------------------------------------------------------------
@@ -896,10 +949,6 @@ class LeanClient(LogClient):
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
-
-
-def local_time(unix_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
 
 
 class ShardStatus(NamedTuple):
@@ -1767,7 +1816,8 @@ def hidden(text: str, secrets: Iterable[str]) -> str:
 
 def secrets_of(settings: Settings) -> list[str]:
     """All that must never be shown: the settings' secrets and the passwords of proxies, as written and decoded."""
-    passwords = [urlsplit(url).password for url in urllib.request.getproxies().values()]
+    proxies = urllib.request.getproxies()  # the others are nobody's business here, and may be no URLs
+    passwords = [urlsplit(proxies[name]).password for name in ("http", "https", "all") if name in proxies]
     return settings.secrets() + [form for text in passwords if text for form in (text, unquote(text))]
 
 
@@ -1881,6 +1931,8 @@ def prepare(settings: Settings) -> Dispatcher:
     """Checks the settings against the service and joins the group. Raises CannotStart."""
     check_before_start(settings)
     dispatcher = join_group(settings, Delivery(settings))
+    for note in settings.notes:
+        log.info("%s", note)
     routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in settings.targets]
     log.info("consumer %s of %s, targets: %s", dispatcher.option.consumer_name, settings.source, ", ".join(routes))
     return dispatcher
