@@ -155,11 +155,38 @@ def yes_or_no(text: str) -> bool:
     return text.lower() == "true"
 
 
+# What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+FULL_WIDTH.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+# Brackets around one of these mean the character itself.
+LITERAL = re.compile(r"\[([*?[%s])\]" % "".join(map(chr, FULL_WIDTH)))
+NO_TOPIC = "[]"  # the Topic spelt so would be written [[]]
+
+
+def full_width(text: str) -> str:
+    """The first full-width character in a text, "" without one."""
+    return next((character for character in text if ord(character) in FULL_WIDTH), "")
+
+
 def topics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise ValueError("topics separated by commas, such as nginx,access_*")
+    if not names or full_width(LITERAL.sub("", text)):
+        raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
+    if any(name[0] in "'\"" or name[-1] in "'\"" for name in names):
+        raise ValueError("topics separated by commas, with quotes around all of them or none")
+    try:
+        for name in names:
+            re.compile(fnmatch.translate(name))
+    except re.error:
+        raise ValueError("topics with ranges such as [a-z] in their brackets") from None
     return names
+
+
+def only_topic(entry: str) -> str | None:
+    """The one Topic that an entry of SLS_TOPIC_TO<n> stands for, "" for NO_TOPIC; None for a pattern."""
+    if entry == NO_TOPIC:
+        return ""
+    return None if set("*?[") & set(LITERAL.sub("", entry)) else LITERAL.sub(r"\1", entry)
 
 
 name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
@@ -197,7 +224,8 @@ SOURCE_SETTINGS = (
 TARGET_SETTINGS = (
     Setting("SLS_LOGSTORE_TO", name_of_logstore, REQUIRED, "the logstore of target n; n is any number from 1"),
     Setting("SLS_TOPIC_TO", topics, REQUIRED,
-            "topics of target n, separated by commas; * and ? are wildcards, * alone takes what is left"),
+            "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
+            "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]"),
 )
 TUNING_SETTINGS = (
     Setting("SLS_CURSOR_START", cursor_start, "begin",
@@ -216,7 +244,8 @@ TUNING_SETTINGS = (
             "what is logged"),
 )
 # fmt: on
-# "ngnix" is how the field's original example spells it; logs with that topic are out there.
+# They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
+# topic are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 
@@ -252,10 +281,24 @@ class Place(NamedTuple):
     def auth_version(self) -> str:
         return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
 
-    def address(self) -> tuple[str, str, str]:
-        """What tells one logstore from another, however its endpoint is written."""
-        host = self.endpoint.lower().rstrip("/").split("://")[-1]
-        return host, self.project, self.logstore
+    @property
+    def host(self) -> str:
+        """Of the endpoint, in lower case."""
+        return re.sub("^https?://|[:/].*$", "", self.endpoint.lower())
+
+    @property
+    def host_region(self) -> str:
+        """The region that the endpoint's host names, "" where it names none, as an address or a host of one's own."""
+        domain = r"([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com"
+        found = re.fullmatch(domain, self.host)
+        return found.group(1) if found else ""
+
+    def may_be(self, other: Place) -> bool:
+        """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
+        region, so only two regions tell two of one name apart."""
+        regions = {self.host_region, other.host_region}
+        same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
+        return same_name and (len(regions) == 1 or "" in regions)
 
 
 class TargetSettings(NamedTuple):
@@ -303,11 +346,23 @@ class SettingsError(Exception):
         self.problems = list(problems)
 
 
+def type_instead(text: str) -> str:
+    """What to do about the first full-width character in a text; "" without one."""
+    wide = full_width(text)
+    return "; %r is a full-width character, type %r instead" % (wide, wide.translate(FULL_WIDTH)) if wide else ""
+
+
+def unquoted(text: str) -> str:
+    """Without what is around a value: space, and quotes, which a shell takes away, but `docker --env-file` doesn't."""
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] in "'\"" and text.count(text[0]) == 2 else text
+
+
 class EnvironmentReader:
     """Reads settings and gathers what is wrong with them, so that all of it can be told at once."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = {name: text.strip() for name, text in environment.items() if name.startswith("SLS_")}
+        self.environment = {name: unquoted(text) for name, text in environment.items() if name.startswith("SLS_")}
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.has_topics = any(split_number(name)[0] == "SLS_TOPIC_TO" for name in self.environment)
@@ -329,7 +384,8 @@ class EnvironmentReader:
                 return setting.check(text)
             except ValueError as right:
                 shown = "its value (not shown)" if setting.check is secret else repr(text)
-                self.problem("%s: %s is wrong; right would be %s" % (name, shown, right))
+                hint = "" if setting.check is secret else type_instead(text)
+                self.problem("%s: %s is wrong; right would be %s%s" % (name, shown, right, hint))
         return ""
 
     def nearest(self, names: Sequence[str], suffixes: Sequence[str]) -> str:
@@ -349,7 +405,7 @@ class EnvironmentReader:
             names[setting.name] = setting.name + suffix
         values += [self.read(logstore, logstore_suffix), names]
         place = Place(*values)
-        if place.project and place.address()[0].startswith(place.project + "."):
+        if place.project and place.host.startswith(place.project + "."):
             self.problem(
                 "%s: %r is wrong; right would be the host without the project" % (names["SLS_ENDPOINT"], place.endpoint)
             )
@@ -378,10 +434,19 @@ def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSet
     for number in sorted(numbers):
         suffix = str(number)
         place = reader.read_place(["_TO" + suffix, "_TO", ""], logstore_setting, suffix)
-        if place.logstore and place.address() == source.address():
-            reader.problem("SLS_LOGSTORE_TO%d: %s is the source itself; name another logstore" % (number, place))
-        target = TargetSettings(number, place, reader.read(topics_setting, suffix, DEFAULT_TOPICS.get(number)))
+        if place.logstore and place.may_be(source):
+            reader.problem(
+                "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two regions; "
+                "name another logstore" % (number, place)
+            )
+        default = None if reader.has_topics else DEFAULT_TOPICS.get(number)
+        target = TargetSettings(number, place, reader.read(topics_setting, suffix, default))
         for topic in target.topics:
+            if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", LITERAL.sub("", topic)):
+                reader.warnings.append(
+                    "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the topic "
+                    "spelt like that is written %r" % (number, topic, LITERAL.sub(r"\1", topic).replace("[", "[[]"))
+                )
             if routed.setdefault(topic, number) != number:
                 reader.problem(
                     "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
@@ -431,10 +496,11 @@ class Routes:
         self.patterns = []
         for target in sorted(targets, key=lambda target: target.number):
             for topic in target.topics:
-                if any(character in topic for character in "*?["):
+                exact = only_topic(topic)
+                if exact is None:
                     self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
                 else:
-                    self.exact[topic] = target.number
+                    self.exact[exact] = target.number
         # A topic may be a file's path or a container's id: remember many, but not without end.
         self.remembered = functools.lru_cache(maxsize=10000)(self.match)
 
@@ -1883,7 +1949,7 @@ def help_text() -> str:
             numbered = "<n>" if setting in TARGET_SETTINGS else ""
             default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
             if setting.name == "SLS_TOPIC_TO":
-                default = "default: %s" % "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
+                default = "default, while none is set: " + "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
             lines.append("  %s%s (%s)\n      %s" % (setting.name, numbered, default, setting.meaning))
         if settings is TARGET_SETTINGS:
             names = ", ".join(setting.name for setting in PLACE_SETTINGS)

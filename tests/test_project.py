@@ -64,7 +64,11 @@ def test_the_example_exports_settings_that_work(tmp_path):
     assert settings.warnings == ()
     assert [target.place.project for target in settings.targets] == ["other-project", "audit-project"] + [
         "other-project"
-    ] * 2
+    ] * 3
+    assert [target.topics for target in settings.targets] == [("ngnix", "nginx"), ("sql_audit",), ("click",)] + [
+        ("[]",),
+        ("*",),
+    ]
     names = {dispatch_data.split_number(name)[0] for name in environment}
     assert {setting.name for setting in SETTINGS} <= names
 

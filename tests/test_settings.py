@@ -72,8 +72,29 @@ MISTAKES = [
     ({"SLS_LOGSTORE_TO4": "rest"}, r"SLS_TOPIC_TO4 is missing: "),
     ({"SLS_TOPIC_TO1": "a", "SLS_TOPIC_TO5": "x"}, r"SLS_LOGSTORE_TO5 is missing: "),
     ({"SLS_TOPIC_TO1": "a", "SLS_PROJECT_TO5": "xyz", "SLS_TOPIC_TO5": "x"}, r"SLS_LOGSTORE_TO5 is missing: "),
+    ({"SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "x"}, r"SLS_TOPIC_TO1 is missing: "),
+    ({"SLS_TOPIC_TO1": ""}, r"SLS_TOPIC_TO1 is missing: "),
     ({"SLS_TOPIC_TO1": " , ,"}, r"SLS_TOPIC_TO1: ', ,' is wrong; right would be topics separated by commas"),
-    ({"SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "sql, nginx"}, r"SLS_TOPIC_TO2: 'nginx' is routed by SLS_TOPIC_TO1"),
+    (
+        {"SLS_TOPIC_TO1": "nginx", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "sql, nginx"},
+        r"SLS_TOPIC_TO2: 'nginx' is routed by SLS_TOPIC_TO1",
+    ),
+    ({"SLS_TOPIC_TO1": '"a","b"'}, r"SLS_TOPIC_TO1: .*right would be .* quotes around all of them or none"),
+    (
+        {"SLS_TOPIC_TO1": "access\uff0cerror"},
+        "SLS_TOPIC_TO1: 'access\uff0cerror' is wrong; .*; '\uff0c' is a full-width character, type ',' instead",
+    ),
+    ({"SLS_TOPIC_TO1": "a\uff0a"}, "SLS_TOPIC_TO1: .* '\uff0a' is a full-width character, type '\\*' instead"),
+    ({"SLS_TOPIC_TO1": "a:\uff1f"}, "SLS_TOPIC_TO1: .* type '\\?' instead"),
+    ({"SLS_TOPIC_TO1": "a\uff1ab"}, "SLS_TOPIC_TO1: .* type ':' instead"),
+    ({"SLS_TOPIC_TO1": "app\u30101\u3011"}, "SLS_TOPIC_TO1: .* type '\\[' instead"),
+    ({"SLS_TOPIC_TO1": "a\u3001b"}, "SLS_TOPIC_TO1: .* type ',' instead"),
+    ({"SLS_TOPIC_TO1": "a\u3000b"}, "SLS_TOPIC_TO1: .* type ' ' instead"),
+    ({"SLS_TOPIC_TO1": "\u201caccess, error\u201d"}, "SLS_TOPIC_TO1: .* type '\"' instead"),
+    ({"SLS_ENDPOINT": "https\uff1a//e"}, "SLS_ENDPOINT: .* '\uff1a' is a full-width character, type ':' instead"),
+    ({"SLS_WRITERS": "\uff18"}, "SLS_WRITERS: .* type '8' instead"),
+    ({"SLS_CURSOR_START": "2018-12-26 00\uff1a00"}, "SLS_CURSOR_START: .* type ':' instead"),
+    ({"SLS_AK_KEY": SECRET + "\uff0c"}, "SLS_AK_KEY: its value \\(not shown\\) is wrong; [^\uff0c]*$"),
     ({"SLS_AK_ID_TO": "other"}, r"SLS_AK_KEY_TO is missing: "),
     ({"SLS_AK_KEY_TO1": "other"}, r"SLS_AK_ID_TO1 is missing: "),
     ({"SLS_STS_TOKEN_TO1": TOKEN, "SLS_AK_KEY_TO1": SECRET}, r"SLS_AK_ID_TO1 is missing: "),
@@ -239,7 +260,9 @@ def test_what_the_settings_came_to_is_said(monkeypatch):
 
 def test_each_target_takes_what_it_does_not_set_from_the_line_above():
     settings = read(
+        SLS_TOPIC_TO1="a",
         SLS_LOGSTORE_TO2="b",
+        SLS_TOPIC_TO2="b",
         SLS_LOGSTORE_TO30="c",
         SLS_TOPIC_TO30="x",
         SLS_STS_TOKEN=TOKEN,
@@ -271,6 +294,44 @@ def test_each_target_takes_what_it_does_not_set_from_the_line_above():
 
 def test_values_may_have_space_around_them():
     assert read(SLS_PROJECT=" project \r", SLS_TOPIC_TO1=" a ,b").targets[0].topics == ("a", "b")
+
+
+@pytest.mark.parametrize("text", ['"a, b c"', "'a, b c'", ' "a , b c" '])
+def test_values_may_be_quoted_where_no_shell_takes_the_quotes_away(text):
+    assert read(SLS_TOPIC_TO1=text, SLS_WRITERS='"4"').targets[0].topics == ("a", "b c")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "cn-hangzhou.log.aliyuncs.com:80",
+        "https://cn-hangzhou.log.aliyuncs.com:443",
+        "https://CN-Hangzhou.log.aliyuncs.com/",
+        "cn-hangzhou-intranet.log.aliyuncs.com",
+        "http://cn-hangzhou-internal.log.aliyuncs.com",
+        "cn-hangzhou-share.log.aliyuncs.com",
+        "cn-hangzhou-vpc.log.aliyuncs.com",
+        "cn-hangzhou-intranet.sls.aliyuncs.com",
+        "log-global.aliyuncs.com",
+        "100.100.0.1:8080",
+        "sls.company.example",
+    ],
+)
+def test_the_source_is_no_target_however_its_endpoint_is_written(endpoint):
+    for names in (("SLS_ENDPOINT", "SLS_ENDPOINT_TO"), ("SLS_ENDPOINT_TO1", "SLS_ENDPOINT")):
+        changes = dict.fromkeys(names, GOOD["SLS_ENDPOINT"])
+        changes[names[0]] = endpoint
+        with pytest.raises(SettingsError, match="SLS_LOGSTORE_TO1: project/source is the source itself"):
+            read(SLS_LOGSTORE_TO1="source", **changes)
+        read(SLS_LOGSTORE_TO1="other", **changes)
+        read(SLS_LOGSTORE_TO1="source", SLS_PROJECT_TO="other", **changes)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["cn-beijing-intranet.log.aliyuncs.com", "cn-hangzhou-finance.log.aliyuncs.com:80"]
+)
+def test_two_regions_may_have_projects_of_one_name(endpoint):
+    read(SLS_LOGSTORE_TO1="source", SLS_ENDPOINT_TO="https://" + endpoint)
 
 
 def test_an_empty_log_dir_means_stderr_alone():
@@ -324,6 +385,53 @@ def test_routes():
         None,
         None,
     ]
+
+
+def topics_found(topic_lists, topics):
+    """Routes each topic by targets with these SLS_TOPIC_TO<n>, n from 1; gives the numbers, and the warnings."""
+    settings = read(
+        **{"SLS_LOGSTORE_TO%d" % (number + 1): "target" for number in range(len(topic_lists))},
+        **{"SLS_TOPIC_TO%d" % (number + 1): text for number, text in enumerate(topic_lists)},
+    )
+    find = Routes(settings.targets).find
+    return [find(topic) for topic in topics], settings.warnings
+
+
+def test_a_wildcard_in_brackets_is_the_character_itself():
+    found, warnings = topics_found(
+        ["app[[]1],what[?],[*],[[]]", "app?1?,*"], ["app[1]", "what?", "*", "[]", "what!", "app[12", "x"]
+    )
+    assert (found, warnings) == ([1, 1, 1, 1, 2, 2, 2], ())
+    assert topics_found(["a[\uff0c]b", "*"], ["a\uff0cb", "a,b"]) == ([1, 2], ())
+
+
+@pytest.mark.parametrize("text, literal", [("app[1]", "app[[]1]"), ("[error]", "[[]error]"), ("a[0-9]b", "a[[]0-9]b")])
+def test_a_pattern_in_brackets_that_could_be_meant_as_a_name_earns_a_warning(text, literal):
+    (number, itself), (warning,) = topics_found([text], [text, text])[0], read(SLS_TOPIC_TO1=text).warnings
+    assert (number, itself) == (None, None)
+    assert warning.startswith("SLS_TOPIC_TO1: %r is a pattern" % text) and repr(literal) in warning
+    assert topics_found([literal], [text]) == ([1], ())
+
+
+@pytest.mark.parametrize("text", ["app[1]*", "[ab]?", "app[1", "[]", "[*]", "*"])
+def test_other_patterns_earn_none(text):
+    assert read(SLS_TOPIC_TO1=text).warnings == ()
+
+
+def test_log_groups_without_a_topic_can_be_routed_by_themselves():
+    assert topics_found(["[]", "*"], ["", "[]", "x"]) == ([1, 2, 2], ())
+    assert topics_found(["a", "b, [] ", "?*"], ["", "a", "b", "c"]) == ([2, 1, 2, 3], ())
+
+
+def test_a_range_that_makes_no_sense_is_refused_or_matches_nothing():
+    """The older of the interpreters' fnmatch makes no regular expression of it, the newer one that never matches."""
+    try:
+        read(SLS_TOPIC_TO1="app[z-a]")
+    except SettingsError as error:
+        (problem,) = error.problems
+        assert problem.startswith("SLS_TOPIC_TO1: 'app[z-a]' is wrong")
+    else:
+        assert topics_found(["app[z-a]*"], ["appz", "appa", "app"])[0] == [None] * 3
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
