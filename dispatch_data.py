@@ -722,8 +722,9 @@ ADVICE = {
     "Unauthorized": "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy",
     "SecurityTokenExpired": "{SLS_STS_TOKEN} has run out: set a new key and token and start again",
     "RequestTimeExpired": "this machine's clock must be right to 15 minutes",
-    "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: set SLS_CG to one of them, or "
-    "delete one that nobody needs, in the console or by `aliyunlog log list_consumer_group`, `delete_consumer_group`",
+    "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: delete one that nobody needs, "
+    "in the console or by `aliyunlog log list_consumer_group`, `delete_consumer_group`; SLS_CG must not name a group "
+    "that another program uses, for each would get the logs of some shards only",
     "ConsumerGroupNotExist": "the consumer group was deleted, and its checkpoints with it: start the copies again to "
     "make it anew, from SLS_CURSOR_START on",
     "ShardNotExist": "the shard, or the logstore it was in, is gone",
@@ -1072,46 +1073,103 @@ class Finding(NamedTuple):
     verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
     text: str
     cause: str = ""  # the same for places that the same thing is wrong with
+    warnings: Sequence[str] = ()
 
 
 FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
 
 
-def look_at(place: Place, subject: str, consumer_group: str = "") -> Finding:
-    """Tries a place with calls that only read; `consumer_group` is that of the source, "" for a target."""
+def look_at(place: Place, subject: str, settings: Settings | None = None) -> Finding:
+    """Tries a place with calls that only read; the source with its settings, a target without."""
     client = LeanClient(place, CHECK_TIMEOUT)
     try:
         count = len(client.list_shards(place.project, place.logstore).get_shards_info())
         text = "%d shard%s" % (count, "" if count == 1 else "s")
-        return Finding(subject, FINE, text + (look_at_group(client, place, consumer_group) if consumer_group else ""))
+        if not settings:
+            return Finding(subject, FINE, text)
+        group = look_at_group(client, place, settings.consumer_group)
+        warnings = group.warnings(settings.heartbeat_interval)
+        return Finding(subject, FINE, "%s, %s" % (text, group.words()), warnings=warnings)
     except LogException as error:
         failure = CallFailed(error)
     text = explain(failure, place)
     if failure.may_pass():
         return Finding(subject, UNREACHABLE, text)
-    if failure.code == "Unauthorized" and not consumer_group:
+    if failure.code == "Unauthorized" and not settings:
         return Finding(subject, UNVERIFIED, "the key may not look, whether it may write the first put will show")
     return Finding(subject, WRONG, text, failure.code + failure.advice(place))
 
 
-def look_at_group(client: LogClient, place: Place, consumer_group: str) -> str:
-    """What a start would find of its consumer group, in words. Raises LogException."""
+class GroupFinding(NamedTuple):
+    """What a look at a consumer group has shown."""
+
+    name: str
+    others: int | None  # how many other groups the logstore has; None: the key may not list them
+    timeout: int | None = None  # seconds; None: there is no such group, or that is unknown
+    in_order: bool = False
+    strangers: Sequence[str] | None = ()  # consumers that are no copies of this program; None: the key may not ask
+
+    def words(self) -> str:
+        """What a start would find."""
+        if self.others is None:
+            return "could not verify the consumer group, for the key may not list them"
+        if self.timeout is None:
+            full = ", which may be as many as the logstore takes" if self.others in GROUP_LIMITS else ""
+            return "consumer group %s will be made, beside %d others%s" % (self.name, self.others, full)
+        unverified = ", could not verify who consumes it" if self.strangers is None else ""
+        order = "true" if self.in_order else "false"
+        return "consumer group %s exists: timeout %d s, order %s%s" % (self.name, self.timeout, order, unverified)
+
+    def warnings(self, heartbeat_interval: float) -> list[str]:
+        """What of it may not be meant so; `heartbeat_interval` in seconds."""
+        lines = []
+        if self.timeout is not None and self.timeout != 2 * heartbeat_interval:
+            lines.append(
+                "the timeout of consumer group %s is %d s, which SLS_HEARTBEAT_INTERVAL=%g doesn't fit (twice as long "
+                "would): heartbeats follow the shorter of the two, and a copy that is silent for %d s loses its shards"
+                % (self.name, self.timeout, heartbeat_interval, self.timeout)
+            )
+        if self.strangers:
+            lines.append(
+                "consumer group %s has checkpoints of consumers that are no copies of this program (%s): if they still "
+                "run, each program gets the logs of some shards only; give SLS_CG a name that nothing else uses"
+                % (self.name, printable(", ".join(self.strangers)))
+            )
+        return lines
+
+
+def is_copy(consumer: str, consumer_group: str) -> bool:
+    """Whether a consumer's name is of the form that consumer_name() gives to copies of this program."""
+    form = re.escape(consumer_group[:24]) + "-[A-Za-z0-9]{0,12}-[0-9]+-[0-9a-f]{12}"
+    return bool(re.fullmatch(form, consumer))
+
+
+def look_at_group(client: LogClient, place: Place, consumer_group: str) -> GroupFinding:
+    """Looks at the consumer group as it is now. Raises LogException."""
     try:
         groups = client.list_consumer_group(place.project, place.logstore).get_consumer_groups()
+        found = next((group for group in groups if group.get_consumer_group_name() == consumer_group), None)
     except LogException as error:
         if error.get_error_code() != "Unauthorized":
             raise
-        return ", could not verify the consumer group, for the key may not list them"
-    if consumer_group in [group.get_consumer_group_name() for group in groups]:
-        return ", consumer group %s exists" % consumer_group
-    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-    return ", consumer group %s will be made, beside %d others%s" % (consumer_group, len(groups), full)
+        return GroupFinding(consumer_group, None)
+    if not found:
+        return GroupFinding(consumer_group, len(groups))
+    strangers = None
+    try:
+        answer = client.get_check_point(place.project, place.logstore, consumer_group)
+        names = {entry.get("consumer") or "" for entry in answer.get_consumer_group_check_points()}
+        strangers = sorted(name for name in names if name and not is_copy(name, consumer_group))
+    except LogException as error:
+        if error.get_error_code() != "Unauthorized":
+            raise
+    return GroupFinding(consumer_group, len(groups) - 1, found.get_timeout(), found.is_in_order(), strangers)
 
 
 def look_at_all(settings: Settings) -> list[Finding]:
     """Looks at the source and at every target at the same time; the source comes first."""
     threads = concurrent.futures.ThreadPoolExecutor(1 + len(settings.targets))
-    looks = [threads.submit(look_at, settings.source, settings.source_name, settings.consumer_group)]
+    looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
     looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
     return [look.result() for look in looks]
 
@@ -1126,6 +1184,9 @@ def show_check(settings: Settings) -> int:
     """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
     findings = look_at_all(settings)
     print(table([(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]))
+    found = ["%s: %s" % (finding.subject, warning) for finding in findings for warning in finding.warnings]
+    for line in [*settings.notes, *("warning: " + warning for warning in (*settings.warnings, *found))]:
+        print(line)
     return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
 
@@ -1847,6 +1908,8 @@ def check_before_start(settings: Settings) -> None:
             wrong.setdefault(finding.cause, []).append(finding)
         elif finding.verdict == UNREACHABLE:
             log.warning("%s: %s: %s", finding.subject, finding.verdict, finding.text)
+        for warning in finding.warnings:
+            log.warning("%s: %s", finding.subject, warning)
     if wrong:
         lines = ["%s: %s" % (", ".join(one.subject for one in alike), alike[0].text) for alike in wrong.values()]
         raise CannotStart("\n".join(lines))

@@ -8,6 +8,7 @@ import pytest
 from aliyun.log.proto import LogGroup
 from copies import (
     GROUP,
+    HEARTBEAT_INTERVAL,
     LIMIT,
     PROJECT,
     SOURCE,
@@ -18,9 +19,12 @@ from copies import (
     settings_for,
     wait_until_begun,
     wait_until_delivered,
+    wait_until_joined,
     wait_until_shared,
 )
 from ledgers import assert_delivered_once
+
+from dispatch_data import consumer_name, is_copy
 
 
 def run(service, *arguments, **changes):
@@ -80,13 +84,65 @@ def test_check_of_what_is_right(service):
         "TO1 test-project/nginx fine: 2 shards",
         "TO2 test-project/sql-audit fine: 2 shards",
         "TO3 test-project/click fine: 2 shards",
+        "SLS_CURSOR_START, where a group without checkpoints begins: begin",
+        "no SLS_TOPIC_TO<n> is set: the default topics apply",
     ]
     assert calls_that_change_something(service) == {}
 
 
 def test_check_of_a_group_that_exists(service):
-    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
-    assert run(service, "--check")[1][0].endswith("fine: 4 shards, consumer group dispatch exists")
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20, True)
+    status, stdout, _ = run(service, "--check", SLS_HEARTBEAT_INTERVAL="10")
+    assert stdout[0].endswith("fine: 4 shards, consumer group dispatch exists: timeout 20 s, order true")
+    assert status == 0 and not any("warning" in line for line in stdout)
+    with service.add_fault("GetCheckPoint", status=401, code="Unauthorized"):
+        status, stdout, _ = run(service, "--check", SLS_HEARTBEAT_INTERVAL="10")
+    assert status == 0 and stdout[0].endswith(" order true, could not verify who consumes it")
+
+
+def test_check_says_what_a_heartbeat_interval_comes_to_that_does_not_fit_the_group(service):
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 300)
+    status, stdout, _ = run(service, "--check", SLS_HEARTBEAT_INTERVAL="20")
+    assert status == 0
+    assert stdout[0].endswith("consumer group dispatch exists: timeout 300 s, order false")
+    (warning,) = [line for line in stdout if line.startswith("warning: ")]
+    assert "source test-project/source: the timeout of consumer group dispatch is 300 s" in warning
+    assert "SLS_HEARTBEAT_INTERVAL=20 " in warning
+
+
+def test_check_and_start_warn_of_another_program_in_the_group(service, copies):
+    """Each of the two would get some of the shards, and lack the logs of the others."""
+    client = service.client()
+    client.create_consumer_group(PROJECT, SOURCE, GROUP, 2 * int(HEARTBEAT_INTERVAL))
+    for shard, consumer in enumerate((consumer_name(GROUP), consumer_name(GROUP), "logstash-7", "worker.2")):
+        cursor = client.get_end_cursor(PROJECT, SOURCE, shard).get_cursor()
+        client.update_check_point(PROJECT, SOURCE, GROUP, shard, cursor, consumer)
+    status, stdout, _ = run(service, "--check")
+    (line,) = [line for line in stdout if line.startswith("warning: ")]
+    copy = copies.start()
+    wait_until_delivered(service)
+    wait_until_joined(service, copy)
+    (logged,) = [line for line in copy.log().splitlines() if "no copies of this program" in line]
+    assert status == 0 and " WARNING " in logged
+    for warning in (line, logged):
+        assert "source test-project/source: consumer group dispatch " in warning and "SLS_CG" in warning
+        assert "(logstash-7, worker.2)" in warning
+    assert copy.stop() == 0
+
+
+def test_copies_are_told_by_their_names():
+    for group in (GROUP, "g" * 64, "a-b_c"):
+        assert is_copy(consumer_name(group), group)
+        assert not is_copy(consumer_name("x" + group), group)
+    assert not is_copy("dispatch-host-12-0123456789ab-x", GROUP)
+
+
+def test_check_tells_of_settings_that_may_not_be_meant_so(service):
+    stdout = run(service, "--check", SLS_LOGSTORE_TO2=None, SLS_LOGSTORE_TO3=None, SLS_TOPIC_TO1="a[1]", SLS_X="x")[1]
+    assert [line.split(": ")[1] for line in stdout if line.startswith("warning: ")] == [
+        "SLS_X is not a setting of this program; did you mean SLS_CG?",
+        "SLS_TOPIC_TO1",
+    ]
 
 
 def test_check_names_the_variable_to_mend(service):
@@ -129,7 +185,7 @@ def test_check_of_a_service_that_is_not_there(service):
     with service.add_fault("*", cut="before"):
         status, stdout, _ = run(service, "--check")
     assert status == 1
-    assert all("not reachable now: " in line and "SLS_ENDPOINT must be reachable" in line for line in stdout)
+    assert all("not reachable now: " in line and "SLS_ENDPOINT must be reachable" in line for line in stdout[:4])
 
 
 def test_check_tells_of_a_logstore_full_of_groups(service):
@@ -188,7 +244,7 @@ def test_one_group_too_many_says_how_to_make_room(service):
         client.create_consumer_group(PROJECT, SOURCE, "group-%d" % number, 20)
     status, _, (line,) = run(service, SLS_LOG_DIR="")
     assert status == 1
-    assert "ConsumerGroupQuotaExceed" in line and "SLS_CG" in line
+    assert "ConsumerGroupQuotaExceed" in line and "SLS_CG must not name a group that another program uses" in line
     assert "list_consumer_group" in line and "delete_consumer_group" in line
 
 
