@@ -18,6 +18,7 @@ import base64
 import concurrent.futures
 import contextlib
 import difflib
+import email.utils
 import errno
 import fnmatch
 import functools
@@ -53,6 +54,7 @@ try:
     from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
     from aliyun.log.consumer.consumer_client import ConsumerClient
     from aliyun.log.consumer.exceptions import CheckPointException, ClientWorkerException
+    from aliyun.log.logresponse import LogResponse
     from aliyun.log.pulllog_response import PullLogResponse
     from urllib3.util import wait_for_read
 except ImportError as missing:
@@ -1016,6 +1018,7 @@ class LeanClient(LogClient):
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
+ASKED_AT_ONCE = 32  # shards that --status asks of at a time, each over a connection of its own
 
 
 class ShardStatus(NamedTuple):
@@ -1026,44 +1029,90 @@ class ShardStatus(NamedTuple):
     consumer: str  # that holds it, or did when the checkpoint was saved; "" before that
     checkpoint: str  # cursor, "" before the first
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
-    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: no checkpoint, or an expired one
+    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: nobody knows
     updated: float | None  # unix seconds: when the checkpoint was saved
 
 
+class GroupStatus(NamedTuple):
+    """How far a consumer group is; what is compared with now goes by the service's clock."""
+
+    shards: list[ShardStatus]
+    clock_ahead: float  # seconds that this machine's clock is ahead of the service's; 0 where they agree
+
+    @property
+    def behind(self) -> float | None:
+        """Seconds that the last of the shards is behind; None when that is unknown of one of them."""
+        seconds = [shard.behind for shard in self.shards]
+        known = [behind for behind in seconds if behind is not None]
+        return max(known, default=0.0) if len(known) == len(seconds) else None
+
+
+def clock_ahead(answer: LogResponse, asked: float) -> float:
+    """Seconds that this machine's clock is ahead of the service's, by the Date of an answer; 0 within CLOCKS_AGREE.
+
+    `asked` is when the call began, in unix seconds: the service wrote its Date, in whole seconds, since then.
+    """
+    date = next((text for name, text in answer.get_all_headers().items() if name.lower() == "date"), "")
+    parsed = email.utils.parsedate_tz(date)
+    if not parsed:
+        return 0.0
+    there = email.utils.mktime_tz(parsed)
+    ahead = max(0.0, asked - there - 1) + min(0.0, time.time() - there)
+    return ahead if abs(ahead) > CLOCKS_AGREE else 0.0
+
+
 def read_shard_status(
-    client: LogClient, place: Place, consumer_group: str, only: Sequence[int] | None = None
-) -> Iterator[ShardStatus]:
+    client: LogClient, place: Place, shard: Mapping[str, Any], entry: Mapping[str, Any], clock_ahead: float
+) -> ShardStatus:
+    """Asks of one shard, as list_shards has it; `entry` is what get_check_point has of it. Raises LogException.
+
+    A shard that holds no log has nothing left to deliver, with a checkpoint, an expired one or none. With logs and no
+    checkpoint nobody knows how far behind it is: where it begins is decided when a copy first gets it.
+    """
+    arguments = place.project, place.logstore, shard["shardID"]
+    checkpoint = entry.get("checkpoint") or ""
+    arrival = behind = None
+    end = client.get_end_cursor(*arguments).get_cursor()
+    if checkpoint:
+        try:
+            arrival = client.get_cursor_time(*arguments, checkpoint).get_cursor_time()
+        except LogException as error:
+            if error.get_error_code() != "InvalidCursor":
+                raise
+    if checkpoint == end:
+        behind = 0.0
+    elif arrival is not None:
+        seconds = time.time() - clock_ahead - arrival
+        behind = max(0.0, seconds) if seconds > -CLOCKS_AGREE else None
+    elif end == client.get_begin_cursor(*arguments).get_cursor():
+        behind = 0.0
+    updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
+    consumer = entry.get("consumer") or ""
+    return ShardStatus(shard["shardID"], shard["status"], consumer, checkpoint, arrival, behind, updated)
+
+
+def read_group_status(
+    client: LogClient,
+    place: Place,
+    consumer_group: str,
+    only: Sequence[int] | None = None,
+    ask: Callable[..., Iterable[ShardStatus]] = map,
+) -> GroupStatus:
     """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
-    Raises LogException.
+    `ask` is `map`, or an executor's to ask of many at a time. Raises LogException.
     """
     shards = client.list_shards(place.project, place.logstore).get_shards_info()
+    asked = time.time()
     answer = client.get_check_point(place.project, place.logstore, consumer_group)
+    ahead = clock_ahead(answer, asked)
     entries = {entry["shard"]: entry for entry in answer.get_consumer_group_check_points()}
-    for shard, status in ((shard["shardID"], shard["status"]) for shard in shards):
-        if only is not None and shard not in only:
-            continue
-        entry = entries.get(shard, {})
-        checkpoint = entry.get("checkpoint") or ""
-        arrival = behind = None
-        if checkpoint:
-            arguments = place.project, place.logstore, shard
-            is_at_end = checkpoint == client.get_end_cursor(*arguments).get_cursor()
-            try:
-                arrival = client.get_cursor_time(*arguments, checkpoint).get_cursor_time()
-                behind = 0.0 if is_at_end else max(0.0, time.time() - arrival)
-            except LogException as error:
-                if error.get_error_code() != "InvalidCursor":
-                    raise
-        updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
-        yield ShardStatus(shard, status, entry.get("consumer") or "", checkpoint, arrival, behind, updated)
 
+    def read(shard: Mapping[str, Any]) -> ShardStatus:
+        return read_shard_status(client, place, shard, entries.get(shard["shardID"], {}), ahead)
 
-def how_far_behind(statuses: Iterable[ShardStatus]) -> float | None:
-    """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
-    seconds = [status.behind for status in statuses]
-    known = [behind for behind in seconds if behind is not None]
-    return max(known, default=0.0) if len(known) == len(seconds) else None
+    wanted = [shard for shard in shards if only is None or shard["shardID"] in only]
+    return GroupStatus(sorted(ask(read, wanted)), ahead)
 
 
 class Finding(NamedTuple):
@@ -1190,51 +1239,56 @@ def show_check(settings: Settings) -> int:
     return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
 
-def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
+def status_table(status: GroupStatus, now: float) -> str:
+    """What --status prints; `now` in unix seconds by the service's clock."""
     rows = [("shard", "status", "holder", "checkpoint", "behind", "updated")]
-    for status in statuses:
-        no_time = "expired" if status.checkpoint else "none"
+    for shard in status.shards:
+        no_time = "expired" if shard.checkpoint else "none"
         rows.append((
-            str(status.shard),
-            status.status,
-            status.consumer or "-",
-            local_time(status.checkpoint_time) if status.checkpoint_time else no_time,
-            "-" if status.behind is None else "%.0f s" % status.behind,
-            "%.0f s ago" % (now - status.updated) if status.updated else "never",
+            str(shard.shard),
+            shard.status,
+            shard.consumer or "-",
+            local_time(shard.checkpoint_time) if shard.checkpoint_time else no_time,
+            "-" if shard.behind is None else "%.0f s" % shard.behind,
+            "%.0f s ago" % (now - shard.updated) if shard.updated else "never",
         ))  # fmt: skip
-    holders = {status.consumer for status in statuses if status.consumer}
-    total = "unknown" if behind is None else "%.0f s" % behind
-    rows.append(("all", "%d in all" % len(statuses), "%d in all" % len(holders), "", total, ""))
+    holders = {shard.consumer for shard in status.shards if shard.consumer}
+    total = "unknown" if status.behind is None else "%.0f s" % status.behind
+    rows.append(("all", "%d in all" % len(status.shards), "%d in all" % len(holders), "", total, ""))
     return table(rows)
 
 
 def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int:
     """Prints how far the group is; the exit status: 1 when it can't be told, or is more than `max_lag` seconds behind.
 
-    A shard without a valid checkpoint counts as behind: nobody knows how far.
+    A shard of which nobody knows how far behind it is counts as behind.
     """
     source, group = settings.source, settings.consumer_group
+    ask = concurrent.futures.ThreadPoolExecutor(ASKED_AT_ONCE).map
     try:
-        statuses = sorted(read_shard_status(LeanClient(source, CHECK_TIMEOUT), source, group))
+        status = read_group_status(LeanClient(source, CHECK_TIMEOUT), source, group, ask=ask)
     except LogException as error:
         failure = explain(CallFailed(error), source)
         print("%s, consumer group %s: %s" % (settings.source_name, group, failure), file=sys.stderr)
         return 1
-    now = time.time()
-    behind = how_far_behind(statuses)
+    now, behind = time.time() - status.clock_ahead, status.behind
+    if status.clock_ahead:
+        words = abs(status.clock_ahead), "ahead of" if status.clock_ahead > 0 else "behind"
+        print("this machine's clock is %.0f s %s the service's, by which this is told" % words, file=sys.stderr)
     if as_json:
         shards = [
             {
-                "shard": status.shard, "status": status.status, "holder": status.consumer,
-                "checkpoint": status.checkpoint, "checkpoint_time": status.checkpoint_time,
-                "behind_seconds": status.behind, "updated_time": status.updated,
+                "shard": shard.shard, "status": shard.status, "holder": shard.consumer,
+                "checkpoint": shard.checkpoint, "checkpoint_time": shard.checkpoint_time,
+                "behind_seconds": shard.behind, "updated_time": shard.updated,
             }
-            for status in statuses
+            for shard in status.shards
         ]  # fmt: skip
         print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
-                          "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
+                          "time": now, "clock_ahead_seconds": status.clock_ahead, "behind_seconds": behind,
+                          "shards": shards}, indent=2))  # fmt: skip
     else:
-        print(status_table(statuses, behind, now))
+        print(status_table(status, now))
     return int(max_lag is not None and (behind is None or behind > max_lag))
 
 
@@ -1638,7 +1692,7 @@ class SourceClient(ConsumerClient):
 
         None when a checkpoint has expired. Raises LogException.
         """
-        return how_far_behind(read_shard_status(self.mclient, self.place, self.mconsumer_group, shards))
+        return read_group_status(self.mclient, self.place, self.mconsumer_group, shards).behind
 
     def pull_logs(self, shard_id: int, cursor: str, *args: Any, **options: Any) -> PullLogResponse:
         time.sleep(max(0.0, self.next_pulls.get(shard_id, 0.0) - time.monotonic()))

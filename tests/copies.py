@@ -264,11 +264,11 @@ def wait_until_begun(service: LocalLogService) -> None:
 
 
 def run_program(
-    environment: Dict[str, str], *arguments: str, cwd: Optional[Path] = None
+    environment: Dict[str, str], *arguments: str, cwd: Optional[Path] = None, program: Path = PROGRAM
 ) -> subprocess.CompletedProcess:
     """Runs the program to its end, with both streams as text."""
     return subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments],
+        [sys.executable, str(program), *arguments],
         env=environment,
         cwd=cwd and str(cwd),
         stdin=subprocess.DEVNULL,

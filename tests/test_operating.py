@@ -1,5 +1,7 @@
 """What an operator meets: --check, --status, refusals to start, the words for trouble, the summary, first contact."""
 
+import concurrent.futures
+import email.utils
 import json
 import re
 import time
@@ -15,6 +17,7 @@ from copies import (
     feed,
     group_shards,
     make_log_group,
+    program_with,
     run_program,
     settings_for,
     wait_until_begun,
@@ -24,7 +27,7 @@ from copies import (
 )
 from ledgers import assert_delivered_once
 
-from dispatch_data import consumer_name, is_copy
+from dispatch_data import ASKED_AT_ONCE, clock_ahead, consumer_name, is_copy, read_settings, read_shard_status
 
 
 def run(service, *arguments, **changes):
@@ -302,8 +305,7 @@ def test_status_shows_shards_holders_and_lag(service, copies):
     assert by_shard[2]["behind_seconds"] >= 2 and by_shard[1]["behind_seconds"] == 0
     assert by_shard[2]["checkpoint_time"] == int(late.received_at)
     assert abs(by_shard[2]["updated_time"] - time.time()) < 3600
-    born = [shard for number, shard in by_shard.items() if number > 3 and not shard["checkpoint"]]
-    assert document["behind_seconds"] == (None if born else by_shard[2]["behind_seconds"])
+    assert document["behind_seconds"] == by_shard[2]["behind_seconds"]
 
 
 def test_max_lag_is_an_alarm(service, copies):
@@ -323,6 +325,102 @@ def test_max_lag_is_an_alarm(service, copies):
     with service.add_fault("GetCheckPoint", status=403, code="ReadQuotaExceed"):
         status, stdout, (line,) = run(service, "--status", "--max-lag", "3600")
     assert (status, stdout) == (1, []) and "403 ReadQuotaExceed" in line
+
+
+def test_a_group_that_has_delivered_everything_is_never_of_unknown_lag(service, copies):
+    """Shards that hold nothing have nothing to deliver, whatever their checkpoints."""
+    service.split_shard(PROJECT, SOURCE, 0)  # never had a log
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=1)
+    service.split_shard(PROJECT, SOURCE, 1)
+    service.expire(PROJECT, SOURCE, 1, 1)  # had none any more when the group began
+    copy = copies.start(before="SUMMARY_INTERVAL = 0.5")
+    feed(service, 40)
+    wait_until_delivered(service)
+    service.wait_for(lambda: " lag_seconds=0 " in copy.log(), LIMIT, "a summary without lag")
+    assert copy.stop() == 0
+    assert run(service, "--status", "--max-lag", "60")[0] == 0
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    service.set_ttl(PROJECT, SOURCE, 0)  # the checkpoint expires, and nothing is left behind it
+    status, stdout, stderr = run(service, "--status", "--json", "--max-lag", "0")
+    shards = {shard["shard"]: shard for shard in json.loads("\n".join(stdout))["shards"]}
+    assert (status, stderr) == (0, [])
+    assert {shard["behind_seconds"] for shard in shards.values()} == {0}
+    assert [shards[number]["checkpoint"] for number in (0, 1)] == ["", ""]
+    assert shards[2]["checkpoint"] and shards[2]["checkpoint_time"] is None
+
+
+def test_a_group_that_has_not_begun_is_of_unknown_lag_where_there_are_logs(service):
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
+    assert run(service, "--status", "--max-lag", "3600")[0] == 0
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    status, stdout, _ = run(service, "--status", "--max-lag", "3600")
+    assert status == 1 and stdout[3].split()[2:5] == ["-", "none", "-"] and "unknown" in stdout[-1]
+
+
+def test_many_shards_are_asked_at_a_time(service):
+    service.create_logstore(PROJECT, "wide", 128)
+    service.client().create_consumer_group(PROJECT, "wide", GROUP, 20)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        with service.add_fault("GetCursor", hold=True):
+            running = thread.submit(run, service, "--status", SLS_LOGSTORE="wide")
+            service.wait_for(lambda: service.calls("GetCursor") == ASKED_AT_ONCE, LIMIT, "calls at a time")
+        status, stdout, _ = running.result()
+    assert status == 0
+    assert [line.split()[0] for line in stdout] == ["shard", *map(str, range(128)), "all"]
+
+
+@pytest.mark.parametrize("ahead", [-600, 600])
+def test_a_clock_that_is_wrong_is_said_and_does_not_hide_the_lag(service, copies, tmp_path, ahead):
+    copy = copies.start()
+    wait_until_begun(service)
+    assert copy.stop() == 0
+    (late,) = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    service.wait_for(lambda: time.time() > late.received_at + 4, LIMIT, "four seconds of lag")
+    program = program_with("right_time = time.time\ntime.time = lambda: right_time() + %d" % ahead, tmp_path)
+    for max_lag, expected in (("1", 1), ("300", 0)):
+        arguments = "--status", "--json", "--max-lag", max_lag
+        ended = run_program(settings_for(service), *arguments, program=program)
+        document = json.loads(ended.stdout)
+        assert ended.returncode == expected
+        assert 2 <= document["behind_seconds"] < 300
+        assert abs(document["clock_ahead_seconds"] - ahead) < 60
+        assert abs(document["time"] - time.time()) < 60
+        words = r"this machine's clock is \d+ s %s the service's, " % ("ahead of" if ahead > 0 else "behind")
+        assert re.match(words, ended.stderr)
+
+
+class Answer:
+    def __init__(self, **headers):
+        self.headers = headers
+
+    def get_all_headers(self):
+        return self.headers
+
+
+def test_clocks_are_compared_by_the_date_of_an_answer():
+    now = time.time()
+
+    def date(offset):
+        return email.utils.formatdate(now + offset, usegmt=True)
+
+    assert [clock_ahead(Answer(Date=date(offset)), now) for offset in (0, -4, 4)] == [0, 0, 0]
+    assert clock_ahead(Answer(date=date(-3600)), now) == pytest.approx(3600, abs=2)
+    assert clock_ahead(Answer(Date=date(3600)), now) == pytest.approx(-3600, abs=60)
+    assert clock_ahead(Answer(Date=date(0)), now - 30) == 0, "an answer that took its time"
+    assert [clock_ahead(answer, now) for answer in (Answer(), Answer(Date="soon"), Answer(Date=""))] == [0, 0, 0]
+
+
+def test_an_arrival_in_the_future_is_never_no_lag(service):
+    """Where no Date tells how wrong the clock is."""
+    client = service.client()
+    client.create_consumer_group(PROJECT, SOURCE, GROUP, 20)
+    client.update_check_point(PROJECT, SOURCE, GROUP, 2, client.get_end_cursor(PROJECT, SOURCE, 2).get_cursor(), "x")
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    place = read_settings(settings_for(service)).source
+    (entry,) = client.get_check_point(PROJECT, SOURCE, GROUP, 2).get_consumer_group_check_points()
+    shard = {"shardID": 2, "status": "readwrite"}
+    assert read_shard_status(client, place, shard, entry, 0.0).behind == pytest.approx(0, abs=60)
+    assert read_shard_status(client, place, shard, entry, 600.0).behind is None
 
 
 def test_status_changes_nothing(service, copies):
@@ -412,8 +510,10 @@ def test_the_summary_is_key_value_pairs(service, copies):
     assert LogGroup.FromString(service.ledger(PROJECT, "nginx")[0].log_group).Topic == "nginx"
 
 
-def test_the_summary_comes_with_the_lag(service, copies):
-    copy = copies.start(before="SUMMARY_INTERVAL = 0.5")
+@pytest.mark.parametrize("clock", ["", "\nright_time = time.time\ntime.time = lambda: right_time() - 600"])
+def test_the_summary_comes_with_the_lag(service, copies, clock):
+    """By the service's clock, whatever this machine's says."""
+    copy = copies.start(before="SUMMARY_INTERVAL = 0.5" + clock)
     wait_until_delivered(service)
     with service.add_fault("PutLogs", hold=True):
         service.put(PROJECT, SOURCE, [make_log_group("nginx")])
