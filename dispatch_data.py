@@ -165,14 +165,15 @@ LITERAL = re.compile(r"\[([*?[%s])\]" % "".join(map(chr, FULL_WIDTH)))
 NO_TOPIC = "[]"  # the Topic spelt so would be written [[]]
 
 
-def full_width(text: str) -> str:
-    """The first full-width character in a text, "" without one."""
-    return next((character for character in text if ord(character) in FULL_WIDTH), "")
+def type_instead(text: str) -> str:
+    """What to do about the first full-width character in a text, "" without one."""
+    wide = next((character for character in text if ord(character) in FULL_WIDTH), "")
+    return wide and "; %r is a full-width character, type %r instead" % (wide, wide.translate(FULL_WIDTH))
 
 
 def topics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names or full_width(LITERAL.sub("", text)):
+    if not names or type_instead(LITERAL.sub("", text)):
         raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
     if any(name[0] in "'\"" or name[-1] in "'\"" for name in names):
         raise ValueError("topics separated by commas, with quotes around all of them or none")
@@ -346,12 +347,6 @@ class SettingsError(Exception):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = list(problems)
-
-
-def type_instead(text: str) -> str:
-    """What to do about the first full-width character in a text; "" without one."""
-    wide = full_width(text)
-    return "; %r is a full-width character, type %r instead" % (wide, wide.translate(FULL_WIDTH)) if wide else ""
 
 
 def unquoted(text: str) -> str:
