@@ -1797,115 +1797,98 @@ def raise_unless_nothing_taken(error: Exception) -> None:
         raise error
 
 
+class Threads(concurrent.futures.ThreadPoolExecutor):
+    """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
+        self.lines = GrowingIntervals()
+        self.submit(int).result()
+
+    def submit(self, *args: Any, **named: Any) -> Any:
+        future = super().submit(*args, **named)
+        future.add_done_callback(lambda _: self.done())
+        return future
+
+    def _adjust_thread_count(self) -> None:
+        """The standard library's, called with the work in the queue already."""
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                raise
+            if self.lines.is_due():
+                count = len(self._threads)
+                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
+
+
 class Writers:
-    """The threads that put, for all batches and targets of the process. None waits for another try of its put.
+    """Puts, for all batches and targets of the process. No thread waits for another try of its put.
 
     How many put at once follows the load. A near service keeps the CPU busy with one, and more would only take turns; a
     far one makes it wait. And each target has as many as it can use, so that a slow one takes none from the others.
     """
 
-    IDLE = 60.0  # seconds after which a thread without work ends
-
     def __init__(self, most: int) -> None:
-        self.most = most
-        self.at_once = 1
-        self.busy = self.idle = self.threads = 0
-        lock = threading.RLock()
-        self.work, self.backlog = threading.Condition(lock), threading.Condition(lock)
+        self.most, self.at_once, self.busy = most, 1, 0
+        self.threads = Threads(most)
+        self.change = threading.Condition()
         self.ready: deque[Target] = deque()  # those that have something to put, and writers left
-        self.starting = GrowingIntervals()
         threading.Thread(target=self.follow_the_load, daemon=True).start()
 
     def add(self, puts: Sequence[tuple[Target, Put]], batch: Batch) -> None:
-        with self.work:
+        with self.change:
             batch.trying += len(puts)
             for target, put in puts:
                 target.waiting.append((put, batch))
                 self.make_ready(target)
-            self.backlog.notify()
-            self.wake()
+            self.change.notify_all()
 
     def make_ready(self, target: Target) -> None:
+        """Sees to it that as many threads as may put what waits for a target."""
         if target.waiting and target.writers_busy < target.writers_allowed and target not in self.ready:
             self.ready.append(target)
-
-    def wake(self) -> None:
-        """Sees to it that as many threads work as may."""
-        wanted = min(self.at_once - self.busy, len(self.ready))
-        self.work.notify(min(wanted, self.idle))
-        for _ in range(wanted - self.idle):
-            try:
-                threading.Thread(target=self.write, daemon=True).start()
-            except RuntimeError as error:
-                if self.starting.is_due():
-                    log.warning("%s: %d threads put; the limit is `ulimit -u`, or the container's", error, self.threads)
-                break
-            self.threads += 1
-
-    def next(self) -> tuple[Target, Put, Batch] | None:
-        while self.ready and self.busy < self.at_once:
-            target = self.ready.popleft()
-            put, batch = target.waiting.popleft()
-            if batch.is_given_up:
-                batch.settle(target, put, GivenUp())
-                self.make_ready(target)
-                continue
-            target.writers_busy += 1
+        for _ in range(min(self.at_once - self.busy, len(self.ready))):
+            self.threads.submit(self.write)
             self.busy += 1
-            self.make_ready(target)
-            return target, put, batch
-        return None
 
     def write(self) -> None:
-        """The life of one thread."""
-        with self.work:
-            while True:
-                work = self.next()
-                if work:
-                    self.put(*work)
-                    continue
-                self.idle += 1
-                is_woken = self.work.wait(self.IDLE)
-                self.idle -= 1
-                if not is_woken and not self.ready:
-                    self.threads -= 1
-                    return
-
-    def put(self, target: Target, put: Put, batch: Batch) -> None:
-        self.work.release()
-        error: Exception | None
-        try:
-            error = target.try_once(put)
-        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
-            error = failure
-        finally:
-            self.work.acquire()
-        self.busy -= 1
-        target.writers_busy -= 1
-        batch.settle(target, put, error)
-        if error is not None and target.takes_no_put(error):
-            while target.waiting:
+        with self.change:
+            while self.ready and self.busy <= self.at_once:
+                target = self.ready.popleft()
                 put, batch = target.waiting.popleft()
+                target.writers_busy += 1
+                self.make_ready(target)
+                error = GivenUp() if batch.is_given_up else self.put(target, put)
+                target.writers_busy -= 1
                 batch.settle(target, put, error)
-        self.make_ready(target)
+                while target.waiting and isinstance(error, CallFailed) and target.takes_no_put(error):
+                    put, batch = target.waiting.popleft()
+                    batch.settle(target, put, error)
+                self.make_ready(target)
+            self.busy -= 1
+
+    def put(self, target: Target, put: Put) -> Exception | None:
+        self.change.release()
+        try:
+            return target.try_once(put)
+        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
+            return failure
+        finally:
+            self.change.acquire()
 
     def follow_the_load(self) -> None:
         while True:
-            with self.backlog:
-                self.backlog.wait_for(lambda: self.ready)
+            with self.change:
+                self.change.wait_for(lambda: self.ready)
             cpu, wall = time.process_time(), time.monotonic()
             time.sleep(LOOK_INTERVAL)
             busy = (time.process_time() - cpu) / (time.monotonic() - wall)
-            with self.work:
+            with self.change:
                 self.at_once = min(self.most, self.at_once * 2) if busy < 0.5 else max(1, self.at_once - 1)
-                self.wake()
-
-    def help(self) -> None:
-        """Puts in the caller's thread, if there is no other."""
-        with self.work:
-            work = None if self.threads else self.next()
-            if work:
-                self.put(*work)
+                for target in list(self.ready):
+                    self.make_ready(target)
 
 
 class LeftOut:
@@ -1998,7 +1981,6 @@ class Delivery:
                     batch.change.wait(0.2)
                 if batch.failed:
                     end = min(end, time.monotonic() + HOLD_UP)
-            self.writers.help()
 
     def after_failure(self, target: Target, put: Put, error: Exception) -> list[tuple[Target, Put]]:
         """What is to be tried in the place of a put that failed.
@@ -2304,19 +2286,13 @@ class Membership(ConsumerWorker):
         self.change = threading.Condition()
         name = consumer_name(dispatcher.group, dispatcher.group_began)
         config = LogHubConfig(
-            place.endpoint,
-            place.access_key_id,
-            place.access_key,
-            place.project,
-            place.logstore,
-            dispatcher.group,
-            name,
+            place.endpoint, place.access_key_id, place.access_key, place.project, place.logstore,
+            dispatcher.group, name, shared_executor=dispatcher.tasks,
             # Its loops count in wall time, which may step: so it never sleeps, see Heartbeats.get_held_shards,
             data_fetch_interval=float("-inf"),  # type: ignore[arg-type]
             # and never leaves a pause between two pulls of a shard, see ShardConsumer.pull.
             max_fetch_log_group_size=-1,
-            shared_executor=dispatcher.tasks,
-        )
+        )  # fmt: skip
         self.source_client = SourceClient(place.endpoint, "", "", place.project, place.logstore, dispatcher.group, name)
         self.source_client.membership = self
         super().__init__(ShardConsumer, config, args=(self,))
@@ -2377,31 +2353,6 @@ class Membership(ConsumerWorker):
             return dict(self.in_flight)
 
 
-class Tasks(concurrent.futures.ThreadPoolExecutor):
-    """The SDK's tasks, up to three for each shard, in threads made as needed."""
-
-    def __init__(self) -> None:
-        super().__init__(max_workers=2048)
-        self.done: Callable[[], object] = lambda: None  # called whenever a task has ended
-        self.lines = GrowingIntervals()
-
-    def submit(self, *args: Any, **named: Any) -> Any:
-        future = super().submit(*args, **named)
-        future.add_done_callback(lambda _: self.done())
-        return future
-
-    def _adjust_thread_count(self) -> None:
-        """The standard library's; where it fails, the task is in the queue already, for the threads that there are."""
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError as error:
-            if not self._threads:
-                raise
-            if self.lines.is_due():
-                count = len(self._threads)
-                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
-
-
 class Dispatcher(threading.Thread):
     """This copy in the consumer group: joins it, and whenever its consumer is lost, joins again."""
 
@@ -2412,7 +2363,7 @@ class Dispatcher(threading.Thread):
         self.group = settings.consumer_group
         self.group_began = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.source = Logstore(place)
-        self.tasks = Tasks()
+        self.tasks = Threads(2048)  # for the SDK's tasks, up to three for each shard
         name = self.name = settings.source_name
         self.joining = Trying(name, "joining", "can't join the consumer group yet, trying again", place)
         self.beginning = Trying(name, "beginning", "a shard can't begin yet", place)
@@ -2729,9 +2680,13 @@ def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
     open_as_many_files_as_may_be()
-    dispatcher = Dispatcher(settings, Delivery(settings))
-    dispatcher.start()
-    threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
+    try:
+        dispatcher = Dispatcher(settings, Delivery(settings))
+        dispatcher.start()
+        threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
+    except RuntimeError as error:
+        log.error("%s; the limit is `ulimit -u`, or the container's", error)
+        return 1
     while dispatcher.is_alive() and not stop_asked:
         time.sleep(TICK)
     has_joined = dispatcher.membership is not None
