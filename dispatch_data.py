@@ -1297,9 +1297,14 @@ class Logstore:
         self.expect(leads_on and len(log_groups) <= count, "an answer to another pull")
         return Pull(log_groups, size, cursor, next_cursor)
 
-    def consumer_groups(self) -> dict[str, Any]:
-        """ListConsumerGroup: the SDK's ConsumerGroupEntity by the group's name."""
-        groups = self.ask(self.client.list_consumer_group).get_consumer_groups()
+    def consumer_groups(self) -> dict[str, Any] | None:
+        """ListConsumerGroup: the SDK's ConsumerGroupEntity by name; None where the key may not list them."""
+        try:
+            groups = self.ask(self.client.list_consumer_group).get_consumer_groups()
+        except CallFailed as error:
+            if error.is_missing_permission:
+                return None
+            raise
         return {group.get_consumer_group_name(): group for group in groups}
 
     def make_consumer_group(self, name: str, timeout: int) -> None:
@@ -1416,8 +1421,8 @@ def look_at(place: Place, subject: str, settings: Settings | None = None) -> Fin
         text = "%d shard%s" % (count, "" if count == 1 else "s")
         if not settings:
             return Finding(subject, FINE, text)
-        text += look_at_group(logstore, settings)
-        return Finding(subject, FINE, text, "", group_has_begun(logstore, settings.consumer_group))
+        of_group, has_begun = look_at_group(logstore, settings)
+        return Finding(subject, FINE, text + of_group, "", has_begun)
     except CallFailed as error:
         failure = error
     text = explain(failure, place)
@@ -1431,12 +1436,6 @@ def look_at(place: Place, subject: str, settings: Settings | None = None) -> Fin
 
 def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
     return any(entry["checkpoint"] for entry in checkpoints.values())
-
-
-def group_has_begun(logstore: Logstore, consumer_group: str) -> bool:
-    with contextlib.suppress(CallFailed):
-        return has_begun(logstore.checkpoints(consumer_group))
-    return False
 
 
 # How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
@@ -1464,20 +1463,25 @@ def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], i
     return ["consumer group " + line for line in lines]
 
 
-def look_at_group(logstore: Logstore, settings: Settings) -> str:
-    """What a start would find of its consumer group, in words. Raises CallFailed."""
-    name = settings.consumer_group
-    try:
-        groups = logstore.consumer_groups()
-    except CallFailed as error:
-        if not error.is_missing_permission:
-            raise
-        return ", could not verify the consumer group, for the key may not list them"
-    if name in groups:
-        remarks = remarks_on_group(groups[name], logstore.checkpoints(name), settings.heartbeat_interval)
-        return "; ".join([", consumer group %s exists" % name, *remarks])
-    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-    return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
+def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
+    """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallFailed."""
+    name, groups = settings.consumer_group, logstore.consumer_groups()
+    checkpoints: dict[int, dict[str, Any]] = {}
+    if groups is None or name in groups:
+        try:
+            checkpoints = logstore.checkpoints(name)
+        except CallFailed:
+            if groups is not None:  # else it may not exist
+                raise
+    if groups is None:
+        text = ", could not verify the consumer group, for the key may not list them"
+    elif name in groups:
+        remarks = remarks_on_group(groups[name], checkpoints, settings.heartbeat_interval)
+        text = "; ".join([", consumer group %s exists" % name, *remarks])
+    else:
+        full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
+        text = ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
+    return text, has_begun(checkpoints)
 
 
 def look_at_all(settings: Settings) -> list[Finding]:
@@ -1519,6 +1523,7 @@ def show_check(settings: Settings) -> int:
     """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
     findings = look_at_all(settings)
     print(table([(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]))
+    print("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
     return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
 
@@ -2403,7 +2408,7 @@ class Dispatcher(threading.Thread):
         """Sees to it that the group is there, as it is found; makes it where there is none. Raises CannotStart."""
         interval, group = self.settings.heartbeat_interval, None
         try:
-            group = self.look_for_group()
+            group = (self.source.consumer_groups() or {}).get(self.group)
             if group is None:
                 self.source.make_consumer_group(self.group, 2 * interval)
         except CallFailed as error:
@@ -2422,7 +2427,7 @@ class Dispatcher(threading.Thread):
     def join_group(self) -> Membership:
         """Joins as a new consumer. Raises CannotStart."""
         try:
-            group = self.look_for_group()
+            group = (self.source.consumer_groups() or {}).get(self.group)
         except CallFailed as error:
             raise self.cannot_join(error) from error
         membership = Membership(self, group.get_timeout() if group else 2 * self.settings.heartbeat_interval)
@@ -2433,15 +2438,6 @@ class Dispatcher(threading.Thread):
         for note in self.settings.notes:
             log.info("%s", note)
         return membership
-
-    def look_for_group(self) -> Any:
-        """The SDK's ConsumerGroupEntity; None where there is none, or the key may not list them."""
-        try:
-            return self.source.consumer_groups().get(self.group)
-        except CallFailed as error:
-            if error.is_missing_permission:
-                return None
-            raise
 
     def cannot_join(self, error: CallFailed) -> Exception:
         """What will not pass by itself is said, and ends a start; later there may be somebody to mend it."""
