@@ -2059,8 +2059,9 @@ class ShardConsumer(ConsumerProcessorBase):
     """
 
     FULL_PULL = 4 * 1000 * 1000  # bytes; what is asked of one pull, and less where many shards share the memory
-    MEMORY = 64 * 1000 * 1000  # bytes of pulls that the shards of the process may hold together, three for each
-    FIRST_COUNT, MOST_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
+    MEMORY = 48 * 1000 * 1000  # bytes of pulls that the shards of the process may hold together, three for each
+    FIRST_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
+    MOST_COUNT = 1000  # LogGroups asked of a pull: the service's limit
     BATCH_TIME = 1.0  # seconds that a batch should take, for so long it holds up a stop, and is repeated after a crash
 
     def __init__(self, membership: Membership) -> None:
@@ -2071,9 +2072,10 @@ class ShardConsumer(ConsumerProcessorBase):
         self.is_revoked = False
         self.checkpoint = ""  # the service's
         self.delivered = ""  # how far all is delivered; beyond the checkpoint while that is not saved
-        self.waiting = 0  # batches that were pulled and not yet delivered
+        self.waiting = 0  # bytes that were pulled and not yet delivered
         self.begun_again = 0  # times that the SDK was told to fetch again: it drops what was pulled before
-        self.by_size, self.by_time = float(self.FIRST_COUNT), float(self.MOST_COUNT)  # LogGroups to ask for
+        self.by_size = self.pull_bytes() / self.FIRST_SIZE  # LogGroups to ask for
+        self.by_time = float(self.MOST_COUNT)
         self.next_pull = 0.0
         self.lock = threading.Lock()
         self._preprocessor = lambda pull: pull  # what the SDK calls in between, for which its own would parse
@@ -2112,6 +2114,7 @@ class ShardConsumer(ConsumerProcessorBase):
         begun_again = self.begun_again
         try:
             wait(self.next_pull - time.monotonic(), self.is_wanted)
+            wait(float("inf"), lambda: self.waiting and self.membership.is_full() and self.is_wanted())
             self.next_pull = time.monotonic() + self.dispatcher.settings.fetch_interval
             pull = self.dispatcher.pulling.until_done(self.shard_id, lambda: self.pull_once(cursor), self.is_wanted)
         except GivenUp:
@@ -2121,7 +2124,7 @@ class ShardConsumer(ConsumerProcessorBase):
             if begun_again != self.begun_again:
                 raise LogException("GivenUp", "the SDK was told to fetch again while this was on its way")
             is_all_delivered = not self.waiting
-            self.waiting += bool(pull.log_groups)
+            self.waiting += pull.size if pull.log_groups else 0
         if pull.log_groups:
             if len(pull.log_groups) >= self.count() or pull.size >= self.pull_bytes() / 2:
                 self.next_pull = 0.0  # there is more
@@ -2136,7 +2139,7 @@ class ShardConsumer(ConsumerProcessorBase):
         return int(max(1, min(self.MOST_COUNT, self.by_size, self.by_time)))
 
     def pull_bytes(self) -> float:
-        return min(self.FULL_PULL, self.MEMORY / 3 / max(1, len(self.membership.shards)))
+        return min(self.FULL_PULL, self.MEMORY / 3 / max(1, len(self.membership.heartbeats.held)))
 
     def pull_once(self, cursor: str) -> Pull:
         """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is."""
@@ -2192,7 +2195,7 @@ class ShardConsumer(ConsumerProcessorBase):
         self.delivered = batch.next_cursor
         self.save(batch.next_cursor, patience.lasts)
         with self.lock:
-            self.waiting -= 1
+            self.waiting -= batch.size
 
     def save(self, cursor: str, goes_on: Callable[[], bool]) -> None:
         """Saves the checkpoint. Raises GivenUp, also when this consumer is lost: then it saves nothing."""
@@ -2358,6 +2361,11 @@ class Membership(ConsumerWorker):
         if not self.reason and self.now() > self.silent_until:
             self.lose("not heard of for longer than the group's timeout, %g s" % self.group_timeout)
         return bool(self.reason)
+
+    def is_full(self) -> bool:
+        """Whether what was pulled takes all the memory it may; a shard that holds nothing may pull all the same, lest
+        those whose targets take nothing hold up the others."""
+        return sum([shard.waiting for shard in list(self.shards.values())]) > ShardConsumer.MEMORY
 
     def lose(self, reason: str) -> None:
         with self.change:
