@@ -1227,12 +1227,13 @@ class LeanClient(LogClient):
                 connection.close()
         return answer
 
-    def close_what_is_over(self) -> None:
-        """Closes connections that have been idle for long or were closed from the other side; to be called often."""
+    def close_what_is_over(self, longest: float) -> None:
+        """Closes connections that have been idle for `longest` seconds, or were closed from the other side; to be
+        called often."""
         for _ in range(len(self.idle)):
             with contextlib.suppress(IndexError):
                 connection, since = self.idle.popleft()
-                if can_be_used_again(connection, since):
+                if time.monotonic() - since < longest and can_be_used_again(connection, since):
                     self.idle.append((connection, since))
                 else:
                     connection.close()
@@ -1277,9 +1278,15 @@ class Logstore:
     All raise CallFailed.
     """
 
-    def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
+    def __init__(
+        self,
+        place: Place,
+        answer_timeout: float | None = None,
+        keeps_connections: bool = True,
+        client: LeanClient | None = None,
+    ) -> None:
         self.place = place
-        self.client = LeanClient(place, answer_timeout, keeps_connections)
+        self.client = client or LeanClient(place, answer_timeout, keeps_connections)
         self.put = functools.partial(self.client.put_log_raw, place.project, place.logstore)
 
     def ask(self, call: Callable[..., Any], *arguments: object) -> Any:
@@ -1368,7 +1375,7 @@ def is_list(answer: object, kind: type) -> bool:
 # ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
-ASKED_AT_ONCE = 32  # shards that --status asks of at a time, each over a connection of its own
+ASKED_AT_ONCE = 32  # shards or places that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
 
 
@@ -1447,7 +1454,7 @@ FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "co
 
 def look_at(place: Place, subject: str, settings: Settings | None = None) -> Finding:
     """Tries a place with calls that only read; `settings` come with the source, for a look at its consumer group."""
-    logstore = Logstore(place, CHECK_TIMEOUT)
+    logstore = Logstore(place, CHECK_TIMEOUT, keeps_connections=False)
     try:
         count = len(logstore.shards())
         text = "%d shard%s" % (count, "" if count == 1 else "s")
@@ -1518,7 +1525,7 @@ def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
 
 def look_at_all(settings: Settings) -> list[Finding]:
     """Looks at the source and at every target at the same time; the source comes first."""
-    threads = concurrent.futures.ThreadPoolExecutor(1 + len(settings.targets))
+    threads = concurrent.futures.ThreadPoolExecutor(ASKED_AT_ONCE)
     looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
     looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
     return [look.result() for look in looks]
@@ -1694,9 +1701,18 @@ class RejectedLogGroups:
 class Target:
     """One target logstore: its writer, what waits for it, and its counts."""
 
-    def __init__(self, settings: TargetSettings, writers: int, rejected: RejectedLogGroups | None) -> None:
+    def __init__(
+        self,
+        settings: TargetSettings,
+        writers: int,
+        rejected: RejectedLogGroups | None,
+        clients: dict[tuple[Any, ...], LeanClient],
+    ) -> None:
+        """`clients` has those of the targets before, by all of a place but its logstore."""
         self.number, self.place, self.name = settings.number, settings.place, settings.name
-        self.logstore = Logstore(self.place)
+        project = self.place[:-2]
+        self.logstore = Logstore(self.place, client=clients.get(project))
+        clients[project] = self.logstore.client
         self.write = self.logstore.put  # LogClient.put_log_raw, bound by functools.partial to project and logstore
         self.most_writers = writers
         self.writers_allowed = 1  # one more after each quick put, half as many after one that ran out of time
@@ -1956,14 +1972,24 @@ class LeftOut:
             return f"{counts} unmatched_topics={named}"
 
 
+def a_third_of_all_files() -> int:
+    """How many puts may be in the air, and how many connections idle: each is an open file."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 3)
+
+
 class Delivery:
     """Takes batches of LogGroups to their targets."""
 
     def __init__(self, settings: Settings) -> None:
         self.routes = Routes(settings.targets)
         rejected = RejectedLogGroups(settings.rejected_dir) if settings.rejected_dir else None
-        self.targets = {target.number: Target(target, settings.writers, rejected) for target in settings.targets}
-        self.writers = Writers(settings.writers * len(self.targets))
+        # Targets of one project share its connections: there are no more of them than puts were in the air.
+        clients: dict[tuple[Any, ...], LeanClient] = {}
+        targets = [Target(target, settings.writers, rejected, clients) for target in settings.targets]
+        self.targets = {target.number: target for target in targets}
+        self.clients = list(clients.values())
+        self.writers = Writers(min(settings.writers * len(targets), a_third_of_all_files()))
         self.join_packs = settings.merge_packs
         self.left_out = LeftOut()
 
@@ -2525,8 +2551,10 @@ class Dispatcher(threading.Thread):
         """What is to be done now and then."""
         for trying in self.troubles():
             trying.settle()
-        for logstore in [self.source, *(target.logstore for target in self.delivery.targets.values())]:
-            logstore.client.close_what_is_over()
+        clients = [self.source.client, *self.delivery.clients]
+        are_many = sum(len(client.idle) for client in clients) > a_third_of_all_files()
+        for client in clients:
+            client.close_what_is_over(0.0 if are_many else LONGEST_IDLE)
 
     def lag(self) -> str:
         """The lag of the shards held, in whole seconds, or "unknown"."""
