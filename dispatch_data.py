@@ -56,17 +56,20 @@ if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile
 
 try:
     import requests
+    import urllib3
     from aliyun.log import LogClient, LogException
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
     from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
     from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
     from aliyun.log.consumer.consumer_client import ConsumerClient
     from aliyun.log.pulllog_response import PullLogResponse
-    from urllib3.util import wait_for_read
 
-    LogClient._getHttpResponse  # type: ignore[attr-defined]  # noqa: B018  # private, LeanClient overrides it
+    # Private, or of newer releases only: what LeanClient and Connector rest on.
+    LogClient._getHttpResponse  # type: ignore[attr-defined]  # noqa: B018
+    urllib3.HTTPSConnectionPool._new_conn, urllib3.HTTPSConnectionPool._prepare_proxy  # noqa: B018
+    requests.adapters.HTTPAdapter.get_connection_with_tls_context  # noqa: B018
 except (ImportError, AttributeError) as missing:
-    sys.exit("dispatch_data.py: %s; install the SDK release it knows: pip install -r requirements.txt" % missing)
+    sys.exit("dispatch_data.py: %s; install what it knows: pip install -r requirements.txt" % missing)
 
 __version__ = "1.0.0"
 
@@ -875,11 +878,12 @@ class CallFailed(Exception):
 
     @classmethod
     def without_answer(cls, error: Exception) -> CallFailed:
-        """For a call that ended in an OSError, ValueError or HTTPException."""
-        text = "%s: %s" % (type(error).__name__, error)
-        if isinstance(error, ssl.SSLCertVerificationError):
+        """For a call that ended in an exception; urllib3's stand for those of the operating system."""
+        cause = error.__cause__ or error
+        text = "%s: %s" % (type(cause).__name__, cause)
+        if isinstance(cause, ssl.SSLCertVerificationError):
             return cls("CertificateNotTrusted", text)
-        no_file = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+        no_file = isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
         return cls("TooManyOpenFiles" if no_file else "NoAnswer", text)
 
     @classmethod
@@ -1033,48 +1037,39 @@ class Trying:
 
 
 class Connector:
-    """Opens connections to one origin (scheme://host:port) as requests would: same proxy, same trusted CAs.
+    """Opens connections to one origin (scheme://host:port) as requests would: same proxy of any kind, same trusted CAs.
 
-    requests reads the environment and builds its objects anew for every call, which costs more than the rest of a
-    put; this reads the environment once. What http.client can't do, a proxy spoken to in TLS or SOCKS, stays with
-    requests: then `is_usable` is False.
+    requests reads the environment and builds its objects anew for every call, which costs more than the rest of a put;
+    here its pool is made once, and asked for nothing but connections.
     """
 
     def __init__(self, origin: str) -> None:
-        settled = requests.Session().merge_environment_settings(origin, {}, None, None, None)
-        bundle = requests.utils.DEFAULT_CA_BUNDLE_PATH if settled["verify"] is True else str(settled["verify"] or "")
-        self.origin = urlsplit(origin)
+        session = requests.Session()
+        request = session.prepare_request(requests.Request("GET", origin))
+        settled = session.merge_environment_settings(origin, {}, None, None, None)
+        adapter: Any = session.get_adapter(origin)
         proxy = requests.utils.select_proxy(origin, settled["proxies"])
-        self.proxy = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http") if proxy else "")
-        self.is_usable = self.proxy.scheme in ("", "http") and bool(bundle)
-        self.proxy_headers = {}
-        if self.proxy.username:
-            user = "%s:%s" % requests.utils.get_auth_from_url(self.proxy.geturl())
-            self.proxy_headers["Proxy-Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
-        self.tls = None
-        if self.origin.scheme == "https" and self.is_usable:
-            is_directory = os.path.isdir(bundle)
-            self.tls = ssl.create_default_context(
-                cafile=None if is_directory else bundle, capath=bundle if is_directory else None
+        self.pool: Any = adapter.get_connection_with_tls_context(request, settled["verify"], settled["proxies"])
+        self.pool.conn_kw["socket_options"] = urllib3.connection.HTTPConnection.default_socket_options  # TCP_NODELAY
+        self.has_tunnel = self.pool.proxy and origin.startswith("https:")
+        if self.pool.scheme == "https" and not (self.has_tunnel and self.pool.proxy.scheme == "https"):
+            # One for all connections: to read the CAs takes some 20 ms, to keep them half a MB.
+            self.pool.conn_kw["ssl_context"] = ssl.create_default_context(
+                cafile=self.pool.ca_certs, capath=self.pool.ca_cert_dir
             )
+            self.pool.ca_certs = self.pool.ca_cert_dir = None
         # An HTTP proxy is told the whole URL, and who asks, with each request.
-        is_told = self.proxy.hostname and not self.tls
+        is_told = adapter.request_url(request, settled["proxies"]) != request.path_url
         self.url_start = origin if is_told else ""
-        self.headers = dict(USER_AGENT, **(self.proxy_headers if is_told else {}))
+        self.headers = dict(USER_AGENT, **(adapter.proxy_headers(proxy) if is_told else {}))
 
-    def connect(self) -> http.client.HTTPConnection:
-        """A new connection, open. Raises OSError, ValueError or HTTPException."""
-        host, port = self.origin.hostname or "", self.origin.port
-        address = (self.proxy.hostname, self.proxy.port or 80) if self.proxy.hostname else (host, port)
-        connection: http.client.HTTPConnection
-        if self.tls:
-            connection = http.client.HTTPSConnection(*address, timeout=CONNECT_TIMEOUT, context=self.tls)
-            if self.proxy.hostname:
-                connection.set_tunnel(host, port, headers=self.proxy_headers)
-        else:
-            connection = http.client.HTTPConnection(*address, timeout=CONNECT_TIMEOUT)
+    def connect(self) -> Any:
+        """A new HTTPConnection, open. Raises OSError, ValueError, HTTPException or HTTPError."""
+        # Two private methods of urllib3's, for which it has no public ones.
+        connection: Any = self.pool._new_conn()
+        connection.timeout = CONNECT_TIMEOUT
         try:
-            connection.connect()
+            self.pool._prepare_proxy(connection) if self.has_tunnel else connection.connect()
         except BaseException:
             connection.close()
             raise
@@ -1128,7 +1123,7 @@ def exchange(
         try:
             line.send(request)
         except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
-            if not wait_for_read(connection.sock, 0):
+            if not urllib3.util.wait_for_read(connection.sock, 0):
                 raise
         with http.client.HTTPResponse(line, method=method) as response:  # type: ignore[arg-type]
             response.begin()
@@ -1145,7 +1140,7 @@ def exchange(
 
 def can_be_used_again(connection: http.client.HTTPConnection, since: float) -> bool:
     """Whether nobody has closed a connection that has been idle since then, and nothing lies unread on it."""
-    return time.monotonic() - since < LONGEST_IDLE and not wait_for_read(connection.sock, 0)
+    return time.monotonic() - since < LONGEST_IDLE and not urllib3.util.wait_for_read(connection.sock, 0)
 
 
 class LeanClient(LogClient):
@@ -1180,9 +1175,7 @@ class LeanClient(LogClient):
         turn(asks=True)
         try:
             status, answer, answer_headers = self.call(method, url, params, body, headers)
-        except LogException as error:
-            raise CallFailed("NoAnswer", str(error.get_error_message())) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallFailed.without_answer(error) from error
         finally:
             turn()
@@ -1195,13 +1188,10 @@ class LeanClient(LogClient):
     def call(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: Mapping[str, str]
     ) -> tuple[int, bytes, Mapping[str, str]]:
-        """(status, body, headers) of the answer. Raises OSError, ValueError, HTTPException, or as requests do."""
-        scheme, _, rest = url.partition("://")
-        host, slash, path = rest.partition("/")
-        connector = self.connector = self.connector or Connector(scheme.lower() + "://" + host)
-        if not connector.is_usable:
-            return super()._getHttpResponse(method, url, params, body, headers)  # type: ignore[misc]
-        path = connector.url_start + slash + path + ("?" + urlencode(params) if params else "")
+        """(status, body, headers) of the answer. Raises OSError, ValueError, HTTPException or HTTPError."""
+        scheme, host, path = urlsplit(url)[:3]
+        connector = self.connector = self.connector or Connector("%s://%s" % (scheme, host))
+        path = connector.url_start + path + ("?" + urlencode(params) if params else "")
         lines = ["%s: %s\r\n" % pair for sent in (headers, connector.headers) for pair in sent.items()]
         request = ("%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join(lines))).encode("latin-1") + (body or b"")
         connection = self.idle_connection()
@@ -1337,9 +1327,14 @@ class Logstore:
         self.expect(leads_on and len(log_groups) <= count, "an answer to another pull")
         return Pull(log_groups, size, cursor, next_cursor)
 
-    def consumer_groups(self) -> dict[str, Any]:
-        """ListConsumerGroup: the SDK's ConsumerGroupEntity by the group's name."""
-        groups = self.ask(self.client.list_consumer_group).get_consumer_groups()
+    def consumer_groups(self) -> dict[str, Any] | None:
+        """ListConsumerGroup: the SDK's ConsumerGroupEntity by name; None where the key may not list them."""
+        try:
+            groups = self.ask(self.client.list_consumer_group).get_consumer_groups()
+        except CallFailed as error:
+            if error.is_missing_permission:
+                return None
+            raise
         return {group.get_consumer_group_name(): group for group in groups}
 
     def make_consumer_group(self, name: str, timeout: int) -> None:
@@ -1456,8 +1451,8 @@ def look_at(place: Place, subject: str, settings: Settings | None = None) -> Fin
         text = "%d shard%s" % (count, "" if count == 1 else "s")
         if not settings:
             return Finding(subject, FINE, text)
-        text += look_at_group(logstore, settings)
-        return Finding(subject, FINE, text, "", group_has_begun(logstore, settings.consumer_group))
+        of_group, has_begun = look_at_group(logstore, settings)
+        return Finding(subject, FINE, text + of_group, "", has_begun)
     except CallFailed as error:
         failure = error
     text = explain(failure, place)
@@ -1471,12 +1466,6 @@ def look_at(place: Place, subject: str, settings: Settings | None = None) -> Fin
 
 def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
     return any(entry["checkpoint"] for entry in checkpoints.values())
-
-
-def group_has_begun(logstore: Logstore, consumer_group: str) -> bool:
-    with contextlib.suppress(CallFailed):
-        return has_begun(logstore.checkpoints(consumer_group))
-    return False
 
 
 # How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
@@ -1504,20 +1493,25 @@ def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], i
     return ["consumer group " + line for line in lines]
 
 
-def look_at_group(logstore: Logstore, settings: Settings) -> str:
-    """What a start would find of its consumer group, in words. Raises CallFailed."""
-    name = settings.consumer_group
-    try:
-        groups = logstore.consumer_groups()
-    except CallFailed as error:
-        if not error.is_missing_permission:
-            raise
-        return ", could not verify the consumer group, for the key may not list them"
-    if name in groups:
-        remarks = remarks_on_group(groups[name], logstore.checkpoints(name), settings.heartbeat_interval)
-        return "; ".join([", consumer group %s exists" % name, *remarks])
-    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-    return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
+def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
+    """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallFailed."""
+    name, groups = settings.consumer_group, logstore.consumer_groups()
+    checkpoints: dict[int, dict[str, Any]] = {}
+    if groups is None or name in groups:
+        try:
+            checkpoints = logstore.checkpoints(name)
+        except CallFailed:
+            if groups is not None:  # else it may not exist
+                raise
+    if groups is None:
+        text = ", could not verify the consumer group, for the key may not list them"
+    elif name in groups:
+        remarks = remarks_on_group(groups[name], checkpoints, settings.heartbeat_interval)
+        text = "; ".join([", consumer group %s exists" % name, *remarks])
+    else:
+        full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
+        text = ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
+    return text, has_begun(checkpoints)
 
 
 def look_at_all(settings: Settings) -> list[Finding]:
@@ -1561,6 +1555,7 @@ def show_check(settings: Settings) -> int:
     """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
     findings = look_at_all(settings)
     print(table([(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]))
+    print("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
     return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
 
@@ -1839,118 +1834,101 @@ def raise_unless_nothing_taken(error: Exception) -> None:
         raise error
 
 
+class Threads(concurrent.futures.ThreadPoolExecutor):
+    """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
+        self.lines = GrowingIntervals()
+        self.submit(int).result()
+
+    def submit(self, *args: Any, **named: Any) -> Any:
+        future = super().submit(*args, **named)
+        future.add_done_callback(lambda _: self.done())
+        return future
+
+    def _adjust_thread_count(self) -> None:
+        """The standard library's, called with the work in the queue already."""
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                raise
+            if self.lines.is_due():
+                count = len(self._threads)
+                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
+
+
 class Writers:
-    """The threads that put, for all batches and targets of the process. None waits for another try of its put.
+    """Puts, for all batches and targets of the process. No thread waits for another try of its put.
 
     How many put at once follows the load. A near service keeps the CPU busy with one, and more would only take turns; a
     far one makes it wait. And each target has as many as it can use, so that a slow one takes none from the others.
     """
 
-    IDLE = 60.0  # seconds after which a thread without work ends
-
     def __init__(self, most: int) -> None:
-        self.most = most
-        self.at_once = 1
-        self.busy = self.idle = self.threads = 0
-        lock = threading.RLock()
-        self.work, self.backlog = threading.Condition(lock), threading.Condition(lock)
+        self.most, self.at_once, self.busy = most, 1, 0
+        self.threads = Threads(most)
+        self.change = threading.Condition()
         self.ready: deque[Target] = deque()  # those that have something to put, and writers left
-        self.starting = GrowingIntervals()
         self.follower = threading.Thread(target=self.follow_the_load, daemon=True)
         self.follower.start()
 
     def add(self, puts: Sequence[tuple[Target, Put]], batch: Batch) -> None:
-        with self.work:
+        with self.change:
             batch.trying += len(puts)
             for target, put in puts:
                 target.waiting.append((put, batch))
                 self.make_ready(target)
-            self.backlog.notify()
-            self.wake()
+            self.change.notify_all()
 
     def make_ready(self, target: Target) -> None:
+        """Sees to it that as many threads as may put what waits for a target."""
         if target.waiting and target.writers_busy < target.writers_allowed and target not in self.ready:
             self.ready.append(target)
-
-    def wake(self) -> None:
-        """Sees to it that as many threads work as may."""
-        wanted = min(self.at_once - self.busy, len(self.ready))
-        self.work.notify(min(wanted, self.idle))
-        for _ in range(wanted - self.idle):
-            try:
-                threading.Thread(target=self.write, daemon=True).start()
-            except RuntimeError as error:
-                if self.starting.is_due():
-                    log.warning("%s: %d threads put; the limit is `ulimit -u`, or the container's", error, self.threads)
-                break
-            self.threads += 1
-
-    def next(self) -> tuple[Target, Put, Batch] | None:
-        while self.ready and self.busy < self.at_once:
-            target = self.ready.popleft()
-            put, batch = target.waiting.popleft()
-            if batch.is_given_up:
-                batch.settle(target, put, GivenUp())
-                self.make_ready(target)
-                continue
-            target.writers_busy += 1
+        for _ in range(min(self.at_once - self.busy, len(self.ready))):
+            self.threads.submit(self.write)
             self.busy += 1
-            self.make_ready(target)
-            return target, put, batch
-        return None
 
     def write(self) -> None:
-        """The life of one thread."""
-        with self.work:
-            while True:
-                work = self.next()
-                if work:
-                    self.put(*work)
-                    continue
-                self.idle += 1
-                is_woken = self.work.wait(self.IDLE)
-                self.idle -= 1
-                if not is_woken and not self.ready:
-                    self.threads -= 1
-                    return
-
-    def put(self, target: Target, put: Put, batch: Batch) -> None:
-        self.work.release()
-        error: Exception | None
-        try:
-            error = target.try_once(put)
-        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
-            error = failure
-        finally:
-            self.work.acquire()
-        self.busy -= 1
-        target.writers_busy -= 1
-        batch.settle(target, put, error)
-        if error is not None and target.takes_no_put(error):
-            while target.waiting:
+        with self.change:
+            while self.ready and self.busy <= self.at_once:
+                target = self.ready.popleft()
                 put, batch = target.waiting.popleft()
+                target.writers_busy += 1
+                self.make_ready(target)
+                error = GivenUp() if batch.is_given_up else self.put(target, put)
+                target.writers_busy -= 1
                 batch.settle(target, put, error)
-        self.make_ready(target)
+                while target.waiting and isinstance(error, CallFailed) and target.takes_no_put(error):
+                    put, batch = target.waiting.popleft()
+                    batch.settle(target, put, error)
+                self.make_ready(target)
+            self.busy -= 1
+
+    def put(self, target: Target, put: Put) -> Exception | None:
+        self.change.release()
+        try:
+            return target.try_once(put)
+        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
+            return failure
+        finally:
+            self.change.acquire()
 
     def follow_the_load(self) -> None:
         while True:
             turn()
-            with self.backlog:
-                if not self.backlog.wait_for(lambda: self.ready, 1.0):
+            with self.change:
+                if not self.change.wait_for(lambda: self.ready, 1.0):
                     continue
             cpu, wall = time.process_time(), time.monotonic()
             time.sleep(LOOK_INTERVAL)
             busy = (time.process_time() - cpu) / (time.monotonic() - wall)
-            with self.work:
+            with self.change:
                 self.at_once = min(self.most, self.at_once * 2) if busy < 0.5 else max(1, self.at_once - 1)
-                self.wake()
-
-    def help(self) -> None:
-        """Puts in the caller's thread, if there is no other."""
-        with self.work:
-            work = None if self.threads else self.next()
-            if work:
-                self.put(*work)
+                for target in list(self.ready):
+                    self.make_ready(target)
 
 
 class LeftOut:
@@ -2044,7 +2022,6 @@ class Delivery:
                     batch.change.wait(0.2)
                 if batch.failed:
                     end = min(end, time.monotonic() + HOLD_UP)
-            self.writers.help()
 
     def after_failure(self, target: Target, put: Put, error: Exception) -> list[tuple[Target, Put]]:
         """What is to be tried in the place of a put that failed.
@@ -2353,19 +2330,13 @@ class Membership(ConsumerWorker):
         self.change = threading.Condition()
         name = consumer_name(dispatcher.group, dispatcher.group_began)
         config = LogHubConfig(
-            place.endpoint,
-            place.access_key_id,
-            place.access_key,
-            place.project,
-            place.logstore,
-            dispatcher.group,
-            name,
+            place.endpoint, place.access_key_id, place.access_key, place.project, place.logstore,
+            dispatcher.group, name, shared_executor=dispatcher.tasks,
             # Its loops count in wall time, which may step: so it never sleeps, see Heartbeats.get_held_shards,
             data_fetch_interval=float("-inf"),  # type: ignore[arg-type]
             # and never leaves a pause between two pulls of a shard, see ShardConsumer.pull.
             max_fetch_log_group_size=-1,
-            shared_executor=dispatcher.tasks,
-        )
+        )  # fmt: skip
         self.source_client = SourceClient(place.endpoint, "", "", place.project, place.logstore, dispatcher.group, name)
         self.source_client.membership = self
         super().__init__(ShardConsumer, config, args=(self,))
@@ -2427,31 +2398,6 @@ class Membership(ConsumerWorker):
             return dict(self.in_flight)
 
 
-class Tasks(concurrent.futures.ThreadPoolExecutor):
-    """The SDK's tasks, up to three for each shard, in threads made as needed."""
-
-    def __init__(self) -> None:
-        super().__init__(max_workers=2048)
-        self.done: Callable[[], object] = lambda: None  # called whenever a task has ended
-        self.lines = GrowingIntervals()
-
-    def submit(self, *args: Any, **named: Any) -> Any:
-        future = super().submit(*args, **named)
-        future.add_done_callback(lambda _: self.done())
-        return future
-
-    def _adjust_thread_count(self) -> None:
-        """The standard library's; where it fails, the task is in the queue already, for the threads that there are."""
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError as error:
-            if not self._threads:
-                raise
-            if self.lines.is_due():
-                count = len(self._threads)
-                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
-
-
 class Dispatcher(threading.Thread):
     """This copy in the consumer group: joins it, and whenever its consumer is lost, joins again."""
 
@@ -2464,7 +2410,7 @@ class Dispatcher(threading.Thread):
         self.last_lag: float | None = None  # see `lag`
         self.group_began = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.source = Logstore(place)
-        self.tasks = Tasks()
+        self.tasks = Threads(2048)  # for the SDK's tasks, up to three for each shard
         name = self.name = settings.source_name
         self.joining = Trying(name, "joining", "can't join the consumer group yet, trying again", place)
         self.beginning = Trying(name, "beginning", "a shard can't begin yet", place)
@@ -2505,7 +2451,7 @@ class Dispatcher(threading.Thread):
         """Sees to it that the group is there, as it is found; makes it where there is none. Raises CannotStart."""
         interval, group = self.settings.heartbeat_interval, None
         try:
-            group = self.look_for_group()
+            group = (self.source.consumer_groups() or {}).get(self.group)
             if group is None:
                 self.source.make_consumer_group(self.group, 2 * interval)
         except CallFailed as error:
@@ -2524,7 +2470,7 @@ class Dispatcher(threading.Thread):
     def join_group(self) -> Membership:
         """Joins as a new consumer. Raises CannotStart."""
         try:
-            group = self.look_for_group()
+            group = (self.source.consumer_groups() or {}).get(self.group)
         except CallFailed as error:
             raise self.cannot_join(error) from error
         membership = Membership(self, group.get_timeout() if group else 2 * self.settings.heartbeat_interval)
@@ -2535,15 +2481,6 @@ class Dispatcher(threading.Thread):
         for note in self.settings.notes:
             log.info("%s", note)
         return membership
-
-    def look_for_group(self) -> Any:
-        """The SDK's ConsumerGroupEntity; None where there is none, or the key may not list them."""
-        try:
-            return self.source.consumer_groups().get(self.group)
-        except CallFailed as error:
-            if error.is_missing_permission:
-                return None
-            raise
 
     def cannot_join(self, error: CallFailed) -> Exception:
         """What will not pass by itself is said, and ends a start; later there may be somebody to mend it."""
@@ -2919,11 +2856,15 @@ def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
     open_as_many_files_as_may_be()
-    dispatcher = Dispatcher(settings, Delivery(settings))
-    telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
-    serve_monitoring(settings, Monitoring(dispatcher, telling))
-    dispatcher.start()
-    telling.start()
+    try:
+        dispatcher = Dispatcher(settings, Delivery(settings))
+        telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
+        serve_monitoring(settings, Monitoring(dispatcher, telling))
+        dispatcher.start()
+        telling.start()
+    except RuntimeError as error:
+        log.error("%s; the limit is `ulimit -u`, or the container's", error)
+        return 1
     while dispatcher.is_alive() and not stop_asked:
         time.sleep(TICK)
     has_joined = dispatcher.membership is not None

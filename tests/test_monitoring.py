@@ -148,7 +148,7 @@ def stands_still(method):
 """
 HOLDS_A_LOCK = """
 def settle(self, method=Dispatcher.settle):
-    with self.delivery.writers.work:
+    with self.delivery.writers.change:
         stands_still(method)(self)
 
 Dispatcher.settle = settle
