@@ -36,12 +36,14 @@ OF_A_COPY = (
 )
 
 
-@pytest.fixture
-def port():
+def free_port():
     """One that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+port = pytest.fixture(free_port)
 
 
 def get(port, path):
