@@ -7,8 +7,8 @@
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), the service, looking, delivery, consumer, command line. Each part knows
-only those before it.
+order: settings, routes, log groups (bytes), the service, looking, delivery, consumer, monitoring, command line. Each
+part knows only those before it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,27 @@ import fnmatch
 import functools
 import hashlib
 import http.client
+import http.server
 import io
+import ipaddress
 import json
 import logging
 import logging.handlers
 import os
+import platform
 import random
 import re
 import resource
 import signal
 import socket
+import socketserver
 import ssl
 import sys
 import threading
 import time
 import urllib.request
 import uuid
+import weakref
 from collections import Counter, deque
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
@@ -157,6 +162,13 @@ def writable_directory(text: str) -> str:
     return text
 
 
+def ip_address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them") from None
+
+
 def yes_or_no(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError("true or false")
@@ -250,6 +262,9 @@ TUNING_SETTINGS = (
     Setting("SLS_LOG_DIR", writable_directory, ".", "where the log file goes; empty: no file, stderr alone"),
     Setting("SLS_LOG_LEVEL", matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO",
             "what is logged"),
+    Setting("SLS_METRICS_PORT", between(int, 1, 65535, "a port"), "",
+            "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere"),
+    Setting("SLS_METRICS_HOST", ip_address, "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
 )
 # fmt: on
 # They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
@@ -332,6 +347,8 @@ class Settings(NamedTuple):
     rejected_dir: str
     log_dir: str
     log_level: str
+    metrics_port: int | str  # "" without one
+    metrics_host: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...]  # what some settings have come to, to be told at the start
 
@@ -915,10 +932,20 @@ class CannotStart(Exception):
     """The program can't do what it is for; the text has a line for each reason. Nothing tries again after it."""
 
 
+# When the loop of each thread last turned, by the monotonic clock; see Monitoring.
+turned: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
+
+
+def turn(asks: bool = False) -> None:
+    """Notes that this thread's loop turns, or `asks` the service: to wait for an answer is not to stand still."""
+    turned[threading.current_thread()] = float("inf") if asks else time.monotonic()
+
+
 def wait(seconds: float, goes_on: Callable[[], bool]) -> None:
     """Sleeps, but no longer than `goes_on()` is true."""
     end = time.monotonic() + seconds
     while goes_on() and time.monotonic() < end:
+        turn()
         time.sleep(max(0.0, min(0.05, end - time.monotonic())))
 
 
@@ -1177,10 +1204,13 @@ class LeanClient(LogClient):
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> Any:
+        turn(asks=True)
         try:
             status, answer, answer_headers = self.call(method, url, params, body, headers)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallFailed.without_answer(error) from error
+        finally:
+            turn()
         is_put = url.endswith("/shards/lb")
         if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
             raise CallFailed.by_answer(status, answer_headers, answer)
@@ -1530,7 +1560,9 @@ def check_before_start(settings: Settings) -> None:
     A target that is wrong stops only a group that has not begun: there it may be a typo. Later it holds up its own
     logs, as one that goes missing while the copies run.
     """
+    turn(asks=True)
     findings = look_at_all(settings)
+    turn()
     wrong: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.verdict == WRONG:
@@ -1872,7 +1904,8 @@ class Writers:
         self.threads = Threads(most)
         self.change = threading.Condition()
         self.ready: deque[Target] = deque()  # those that have something to put, and writers left
-        threading.Thread(target=self.follow_the_load, daemon=True).start()
+        self.follower = threading.Thread(target=self.follow_the_load, daemon=True)
+        self.follower.start()
 
     def add(self, puts: Sequence[tuple[Target, Put]], batch: Batch) -> None:
         with self.change:
@@ -1917,8 +1950,10 @@ class Writers:
 
     def follow_the_load(self) -> None:
         while True:
+            turn()
             with self.change:
-                self.change.wait_for(lambda: self.ready)
+                if not self.change.wait_for(lambda: self.ready, 1.0):
+                    continue
             cpu, wall = time.process_time(), time.monotonic()
             time.sleep(LOOK_INTERVAL)
             busy = (time.process_time() - cpu) / (time.monotonic() - wall)
@@ -2013,6 +2048,7 @@ class Delivery:
         while batch.trying and time.monotonic() < end:
             if not goes_on():
                 raise GivenUp
+            turn()
             with batch.change:
                 if batch.trying:
                     batch.change.wait(0.2)
@@ -2256,6 +2292,7 @@ class Heartbeats(threading.Thread):
 
     def get_held_shards(self) -> list[int]:
         """Called by the SDK once in each turn."""
+        turn()
         if self.turn.wait(self.TURN):
             self.turn.clear()
             time.sleep(self.SHORTEST_TURN)
@@ -2293,6 +2330,7 @@ class Heartbeats(threading.Thread):
                 membership.lose(str(error))
             raise
         membership.silent_until = sent + membership.group_timeout
+        membership.dispatcher.last_heartbeat = time.time()
         with self.lock:
             letting_go = self.listed - set(self.held)
             held = [shard for shard in answer if shard not in letting_go]
@@ -2320,6 +2358,7 @@ class Membership(ConsumerWorker):
         self.shards: dict[int, ShardConsumer] = {}
         self.reason = ""  # why it was lost
         self.in_flight: dict[int, int] = {}  # shard -> LogGroups of the batch that is being delivered
+        self.delivering: dict[int, threading.Thread] = {}  # shard -> who does that
         self.change = threading.Condition()
         name = consumer_name(dispatcher.group, dispatcher.group_began)
         config = LogHubConfig(
@@ -2372,13 +2411,14 @@ class Membership(ConsumerWorker):
 
     @contextlib.contextmanager
     def batch_in_flight(self, shard: int, log_groups: int) -> Iterator[None]:
+        turn()
         with self.change:
-            self.in_flight[shard] = log_groups
+            self.in_flight[shard], self.delivering[shard] = log_groups, threading.current_thread()
         try:
             yield
         finally:
             with self.change:
-                del self.in_flight[shard]
+                del self.in_flight[shard], self.delivering[shard]
                 self.change.notify_all()
 
     def end(self, seconds: float) -> dict[int, int]:
@@ -2398,6 +2438,8 @@ class Dispatcher(threading.Thread):
         place = settings.source
         self.settings, self.delivery = settings, delivery
         self.group = settings.consumer_group
+        self.last_heartbeat: float | None = None  # unix seconds
+        self.last_lag: float | None = None  # see `lag`
         self.group_began = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.source = Logstore(place)
         self.tasks = Threads(2048)  # for the SDK's tasks, up to three for each shard
@@ -2424,6 +2466,7 @@ class Dispatcher(threading.Thread):
             while True:
                 membership = self.joining.until_done("join", self.join_group, self.goes_on)
                 while membership.is_alive() and membership.goes_on():
+                    turn()
                     time.sleep(TICK)
                 if self.is_stopped():
                     return
@@ -2520,16 +2563,17 @@ class Dispatcher(threading.Thread):
         for logstore in [self.source, *(target.logstore for target in self.delivery.targets.values())]:
             logstore.client.close_what_is_over()
 
-    def lag(self) -> str:
-        """The lag of the shards held, in whole seconds, or "unknown"."""
+    def lag(self) -> float | None:
+        """Asks for the lag of the shards held, in seconds; None where it is unknown."""
         try:
-            lag = how_far_behind(read_shard_status(self.source, self.group, self.held_shards()))
+            self.last_lag = how_far_behind(read_shard_status(self.source, self.group, self.held_shards()))
         except Exception:  # any: the thread that tells must go on telling
-            lag = None
-        return "unknown" if lag is None else "%d" % lag
+            self.last_lag = None
+        return self.last_lag
 
-    def summary(self, lag: str = "unknown") -> list[str]:
+    def summary(self, lag_seconds: float | None = None) -> list[str]:
         """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
+        lag = "unknown" if lag_seconds is None else "%d" % lag_seconds
         lines = ["summary " + target.summary() for target in self.delivery.targets.values()]
         shards = ",".join(map(str, self.held_shards())) or "none"
         state = f"source={self.settings.source} group={self.group} shards={shards} lag_seconds={lag}"
@@ -2560,6 +2604,130 @@ def consumer_name(consumer_group: str, group_began: int) -> str:
     """
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
     return "%s-%s-%d-%08x%s" % (consumer_group[:20], host[:12], os.getpid(), group_began, uuid.uuid4().hex[:12])
+
+
+# ---- monitoring: what the process counts, and whether its loops turn, over HTTP --------------------------------------
+
+STANDSTILL = 60.0  # seconds; a loop of the process that has not turned for longer is stuck
+REQUEST_TIME = 2.0  # seconds that a client has for its request, and again for taking the answer
+ANSWERED_AT_ONCE = 8  # requests, a thread for each; others wait in the kernel
+
+# Name, meaning, and how to read the value, of a target or of the copy; None is unknown.
+TARGET_METRICS: tuple[tuple[str, str, Callable[[Target], float | None]], ...] = (
+    ("log_groups_total", "LogGroups that the target has taken.", lambda target: target.log_groups),
+    ("logs_total", "Logs that the target has taken.", lambda target: target.logs),
+    ("bytes_total", "Bytes that the target has taken, uncompressed.", lambda target: target.bytes),
+    ("put_retries_total", "Puts that failed and were tried again.", lambda target: target.retries),
+    ("set_aside_total", "LogGroups that the target refused for good.", lambda target: target.set_aside),
+    ("puts_failing", "Puts that have failed and are being tried again.", lambda target: len(target.putting.open)),
+)
+COPY_METRICS: tuple[tuple[str, str, Callable[[Dispatcher], float | None]], ...] = (
+    ("unmatched_log_groups_total", "LogGroups that no route matches.", lambda copy: copy.delivery.left_out.log_groups),
+    ("unmatched_logs_total", "Logs that no route matches.", lambda copy: copy.delivery.left_out.logs),
+    ("shards_held", "Shards that this copy holds.", lambda copy: len(copy.held_shards())),
+    ("lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
+     lambda copy: copy.last_lag if copy.held_shards() else None),
+    ("last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.", lambda copy: copy.last_heartbeat),
+)  # fmt: skip
+
+
+def labelled(**labels: object) -> str:
+    """Labels as Prometheus has them, whose strings are quoted as JSON's."""
+    return "{%s}" % ",".join("%s=%s" % (name, json.dumps(str(value))) for name, value in labels.items())
+
+
+class Monitoring:
+    """What there is to tell of this copy. It asks nobody: the lag is what the thread that tells has learned last."""
+
+    def __init__(self, dispatcher: Dispatcher, telling: threading.Thread) -> None:
+        self.dispatcher, self.telling = dispatcher, telling
+
+    def metrics(self) -> str:
+        """In Prometheus' text format."""
+        python = "%s %s" % (platform.python_implementation(), platform.python_version())
+        targets = self.dispatcher.delivery.targets.values()
+        tables: Any = (
+            (TARGET_METRICS, [(labelled(target=one.number, logstore=one.place), one) for one in targets]),
+            (COPY_METRICS, [("", self.dispatcher)]),
+            ([("build_info", "Always 1.", lambda _: 1)], [(labelled(version=__version__, python=python), None)]),
+        )
+        text = ""
+        for table, subjects in tables:
+            for name, meaning, read in table:
+                values = [(labels, read(subject)) for labels, subject in subjects]
+                known = ["dispatch_data_%s%s %s\n" % (name, *value) for value in values if value[1] is not None]
+                kind = "counter" if name.endswith("_total") else "gauge"
+                head = "# HELP dispatch_data_%s %s\n# TYPE dispatch_data_%s %s\n" % (name, meaning, name, kind)
+                text += "".join([head, *known]) if known else ""
+        return text
+
+    def loops(self) -> dict[str, threading.Thread]:
+        """Those without which the process is of no use though it lives."""
+        dispatcher, membership = self.dispatcher, self.dispatcher.membership
+        loops = {"tells": self.telling, "joins": dispatcher, "follows the load": dispatcher.delivery.writers.follower}
+        if membership and not membership.reason:  # else they come to their end
+            loops.update({"gives out work": membership, "sends heartbeats": membership.heartbeats})
+            loops.update(("delivers shard %d" % shard, thread) for shard, thread in list(membership.delivering.items()))
+        return loops
+
+    def health(self) -> str:
+        """A line for each loop that stands still; one that never turned has its time from the first look."""
+        now = time.monotonic()
+        still = {name: now - turned.setdefault(thread, now) for name, thread in self.loops().items()}
+        line = "the loop that %s has stood still for %.0f s\n"
+        return "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
+
+    def page(self, path: str) -> tuple[int, str]:
+        """HTTP's status, and the text."""
+        if path == "/metrics":
+            return 200, self.metrics()
+        problems = self.health()
+        return (503 if problems else 200, problems or "ok\n") if path == "/healthz" else (404, "")
+
+
+class MonitoringHandler(http.server.BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server: MonitoringServer
+    server_version, sys_version = USER_AGENT["User-Agent"], ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()  # which would let a client take its time for each byte
+        self.rfile = Line(self.connection, REQUEST_TIME).makefile()
+
+    def do_GET(self) -> None:
+        status, text = self.server.monitoring.page(self.path.partition("?")[0])
+        self.connection.settimeout(REQUEST_TIME)
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nobody wants a line for each request."""
+
+
+class MonitoringServer(socketserver.TCPServer):
+    """Serves in threads of its own. Raises OSError, such as for a port that is taken, or RuntimeError for threads."""
+
+    allow_reuse_address = True
+    request_queue_size = 32
+
+    def __init__(self, host: str, port: int, monitoring: Monitoring) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.monitoring = monitoring
+        super().__init__((host, port), MonitoringHandler)
+        for _ in range(ANSWERED_AT_ONCE):
+            threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        while True:
+            self.handle_request()
+            time.sleep(0.01)  # it returns at once while there is no file for another connection
+
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away in the middle is no news."""
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -2689,6 +2857,7 @@ def tell(dispatcher: Dispatcher) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
     while True:
+        turn()
         time.sleep(TICK)
         dispatcher.settle()
         if time.monotonic() > next_summary:
@@ -2704,14 +2873,27 @@ def open_as_many_files_as_may_be() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def serve_monitoring(settings: Settings, monitoring: Monitoring) -> None:
+    """Serves it where that is asked for. A port that is taken, perhaps by another copy, is no reason to stop."""
+    if not settings.metrics_port:
+        return
+    place = settings.metrics_host, int(settings.metrics_port)
+    try:
+        MonitoringServer(*place, monitoring)
+    except (OSError, RuntimeError) as error:
+        log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
+
+
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
     open_as_many_files_as_may_be()
     try:
         dispatcher = Dispatcher(settings, Delivery(settings))
+        telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
+        serve_monitoring(settings, Monitoring(dispatcher, telling))
         dispatcher.start()
-        threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
+        telling.start()
     except RuntimeError as error:
         log.error("%s; the limit is `ulimit -u`, or the container's", error)
         return 1
