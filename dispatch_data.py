@@ -936,7 +936,7 @@ class CannotStart(Exception):
 turned: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
 
 
-def turn(asks: bool = False) -> None:
+def note_turn(asks: bool = False) -> None:
     """Notes that this thread's loop turns, or `asks` the service: to wait for an answer is not to stand still."""
     turned[threading.current_thread()] = float("inf") if asks else time.monotonic()
 
@@ -945,7 +945,7 @@ def wait(seconds: float, goes_on: Callable[[], bool]) -> None:
     """Sleeps, but no longer than `goes_on()` is true."""
     end = time.monotonic() + seconds
     while goes_on() and time.monotonic() < end:
-        turn()
+        note_turn()
         time.sleep(max(0.0, min(0.05, end - time.monotonic())))
 
 
@@ -1204,13 +1204,13 @@ class LeanClient(LogClient):
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> Any:
-        turn(asks=True)
+        note_turn(asks=True)
         try:
             status, answer, answer_headers = self.call(method, url, params, body, headers)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallFailed.without_answer(error) from error
         finally:
-            turn()
+            note_turn()
         is_put = url.endswith("/shards/lb")
         if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
             raise CallFailed.by_answer(status, answer_headers, answer)
@@ -1560,9 +1560,9 @@ def check_before_start(settings: Settings) -> None:
     A target that is wrong stops only a group that has not begun: there it may be a typo. Later it holds up its own
     logs, as one that goes missing while the copies run.
     """
-    turn(asks=True)
+    note_turn(asks=True)
     findings = look_at_all(settings)
-    turn()
+    note_turn()
     wrong: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.verdict == WRONG:
@@ -1950,7 +1950,7 @@ class Writers:
 
     def follow_the_load(self) -> None:
         while True:
-            turn()
+            note_turn()
             with self.change:
                 if not self.change.wait_for(lambda: self.ready, 1.0):
                     continue
@@ -2048,7 +2048,7 @@ class Delivery:
         while batch.trying and time.monotonic() < end:
             if not goes_on():
                 raise GivenUp
-            turn()
+            note_turn()
             with batch.change:
                 if batch.trying:
                     batch.change.wait(0.2)
@@ -2292,7 +2292,7 @@ class Heartbeats(threading.Thread):
 
     def get_held_shards(self) -> list[int]:
         """Called by the SDK once in each turn."""
-        turn()
+        note_turn()
         if self.turn.wait(self.TURN):
             self.turn.clear()
             time.sleep(self.SHORTEST_TURN)
@@ -2411,7 +2411,7 @@ class Membership(ConsumerWorker):
 
     @contextlib.contextmanager
     def batch_in_flight(self, shard: int, log_groups: int) -> Iterator[None]:
-        turn()
+        note_turn()
         with self.change:
             self.in_flight[shard], self.delivering[shard] = log_groups, threading.current_thread()
         try:
@@ -2466,7 +2466,7 @@ class Dispatcher(threading.Thread):
             while True:
                 membership = self.joining.until_done("join", self.join_group, self.goes_on)
                 while membership.is_alive() and membership.goes_on():
-                    turn()
+                    note_turn()
                     time.sleep(TICK)
                 if self.is_stopped():
                     return
@@ -2857,7 +2857,7 @@ def tell(dispatcher: Dispatcher) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
     while True:
-        turn()
+        note_turn()
         time.sleep(TICK)
         dispatcher.settle()
         if time.monotonic() > next_summary:
