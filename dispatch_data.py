@@ -7,14 +7,15 @@
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), the service, looking, delivery, consumer, command line. Each part knows
-only those before it.
+order: settings, routes, log groups (bytes), the service (answers, connections), keys, the service (calls), looking,
+delivery, consumer, command line. Each part knows only those before it.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import calendar
 import concurrent.futures
 import contextlib
 import difflib
@@ -56,6 +57,7 @@ try:
     from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
     from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
     from aliyun.log.consumer.consumer_client import ConsumerClient
+    from aliyun.log.credentials import Credentials, CredentialsProvider
     from aliyun.log.pulllog_response import PullLogResponse
     from urllib3.util import wait_for_read
 
@@ -140,6 +142,27 @@ def topics(text: str) -> tuple[str, ...]:
 
 name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
 secret = matching(r"[!-~]+", "printable characters without spaces")
+ROLE_NAME = r"[A-Za-z0-9._-]{1,64}"
+AGENT_URL = re.compile(r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?(/[^#\s]*)?")
+OIDC_NAMES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
+URI_NAME = "ALIBABA_CLOUD_CREDENTIALS_URI"
+OTHERS = 0o007  # permissions of those who are neither a file's owner nor of its group
+
+
+def key_source(text: str) -> str:
+    if text.startswith("file:/"):
+        with contextlib.suppress(OSError):  # it may be written later
+            if os.stat(text[len("file:") :]).st_mode & OTHERS:
+                raise ValueError("a file that nobody else can read: chmod 600, or 640")
+    elif (
+        text not in ("oidc", "uri")
+        and not re.fullmatch("ecs(:%s)?" % ROLE_NAME, text)
+        and not AGENT_URL.fullmatch(text)
+    ):
+        raise ValueError("ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>")
+    return text
+
+
 REQUIRED = None
 
 # fmt: off
@@ -150,7 +173,10 @@ PLACE_SETTINGS = (
             REQUIRED, "the service's host in the project's region; https:// in front turns TLS on"),
     Setting("SLS_AK_ID", secret, REQUIRED, "id of the access key"),
     Setting("SLS_AK_KEY", secret, REQUIRED, "secret of the access key"),
-    Setting("SLS_STS_TOKEN", secret, "", "token of a temporary access key"),
+    Setting("SLS_STS_TOKEN", secret, "", "token of a temporary access key, which can't renew itself"),
+    Setting("SLS_CREDENTIALS", key_source, "",
+            "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
+            "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_NAME),
     Setting("SLS_REGION", matching(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
             "", "the project's region: switches signatures from v1 to v4"),
     Setting("SLS_PROJECT", name_of_logstore, REQUIRED, "the project"),
@@ -185,7 +211,7 @@ TUNING_SETTINGS = (
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 
-KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
+KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
 CA_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what requests reads, and so does this program
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
 
@@ -208,6 +234,9 @@ class Place(NamedTuple):
     project: str
     logstore: str
     names: Mapping[str, str]
+    credentials: str = (
+        ""  # where the key comes from, in the place of the three above; never "uri" but what that stands for
+    )
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
@@ -255,7 +284,12 @@ class Settings(NamedTuple):
     def secrets(self) -> list[str]:
         """All that must never be shown."""
         places = [self.source] + [target.place for target in self.targets]
-        return [text for place in places for text in (place.access_key, place.security_token) if text]
+        secrets = [text for place in places for text in (place.access_key, place.security_token)]
+        for url in (urlsplit(place.credentials) for place in places if place.credentials.startswith("http:")):
+            password = url.password or ""
+            basic = base64.b64encode(unquote("%s:%s" % (url.username, password)).encode()).decode()
+            secrets += [password, unquote(password), basic if password else "", url.query]
+        return [text for text in secrets if text]
 
 
 class SettingsError(Exception):
@@ -271,6 +305,7 @@ class EnvironmentReader:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = {name: text.strip() for name, text in environment.items() if name.startswith("SLS_")}
+        self.of_others = environment
         self.problems: list[str] = []
 
     def problem(self, line: str) -> None:
@@ -289,7 +324,7 @@ class EnvironmentReader:
             try:
                 return setting.check(text)
             except ValueError as right:
-                shown = "its value (not shown)" if setting.check is secret else repr(text)
+                shown = "its value (not shown)" if setting.name in KEY_NAMES else repr(text)
                 self.problem("%s: %s is wrong; right would be %s" % (name, shown, right))
         return ""
 
@@ -301,20 +336,45 @@ class EnvironmentReader:
     def read_place(self, suffixes: Sequence[str], logstore: Setting, logstore_suffix: str) -> Place:
         """The place of one logstore; what the first suffix doesn't set, the next does: _TO2, then _TO, then none."""
         values: list[Any] = []
+        credentials = ""
         names = {"SLS_LOGSTORE": logstore.name + logstore_suffix}
         for setting in PLACE_SETTINGS:
-            # Id, secret and token make one key: they are taken together, from where any of them is set.
+            # Id, secret and token make one key: they are taken together, from where any of them is set, or the key's
+            # source is, which stands in their place.
             deciding = KEY_NAMES if setting.name in KEY_NAMES else (setting.name,)
             suffix = self.nearest(deciding, suffixes)
-            values.append(self.read(setting, suffix))
             names[setting.name] = setting.name + suffix
-        values += [self.read(logstore, logstore_suffix), names]
+            if setting.name == "SLS_CREDENTIALS":
+                credentials = self.read_key_source(setting, suffix)
+            elif setting.name in KEY_NAMES and self.environment.get("SLS_CREDENTIALS" + suffix):
+                values.append("")
+                if self.environment.get(names[setting.name]):
+                    self.problem("%s: SLS_CREDENTIALS%s stands in its place; leave out one of them" % (
+                        names[setting.name], suffix))  # fmt: skip
+                names[setting.name] = "SLS_CREDENTIALS" + suffix  # what advice is to name
+            else:
+                values.append(self.read(setting, suffix))
+        values += [self.read(logstore, logstore_suffix), names, credentials]
         place = Place(*values)
         if place.project and place.address()[0].startswith(place.project + "."):
             self.problem(
                 "%s: %r is wrong; right would be the host without the project" % (names["SLS_ENDPOINT"], place.endpoint)
             )
         return place
+
+    def read_key_source(self, setting: Setting, suffix: str) -> str:
+        """The value of SLS_CREDENTIALS; what it takes from variables of others is checked, too."""
+        source = self.read(setting, suffix)
+        needed = {"oidc": OIDC_NAMES, "uri": (URI_NAME,)}.get(source, ())
+        for name in needed:
+            if not self.of_others.get(name):
+                self.problem("%s is missing: %s%s=%s takes it" % (name, setting.name, suffix, source))
+        if source != "uri":
+            return source
+        url = self.of_others.get(URI_NAME) or ""
+        if url and not AGENT_URL.fullmatch(url):
+            self.problem("%s: its value (not shown) is wrong; right would be http://<agent>" % URI_NAME)
+        return url
 
     def unknown_names(self) -> Iterator[str]:
         """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
@@ -1000,6 +1060,302 @@ def exchange(
             connection.close()
 
 
+# ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
+
+METADATA = "http://100.100.100.200/latest/"  # answers on an ECS instance, and nowhere else
+ROLES = "meta-data/ram/security-credentials/"
+METADATA_TIMEOUT = 2.0  # seconds; for local agents, too
+STS_TIMEOUT = 10.0  # seconds
+RENEWED_AHEAD = 15 * 60  # seconds before a key ends, or half of its life if that is less
+KEY_LIFE = 3600  # seconds, of a key that STS is asked for
+LOOK_FOR_KEY = 1.0  # seconds between looks at whether it is time for another key
+FIRST_KEY_TIMEOUT = 15.0  # seconds that calls wait for the outcome of the first try to get a key
+KEY_FIELDS = ("AccessKeyId", "AccessKeySecret", "SecurityToken", "Expiration")
+KEY_ADVICE = {
+    "ecs": "is this an ECS instance with a RAM role, and may this process reach its metadata service?",
+    "oidc": "look at the ALIBABA_CLOUD_ variables of RRSA, at the role and its trust policy, at the way to STS",
+    "http": "the agent that {SLS_CREDENTIALS} names must run and hand out a key",
+    "file": "the file that {SLS_CREDENTIALS} names must hold a key, which somebody else renews",
+}
+
+
+class Key(Credentials):
+    """An access key that ends at `end` (unix seconds); `role` says whose it is, "" where that is not known."""
+
+    def __init__(
+        self, access_key_id: str, access_key: str, token: str, end: float = float("inf"), role: str = ""
+    ) -> None:
+        super().__init__(access_key_id, access_key, token)
+        self.end, self.role = end, role
+
+    def __str__(self) -> str:
+        local = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(self.end))
+        utc = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.end))
+        return "%sends %s (%s)" % ("role %s, " % self.role if self.role else "", local, utc)
+
+
+class KeyFailed(CallFailed):
+    """There is no key, or no other. `advice` is by default that for all troubles of the source."""
+
+    def __init__(self, code: str, message: str, fault: Fault = Fault.TIME, advice: str = "") -> None:
+        super().__init__(code, message)
+        self.fault, self.advice = fault, advice
+
+
+def ask(method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> tuple[int, str]:
+    """One short request, with no redirect followed; returns (status, body) of the answer.
+
+    http:// is for what is near, and goes there directly; https:// goes through a proxy where one is set. Raises
+    OSError, ValueError or HTTPException.
+    """
+    parts = urlsplit(url)
+    is_far = parts.scheme == "https"
+    seconds = STS_TIMEOUT if is_far else METADATA_TIMEOUT
+    host = parts.netloc.rpartition("@")[2]
+    path = url[len("%s://%s" % (parts.scheme, parts.netloc)) :]
+    headers = dict(headers, **USER_AGENT, **{"Host": host, "Content-Length": str(len(body)), "Connection": "close"})
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
+    if is_far:
+        connector = Connector("https://" + host)
+        if not connector.is_usable:
+            answer = requests.request(method, url, headers=headers, data=body, timeout=seconds, allow_redirects=False)
+            return answer.status_code, answer.text
+        connection = connector.connect()
+    with contextlib.closing(connection):
+        if not is_far:
+            connection.connect()
+        lines = ["%s: %s\r\n" % pair for pair in headers.items()]
+        head = "%s %s HTTP/1.1\r\n%s\r\n" % (method, path or "/", "".join(lines))
+        line = Line(connection.sock, seconds)
+        status, text, _ = exchange(connection, line, method, head.encode("latin-1") + body)
+    return status, text.decode("utf-8", "replace")
+
+
+def refusal(who: str, status: int, text: str, advice: str = "") -> KeyFailed:
+    """For an answer that is none. Nothing of it is shown but an error's code and message: it may hold half a key."""
+    fields = dict(re.findall(r'["<](Code|Message)(?:"\s*:\s*"|>)([^"<]*)', text))
+    words = [words for words in (fields.get("Code"), fields.get("Message")) if words]
+    will_pass = status >= 500 or status == 429 or fields.get("Code", "").startswith("Throttling")
+    message = "%s answered %s" % (who, ", ".join(["%d" % status, *words]))
+    return KeyFailed("KeyRefused", message, Fault.TIME if will_pass else Fault.SETTING, advice)
+
+
+def read_key(text: str, who: str, role: str = "") -> Key:
+    """The key in the JSON that metadata service, agents and files give. Raises KeyFailed."""
+    try:
+        answer = json.loads(text)
+        if answer.get("Code", "Success") != "Success":
+            raise refusal(who, 200, text)
+        wrong = [name for name in KEY_FIELDS if not re.fullmatch("[!-~]+", str(answer.get(name) or ""))]
+        if wrong:
+            raise KeyFailed("NotAKey", "%s gave a key without %s" % (who, ", ".join(wrong)))
+        access_key_id, access_key, token, expiration = [str(answer[name]) for name in KEY_FIELDS]
+        Keys.keep_secret(access_key, token)
+        end = calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ"))
+    except (ValueError, AttributeError):  # their text may show what was to be read
+        raise KeyFailed("NotAKey", "%s gave something else than a key in JSON" % who) from None
+    return Key(access_key_id, access_key, token, end, role)
+
+
+def key_of_instance(role: str) -> Key:
+    """From the metadata service of the ECS instance: in its hardened form or, where it has none, in the older one."""
+    who = "the metadata service"
+    status, token = ask("PUT", METADATA + "api/token", {"X-aliyun-ecs-metadata-token-ttl-seconds": "21600"})
+    headers = {"X-aliyun-ecs-metadata-token": token.strip()}
+    if status in (404, 405):
+        if os.environ.get("ALIBABA_CLOUD_IMDSV1_DISABLED", "").lower() in ("true", "1"):
+            advice = "it has no hardened form, and ALIBABA_CLOUD_IMDSV1_DISABLED forbids the older one"
+            raise refusal(who, status, token, advice)
+        headers = {}
+    elif status != 200 or not re.fullmatch("[!-~]+", token.strip()):
+        raise refusal("the hardened form of the metadata service", status, token)
+    Keys.keep_secret(*headers.values())
+    if not role:
+        status, text = ask("GET", METADATA + ROLES, headers)
+        role = text.strip()
+        if status != 200 or not re.fullmatch(ROLE_NAME, role):
+            raise refusal(who, status, text, "this ECS instance must have a RAM role: attach one in the console")
+    status, text = ask("GET", METADATA + ROLES + role, headers)
+    if status != 200:
+        raise refusal(who, status, text, "this ECS instance must have the RAM role %s" % role)
+    return read_key(text, who, role)
+
+
+def key_of_service_account(_: str) -> Key:
+    """From STS, in exchange for the OIDC token of the pod's service account (RRSA), which the cluster renews."""
+    role, provider, token_file = [os.environ[name] for name in OIDC_NAMES]
+    with open(token_file, encoding="ascii") as file:
+        token = file.read().strip()
+    Keys.keep_secret(token)
+    region = os.environ.get("ALIBABA_CLOUD_STS_REGION") or ""
+    is_vpc = os.environ.get("ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED", "").lower() == "true"
+    host = "%s.%s.aliyuncs.com" % ("sts-vpc" if is_vpc else "sts", region) if region else "sts.aliyuncs.com"
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    query = {"Action": "AssumeRoleWithOIDC", "Version": "2015-04-01", "Format": "JSON", "Timestamp": now}
+    form = {"RoleArn": role, "OIDCProviderArn": provider, "OIDCToken": token, "DurationSeconds": KEY_LIFE,
+            "RoleSessionName": os.environ.get("ALIBABA_CLOUD_ROLE_SESSION_NAME") or "dispatch_data"}  # fmt: skip
+    url = "https://%s/?%s" % ((os.environ.get("ALIBABA_CLOUD_STS_ENDPOINT") or host).split("://")[-1], urlencode(query))
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
+    status, text = ask("POST", url, headers, urlencode(form).encode())
+    if status != 200:
+        raise refusal("STS", status, text)
+    try:
+        return read_key(json.dumps(json.loads(text)["Credentials"]), "STS", role)
+    except (ValueError, KeyError, TypeError):
+        raise KeyFailed("NotAKey", "STS gave something else than a key in JSON") from None
+
+
+def key_of_agent(url: str) -> Key:
+    parts = urlsplit(url)
+    user = unquote("%s:%s" % (parts.username, parts.password or ""))
+    headers = {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()} if parts.username else {}
+    status, text = ask("GET", url, headers)
+    if status != 200:
+        raise refusal("the agent", status, text)
+    return read_key(text, "the agent")
+
+
+def key_of_file(path: str) -> Key:
+    with open(path, encoding="utf-8") as file:
+        if os.fstat(file.fileno()).st_mode & OTHERS:
+            raise KeyFailed("KeyFileOpen", "others can read %s" % path, Fault.SETTING, "chmod 600 it, or 640")
+        return read_key(file.read(), "the file")
+
+
+KEY_SOURCES = {"ecs": key_of_instance, "oidc": key_of_service_account, "http": key_of_agent, "file": key_of_file}
+
+
+class Keys(CredentialsProvider):
+    """The key of one source for all who sign with it: the SDK asks at each signature, from many threads.
+
+    Where it can be renewed, one thread does so ahead of its end, and everybody else goes on with the key there is until
+    that has really ended. A key from the settings is the same for ever, with `source` "".
+    """
+
+    known: dict[tuple[str, str, str, str], Keys] = {}
+    secrets: tuple[str, ...] = ()  # what came at run time and must never be shown, the latest of it
+    lock = threading.Lock()
+
+    def __init__(self, place: Place) -> None:
+        self.source, _, self.detail = place.credentials.partition(":")
+        if self.source == "http":
+            self.detail = place.credentials
+        self.name = place.names.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
+        key = Key(place.access_key_id, place.access_key, place.security_token)
+        self.key: Key | None = None if self.source else key
+        self.ends = bool(self.source or place.security_token)
+        self.has_ended_for_good = False
+        self.renewing = Trying(self.name, "renewals", "no new key yet, trying again", place)
+        self.failure: KeyFailed | None = None  # of the last try
+        self.due = 0.0  # unix seconds: when the key is to be renewed
+        self.got = 0.0  # when it came, by the monotonic clock
+        self.is_kept_renewed = False  # by a thread
+        self.has_tried, self.is_refused = threading.Event(), threading.Event()
+
+    def __str__(self) -> str:
+        """Where the key comes from, whose it is, and when it ends."""
+        if not self.source:
+            return "can't renew itself: when it has run out, this copy ends; SLS_CREDENTIALS names sources that can"
+        shown = ":".join(filter(None, [self.source, self.detail]))
+        if self.source == "http":
+            shown = "http://" + urlsplit(self.detail).netloc.rpartition("@")[2]
+        return "%s, %s" % (shown, self.key or "no key yet")
+
+    @classmethod
+    def keep_secret(cls, *texts: str) -> None:
+        with cls.lock:
+            new = tuple(text for text in texts if text not in cls.secrets)
+            cls.secrets = (cls.secrets + new)[-1000:]
+
+    def get_credentials(self) -> Key:
+        """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises KeyFailed."""
+        if self.source and not self.is_kept_renewed:
+            with self.lock:
+                if not self.is_kept_renewed:
+                    threading.Thread(target=self.keep_renewed, daemon=True).start()
+                    self.is_kept_renewed = True
+        if self.source and not self.key:
+            self.has_tried.wait(FIRST_KEY_TIMEOUT)
+        key, failure = self.key, self.failure
+        if key and time.time() < key.end:
+            return key
+        if not failure:
+            failure = KeyFailed("NoKey", "another is on its way")
+        words = "the key that %s; %s" % (key, failure.message) if key else failure.message
+        raise KeyFailed(failure.code, words, failure.fault, failure.advice)
+
+    def keep_renewed(self) -> None:
+        while True:
+            stamp = self.file_stamp()
+            self.renewing.until_done("key", self.renew, lambda: True)
+            while time.time() < self.due and stamp == self.file_stamp() and not self.is_refused.wait(LOOK_FOR_KEY):
+                pass
+
+    def file_stamp(self) -> object:
+        """Something else after each change of the file that the key comes from."""
+        with contextlib.suppress(OSError):
+            if self.source == "file":
+                status = os.stat(self.detail)
+                return status.st_ino, status.st_mtime_ns, status.st_size
+        return None
+
+    def renew(self) -> None:
+        """Gets a key from its source; the one before stays where that fails. Raises KeyFailed."""
+        try:
+            self.is_refused.clear()
+            key = KEY_SOURCES[self.source](self.detail)
+            now = time.time()
+            if key.end <= now:
+                clock = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+                advice = "the source gives out old keys, or this machine's clock is wrong"
+                raise KeyFailed("KeyHasEnded", "the key arrived dead: %s, now is %s" % (key, clock), advice=advice)
+            self.due = max(now + LOOK_FOR_KEY, key.end - min(RENEWED_AHEAD, (key.end - now) / 2))
+            self.key, self.failure, self.got = key, None, time.monotonic()
+        except Exception as error:  # any: the only thread that can get a key must not end
+            failure = KeyFailed("NoKey", "%s: %s" % (type(error).__name__, error))
+            failure = error if isinstance(error, KeyFailed) else failure
+            for text in self.secrets:
+                failure.message = failure.message.replace(text, "***")
+            failure.advice = failure.advice or KEY_ADVICE[self.source]
+            self.failure = failure
+            left = "; the key there is %s" % self.key if self.key and time.time() < self.key.end else ""
+            raise KeyFailed(failure.code, failure.message + left, failure.fault, failure.advice) from None
+        finally:
+            self.has_tried.set()
+
+    def take_note(self, failure: CallFailed, token: str) -> None:
+        """Looks at why the service refused a call that was signed with a key of this token."""
+        blames_key = failure.code in ("InvalidAccessKeyId", "SignatureNotMatch", "SecurityTokenExpired") or (
+            failure.code == "Unauthorized" and not failure.is_missing_permission and "forbidden" not in failure.message
+        )
+        if not self.source:
+            has_expired = failure.code == "SecurityTokenExpired" or "expired" in failure.message.lower()
+            self.has_ended_for_good |= bool(token) and blames_key and has_expired
+        elif blames_key:
+            failure.fault, failure.advice = Fault.TIME, "{SLS_CREDENTIALS} is asked for another key"
+            is_this_one = self.key and self.key.get_security_token() == token
+            if is_this_one and time.monotonic() - self.got > LONGEST_PAUSE:
+                self.is_refused.set()
+
+
+def keys_of(place: Place) -> Keys:
+    """The same for all places whose key comes from the same source."""
+    identity = place.credentials, place.access_key_id, place.access_key, place.security_token
+    with Keys.lock:
+        if identity not in Keys.known:
+            Keys.known[identity] = Keys(place)
+        return Keys.known[identity]
+
+
+def all_keys(settings: Settings) -> list[Keys]:
+    """Each once, that of the source first."""
+    places = [settings.source, *(target.place for target in settings.targets)]
+    return list(dict.fromkeys(keys_of(place) for place in places))
+
+
+# ---- the service: its calls ------------------------------------------------------------------------------------------
+
+
 class LeanClient(LogClient):
     """A LogClient that talks to one project, from many threads, without requests, and tries each call once.
 
@@ -1018,7 +1374,9 @@ class LeanClient(LogClient):
             source="dispatch_data",
             auth_version=place.auth_version,
             region=place.region,
+            credentials_provider=keys_of(place),
         )
+        self.keys = keys_of(place)
         self.answer_timeout = answer_timeout or ANSWER_TIMEOUT
         self.timeout = (CONNECT_TIMEOUT, self.answer_timeout)  # type: ignore[assignment]  # what requests takes
         self.keeps_connections = keeps_connections
@@ -1037,7 +1395,9 @@ class LeanClient(LogClient):
             raise CallFailed.without_answer(error) from error
         is_put = url.endswith("/shards/lb")
         if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
-            raise CallFailed.by_answer(status, answer_headers, answer)
+            failure = CallFailed.by_answer(status, answer_headers, answer)
+            self.keys.take_note(failure, headers.get("x-acs-security-token", ""))
+            raise failure
         self.last_answer = answer_headers.get("Date") or "", time.monotonic()
         return status, answer, answer_headers
 
@@ -1347,6 +1707,9 @@ def check_before_start(settings: Settings) -> None:
     logs, as one that goes missing while the copies run.
     """
     findings = look_at_all(settings)
+    for keys in all_keys(settings):
+        if keys.ends and not keys.source:
+            log.warning("%s: %s", keys.name, keys)
     wrong: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.verdict == WRONG:
@@ -1370,7 +1733,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def show_check(settings: Settings) -> int:
     """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
     findings = look_at_all(settings)
-    print(table([(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]))
+    rows = [(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]
+    print(table(rows + [(keys.name, str(keys)) for keys in all_keys(settings) if keys.ends]))
     return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
 
@@ -2363,7 +2727,8 @@ class Dispatcher(threading.Thread):
     def troubles(self) -> list[Trying]:
         of_targets = [(target.putting, target.keeping) for target in self.delivery.targets.values()]
         of_source = self.joining, self.beginning, self.beating, self.pulling, self.saving
-        return [trying for part in (of_source, *of_targets) for trying in part]
+        of_keys = [keys.renewing for keys in all_keys(self.settings)]
+        return [trying for part in (of_source, *of_targets, of_keys) for trying in part]
 
     def held_shards(self) -> list[int]:
         return sorted(self.membership.heartbeats.held) if self.membership else []
@@ -2466,7 +2831,7 @@ class LineFormatter(logging.Formatter):
         self.secrets = list(secrets)
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = hidden(super().format(record), self.secrets).splitlines()
+        lines = hidden(super().format(record), [*self.secrets, *Keys.secrets]).splitlines()
         return "\n    ".join(printable(line, self.LONGEST_LINE) for line in lines)
 
 
@@ -2576,8 +2941,12 @@ def run(settings: Settings) -> int:
     dispatcher = Dispatcher(settings, Delivery(settings))
     dispatcher.start()
     threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
-    while dispatcher.is_alive() and not stop_asked:
+    while dispatcher.is_alive() and not stop_asked and not any(keys.has_ended_for_good for keys in all_keys(settings)):
         time.sleep(TICK)
+    for keys in all_keys(settings):
+        if keys.has_ended_for_good:
+            log.error("%s: the service says that it has run out, and it can't be renewed: this copy ends, so that it "
+                      "can be started with another", keys.name)  # fmt: skip
     has_joined = dispatcher.membership is not None
     left = dispatcher.stop(STOP_TIME)
     if left:
