@@ -1281,7 +1281,7 @@ class Keys(CredentialsProvider):
             return key
         if not failure:
             failure = KeyFailed("NoKey", "another is on its way")
-        words = "the key that %s; %s" % (key, failure.message) if key else failure.message
+        words = "the key has ended (%s); %s" % (key, failure.message) if key else failure.message
         raise KeyFailed(failure.code, words, failure.fault, failure.advice)
 
     def keep_renewed(self) -> None:
@@ -1318,7 +1318,7 @@ class Keys(CredentialsProvider):
                 failure.message = failure.message.replace(text, "***")
             failure.advice = failure.advice or KEY_ADVICE[self.source]
             self.failure = failure
-            left = "; the key there is %s" % self.key if self.key and time.time() < self.key.end else ""
+            left = "; the key in use: %s" % self.key if self.key and time.time() < self.key.end else ""
             raise KeyFailed(failure.code, failure.message + left, failure.fault, failure.advice) from None
         finally:
             self.has_tried.set()

@@ -121,7 +121,8 @@ class KeyServices:
 
         authority = trustme.CA(organization_name="Local STS")
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("sts.aliyuncs.com", "*.aliyuncs.com").configure_cert(self._tls)
+        names = ("sts.aliyuncs.com", "*.cn-hangzhou.aliyuncs.com", "*.cn-beijing.aliyuncs.com")
+        authority.issue_cert(*names).configure_cert(self._tls)
         authority.cert_pem.write_to_path(self._path("authority.pem"))
         self.write_oidc_token(next(iter(self.oidc_tokens)))
 

@@ -1,0 +1,786 @@
+"""Keys that renew themselves: from where they come, while they do, when they can't, and what is said of them.
+
+The copies are processes whose keys live for a few seconds. KEYS_SECONDS=60 in the environment lets each delivery under
+renewal last so long.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from copies import (
+    LIMIT,
+    PROJECT,
+    Copies,
+    SteadyFeed,
+    feed,
+    program_with,
+    run_program,
+    settings_for,
+    wait_until_begun,
+    wait_until_delivered,
+)
+from ledgers import assert_all_delivered_once, assert_nothing_lost, verdict
+from local_log_service.key_services import Answer, KeyServices
+from test_settings import GOOD
+
+import dispatch_data
+from dispatch_data import Fault, KeyFailed, Keys, LineFormatter, Place, SettingsError, explain, read_settings
+
+LIFE = 6.0  # seconds
+SECONDS = float(os.environ.get("KEYS_SECONDS", "0"))
+NO_KEY = {"SLS_AK_ID": None, "SLS_AK_KEY": None}
+SOURCES = {"ecs": "metadata", "oidc": "STS", "uri": "agent", "file": "file"}  # -> who gives the keys out
+
+
+@pytest.fixture
+def key_services(service):
+    with KeyServices(service, LIFE) as running:
+        yield running
+
+
+class Sidecar:
+    """Writes a new key into a file each time the half of a key's life is over."""
+
+    def __init__(self, key_services, path):
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.run, args=(key_services, str(path)))
+        key_services.write_key(str(path))
+
+    def run(self, key_services, path):
+        while not self.ended.wait(key_services.life / 2):
+            key_services.write_key(path)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.ended.set()
+        self.thread.join()
+
+
+def environment_for(key_services, source, directory):
+    """The changes of the settings with which copies take their key from a source."""
+    value = "file:%s" % (directory / "key") if source == "file" else source
+    return dict(NO_KEY, SLS_CREDENTIALS=value, **key_services.environment())
+
+
+def patch_for(key_services):
+    """Lines for `Copies.start(before=...)`: the address of the metadata service is no setting, as it must not be."""
+    return "METADATA = %r" % key_services.metadata
+
+
+def check(service, key_services, directory, **changes):
+    """(exit status, lines) of --check."""
+    program = program_with(patch_for(key_services), directory)
+    ended = subprocess.run(
+        [sys.executable, str(program), "--check"],
+        env=settings_for(service, **changes),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert ended.stderr == ""
+    return ended.returncode, ended.stdout.splitlines()
+
+
+def wait_for_word(flow, copy, words):
+    flow.wait_for(lambda: re.search(words, copy.log()) is not None, "a word about %s" % words)
+
+
+# ---- delivery under renewal ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("region", [None, "local"], ids=["v1", "v4"])
+@pytest.mark.parametrize("source", list(SOURCES))
+def test_nothing_is_lost_or_repeated_while_keys_come_and_go(service, key_services, copies, tmp_path, source, region):
+    """Copies join and leave under load, for more than three lives of a key."""
+    with Sidecar(key_services, tmp_path / "key") as sidecar:
+        changes = dict(environment_for(key_services, source, tmp_path), SLS_REGION=region)
+        flow = SteadyFeed(service)
+        begin = time.monotonic()
+
+        def start():
+            return copies.start(before=patch_for(key_services), **changes)
+
+        def have_passed(keys):
+            given_out = key_services.given_out[SOURCES[source]]
+            return given_out >= keys and time.monotonic() - begin > SECONDS * keys / 9
+
+        first, second = start(), start()
+        flow.wait_until_shared(first, second)
+        flow.wait_for(lambda: have_passed(3), "keys renewed")
+        third = start()
+        flow.wait_until_shared(first, second, third)
+        assert first.stop() == 0
+        flow.wait_until_shared(second, third)
+        flow.wait_for(lambda: have_passed(9), "keys renewed again and again")
+        wait_until_delivered(service)
+        assert_all_delivered_once(service)
+        assert [second.stop(), third.stop()] == [0, 0]
+        assert sidecar.thread.is_alive()
+    assert key_services.through_proxy == []
+    for copy in copies.started:
+        assert not re.search(r" (WARNING|ERROR) .*(Unauthorized|Key)", copy.log())
+
+
+@pytest.mark.parametrize("form", ["hardened", "hardened alone", "older"])
+def test_both_forms_of_the_metadata_service(service, key_services, copies, tmp_path, form):
+    key_services.has_hardened_form = form != "older"
+    key_services.wants_hardened_form = form == "hardened alone"
+    copy = copies.start(before=patch_for(key_services), **environment_for(key_services, "ecs:dispatch-data", tmp_path))
+    feed(service, 20)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+def test_targets_in_another_account_have_a_source_of_their_own(service, key_services, copies, tmp_path):
+    """The source has a static key, target 1 one from a file, the others that of the instance."""
+    key_services.life = 3600
+    key_services.write_key(str(tmp_path / "key"))
+    changes = dict(SLS_CREDENTIALS_TO="ecs", SLS_CREDENTIALS_TO1="file:%s" % (tmp_path / "key"))
+    status, lines = check(service, key_services, tmp_path, **changes)
+    assert status == 0
+    ends = r"ends \d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4} \(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\)"
+    assert re.fullmatch(r"SLS_CREDENTIALS_TO1 +file:\S+/key, " + ends, lines[4])
+    assert re.fullmatch(r"SLS_CREDENTIALS_TO +ecs, role dispatch-data, " + ends, lines[5])
+    assert len(lines) == 6, "the source's key does not end"
+    copy = copies.start(before=patch_for(key_services), **changes)
+    wait_until_begun(service)
+    key_services.role = ""
+    key_services.revoke()
+    key_services.write_key(str(tmp_path / "key"))
+    flow = SteadyFeed(service)
+    wait_for_word(flow, copy, "TO2 test-project/sql-audit: a put failed")
+    wait_for_word(flow, copy, "TO3 test-project/click: a put failed")
+    before = len(service.ledger(PROJECT, "nginx"))
+    feed(service, 40, ["nginx"])
+    service.wait_for(lambda: len(service.ledger(PROJECT, "nginx")) > before, LIMIT, "puts to target 1")
+    assert "source test-project/source" not in copy.stderr()
+    key_services.role = "dispatch-data"
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+# ---- when keys can't be renewed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["ecs", "oidc", "uri"])
+def test_a_source_that_is_gone_for_longer_than_a_key_lives_is_waited_for(
+    service, key_services, copies, tmp_path, source
+):
+    changes = environment_for(key_services, source, tmp_path)
+    flow = SteadyFeed(service)
+    copy = copies.start(before=patch_for(key_services), **changes)
+    flow.wait_until_shared(copy)
+    key_services.stop()
+    wait_for_word(flow, copy, r"SLS_CREDENTIALS: no new key yet, trying again: NoKey: .*; the key in use: .*ends ")
+    wait_for_word(flow, copy, r" failed and is tried again.*: NoKey: the key has ended \(.*ends ")
+    key_services.start()
+    wait_for_word(flow, copy, "SLS_CREDENTIALS: renewals recovered after ")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.process.poll() is None and copy.stop() == 0
+    assert key_services.through_proxy == []
+
+
+def test_a_start_waits_for_a_source_that_is_not_there_yet(service, key_services, copies, tmp_path):
+    changes = environment_for(key_services, "uri", tmp_path)
+    key_services.stop()
+    copy = copies.start(**changes)
+    service.wait_for(lambda: "can't join the consumer group yet" in copy.log(), LIMIT, "a word about joining")
+    assert "the agent that SLS_CREDENTIALS names must run" in copy.log()
+    key_services.start()
+    feed(service, 20)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+REFUSED = {
+    "ecs": ("role", "", "the metadata service answered 404; this ECS instance must have a RAM role"),
+    "oidc": ("trusts", False, "STS answered 400, AuthenticationFail.NoPermission, There is no permission; look at "),
+}
+
+
+@pytest.mark.parametrize("source", list(REFUSED))
+def test_a_role_that_was_taken_away_is_named_and_comes_back(service, key_services, copies, tmp_path, source):
+    attribute, value, words = REFUSED[source]
+    changes = environment_for(key_services, source, tmp_path)
+    before = getattr(key_services, attribute)
+    flow = SteadyFeed(service)
+    copy = copies.start(before=patch_for(key_services), **changes)
+    flow.wait_until_shared(copy)
+    setattr(key_services, attribute, value)
+    wait_for_word(flow, copy, "ERROR SLS_CREDENTIALS: no new key yet, trying again: KeyRefused: " + words.split(";")[0])
+    status, lines = check(service, key_services, tmp_path, **changes)
+    assert status == 1
+    for line in lines[:4]:
+        assert re.search(r"\bwrong: KeyRefused: ", line) and words in line
+    assert re.search("SLS_CREDENTIALS +%s, no key yet" % source, lines[4])
+    ended = copies.start(before=patch_for(key_services), **changes)
+    assert ended.process.wait(LIMIT) == 1, "what somebody has to mend is no reason to wait at the start"
+    assert words in ended.stderr()
+    wait_for_word(flow, copy, " failed and is tried again.*KeyRefused: the key has ended ")
+    setattr(key_services, attribute, before)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+def test_a_permission_taken_from_the_role_is_named(service, key_services, tmp_path):
+    message = "denied by sts or ram, action: log:ListShards"
+    with service.add_fault("ListShards", status=401, code="Unauthorized", message=message):
+        status, lines = check(service, key_services, tmp_path, **environment_for(key_services, "ecs", tmp_path))
+    assert status == 1
+    assert "the account of SLS_CREDENTIALS needs the permission" in lines[0]
+
+
+def test_a_key_that_the_service_forgets_early_is_replaced(service, key_services, copies, tmp_path):
+    """As when it is revoked, or the clocks disagree: long before it would be renewed."""
+    key_services.life = 3600
+    changes = environment_for(key_services, "uri", tmp_path)
+    copy = copies.start(**changes)
+    wait_until_begun(service)
+    key_services.revoke()
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert key_services.given_out["agent"] == 2
+    assert "SLS_CREDENTIALS is asked for another key" in copy.log()
+    assert copy.stop() == 0
+
+
+def test_a_token_that_has_run_out_ends_the_copy(service, key_services, copies):
+    """It can't renew itself; whoever starts it again may have another."""
+    key = key_services.new_key("hand", 3600)
+    changes = dict(SLS_AK_ID=key["AccessKeyId"], SLS_AK_KEY=key["AccessKeySecret"])
+    flow = SteadyFeed(service)
+    copy = copies.start(SLS_STS_TOKEN=key["SecurityToken"], **changes)
+    flow.wait_until_shared(copy)
+    assert "WARNING SLS_STS_TOKEN: can't renew itself" in copy.log() and "SLS_CREDENTIALS" in copy.log()
+    service.token_ends[key["AccessKeyId"]] = 0.0
+    flow.wait_for(lambda: copy.process.poll() is not None, "a copy that ends by itself")
+    assert copy.process.returncode == 1
+    assert re.search("ERROR SLS_STS_TOKEN: the service says that it has run out", copy.stderr())
+    copies.start()
+    wait_until_delivered(service)
+    assert_nothing_lost(service, most_repeated=verdict(service).sent // 2)
+
+
+def test_a_permanent_key_that_is_refused_does_not_end_the_copy(service, copies):
+    message = "The security token you provided has expired"
+    copy = copies.start()
+    wait_until_begun(service)
+    with service.add_fault("PutLogs", status=401, code="Unauthorized", message=message) as fault:
+        feed(service, 8)
+        service.wait_for(lambda: fault.hits > 20, LIMIT, "puts refused")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+# ---- secrets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["ecs:dispatch-data", "oidc", "uri", "file"])
+def test_no_secret_is_written_anywhere_while_all_goes_wrong(service, key_services, tmp_path, source):
+    """At DEBUG, which the SDK takes for telling much; nor into any file of the copy's.
+
+    In the end the source answers with all that was ever sent to it or came from it.
+    """
+    key_services.password = "Very-secret-0" if source == "uri" else ""
+    if source != "oidc":
+        key_services.secrets.clear()
+    (tmp_path / "copies").mkdir()
+    with contextlib.ExitStack() as stack:
+        if source == "file":
+            stack.enter_context(Sidecar(key_services, tmp_path / "key"))
+        copies = stack.enter_context(Copies(service, tmp_path / "copies"))
+        changes = environment_for(key_services, source, tmp_path)
+        copy = copies.start(before=patch_for(key_services), SLS_LOG_LEVEL="DEBUG", **changes)
+        flow = SteadyFeed(service)
+        flow.wait_until_shared(copy)
+        for failure in (dict(status=401, code="SignatureNotMatch"), dict(status=500), dict(cut="before")):
+            with service.add_fault("*", **failure) as fault:
+                flow.wait_for(lambda fault=fault: fault.hits >= 8, "calls that fail")
+        echo = " ".join([*key_services.secrets, key_services.password])
+        for answer in (Answer(200, "<html>%s</html>" % echo), Answer(403, '{"Code": "No", "Message": "%s"}' % echo)):
+            for request in (("GET", "/latest/meta-data/"), ("GET", "/agent"), ("POST", "/")):
+                key_services.ordered[request] = answer
+            if source != "file":
+                wait_for_word(flow, copy, "NotAKey" if answer.status == 200 else "KeyRefused: .* 403, No, ")
+        key_services.ordered.clear()
+        wait_until_delivered(service)
+        assert copy.stop() == 0
+        secrets = [secret for secret in [*key_services.secrets, key_services.password] if secret]
+        written = "".join(path.read_text() for path in copy.directory.iterdir() if path.suffix != ".py")
+    assert " DEBUG " in written and len(secrets) > 2
+    assert [secret for secret in secrets if secret in written] == []
+
+
+def test_what_came_at_run_time_is_hidden_from_lines_formatted_later():
+    formatter = LineFormatter([])
+    record = dispatch_data.logging.LogRecord("x", 20, "", 0, "new-secret-of-today", (), None)
+    assert "new-secret-of-today" in formatter.format(record)
+    Keys.keep_secret("new-secret-of-today")
+    assert formatter.format(record).endswith("INFO ***")
+
+
+# ---- the sources' odd answers ---------------------------------------------------------------------------------------
+
+NAMES = {"SLS_CREDENTIALS": "SLS_CREDENTIALS_TO"}
+
+
+def keys_from(source, names=NAMES):
+    return Keys(Place("e", "", "", "", "", "p", "l", names, source))
+
+
+@pytest.fixture
+def sources(key_services, monkeypatch, tmp_path):
+    """Returns the Keys of a source, played by `key_services`."""
+    for name, text in key_services.environment().items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:%d" % key_services.port)
+    monkeypatch.setattr(dispatch_data, "METADATA", key_services.metadata)
+
+    def keys(source):
+        return keys_from({"uri": key_services.agent, "file": "file:%s" % (tmp_path / "key")}.get(source, source))
+
+    return keys
+
+
+def failure_of(keys):
+    with pytest.raises(KeyFailed) as caught:
+        keys.renew()
+    assert keys.key is None and keys.failure.code == caught.value.code
+    return caught.value
+
+
+def key_in(key_services, **changes):
+    key = dict(key_services.new_key("test"), **changes)
+    return json.dumps({name: value for name, value in key.items() if value is not None})
+
+
+ODD = [
+    # status, body (a function of key_services where it has a key), code, words, whether it may pass
+    (200, "<html>Log in here</html>", "NotAKey", "something else than a key in JSON", True),
+    (200, "", "NotAKey", "something else", True),
+    (200, "[]", "NotAKey", "something else", True),
+    (200, "null", "NotAKey", "something else", True),
+    (200, lambda it: key_in(it, Code="Failed", Message="no"), "KeyRefused", "answered 200, Failed, no", False),
+    (200, lambda it: key_in(it, AccessKeyId=None), "NotAKey", "without AccessKeyId", True),
+    (200, lambda it: key_in(it, SecurityToken=""), "NotAKey", "without SecurityToken", True),
+    (200, lambda it: key_in(it, AccessKeySecret="a\r\nb"), "NotAKey", "without AccessKeySecret", True),
+    (200, lambda it: key_in(it, Expiration=None), "NotAKey", "without Expiration", True),
+    (200, lambda it: key_in(it, Expiration="tomorrow"), "NotAKey", "something else", True),
+    (200, lambda it: key_in(it, Expiration="2020-01-01T00:00:00Z"), "KeyHasEnded", "dead: .*2020-01-01 00:00", True),
+    (302, "", "KeyRefused", "answered 302", False),
+    (401, "", "KeyRefused", "answered 401", False),
+    (429, "", "KeyRefused", "answered 429", True),
+    (500, '{"Code": "InternalError"}', "KeyRefused", "answered 500, InternalError", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["ecs:dispatch-data", "uri", "oidc"])
+@pytest.mark.parametrize("status, body, code, words, may_pass", ODD)
+def test_odd_answers(key_services, sources, source, status, body, code, words, may_pass):
+    text = body if isinstance(body, str) else body(key_services)
+    if source == "oidc" and status == 200 and text.startswith("{"):
+        text = '{"Credentials": %s}' % text
+    path = {"uri": "/agent", "oidc": "/"}.get(source, "/latest/meta-data")
+    answer = Answer(status, text, {"Location": key_services.agent} if status == 302 else {})
+    key_services.ordered["POST" if source == "oidc" else "GET", path] = answer
+    failure = failure_of(sources(source))
+    assert (failure.code, failure.may_pass()) == (code, may_pass)
+    assert re.search(words, explain(failure, Place("", "", "", "", "", "", "", NAMES)))
+    assert failure.advice
+    assert key_services.asked["agent"] == (source == "uri"), "no redirect is followed"
+
+
+@pytest.mark.parametrize("disabled, gets_a_key", [("", True), ("false", True), ("true", False), ("1", False)])
+@pytest.mark.parametrize("status", [404, 405])
+def test_the_older_form_where_the_hardened_one_does_not_exist(
+    key_services, sources, monkeypatch, status, disabled, gets_a_key
+):
+    monkeypatch.setenv("ALIBABA_CLOUD_IMDSV1_DISABLED", disabled)
+    key_services.ordered["PUT", "/latest/api/token"] = Answer(status, "<html>no</html>")
+    keys = sources("ecs")
+    if gets_a_key:
+        keys.renew()
+        assert keys.key.role == "dispatch-data"
+    else:
+        assert "ALIBABA_CLOUD_IMDSV1_DISABLED forbids" in failure_of(keys).advice
+
+
+@pytest.mark.parametrize("status, body", [(403, ""), (500, ""), (302, ""), (200, ""), (200, "a b\r\nc: d")])
+def test_the_older_form_is_not_for_other_failures_of_the_hardened_one(key_services, sources, status, body):
+    key_services.ordered["PUT", "/latest/api/token"] = Answer(status, body)
+    assert "the hardened form of the metadata service answered %d" % status in str(failure_of(sources("ecs")))
+    assert key_services.asked["metadata"] == 1
+
+
+def test_what_is_no_role_is_not_asked_for(key_services, sources):
+    key_services.ordered["GET", "/latest/meta-data"] = Answer(200, "<html>no role</html>")
+    assert "must have a RAM role" in failure_of(sources("ecs")).advice
+    assert key_services.asked["metadata"] == 2
+
+
+STS_REFUSALS = {
+    "no such role": (dict(role_exists=False), "404, EntityNotExist.Role"),
+    "no trust": (dict(trusts=False), "400, AuthenticationFail.NoPermission"),
+    "a token that has expired": (dict(oidc_tokens={"another"}), "400, AuthenticationFail.OIDCToken.Expired"),
+    "another provider": (dict(provider_arn="another"), "400, AuthenticationFail.NoPermission, No such OIDC Provider"),
+}
+
+
+@pytest.mark.parametrize("refusal", list(STS_REFUSALS))
+def test_what_sts_says_is_shown(key_services, sources, refusal):
+    attributes, words = STS_REFUSALS[refusal]
+    for name, value in attributes.items():
+        setattr(key_services, name, value)
+    failure = failure_of(sources("oidc"))
+    assert words in str(failure) and failure.fault == Fault.SETTING and "trust policy" in failure.advice
+
+
+def test_errors_in_xml_and_throttling(key_services, sources):
+    body = "<?xml version='1.0'?><Error><Code>Throttling.User</Code><Message>slow</Message></Error>"
+    key_services.ordered["POST", "/"] = Answer(400, body)
+    failure = failure_of(sources("oidc"))
+    assert "STS answered 400, Throttling.User, slow" in str(failure) and failure.may_pass()
+
+
+def test_the_token_of_the_service_account_is_read_anew_each_time(key_services, sources):
+    keys = sources("oidc")
+    keys.renew()
+    key_services.oidc_tokens = {"the next token"}
+    with pytest.raises(KeyFailed):
+        keys.renew()
+    key_services.write_oidc_token("the next token")
+    keys.renew()
+    assert key_services.given_out["STS"] == 2
+
+
+@pytest.mark.parametrize(
+    "variables, host",
+    [
+        ({}, "sts.aliyuncs.com"),
+        ({"ALIBABA_CLOUD_STS_REGION": "cn-beijing"}, "sts.cn-beijing.aliyuncs.com"),
+        (
+            {"ALIBABA_CLOUD_STS_REGION": "cn-beijing", "ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED": "true"},
+            "sts-vpc.cn-beijing.aliyuncs.com",
+        ),
+        (
+            {
+                "ALIBABA_CLOUD_STS_REGION": "cn-beijing",
+                "ALIBABA_CLOUD_STS_ENDPOINT": "sts-vpc.cn-hangzhou.aliyuncs.com",
+            },
+            "sts-vpc.cn-hangzhou.aliyuncs.com",
+        ),
+    ],
+)
+def test_the_host_of_sts(key_services, sources, monkeypatch, variables, host):
+    for name in ("ALIBABA_CLOUD_STS_REGION", "ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED", "ALIBABA_CLOUD_STS_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    asked = []
+    ask = dispatch_data.ask
+    monkeypatch.setattr(dispatch_data, "ask", lambda method, url, *rest: asked.append(url) or ask(method, url, *rest))
+    sources("oidc").renew()
+    (url,) = asked
+    assert url.startswith("https://%s/?Action=AssumeRoleWithOIDC&" % host)
+    assert not any(token in url for token in key_services.oidc_tokens)
+
+
+def test_sts_must_be_who_it_says(key_services, sources, monkeypatch):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    failure = failure_of(sources("oidc"))
+    assert "CERTIFICATE_VERIFY_FAILED" in str(failure)
+    assert key_services.asked["STS"] == 0
+
+
+def test_the_password_of_an_agent(key_services, sources):
+    key_services.password = "secret-0"
+    keys = sources("uri")
+    keys.renew()
+    assert str(keys).startswith("http://127.0.0.1:%d, ends " % key_services.port)
+    key_services.password = "secret-1"
+    with pytest.raises(KeyFailed, match="answered 401"):
+        keys.renew()
+    assert keys.key, "the key before stays"
+
+
+def test_a_source_that_says_nothing_is_given_up_soon(sources, monkeypatch):
+    """A connection that is taken and never answered."""
+    monkeypatch.setattr(dispatch_data, "METADATA_TIMEOUT", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(1)
+        failure = failure_of(keys_from("http://127.0.0.1:%d/" % silent.getsockname()[1]))
+    assert failure.code == "NoKey" and "timed out" in str(failure)
+
+
+@pytest.mark.parametrize("mode, is_refused", [(0o600, False), (0o640, False), (0o644, True), (0o602, True)])
+def test_a_file_that_others_can_read_is_refused(key_services, sources, tmp_path, mode, is_refused):
+    key_services.write_key(str(tmp_path / "key"), mode)
+    keys = sources("file")
+    if is_refused:
+        failure = failure_of(keys)
+        assert failure.code == "KeyFileOpen" and failure.fault == Fault.SETTING and "chmod 600" in failure.advice
+    else:
+        keys.renew()
+        assert keys.key.role == ""
+
+
+@pytest.mark.parametrize("text", [None, "", "{", '{"AccessKeyId": "x"}', b"\xff"])
+def test_a_file_that_is_none_or_half_a_key(sources, tmp_path, text):
+    if text is not None:
+        (tmp_path / "key").write_bytes(text if isinstance(text, bytes) else text.encode())
+        (tmp_path / "key").chmod(0o600)
+    failure = failure_of(sources("file"))
+    assert failure.code in ("NoKey", "NotAKey") and failure.may_pass()
+    assert "somebody else renews" in failure.advice
+
+
+def test_a_file_is_read_again_when_it_changes(key_services, sources, tmp_path, service):
+    key_services.life = 3600
+    key_services.write_key(str(tmp_path / "key"))
+    keys = sources("file")
+    first = keys.get_credentials()
+    key_services.write_key(str(tmp_path / "key"))
+    service.wait_for(lambda: keys.get_credentials() is not first, LIMIT, "the key of today")
+
+
+# ---- renewal --------------------------------------------------------------------------------------------------------
+
+
+class Source:
+    """A source that the test holds the strings of."""
+
+    def __init__(self, monkeypatch):
+        self.life = 3600.0
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.asked = self.asking = self.most_at_once = 0
+        self.error = None
+        self.lock = threading.Lock()
+        monkeypatch.setitem(dispatch_data.KEY_SOURCES, "ecs", self)
+        monkeypatch.setattr(dispatch_data, "LOOK_FOR_KEY", 0.01)
+
+    def __call__(self, _):
+        with self.lock:
+            self.asked += 1
+            self.asking += 1
+            self.most_at_once = max(self.most_at_once, self.asking)
+            number = self.asked
+        assert self.may_answer.wait(LIMIT)
+        with self.lock:
+            self.asking -= 1
+        if self.error:
+            raise self.error
+        return dispatch_data.Key("id-%d" % number, "secret-%d" % number, "token-%d" % number, time.time() + self.life)
+
+
+@pytest.fixture
+def source(monkeypatch):
+    it = Source(monkeypatch)
+    yield it
+    it.life = 3600.0
+    it.may_answer.set()
+
+
+@pytest.mark.parametrize("life, ahead", [(36000, 900), (3600, 900), (1800, 900), (600, 300), (10, 5)])
+def test_a_key_is_renewed_a_quarter_of_an_hour_ahead_or_at_half_its_life(source, life, ahead):
+    source.life = life
+    keys = keys_from("ecs")
+    keys.renew()
+    assert keys.key.end - keys.due == pytest.approx(ahead, abs=1)
+
+
+def test_one_thread_renews_and_nobody_waits_for_it(source, service):
+    """The renewal hangs; whoever asks goes on with the key there is, and fails at once when that has ended."""
+    source.life = 1.0
+    keys = keys_from("ecs")
+    first = keys.get_credentials()
+    source.may_answer.clear()
+    service.wait_for(lambda: source.asking == 1, LIMIT, "a renewal that hangs")
+    outcomes = []
+
+    def call():
+        try:
+            outcomes.append(keys.get_credentials())
+        except KeyFailed as failure:
+            outcomes.append(failure)
+
+    threads = [threading.Thread(target=call) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert len(outcomes) == 20, "somebody waits"
+    service.wait_for(lambda: time.time() >= first.end, LIMIT, "the end of the key")
+    with pytest.raises(KeyFailed, match=r"the key has ended \(ends .*\); another is on its way") as caught:
+        keys.get_credentials()
+    assert caught.value.may_pass()
+    source.life = 3600.0
+    source.may_answer.set()
+    service.wait_for(lambda: keys.key is not first, LIMIT, "another key")
+    assert keys.get_credentials().get_access_key_id() == "id-2"
+    assert source.most_at_once == 1
+
+
+def test_many_who_ask_first_get_the_first_key(source):
+    keys = keys_from("ecs")
+    source.may_answer.clear()
+    got = []
+    threads = [threading.Thread(target=lambda: got.append(keys.get_credentials())) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    source.may_answer.set()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert {key.get_access_key_id() for key in got} == {"id-1"} and len(got) == 20
+    assert (source.asked, source.most_at_once) == (1, 1)
+
+
+def test_renewals_that_fail_are_tried_again_for_ever_whatever_the_reason(source, service):
+    source.error = RuntimeError("a defect")
+    keys = keys_from("ecs")
+    with pytest.raises(KeyFailed, match="NoKey: RuntimeError: a defect"):
+        keys.get_credentials()
+    service.wait_for(lambda: source.asked >= 3, LIMIT, "further tries")
+    source.error = None
+    service.wait_for(lambda: keys.key is not None, LIMIT, "a key after all")
+    assert keys.get_credentials() is keys.key
+
+
+def test_a_key_that_is_refused_is_replaced_but_not_without_end(source, service, monkeypatch):
+    keys = keys_from("ecs")
+    first = keys.get_credentials()
+    refused = dispatch_data.CallFailed("Unauthorized", "AccessKeyId not found: id-1", 401)
+    keys.take_note(refused, first.get_security_token())
+    assert not keys.is_refused.is_set(), "one that has just come is not to blame at once"
+    keys.got -= 60
+    keys.take_note(refused, "token of the key before")
+    assert not keys.is_refused.is_set()
+    keys.take_note(refused, first.get_security_token())
+    service.wait_for(lambda: source.asked == 2, LIMIT, "another key")
+    assert refused.may_pass() and "SLS_CREDENTIALS" in refused.advice
+
+
+def test_places_with_one_source_share_one_key():
+    one = Place("e", "", "", "", "", "p", "l", NAMES, "file:/one")
+    same = one._replace(endpoint="f", region="r", project="q", logstore="m")
+    other = one._replace(credentials="file:/two")
+    assert dispatch_data.keys_of(one) is dispatch_data.keys_of(same)
+    assert dispatch_data.keys_of(one) is not dispatch_data.keys_of(other)
+
+
+# ---- settings -------------------------------------------------------------------------------------------------------
+
+TRIO = dict.fromkeys(dispatch_data.OIDC_NAMES, "/x")
+
+
+def read(**changes):
+    environment = dict(GOOD, SLS_AK_ID=None, SLS_AK_KEY=None)
+    environment.update(changes)
+    return read_settings({name: text for name, text in environment.items() if text is not None})
+
+
+@pytest.mark.parametrize(
+    "changes, credentials",
+    [
+        (dict(SLS_CREDENTIALS="ecs"), "ecs"),
+        (dict(SLS_CREDENTIALS="ecs:a.Role-1_"), "ecs:a.Role-1_"),
+        (dict(SLS_CREDENTIALS="oidc", **TRIO), "oidc"),
+        (dict(SLS_CREDENTIALS="http://localhost:8080/key?a=b"), "http://localhost:8080/key?a=b"),
+        (dict(SLS_CREDENTIALS="uri", ALIBABA_CLOUD_CREDENTIALS_URI="http://1.2.3.4"), "http://1.2.3.4"),
+        (dict(SLS_CREDENTIALS="file:/no/such/file"), "file:/no/such/file"),
+        (dict(SLS_CREDENTIALS="ecs", SLS_AK_ID="", SLS_AK_KEY="", SLS_STS_TOKEN=""), "ecs"),
+    ],
+)
+def test_each_form_of_the_setting(changes, credentials):
+    place = read(**changes).source
+    assert (place.credentials, place[1:4]) == (credentials, ("", "", ""))
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        (dict(SLS_CREDENTIALS="ECS"), r"SLS_CREDENTIALS: its value \(not shown\) is wrong; right would be ecs, "),
+        (dict(SLS_CREDENTIALS="ecs:a/b"), "SLS_CREDENTIALS: "),
+        (dict(SLS_CREDENTIALS="https://agent"), "SLS_CREDENTIALS: "),
+        (dict(SLS_CREDENTIALS="http://a b"), "SLS_CREDENTIALS: "),
+        (dict(SLS_CREDENTIALS="file:relative"), "SLS_CREDENTIALS: "),
+        (dict(SLS_CREDENTIALS="uri"), "ALIBABA_CLOUD_CREDENTIALS_URI is missing: SLS_CREDENTIALS=uri takes it"),
+        (
+            dict(SLS_CREDENTIALS="uri", ALIBABA_CLOUD_CREDENTIALS_URI="ftp://secret"),
+            r"ALIBABA_CLOUD_CREDENTIALS_URI: its value \(not shown\) is wrong",
+        ),
+        (dict(SLS_CREDENTIALS="ecs", SLS_AK_ID="id"), "SLS_AK_ID: SLS_CREDENTIALS stands in its place; leave out one"),
+        (dict(SLS_CREDENTIALS="ecs", SLS_STS_TOKEN="t"), "SLS_STS_TOKEN: SLS_CREDENTIALS stands in its place"),
+        *[
+            (dict(TRIO, SLS_CREDENTIALS="oidc", **{name: None}), name + " is missing: SLS_CREDENTIALS=oidc takes it")
+            for name in TRIO
+        ],
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_line(changes, line):
+    with pytest.raises(SettingsError) as caught:
+        read(**changes)
+    (problem,) = caught.value.problems
+    assert re.match(line, problem) and "secret" not in problem
+
+
+def test_a_file_that_others_can_read_is_a_mistake_at_the_start(tmp_path):
+    path = tmp_path / "key"
+    path.touch(0o644)
+    path.chmod(0o644)
+    with pytest.raises(SettingsError, match="nobody else can read: chmod 600"):
+        read(SLS_CREDENTIALS="file:%s" % path)
+    path.chmod(stat.S_IRUSR)
+    assert read(SLS_CREDENTIALS="file:%s" % path).source.credentials == "file:%s" % path
+
+
+def test_source_id_secret_and_token_are_taken_from_one_line():
+    settings = read(
+        SLS_CREDENTIALS="ecs",
+        SLS_LOGSTORE_TO2="b",
+        SLS_LOGSTORE_TO3="c",
+        SLS_AK_ID_TO2="id",
+        SLS_AK_KEY_TO2="key",
+        SLS_CREDENTIALS_TO3="ecs:other",
+    )
+    one, two, three = [target.place for target in settings.targets]
+    assert (one.credentials, one.access_key_id) == ("ecs", "")
+    assert (two.credentials, two.access_key_id, two.access_key) == ("", "id", "key")
+    assert (three.credentials, three.access_key_id) == ("ecs:other", "")
+    assert [place.names["SLS_AK_ID"] for place in (one, two, three)] == [
+        "SLS_CREDENTIALS",
+        "SLS_AK_ID_TO2",
+        "SLS_CREDENTIALS_TO3",
+    ]
+
+
+def test_passwords_in_the_url_of_an_agent_are_secrets():
+    url = "http://user:p%40ss@localhost/key?sesame"
+    secrets = read(SLS_CREDENTIALS="uri", ALIBABA_CLOUD_CREDENTIALS_URI=url).secrets()
+    assert {"p%40ss", "p@ss", "sesame", "dXNlcjpwQHNz"} <= set(secrets)
+
+
+def test_a_mistake_in_the_settings_is_status_2(service):
+    ended = run_program(settings_for(service, SLS_CREDENTIALS="oidc", **NO_KEY))
+    assert ended.returncode == 2
+    assert all(" is missing: SLS_CREDENTIALS=oidc takes it" in line for line in ended.stderr.splitlines()[:3])
