@@ -5,15 +5,18 @@ renewal last so long.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
+import shlex
 import socket
 import stat
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from copies import (
@@ -171,6 +174,25 @@ def test_targets_in_another_account_have_a_source_of_their_own(service, key_serv
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert copy.stop() == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--https"]], ids=["http", "https"])
+def test_the_local_service_as_a_command_hands_out_keys(options):
+    command = [sys.executable, "-m", "local_log_service", "serve", "--key-life", "3600", *options]
+    with subprocess.Popen(
+        command, cwd=str(Path(__file__).parent), stdout=subprocess.PIPE, universal_newlines=True
+    ) as process:
+        try:
+            lines = list(itertools.takewhile(lambda line: "The service runs" not in line, process.stdout))
+            exports = dict(shlex.split(line)[1].split("=", 1) for line in lines if line.startswith("export "))
+            environment = dict({name: text for name, text in os.environ.items() if "SLS_" not in name}, **exports)
+            for source in ["uri"] if options else ["uri", "oidc"]:
+                ended = run_program(dict(environment, SLS_CREDENTIALS=source), "--check")
+                assert ended.returncode == 0, ended.stdout
+                assert re.search("SLS_CREDENTIALS +(http://127|oidc, role)", ended.stdout)
+        finally:
+            process.terminate()
+        assert process.wait(LIMIT) == 0
 
 
 # ---- when keys can't be renewed -------------------------------------------------------------------------------------
