@@ -43,6 +43,7 @@ import time
 import urllib.request
 import uuid
 from collections import Counter, deque
+from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -50,7 +51,6 @@ if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 try:
-    import dateutil.parser
     import requests
     from aliyun.log import LogClient, LogException
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
@@ -95,30 +95,59 @@ def matching(pattern: str, right: str) -> Callable[[str], str]:
 
 
 def between(kind: Callable[[str], float], low: float, high: float, right: str) -> Callable[[str], float]:
-    """A check for a number of the given kind (int or float) within low..high."""
+    """A check for a number of the given kind (int or float) within low..high, in plain digits."""
+    plain = re.compile("[0-9]{1,9}" if kind is int else r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
     def check(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = float("nan")
-        if not low <= number <= high:
+        if not plain.fullmatch(text) or not low <= kind(text) <= high:
             raise ValueError("%s from %s to %s" % (right, low, high))
-        return number
+        return kind(text)
 
     return check
 
 
+CLOCKS_AGREE = 5.0  # seconds that two clocks may differ without a word
+
+
+def local_time(unix_seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
+
+
+def both_times(unix_seconds: float) -> str:
+    """A time with its offset, and the same in UTC."""
+    local = datetime.fromtimestamp(unix_seconds).astimezone()
+    return local.strftime("%Y-%m-%d %H:%M:%S %z") + time.strftime(" (%Y-%m-%d %H:%M:%S UTC)", time.gmtime(unix_seconds))
+
+
+# A date, perhaps with a time, perhaps with its zone: Z, +08:00, +0800, UTC+8 or GMT+8.
+TIME = re.compile(
+    r"(\d{4})-(\d\d?)-(\d\d?)(?:[T ](\d\d?):(\d\d?)(?::(\d\d?)(?:\.\d+)?)?"
+    r" ?(?:(Z|UTC|GMT)|(?:UTC|GMT)?([+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+
+
 def cursor_start(text: str) -> str | int:
-    """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK."""
+    """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK.
+
+    UTC+8 is eight hours east, as people mean it. No library reads this: dateutil's UTC+8 is west, and zones that it
+    doesn't know are dropped.
+    """
     if text in ("begin", "end"):
         return text
     try:
-        if not re.match(r"\d{4}-\d{1,2}-\d{1,2}", text):
-            raise ValueError
-        return max(0, int(dateutil.parser.parse(text).timestamp()))
-    except (ValueError, OverflowError):
-        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00") from None
+        *parts, utc, sign, hours, minutes = TIME.fullmatch(text).groups()  # type: ignore[union-attr]
+        offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+        zone = timezone(-offset if sign == "-" else offset) if utc or sign else None
+        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
+        start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
+    except (AttributeError, ValueError, OverflowError):
+        start = -1
+    if start < 0:
+        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00")
+    if start > time.time() + CLOCKS_AGREE:
+        raise ValueError("a time that has passed; this machine's clock says %s" % both_times(time.time()))
+    return start
 
 
 def writable_directory(text: str) -> str:
@@ -133,15 +162,50 @@ def yes_or_no(text: str) -> bool:
     return text.lower() == "true"
 
 
+# What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+FULL_WIDTH.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+# Brackets around one of these mean the character itself.
+LITERAL = re.compile(r"\[([*?[%s])\]" % "".join(map(chr, FULL_WIDTH)))
+NO_TOPIC = "[]"  # the Topic spelt so would be written [[]]
+
+
+def full_width(text: str) -> str:
+    """The first full-width character in a text, "" without one."""
+    return next((character for character in text if ord(character) in FULL_WIDTH), "")
+
+
 def topics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise ValueError("topics separated by commas, such as nginx,access_*")
+    if not names or full_width(LITERAL.sub("", text)):
+        raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
+    if any(name[0] in "'\"" or name[-1] in "'\"" for name in names):
+        raise ValueError("topics separated by commas, with quotes around all of them or none")
+    try:
+        for name in names:
+            re.compile(fnmatch.translate(name))
+    except re.error:
+        raise ValueError("topics with ranges such as [a-z] in their brackets") from None
     return names
+
+
+def only_topic(entry: str) -> str | None:
+    """The one Topic that an entry of SLS_TOPIC_TO<n> stands for, "" for NO_TOPIC; None for a pattern."""
+    if entry == NO_TOPIC:
+        return ""
+    return None if set("*?[") & set(LITERAL.sub("", entry)) else LITERAL.sub(r"\1", entry)
 
 
 name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
 secret = matching(r"[!-~]+", "printable characters without spaces")
+LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
+PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+url_of_proxy = matching(
+    r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
+    + PORT + "/?",
+    "a URL such as http://proxy.example:3128",
+)  # fmt: skip
 ROLE_NAME = r"[A-Za-z0-9._-]{1,64}"
 AGENT_URL = re.compile(r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?(/[^#\s]*)?")
 OIDC_NAMES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
@@ -169,7 +233,7 @@ REQUIRED = None
 # What the source needs, and each target may have for itself: with _TO for all targets, with _TO<n> for one of them.
 PLACE_SETTINGS = (
     Setting("SLS_ENDPOINT",
-            matching(r"(https?://)?[A-Za-z0-9.-]+(:\d{1,5})?/?", "a host such as cn-hangzhou.log.aliyuncs.com"),
+            matching("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
             REQUIRED, "the service's host in the project's region; https:// in front turns TLS on"),
     Setting("SLS_AK_ID", secret, REQUIRED, "id of the access key"),
     Setting("SLS_AK_KEY", secret, REQUIRED, "secret of the access key"),
@@ -179,7 +243,9 @@ PLACE_SETTINGS = (
             "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_NAME),
     Setting("SLS_REGION", matching(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
             "", "the project's region: switches signatures from v1 to v4"),
-    Setting("SLS_PROJECT", name_of_logstore, REQUIRED, "the project"),
+    Setting("SLS_PROJECT",
+            matching("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
+            REQUIRED, "the project"),
 )
 SOURCE_SETTINGS = (
     Setting("SLS_LOGSTORE", name_of_logstore, REQUIRED, "the source logstore"),
@@ -189,14 +255,16 @@ SOURCE_SETTINGS = (
 TARGET_SETTINGS = (
     Setting("SLS_LOGSTORE_TO", name_of_logstore, REQUIRED, "the logstore of target n; n is any number from 1"),
     Setting("SLS_TOPIC_TO", topics, REQUIRED,
-            "topics of target n, separated by commas; * and ? are wildcards, * alone takes what is left"),
+            "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
+            "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]"),
 )
 TUNING_SETTINGS = (
     Setting("SLS_CURSOR_START", cursor_start, "begin",
-            "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00"),
+            "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; "
+            "without an offset or Z it is local time"),
     Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
             "seconds; a new group's timeout is twice as long: then a silent copy loses its shards"),
-    Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.2", "seconds between looks at each shard"),
+    Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.4", "seconds between looks at an idle shard"),
     Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "8", "puts in the air at once, for each target"),
     Setting("SLS_MERGE_PACKS", yes_or_no, "false",
             "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up"),
@@ -207,20 +275,22 @@ TUNING_SETTINGS = (
             "what is logged"),
 )
 # fmt: on
-# "ngnix" is how the field's original example spells it; logs with that topic are out there.
+# They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
+# topic are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 
 KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
 CA_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what requests reads, and so does this program
+PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
 
 
 def split_number(name: str) -> tuple[str, str]:
-    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); '' for the number where there is none, or one from 0."""
+    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); '' for the number where there is none, or no sensible one."""
     stem = name.rstrip("0123456789")
     digits = name[len(stem) :]
-    return (name, "") if digits.startswith("0") else (stem, digits)
+    return (name, "") if digits.startswith("0") or len(digits) > 9 else (stem, digits)
 
 
 class Place(NamedTuple):
@@ -245,10 +315,24 @@ class Place(NamedTuple):
     def auth_version(self) -> str:
         return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
 
-    def address(self) -> tuple[str, str, str]:
-        """What tells one logstore from another, however its endpoint is written."""
-        host = self.endpoint.lower().rstrip("/").split("://")[-1]
-        return host, self.project, self.logstore
+    @property
+    def host(self) -> str:
+        """Of the endpoint, in lower case."""
+        return re.sub("^https?://|[:/].*$", "", self.endpoint.lower())
+
+    @property
+    def host_region(self) -> str:
+        """The region that the endpoint's host names, "" where it names none, as an address or a host of one's own."""
+        domain = r"([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com"
+        found = re.fullmatch(domain, self.host)
+        return found.group(1) if found else ""
+
+    def may_be(self, other: Place) -> bool:
+        """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
+        region, so only two regions tell two of one name apart."""
+        regions = {self.host_region, other.host_region}
+        same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
+        return same_name and (len(regions) == 1 or "" in regions)
 
 
 class TargetSettings(NamedTuple):
@@ -275,6 +359,7 @@ class Settings(NamedTuple):
     log_dir: str
     log_level: str
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]  # what some settings have come to, to be told at the start
 
     @property
     def source_name(self) -> str:
@@ -300,13 +385,27 @@ class SettingsError(Exception):
         self.problems = list(problems)
 
 
+def type_instead(text: str) -> str:
+    """What to do about the first full-width character in a text; "" without one."""
+    wide = full_width(text)
+    return "; %r is a full-width character, type %r instead" % (wide, wide.translate(FULL_WIDTH)) if wide else ""
+
+
+def unquoted(text: str) -> str:
+    """Without what is around a value: space, and quotes, which a shell takes away, but `docker --env-file` doesn't."""
+    text = text.strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] in "'\"" and text.count(text[0]) == 2 else text
+
+
 class EnvironmentReader:
     """Reads settings and gathers what is wrong with them, so that all of it can be told at once."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = {name: text.strip() for name, text in environment.items() if name.startswith("SLS_")}
+        self.environment = {name: unquoted(text) for name, text in environment.items() if name.startswith("SLS_")}
         self.of_others = environment
         self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.has_topics = any(split_number(name)[0] == "SLS_TOPIC_TO" for name in self.environment)
 
     def problem(self, line: str) -> None:
         if line not in self.problems:
@@ -324,8 +423,10 @@ class EnvironmentReader:
             try:
                 return setting.check(text)
             except ValueError as right:
-                shown = "its value (not shown)" if setting.name in KEY_NAMES else repr(text)
-                self.problem("%s: %s is wrong; right would be %s" % (name, shown, right))
+                is_secret = setting.name in KEY_NAMES
+                shown = "its value (not shown)" if is_secret else repr(text)
+                hint = "" if is_secret else type_instead(text)
+                self.problem("%s: %s is wrong; right would be %s%s" % (name, shown, right, hint))
         return ""
 
     def nearest(self, names: Sequence[str], suffixes: Sequence[str]) -> str:
@@ -356,7 +457,7 @@ class EnvironmentReader:
                 values.append(self.read(setting, suffix))
         values += [self.read(logstore, logstore_suffix), names, credentials]
         place = Place(*values)
-        if place.project and place.address()[0].startswith(place.project + "."):
+        if place.project and place.host.startswith(place.project + "."):
             self.problem(
                 "%s: %r is wrong; right would be the host without the project" % (names["SLS_ENDPOINT"], place.endpoint)
             )
@@ -399,10 +500,19 @@ def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSet
     for number in sorted(numbers):
         suffix = str(number)
         place = reader.read_place(["_TO" + suffix, "_TO", ""], logstore_setting, suffix)
-        if place.logstore and place.address() == source.address():
-            reader.problem("SLS_LOGSTORE_TO%d: %s is the source itself; name another logstore" % (number, place))
-        target = TargetSettings(number, place, reader.read(topics_setting, suffix, DEFAULT_TOPICS.get(number)))
+        if place.logstore and place.may_be(source):
+            reader.problem(
+                "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two regions; "
+                "name another logstore" % (number, place)
+            )
+        default = None if reader.has_topics else DEFAULT_TOPICS.get(number)
+        target = TargetSettings(number, place, reader.read(topics_setting, suffix, default))
         for topic in target.topics:
+            if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", LITERAL.sub("", topic)):
+                reader.warnings.append(
+                    "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the topic "
+                    "spelt like that is written %r" % (number, topic, LITERAL.sub(r"\1", topic).replace("[", "[[]"))
+                )
             if routed.setdefault(topic, number) != number:
                 reader.problem(
                     "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
@@ -424,10 +534,19 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     for name in CA_NAMES:  # a typo here must not look like a service that can't be reached
         if environment.get(name) and not os.path.exists(environment[name]):
             reader.problem("%s: %r is wrong; right would be a file of CA certificates" % (name, environment[name]))
-    warnings = tuple(reader.unknown_names())
+    for name in PROXY_NAMES:
+        try:
+            url_of_proxy(environment.get(name) or "proxy")
+        except ValueError as right:
+            reader.problem("%s: its value (not shown) is wrong; right would be %s" % (name, right))
+    warnings = [*reader.unknown_names(), *reader.warnings]
     if reader.problems:
-        raise SettingsError(reader.problems + list(warnings))
-    return Settings(source, consumer_group, targets, *[*tuning, warnings])
+        raise SettingsError(reader.problems + warnings)
+    start = tuning[0] if isinstance(tuning[0], str) else both_times(tuning[0])
+    notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % start]
+    if not reader.has_topics:
+        notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
+    return Settings(source, consumer_group, targets, *[*tuning, tuple(warnings), tuple(notes)])
 
 
 # ---- routes: which target a topic belongs to ------------------------------------------------------------------------
@@ -443,10 +562,11 @@ class Routes:
         self.patterns = []
         for target in sorted(targets, key=lambda target: target.number):
             for topic in target.topics:
-                if any(character in topic for character in "*?["):
+                exact = only_topic(topic)
+                if exact is None:
                     self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
                 else:
-                    self.exact[topic] = target.number
+                    self.exact[exact] = target.number
         # A topic may be a file's path or a container's id: remember many, but not without end.
         self.remembered = functools.lru_cache(maxsize=10000)(self.match)
 
@@ -1089,9 +1209,7 @@ class Key(Credentials):
         self.end, self.role = end, role
 
     def __str__(self) -> str:
-        local = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(self.end))
-        utc = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self.end))
-        return "%sends %s (%s)" % ("role %s, " % self.role if self.role else "", local, utc)
+        return "%sends %s" % ("role %s, " % self.role if self.role else "", both_times(self.end))
 
 
 class KeyFailed(CallFailed):
@@ -1306,9 +1424,10 @@ class Keys(CredentialsProvider):
             key = KEY_SOURCES[self.source](self.detail)
             now = time.time()
             if key.end <= now:
-                clock = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
                 advice = "the source gives out old keys, or this machine's clock is wrong"
-                raise KeyFailed("KeyHasEnded", "the key arrived dead: %s, now is %s" % (key, clock), advice=advice)
+                raise KeyFailed(
+                    "KeyHasEnded", "the key arrived dead: %s, now is %s" % (key, both_times(now)), advice=advice
+                )
             self.due = max(now + LOOK_FOR_KEY, key.end - min(RENEWED_AHEAD, (key.end - now) / 2))
             self.key, self.failure, self.got = key, None, time.monotonic()
         except Exception as error:  # any: the only thread that can get a key must not end
@@ -1462,6 +1581,14 @@ class LeanClient(LogClient):
         return time.time()
 
 
+def position(cursor: str) -> int:
+    """A cursor as a number that grows along the shard; -1 for what is no cursor as the service's pages have it."""
+    try:
+        return int(base64.b64decode(cursor, validate=True))
+    except ValueError:
+        return -1
+
+
 class Pull(NamedTuple):
     """What a pull brought, under the names that the SDK asks for."""
 
@@ -1533,6 +1660,9 @@ class Logstore:
             log_groups = log_groups_of(response)
         except ValueError as error:
             raise CallFailed("UnreadablePull", "shard %d: %s" % (shard, error)) from error
+        # A cache or a proxy in confusion may give the answer of an earlier pull; it would lead back.
+        leads_on = position(next_cursor) >= position(cursor) + bool(log_groups) or position(next_cursor) < 0
+        self.expect(leads_on and len(log_groups) <= count, "an answer to another pull")
         return Pull(log_groups, size, cursor, next_cursor)
 
     def consumer_groups(self) -> dict[str, Any]:
@@ -1569,11 +1699,8 @@ def is_list(answer: object, kind: type) -> bool:
 # ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
+ASKED_AT_ONCE = 32  # shards that --status asks of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
-
-
-def local_time(unix_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
 
 
 class ShardStatus(NamedTuple):
@@ -1584,34 +1711,49 @@ class ShardStatus(NamedTuple):
     consumer: str  # that holds it, or did when the checkpoint was saved; "" before that
     checkpoint: str  # cursor, "" before the first
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
-    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: no checkpoint, or an expired one
+    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: nobody knows
     updated: float | None  # unix seconds: when the checkpoint was saved
 
 
 def read_shard_status(
-    logstore: Logstore, consumer_group: str, only: Sequence[int] | None = None
-) -> Iterator[ShardStatus]:
+    logstore: Logstore,
+    consumer_group: str,
+    only: Sequence[int] | None = None,
+    ask: Callable[..., Iterable[ShardStatus]] = map,
+) -> list[ShardStatus]:
     """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
-    Raises CallFailed.
+    `ask` is `map`, or an executor's to ask of many at a time. Raises CallFailed.
     """
     entries = logstore.checkpoints(consumer_group)
-    for shard, status in ((shard["shardID"], shard["status"]) for shard in logstore.shards()):
-        if only is not None and shard not in only:
-            continue
-        entry = entries.get(shard, {})
-        checkpoint = entry.get("checkpoint") or ""
-        arrival = behind = None
-        if checkpoint:
-            is_at_end = checkpoint == logstore.cursor(shard, "end")
-            try:
-                arrival = logstore.arrival_time(shard, checkpoint)
-                behind = 0.0 if is_at_end else max(0.0, logstore.client.service_time() - arrival)
-            except CallFailed as error:
-                if error.code != "InvalidCursor":
-                    raise
-        updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
-        yield ShardStatus(shard, status, entry.get("consumer") or "", checkpoint, arrival, behind, updated)
+    shards = [shard for shard in logstore.shards() if only is None or shard["shardID"] in only]
+    return sorted(ask(lambda shard: look_at_shard(logstore, shard, entries.get(shard["shardID"], {})), shards))
+
+
+def look_at_shard(logstore: Logstore, shard: Mapping[str, Any], entry: Mapping[str, Any]) -> ShardStatus:
+    """Asks of one shard, as Logstore.shards has it; `entry` is what Logstore.checkpoints has of it. Raises CallFailed.
+
+    A shard that holds no log has nothing left to deliver, with a checkpoint, an expired one or none. With logs and no
+    checkpoint nobody knows how far behind it is: where it begins is decided when a copy first gets it.
+    """
+    number, checkpoint = shard["shardID"], entry.get("checkpoint") or ""
+    arrival = behind = None
+    end = logstore.cursor(number, "end")
+    if checkpoint:
+        try:
+            arrival = logstore.arrival_time(number, checkpoint)
+        except CallFailed as error:
+            if error.code != "InvalidCursor":
+                raise
+    if checkpoint == end:
+        behind = 0.0
+    elif arrival is not None:
+        seconds = logstore.client.service_time() - arrival
+        behind = max(0.0, seconds) if seconds > -CLOCKS_AGREE else None
+    elif end == logstore.cursor(number, "begin"):
+        behind = 0.0
+    updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
+    return ShardStatus(number, shard["status"], entry.get("consumer") or "", checkpoint, arrival, behind, updated)
 
 
 def how_far_behind(statuses: Iterable[ShardStatus]) -> float | None:
@@ -1634,22 +1776,22 @@ class Finding(NamedTuple):
 FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
 
 
-def look_at(place: Place, subject: str, consumer_group: str = "") -> Finding:
-    """Tries a place with calls that only read; `consumer_group` is that of the source, "" for a target."""
+def look_at(place: Place, subject: str, settings: Settings | None = None) -> Finding:
+    """Tries a place with calls that only read; `settings` come with the source, for a look at its consumer group."""
     logstore = Logstore(place, CHECK_TIMEOUT)
     try:
         count = len(logstore.shards())
         text = "%d shard%s" % (count, "" if count == 1 else "s")
-        if not consumer_group:
+        if not settings:
             return Finding(subject, FINE, text)
-        text += look_at_group(logstore, consumer_group)
-        return Finding(subject, FINE, text, "", group_has_begun(logstore, consumer_group))
+        text += look_at_group(logstore, settings)
+        return Finding(subject, FINE, text, "", group_has_begun(logstore, settings.consumer_group))
     except CallFailed as error:
         failure = error
     text = explain(failure, place)
     if failure.may_pass():
         return Finding(subject, UNREACHABLE, text)
-    if failure.is_missing_permission and not consumer_group:
+    if failure.is_missing_permission and not settings:
         words = "the key may not look, whether it may write the first put will show: %s"
         return Finding(subject, UNVERIFIED, words % failure)
     return Finding(subject, WRONG, text, failure.code + failure.advice.format(**place.names))
@@ -1665,37 +1807,51 @@ def group_has_begun(logstore: Logstore, consumer_group: str) -> bool:
     return False
 
 
-def remarks_on_group(group: Any, interval: int) -> list[str]:
-    """What there is to say of a consumer group that exists, an SDK's ConsumerGroupEntity; `interval` is the setting."""
+# How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
+CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
+
+
+def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], interval: int) -> list[str]:
+    """What there is to say of a consumer group that exists: an SDK's ConsumerGroupEntity, its checkpoints by shard.
+
+    `interval` is SLS_HEARTBEAT_INTERVAL. The group's timeout and order are the service's, and stay as they are found.
+    """
     name, timeout, lines = group.get_consumer_group_name(), group.get_timeout(), []
     if timeout != 2 * interval:
-        words = "consumer group %s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; "
-        lines.append(
-            (words + "heartbeats every %g s") % (name, timeout, interval, 2 * interval, min(interval, timeout / 2))
-        )
+        words = "%s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; heartbeats every %g s"
+        lines.append(words % (name, timeout, interval, 2 * interval, min(interval, timeout / 2)))
     if group.is_in_order():
-        lines.append("consumer group %s consumes in order, and keeps that: children of a split wait for it" % name)
-    return lines
+        lines.append("%s consumes in order, and keeps that: children of a split wait for their parent" % name)
+    names = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
+    strange = sorted(printable(one, 60) for one in names if not CONSUMER_NAME.fullmatch(one))
+    if strange:
+        words = (
+            "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
+        )
+        lines.append(words % (name, ", ".join(strange[:3])))
+    return ["consumer group " + line for line in lines]
 
 
-def look_at_group(logstore: Logstore, consumer_group: str) -> str:
+def look_at_group(logstore: Logstore, settings: Settings) -> str:
     """What a start would find of its consumer group, in words. Raises CallFailed."""
+    name = settings.consumer_group
     try:
         groups = logstore.consumer_groups()
     except CallFailed as error:
         if not error.is_missing_permission:
             raise
         return ", could not verify the consumer group, for the key may not list them"
-    if consumer_group in groups:
-        return ", consumer group %s exists" % consumer_group
+    if name in groups:
+        remarks = remarks_on_group(groups[name], logstore.checkpoints(name), settings.heartbeat_interval)
+        return "; ".join([", consumer group %s exists" % name, *remarks])
     full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-    return ", consumer group %s will be made, beside %d others%s" % (consumer_group, len(groups), full)
+    return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
 
 
 def look_at_all(settings: Settings) -> list[Finding]:
     """Looks at the source and at every target at the same time; the source comes first."""
     threads = concurrent.futures.ThreadPoolExecutor(1 + len(settings.targets))
-    looks = [threads.submit(look_at, settings.source, settings.source_name, settings.consumer_group)]
+    looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
     looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
     return [look.result() for look in looks]
 
@@ -1763,11 +1919,17 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     """
     source, group = settings.source, settings.consumer_group
     try:
-        statuses = sorted(read_shard_status(Logstore(source, CHECK_TIMEOUT), group))
+        ask = concurrent.futures.ThreadPoolExecutor(ASKED_AT_ONCE).map
+        logstore = Logstore(source, CHECK_TIMEOUT)
+        statuses = read_shard_status(logstore, group, ask=ask)
     except CallFailed as error:
         print("%s, consumer group %s: %s" % (settings.source_name, group, explain(error, source)), file=sys.stderr)
         return 1
-    now = time.time()
+    now = logstore.client.service_time()
+    ahead = time.time() - now
+    if abs(ahead) > CLOCKS_AGREE:
+        words = abs(ahead), "ahead of" if ahead > 0 else "behind"
+        print("this machine's clock is %.0f s %s the service's, by which this is told" % words, file=sys.stderr)
     behind = how_far_behind(statuses)
     if as_json:
         shards = [
@@ -2000,6 +2162,16 @@ class Batch:
                 target.putting.passed(put)
 
 
+class NothingTaken(Exception):
+    """Of what was tried of a batch, its targets took nothing."""
+
+
+def raise_unless_nothing_taken(error: Exception) -> None:
+    """For `until_done`: after any other exception nobody knows what is left of a batch, so it is given up whole."""
+    if not isinstance(error, NothingTaken):
+        raise error
+
+
 class Writers:
     """The threads that put, for all batches and targets of the process. None waits for another try of its put.
 
@@ -2076,8 +2248,11 @@ class Writers:
 
     def put(self, target: Target, put: Put, batch: Batch) -> None:
         self.work.release()
+        error: Exception | None
         try:
             error = target.try_once(put)
+        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
+            error = failure
         finally:
             self.work.acquire()
         self.busy -= 1
@@ -2167,14 +2342,15 @@ class Delivery:
         shares = self.sort(log_groups)
         batch = Batch({target: join_log_groups(share, self.join_packs) for target, share in shares.items()})
         try:
-            until_done(functools.partial(self.try_all, batch, goes_on), goes_on, lambda _: None, LONGEST_PAUSE)
+            try_all = functools.partial(self.try_all, batch, goes_on)
+            until_done(try_all, goes_on, raise_unless_nothing_taken, LONGEST_PAUSE)
         finally:
             batch.give_up()
 
     def try_all(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
         """Tries what is left of a batch, until nothing is.
 
-        As long as some puts are taken, the others follow soon; raises why one failed when none is.
+        As long as some puts are taken, the others follow soon; raises NothingTaken when none is.
         """
         while batch.to_try or batch.trying:
             taken_before, to_try, batch.to_try = batch.taken, batch.to_try, []
@@ -2183,7 +2359,7 @@ class Delivery:
             failed = batch.take_failed()
             batch.to_try = [again for failure in failed for again in self.after_failure(*failure)]
             if batch.to_try and batch.taken == taken_before:
-                raise failed[0][2]
+                raise NothingTaken from failed[0][2]
             wait(FIRST_PAUSE if batch.to_try else 0.0, goes_on)
 
     def await_outcome(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
@@ -2646,6 +2822,8 @@ class Dispatcher(threading.Thread):
             self.failure = error
         except GivenUp:
             pass
+        except Exception:
+            log.exception("a defect of this program")
 
     def find_group(self) -> None:
         """Sees to it that the group is there, as it is found; makes it where there is none. Raises CannotStart."""
@@ -2658,15 +2836,15 @@ class Dispatcher(threading.Thread):
             if error.code != "ConsumerGroupAlreadyExist":  # another copy was faster, or the key may not list groups
                 raise self.cannot_join(error) from error
         else:
-            for line in remarks_on_group(group, interval) if group else ():
+            for line in remarks_on_group(group, self.checkpoints(), interval) if group else ():
                 log.warning("%s: %s", self.name, line)
         checkpoints = self.checkpoints()
         self.group_began = when_group_began(checkpoints)
         if not has_begun(checkpoints):
+            self.group_began = int(self.source.client.service_time())  # no later than the ends: nothing lies between
             if self.settings.cursor_start == "end":
                 shards = [shard["shardID"] for shard in self.source.shards()]
                 self.first_cursors = {shard: self.source.cursor(shard, "end") for shard in shards}
-            self.group_began = int(self.source.client.service_time())
 
     def join_group(self) -> Membership:
         """Joins as a new consumer. Raises CannotStart."""
@@ -2679,6 +2857,8 @@ class Dispatcher(threading.Thread):
         membership.start()
         routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in self.settings.targets]
         log.info("consumer %s of %s, targets: %s", membership.name, self.settings.source, ", ".join(routes))
+        for note in self.settings.notes:
+            log.info("%s", note)
         return membership
 
     def look_for_group(self) -> Any:
@@ -2766,21 +2946,10 @@ class Dispatcher(threading.Thread):
         return "now"
 
 
-def position(cursor: str) -> int:
-    """A cursor as a number that grows along the shard; -1 for what is no cursor as the service's pages have it."""
-    try:
-        return int(base64.b64decode(cursor, validate=True))
-    except ValueError:
-        return -1
-
-
-CONSUMER_NAME = re.compile(r".*-([0-9a-f]{8})[0-9a-f]{12}")
-
-
 def when_group_began(checkpoints: Mapping[int, Mapping[str, Any]]) -> int:
     """In unix seconds, by the names of the consumers that saved checkpoints; 0 where none was of this program."""
     names = [CONSUMER_NAME.fullmatch(entry.get("consumer") or "") for entry in checkpoints.values()]
-    return min([int(name.group(1), 16) for name in names if name], default=0)
+    return min([int(name.group(1), 16) for name in names if name and name.group(1)], default=0)
 
 
 def consumer_name(consumer_group: str, group_began: int) -> str:
@@ -2817,7 +2986,8 @@ def hidden(text: str, secrets: Iterable[str]) -> str:
 
 def secrets_of(settings: Settings) -> list[str]:
     """All that must never be shown: the settings' secrets and the passwords of proxies, as written and decoded."""
-    passwords = [urlsplit(url).password for url in urllib.request.getproxies().values()]
+    proxies = urllib.request.getproxies()  # the others are nobody's business here, and may be no URLs
+    passwords = [urlsplit(proxies[name]).password for name in ("http", "https", "all") if name in proxies]
     return settings.secrets() + [form for text in passwords if text for form in (text, unquote(text))]
 
 
@@ -2884,7 +3054,7 @@ def help_text() -> str:
             numbered = "<n>" if setting in TARGET_SETTINGS else ""
             default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
             if setting.name == "SLS_TOPIC_TO":
-                default = "default: %s" % "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
+                default = "default, while none is set: " + "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
             lines.append("  %s%s (%s)\n      %s" % (setting.name, numbered, default, setting.meaning))
         if settings is TARGET_SETTINGS:
             names = ", ".join(setting.name for setting in PLACE_SETTINGS)

@@ -21,6 +21,14 @@ SOURCE = "source"
 GROUP = "dispatch"
 TARGETS = {"nginx": "nginx", "ngnix": "nginx", "sql_audit": "sql-audit", "click": "click"}  # topic -> logstore
 TARGET_LOGSTORES = ("nginx", "sql-audit", "click")
+# Settings for the same routes and a fourth target that takes what is left.
+AND_A_CATCH_ALL = {
+    "SLS_TOPIC_TO1": "nginx,ngnix",
+    "SLS_TOPIC_TO2": "sql_audit",
+    "SLS_TOPIC_TO3": "click",
+    "SLS_LOGSTORE_TO4": "rest",
+    "SLS_TOPIC_TO4": "*",
+}
 LIMIT = 60.0  # seconds that any condition may take on a slow machine
 # A copy may be silent for twice as long. PyPy, which warms up, is silent for 2 s at times beside other tests.
 HEARTBEAT_INTERVAL = "2" if platform.python_implementation() == "PyPy" else "1"  # seconds
@@ -256,11 +264,11 @@ def wait_until_begun(service: LocalLogService) -> None:
 
 
 def run_program(
-    environment: Dict[str, str], *arguments: str, cwd: Optional[Path] = None
+    environment: Dict[str, str], *arguments: str, cwd: Optional[Path] = None, program: Path = PROGRAM
 ) -> subprocess.CompletedProcess:
     """Runs the program to its end, with both streams as text."""
     return subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments],
+        [sys.executable, str(program), *arguments],
         env=environment,
         cwd=cwd and str(cwd),
         stdin=subprocess.DEVNULL,

@@ -5,7 +5,17 @@ import time
 import pytest
 from aliyun.log.proto import LogGroup
 from conftest import create_logstores
-from copies import PROJECT, SOURCE, Copies, feed, group_shards, make_log_group, wait_until_begun, wait_until_delivered
+from copies import (
+    AND_A_CATCH_ALL,
+    PROJECT,
+    SOURCE,
+    Copies,
+    feed,
+    group_shards,
+    make_log_group,
+    wait_until_begun,
+    wait_until_delivered,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import arrived_in_targets, assert_all_delivered_once, assert_delivered_once
@@ -55,6 +65,30 @@ def test_exact_topics_beat_patterns_and_patterns_go_in_order(service, copies):
     }
     assert arrived == expected
     assert_all_delivered_once(service, expected)
+
+
+def test_log_groups_without_a_topic_and_topics_spelt_with_brackets_have_routes(service, copies):
+    expected = {"": "nginx", "app[1]": "sql-audit", "app1": "click", "app2": "click", "[]": "rest"}
+    service.create_logstore(PROJECT, "rest")
+    feed(service, 20, topics=tuple(expected))
+    without_the_field = LogGroup.FromString(make_log_group(""))
+    without_the_field.ClearField("Topic")
+    service.put(PROJECT, SOURCE, [without_the_field.SerializeToString()])
+    copy = copies.start(
+        SLS_TOPIC_TO1="[]",
+        SLS_TOPIC_TO2="app[[]1]",
+        SLS_TOPIC_TO3="app[12]",
+        SLS_LOGSTORE_TO4="rest",
+        SLS_TOPIC_TO4='"*"',
+    )
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert_all_delivered_once(service, expected)
+    arrived = {topic: name for name in set(expected.values()) for topic in topics_in(service, name)}
+    assert arrived == expected
+    (warning,) = [line for line in copy.stderr().splitlines() if "SLS_TOPIC_TO" in line]
+    assert " WARNING SLS_TOPIC_TO3: 'app[12]' is a pattern" in warning and "'app[[]12]'" in warning
+    assert "default topics" not in copy.log()
 
 
 def test_unmatched_topics_are_left_out_counted_and_named(service, copies):
@@ -134,7 +168,7 @@ wire_log_groups = st.builds(
 def test_log_groups_arrive_byte_for_byte(service, copies):
     """Every field, in its order, with values that are not UTF-8; LogGroups may come joined, so logs are compared."""
     service.create_logstore(PROJECT, "rest")
-    copies.start(SLS_LOGSTORE_TO4="rest", SLS_TOPIC_TO4="*")
+    copies.start(**AND_A_CATCH_ALL)
 
     @settings(max_examples=25)
     @given(st.lists(wire_log_groups, min_size=1, max_size=20))
@@ -184,9 +218,13 @@ def test_group_begins_at_a_time(service, copies):
     boundary = int(time.time()) + 1
     service.wait_for(lambda: time.time() >= boundary, 5, "the next second")
     later = feed(service, 20)
-    copies.start(SLS_CURSOR_START=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(boundary)))
+    # In the zone of the copy and in another: both name the same instant, and the log says which.
+    eight_hours_on = time.strftime("%Y-%m-%dT%H:%M:%S UTC+8", time.gmtime(boundary + 8 * 3600))
+    copy = copies.start(SLS_CURSOR_START=eight_hours_on, TZ="America/New_York")
     wait_until_delivered(service)
     assert_delivered_once(later, arrived_in_targets(service))
+    assert time.strftime("(%Y-%m-%d %H:%M:%S UTC)", time.gmtime(boundary)) in copy.log()
+    assert "no SLS_TOPIC_TO<n> is set: the default topics apply" in copy.log()
 
 
 def test_logs_that_come_while_no_copy_runs_are_not_skipped_by_a_start_at_the_end(service, copies):

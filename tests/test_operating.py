@@ -1,5 +1,6 @@
 """What an operator meets: --check, --status, refusals to start, the words for trouble, the summary, first contact."""
 
+import concurrent.futures
 import json
 import re
 import time
@@ -14,6 +15,7 @@ from copies import (
     feed,
     group_shards,
     make_log_group,
+    program_with,
     run_program,
     settings_for,
     wait_until_begun,
@@ -21,6 +23,8 @@ from copies import (
     wait_until_shared,
 )
 from ledgers import assert_delivered_once
+
+from dispatch_data import ASKED_AT_ONCE
 
 
 def run(service, *arguments, **changes):
@@ -85,8 +89,23 @@ def test_check_of_what_is_right(service):
 
 
 def test_check_of_a_group_that_exists(service):
-    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
-    assert run(service, "--check")[1][0].endswith("fine: 4 shards, consumer group dispatch exists")
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 40, False)
+    assert run(service, "--check", SLS_HEARTBEAT_INTERVAL="20")[1][0].endswith(
+        "fine: 4 shards, consumer group dispatch exists"
+    )
+
+
+def test_check_says_how_it_finds_the_group(service):
+    """Its timeout, its order, and whether another program uses it; a start leaves all that as it is and says it too."""
+    client = service.client()
+    client.create_consumer_group(PROJECT, SOURCE, GROUP, 300, True)
+    client.heart_beat(PROJECT, SOURCE, GROUP, "somebody-elses-consumer", [])
+    begin = client.get_begin_cursor(PROJECT, SOURCE, 0).get_cursor()
+    client.update_check_point(PROJECT, SOURCE, GROUP, 0, begin, "somebody-elses-consumer", False)
+    line = run(service, "--check", SLS_HEARTBEAT_INTERVAL="20")[1][0]
+    assert "keeps its timeout of 300 s, where SLS_HEARTBEAT_INTERVAL=20 would make it 40" in line
+    assert "consumes in order, and keeps that" in line
+    assert "another program (somebody-elses-consumer)" in line
 
 
 def test_check_names_the_variable_to_mend(service):
@@ -246,8 +265,7 @@ def test_status_shows_shards_holders_and_lag(service, copies):
     assert by_shard[2]["behind_seconds"] >= 2 and by_shard[1]["behind_seconds"] == 0
     assert by_shard[2]["checkpoint_time"] == int(late.received_at)
     assert abs(by_shard[2]["updated_time"] - time.time()) < 3600
-    born = [shard for number, shard in by_shard.items() if number > 3 and not shard["checkpoint"]]
-    assert document["behind_seconds"] == (None if born else by_shard[2]["behind_seconds"])
+    assert document["behind_seconds"] == by_shard[2]["behind_seconds"]
 
 
 def test_max_lag_is_an_alarm(service, copies):
@@ -267,6 +285,67 @@ def test_max_lag_is_an_alarm(service, copies):
     with service.add_fault("GetCheckPoint", status=403, code="ReadQuotaExceed"):
         status, stdout, (line,) = run(service, "--status", "--max-lag", "3600")
     assert (status, stdout) == (1, []) and "403 ReadQuotaExceed" in line
+
+
+def test_a_group_that_has_delivered_everything_is_never_of_unknown_lag(service, copies):
+    """Shards that hold nothing have nothing to deliver, whatever their checkpoints."""
+    service.split_shard(PROJECT, SOURCE, 0)  # never had a log
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=1)
+    service.split_shard(PROJECT, SOURCE, 1)
+    service.expire(PROJECT, SOURCE, 1, 1)  # had none any more when the group began
+    copy = copies.start(before="SUMMARY_INTERVAL = 0.5")
+    feed(service, 40)
+    wait_until_delivered(service)
+    service.wait_for(lambda: " lag_seconds=0 " in copy.log(), LIMIT, "a summary without lag")
+    assert copy.stop() == 0
+    assert run(service, "--status", "--max-lag", "60")[0] == 0
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    service.set_ttl(PROJECT, SOURCE, 0)  # the checkpoint expires, and nothing is left behind it
+    status, stdout, stderr = run(service, "--status", "--json", "--max-lag", "0")
+    shards = {shard["shard"]: shard for shard in json.loads("\n".join(stdout))["shards"]}
+    assert (status, stderr) == (0, [])
+    assert {shard["behind_seconds"] for shard in shards.values()} == {0}
+    assert [shards[number]["checkpoint"] for number in (0, 1)] == ["", ""]
+    assert shards[2]["checkpoint"] and shards[2]["checkpoint_time"] is None
+
+
+def test_a_group_that_has_not_begun_is_of_unknown_lag_where_there_are_logs(service):
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
+    assert run(service, "--status", "--max-lag", "3600")[0] == 0
+    service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    status, stdout, _ = run(service, "--status", "--max-lag", "3600")
+    assert status == 1 and stdout[3].split()[2:5] == ["-", "none", "-"] and "unknown" in stdout[-1]
+
+
+def test_many_shards_are_asked_at_a_time(service):
+    service.create_logstore(PROJECT, "wide", 128)
+    service.client().create_consumer_group(PROJECT, "wide", GROUP, 20)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        with service.add_fault("GetCursor", hold=True):
+            running = thread.submit(run, service, "--status", SLS_LOGSTORE="wide")
+            service.wait_for(lambda: service.calls("GetCursor") == ASKED_AT_ONCE, LIMIT, "calls at a time")
+        status, stdout, _ = running.result()
+    assert status == 0
+    assert [line.split()[0] for line in stdout] == ["shard", *map(str, range(128)), "all"]
+
+
+@pytest.mark.parametrize("ahead", [-600, 600])
+def test_a_clock_that_is_wrong_is_said_and_does_not_hide_the_lag(service, copies, tmp_path, ahead):
+    copy = copies.start()
+    wait_until_begun(service)
+    assert copy.stop() == 0
+    (late,) = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    service.wait_for(lambda: time.time() > late.received_at + 4, LIMIT, "four seconds of lag")
+    program = program_with("right_time = time.time\ntime.time = lambda: right_time() + %d" % ahead, tmp_path)
+    for max_lag, expected in (("1", 1), ("300", 0)):
+        arguments = "--status", "--json", "--max-lag", max_lag
+        ended = run_program(settings_for(service), *arguments, program=program)
+        document = json.loads(ended.stdout)
+        assert ended.returncode == expected
+        assert 2 <= document["behind_seconds"] < 300
+        assert abs(document["time"] - time.time()) < 60
+        words = r"this machine's clock is \d+ s %s the service's, " % ("ahead of" if ahead > 0 else "behind")
+        assert re.match(words, ended.stderr)
 
 
 def test_status_changes_nothing(service, copies):

@@ -66,7 +66,11 @@ def test_the_example_exports_settings_that_work(tmp_path):
     assert settings.warnings == ()
     assert [target.place.project for target in settings.targets] == ["other-project", "audit-project"] + [
         "other-project"
-    ] * 2
+    ] * 3
+    assert [target.topics for target in settings.targets] == [("ngnix", "nginx"), ("sql_audit",), ("click",)] + [
+        ("[]",),
+        ("*",),
+    ]
     assert {setting.name for setting in SETTINGS} <= names
 
 

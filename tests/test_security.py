@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import create_logstores
 from copies import (
+    AND_A_CATCH_ALL,
     LIMIT,
     PROJECT,
     SOURCE,
@@ -71,12 +72,13 @@ def test_keys_appear_in_no_answer_of_check_and_status(secret_service):
 
 def test_the_password_of_a_proxy_is_a_secret(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://user:p%40ss-word@proxy.test:3128")
+    monkeypatch.setenv("ftp_proxy", "http://[no URL that anything here reads")
     settings = read_settings(
         {
             "SLS_ENDPOINT": "e",
             "SLS_AK_ID": "id",
             "SLS_AK_KEY": SECRET,
-            "SLS_PROJECT": "p",
+            "SLS_PROJECT": "project",
             "SLS_LOGSTORE": "l",
             "SLS_CG": "g",
             "SLS_LOGSTORE_TO1": "t",
@@ -119,7 +121,7 @@ def test_hostile_topics_and_names_forge_no_path(service, copies, tmp_path):
     service.create_logstore(PROJECT, "rest")
     poisons = [make_log_group(topic, 1) + b"\x28\x01" for topic in HOSTILE_TOPICS[:4]]
     service.put(PROJECT, SOURCE, poisons)
-    copy = copies.start(SLS_REJECTED_DIR=str(directory), SLS_LOGSTORE_TO4="rest", SLS_TOPIC_TO4="*")
+    copy = copies.start(SLS_REJECTED_DIR=str(directory), **AND_A_CATCH_ALL)
     wait_until_delivered(service)
     assert copy.stop() == 0
     assert sorted(path.read_bytes() for path in directory.iterdir()) == sorted(poisons)

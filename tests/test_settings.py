@@ -1,6 +1,7 @@
 """Settings: every mistake gets one clear line that names its variable, and shows no secret."""
 
 import re
+import time
 from datetime import datetime, timezone
 
 import pytest
@@ -48,16 +49,52 @@ MISTAKES = [
     ({"SLS_AK_KEY": SECRET + "\u00e9"}, r"SLS_AK_KEY: its value \(not shown\) is wrong"),
     ({"SLS_STS_TOKEN": TOKEN + " " + TOKEN}, r"SLS_STS_TOKEN: its value \(not shown\) is wrong"),
     ({"SLS_REGION": "Hang Zhou"}, r"SLS_REGION: 'Hang Zhou' is wrong; right would be a region such as"),
-    ({"SLS_PROJECT": "a/b"}, r"SLS_PROJECT: 'a/b' is wrong; right would be letters"),
+    ({"SLS_ENDPOINT": "h:0"}, r"SLS_ENDPOINT: 'h:0' is wrong; right would be a host such as"),
+    ({"SLS_ENDPOINT": "h:99999"}, r"SLS_ENDPOINT: 'h:99999' is wrong"),
+    ({"SLS_ENDPOINT": "h:65536"}, r"SLS_ENDPOINT: 'h:65536' is wrong"),
+    ({"SLS_ENDPOINT": "h:\u0668\u0660"}, r"SLS_ENDPOINT: .* is wrong"),
+    ({"SLS_ENDPOINT": "h:"}, r"SLS_ENDPOINT: 'h:' is wrong"),
+    ({"SLS_ENDPOINT": "a..b"}, r"SLS_ENDPOINT: 'a\.\.b' is wrong"),
+    ({"SLS_ENDPOINT": "a.b."}, r"SLS_ENDPOINT: 'a\.b\.' is wrong"),
+    ({"SLS_ENDPOINT": "-"}, r"SLS_ENDPOINT: '-' is wrong"),
+    ({"SLS_ENDPOINT": "a-.b"}, r"SLS_ENDPOINT: 'a-\.b' is wrong"),
+    ({"SLS_ENDPOINT": "a" * 64}, r"SLS_ENDPOINT: 'a+' is wrong"),
+    ({"SLS_ENDPOINT_TO": "https://:443"}, r"SLS_ENDPOINT_TO: 'https://:443' is wrong"),
+    ({"SLS_PROJECT": "a/b"}, r"SLS_PROJECT: 'a/b' is wrong; right would be 3 to 63 lower-case letters"),
+    ({"SLS_PROJECT": "My-Project"}, r"SLS_PROJECT: 'My-Project' is wrong"),
+    ({"SLS_PROJECT": "my_project"}, r"SLS_PROJECT: 'my_project' is wrong"),
+    ({"SLS_PROJECT": "project-"}, r"SLS_PROJECT: 'project-' is wrong"),
+    ({"SLS_PROJECT": "p" * 64}, r"SLS_PROJECT: 'p+' is wrong"),
     ({"SLS_LOGSTORE": "a b"}, r"SLS_LOGSTORE: 'a b' is wrong; right would be letters"),
     ({"SLS_CG": "a.b"}, r"SLS_CG: 'a.b' is wrong; right would be up to 64 letters"),
     ({"SLS_LOGSTORE_TO1": "a,b"}, r"SLS_LOGSTORE_TO1: 'a,b' is wrong; right would be letters"),
     ({"SLS_LOGSTORE_TO1": "source"}, r"SLS_LOGSTORE_TO1: project/source is the source itself"),
     ({"SLS_LOGSTORE_TO4": "rest"}, r"SLS_TOPIC_TO4 is missing: "),
-    ({"SLS_TOPIC_TO5": "x"}, r"SLS_LOGSTORE_TO5 is missing: "),
-    ({"SLS_PROJECT_TO5": "x", "SLS_TOPIC_TO5": "x"}, r"SLS_LOGSTORE_TO5 is missing: "),
+    ({"SLS_TOPIC_TO1": "a", "SLS_TOPIC_TO5": "x"}, r"SLS_LOGSTORE_TO5 is missing: "),
+    ({"SLS_TOPIC_TO1": "a", "SLS_PROJECT_TO5": "xyz", "SLS_TOPIC_TO5": "x"}, r"SLS_LOGSTORE_TO5 is missing: "),
+    ({"SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "x"}, r"SLS_TOPIC_TO1 is missing: "),
+    ({"SLS_TOPIC_TO1": ""}, r"SLS_TOPIC_TO1 is missing: "),
     ({"SLS_TOPIC_TO1": " , ,"}, r"SLS_TOPIC_TO1: ', ,' is wrong; right would be topics separated by commas"),
-    ({"SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "sql, nginx"}, r"SLS_TOPIC_TO2: 'nginx' is routed by SLS_TOPIC_TO1"),
+    (
+        {"SLS_TOPIC_TO1": "nginx", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "sql, nginx"},
+        r"SLS_TOPIC_TO2: 'nginx' is routed by SLS_TOPIC_TO1",
+    ),
+    ({"SLS_TOPIC_TO1": '"a","b"'}, r"SLS_TOPIC_TO1: .*right would be .* quotes around all of them or none"),
+    (
+        {"SLS_TOPIC_TO1": "access\uff0cerror"},
+        "SLS_TOPIC_TO1: 'access\uff0cerror' is wrong; .*; '\uff0c' is a full-width character, type ',' instead",
+    ),
+    ({"SLS_TOPIC_TO1": "a\uff0a"}, "SLS_TOPIC_TO1: .* '\uff0a' is a full-width character, type '\\*' instead"),
+    ({"SLS_TOPIC_TO1": "a:\uff1f"}, "SLS_TOPIC_TO1: .* type '\\?' instead"),
+    ({"SLS_TOPIC_TO1": "a\uff1ab"}, "SLS_TOPIC_TO1: .* type ':' instead"),
+    ({"SLS_TOPIC_TO1": "app\u30101\u3011"}, "SLS_TOPIC_TO1: .* type '\\[' instead"),
+    ({"SLS_TOPIC_TO1": "a\u3001b"}, "SLS_TOPIC_TO1: .* type ',' instead"),
+    ({"SLS_TOPIC_TO1": "a\u3000b"}, "SLS_TOPIC_TO1: .* type ' ' instead"),
+    ({"SLS_TOPIC_TO1": "\u201caccess, error\u201d"}, "SLS_TOPIC_TO1: .* type '\"' instead"),
+    ({"SLS_ENDPOINT": "https\uff1a//e"}, "SLS_ENDPOINT: .* '\uff1a' is a full-width character, type ':' instead"),
+    ({"SLS_WRITERS": "\uff18"}, "SLS_WRITERS: .* type '8' instead"),
+    ({"SLS_CURSOR_START": "2018-12-26 00\uff1a00"}, "SLS_CURSOR_START: .* type ':' instead"),
+    ({"SLS_AK_KEY": SECRET + "\uff0c"}, "SLS_AK_KEY: its value \\(not shown\\) is wrong; [^\uff0c]*$"),
     ({"SLS_AK_ID_TO": "other"}, r"SLS_AK_KEY_TO is missing: "),
     ({"SLS_AK_KEY_TO1": "other"}, r"SLS_AK_ID_TO1 is missing: "),
     ({"SLS_STS_TOKEN_TO1": TOKEN, "SLS_AK_KEY_TO1": SECRET}, r"SLS_AK_ID_TO1 is missing: "),
@@ -65,12 +102,32 @@ MISTAKES = [
     ({"SLS_ENDPOINT_TO1": "a/b"}, r"SLS_ENDPOINT_TO1: 'a/b' is wrong"),
     ({"SLS_CURSOR_START": "yesterday"}, r"SLS_CURSOR_START: 'yesterday' is wrong; right would be begin, end, or"),
     ({"SLS_CURSOR_START": "2018-13-26"}, r"SLS_CURSOR_START: '2018-13-26' is wrong"),
+    ({"SLS_CURSOR_START": "1969-12-31T00:00:00Z"}, r"SLS_CURSOR_START: .* is wrong"),
+    ({"SLS_CURSOR_START": "2018-12-26T24:00:00Z"}, r"SLS_CURSOR_START: .* is wrong"),
+    ({"SLS_CURSOR_START": "2018-12-26T00:00:00 CST"}, r"SLS_CURSOR_START: .* is wrong; right would be begin, end, or"),
+    ({"SLS_CURSOR_START": "2018-12-26T00:00:00 Asia/Shanghai"}, r"SLS_CURSOR_START: .* is wrong"),
+    ({"SLS_CURSOR_START": "2018-12-26T00:00:00 EST5EDT"}, r"SLS_CURSOR_START: .* is wrong"),
+    ({"SLS_CURSOR_START": "2018-12-26T00:00:00+15:00"}, r"SLS_CURSOR_START: .* is wrong"),
+    ({"SLS_CURSOR_START": "2018-12-26T00:00:00+08:60"}, r"SLS_CURSOR_START: .* is wrong"),
+    ({"SLS_CURSOR_START": "2018-12-26 10pm"}, r"SLS_CURSOR_START: .* is wrong"),
+    ({"SLS_CURSOR_START": "2018-12-26 +08:00"}, r"SLS_CURSOR_START: .* is wrong"),
+    ({"SLS_CURSOR_START": "\u0662\u0660\u0661\u0668-12-26"}, r"SLS_CURSOR_START: .* is wrong"),
+    (
+        {"SLS_CURSOR_START": "2999-01-01T00:00:00Z"},
+        r"SLS_CURSOR_START: .* is wrong; right would be a time that has passed; this machine's clock says 2\d\d\d-",
+    ),
     ({"SLS_HEARTBEAT_INTERVAL": "20s"}, r"SLS_HEARTBEAT_INTERVAL: '20s' is wrong; right would be whole seconds from 1"),
     ({"SLS_HEARTBEAT_INTERVAL": "0"}, r"SLS_HEARTBEAT_INTERVAL: '0' is wrong"),
     ({"SLS_HEARTBEAT_INTERVAL": "1.5"}, r"SLS_HEARTBEAT_INTERVAL: '1.5' is wrong"),
     ({"SLS_FETCH_INTERVAL": "nan"}, r"SLS_FETCH_INTERVAL: 'nan' is wrong; right would be seconds from 0.01 to 60"),
     ({"SLS_FETCH_INTERVAL": "-1"}, r"SLS_FETCH_INTERVAL: '-1' is wrong"),
     ({"SLS_WRITERS": "0"}, r"SLS_WRITERS: '0' is wrong; right would be a whole number from 1 to 64"),
+    ({"SLS_HEARTBEAT_INTERVAL": "1_0"}, r"SLS_HEARTBEAT_INTERVAL: '1_0' is wrong"),
+    ({"SLS_WRITERS": "\u0663"}, r"SLS_WRITERS: '\u0663' is wrong"),
+    ({"SLS_WRITERS": "9" * 5000}, r"SLS_WRITERS: '9+' is wrong"),
+    ({"SLS_FETCH_INTERVAL": "1e1"}, r"SLS_FETCH_INTERVAL: '1e1' is wrong"),
+    ({"SLS_FETCH_INTERVAL": "inf"}, r"SLS_FETCH_INTERVAL: 'inf' is wrong"),
+    ({"SLS_FETCH_INTERVAL": "1_0.5"}, r"SLS_FETCH_INTERVAL: '1_0.5' is wrong"),
     ({"SLS_MERGE_PACKS": "maybe"}, r"SLS_MERGE_PACKS: 'maybe' is wrong; right would be true or false"),
     ({"SLS_LOG_DIR": "/no/such/directory"}, r"SLS_LOG_DIR: '/no/such/directory' is wrong; right would be a directory"),
     (
@@ -100,6 +157,28 @@ def test_a_mistake_gets_one_line(changes, line):
     (problem,) = caught.value.problems
     assert re.match(line, problem), problem
     assert "\n" not in problem and SECRET not in problem and TOKEN not in problem
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])
+def test_a_proxy_that_is_no_url_is_refused_and_its_password_not_shown(name):
+    wrong = ["user:pass-word@", "http://", ":8080", "http://user:pass-word@:1", "http://h:0", "h:99999", "ftp://h:21"]
+    for url in [*wrong, "http://a b", "http://h/path", "http://[::1", "http://us[er:pass-word@h", "-", " http://h:1"]:
+        with pytest.raises(SettingsError) as caught:
+            read(**{name: url})
+        (problem,) = caught.value.problems
+        assert problem.startswith(name + ": its value (not shown) is wrong; right would be a URL such as"), problem
+        assert "pass-word" not in problem
+    for url in ["", "h", "h:80", "http://h:80/", "HTTPS://h", "socks5h://user:p%40ss@h:1080", "u:p@ss@my_proxy:3128"]:
+        read(**{name: url})
+    read(**{name: "http://[::1]:3128"})
+
+
+def test_a_proxy_that_is_no_url_ends_the_program_in_one_line():
+    for url in ("user:pass-word@", "http://[::1"):
+        ended = run_program(with_changes({"https_proxy": url}))
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert re.fullmatch(r"dispatch_data\.py: https_proxy: [^\n]*\n", ended.stderr)
+        assert "pass-word" not in ended.stderr
 
 
 def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):
@@ -140,6 +219,7 @@ def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):
         ("SLS_PROJEKT", "SLS_PROJECT"),
         ("SLS_ENDPONT_TO", "SLS_ENDPOINT_TO"),
         ("SLS_LOGSTORE_TO0", "SLS_LOGSTORE_TO"),
+        ("SLS_LOGSTORE_TO" + "9" * 5000, "SLS_LOGSTORE_TO"),
     ],
 )
 def test_an_unknown_name_earns_a_warning_with_the_nearest_known(name, nearest):
@@ -149,12 +229,12 @@ def test_an_unknown_name_earns_a_warning_with_the_nearest_known(name, nearest):
 
 
 def test_no_warning_without_need():
-    assert read(SLS_REGION_TO1="cn-beijing", SLS_PROJECT_TO="x", SLS_CURSOR_START="end").warnings == ()
+    assert read(SLS_REGION_TO1="cn-beijing", SLS_PROJECT_TO="xyz", SLS_CURSOR_START="end").warnings == ()
 
 
 def test_defaults():
     settings = read()
-    assert settings[3:-1] == ("begin", 20, 0.2, 8, False, "", ".", "INFO")
+    assert settings[3:-2] == ("begin", 20, 0.2, 8, False, "", ".", "INFO")
     (target,) = settings.targets
     assert (target.number, target.topics) == (1, ("ngnix", "nginx"))
     assert target.place[:7] == settings.source._replace(logstore="nginx")[:7]
@@ -162,27 +242,45 @@ def test_defaults():
     assert [target.topics for target in settings.targets] == [("ngnix", "nginx"), ("sql_audit",), ("click",)]
 
 
+def test_what_the_settings_came_to_is_said(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    time.tzset()
+    try:
+        assert read().notes == (
+            "SLS_CURSOR_START, where a group without checkpoints begins: begin",
+            "no SLS_TOPIC_TO<n> is set: the default topics apply",
+        )
+        settings = read(SLS_TOPIC_TO1="x", SLS_CURSOR_START="2018-12-26")
+        (start,) = settings.notes
+        assert start.endswith(" begins: 2018-12-26 00:00:00 +0800 (2018-12-25 16:00:00 UTC)")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_each_target_takes_what_it_does_not_set_from_the_line_above():
     settings = read(
+        SLS_TOPIC_TO1="a",
         SLS_LOGSTORE_TO2="b",
+        SLS_TOPIC_TO2="b",
         SLS_LOGSTORE_TO30="c",
         SLS_TOPIC_TO30="x",
         SLS_STS_TOKEN=TOKEN,
         SLS_REGION="r",
-        SLS_PROJECT_TO="p",
+        SLS_PROJECT_TO="ppp",
         SLS_AK_ID_TO="id-to",
         SLS_AK_KEY_TO="key-to",
         SLS_ENDPOINT_TO2="https://e2",
         SLS_REGION_TO2="r2",
-        SLS_PROJECT_TO2="p2",
+        SLS_PROJECT_TO2="pp2",
         SLS_AK_ID_TO30="id-30",
         SLS_AK_KEY_TO30="key-30",
         SLS_STS_TOKEN_TO30="token-30",
     )
     one, two, thirty = [target.place for target in settings.targets]
-    assert one[:7] == (GOOD["SLS_ENDPOINT"], "id-to", "key-to", "", "r", "p", "nginx")
-    assert two[:7] == ("https://e2", "id-to", "key-to", "", "r2", "p2", "b")
-    assert thirty[:7] == (GOOD["SLS_ENDPOINT"], "id-30", "key-30", "token-30", "r", "p", "c")
+    assert one[:7] == (GOOD["SLS_ENDPOINT"], "id-to", "key-to", "", "r", "ppp", "nginx")
+    assert two[:7] == ("https://e2", "id-to", "key-to", "", "r2", "pp2", "b")
+    assert thirty[:7] == (GOOD["SLS_ENDPOINT"], "id-30", "key-30", "token-30", "r", "ppp", "c")
     assert [two.names[name] for name in ("SLS_LOGSTORE", "SLS_PROJECT", "SLS_AK_KEY", "SLS_REGION")] == [
         "SLS_LOGSTORE_TO2",
         "SLS_PROJECT_TO2",
@@ -198,6 +296,44 @@ def test_values_may_have_space_around_them():
     assert read(SLS_PROJECT=" project \r", SLS_TOPIC_TO1=" a ,b").targets[0].topics == ("a", "b")
 
 
+@pytest.mark.parametrize("text", ['"a, b c"', "'a, b c'", ' "a , b c" '])
+def test_values_may_be_quoted_where_no_shell_takes_the_quotes_away(text):
+    assert read(SLS_TOPIC_TO1=text, SLS_WRITERS='"4"').targets[0].topics == ("a", "b c")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "cn-hangzhou.log.aliyuncs.com:80",
+        "https://cn-hangzhou.log.aliyuncs.com:443",
+        "https://CN-Hangzhou.log.aliyuncs.com/",
+        "cn-hangzhou-intranet.log.aliyuncs.com",
+        "http://cn-hangzhou-internal.log.aliyuncs.com",
+        "cn-hangzhou-share.log.aliyuncs.com",
+        "cn-hangzhou-vpc.log.aliyuncs.com",
+        "cn-hangzhou-intranet.sls.aliyuncs.com",
+        "log-global.aliyuncs.com",
+        "100.100.0.1:8080",
+        "sls.company.example",
+    ],
+)
+def test_the_source_is_no_target_however_its_endpoint_is_written(endpoint):
+    for names in (("SLS_ENDPOINT", "SLS_ENDPOINT_TO"), ("SLS_ENDPOINT_TO1", "SLS_ENDPOINT")):
+        changes = dict.fromkeys(names, GOOD["SLS_ENDPOINT"])
+        changes[names[0]] = endpoint
+        with pytest.raises(SettingsError, match="SLS_LOGSTORE_TO1: project/source is the source itself"):
+            read(SLS_LOGSTORE_TO1="source", **changes)
+        read(SLS_LOGSTORE_TO1="other", **changes)
+        read(SLS_LOGSTORE_TO1="source", SLS_PROJECT_TO="other", **changes)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["cn-beijing-intranet.log.aliyuncs.com", "cn-hangzhou-finance.log.aliyuncs.com:80"]
+)
+def test_two_regions_may_have_projects_of_one_name(endpoint):
+    read(SLS_LOGSTORE_TO1="source", SLS_ENDPOINT_TO="https://" + endpoint)
+
+
 def test_an_empty_log_dir_means_stderr_alone():
     assert read(SLS_LOG_DIR="").log_dir == ""
     assert read(SLS_LOG_LEVEL="").log_level == "INFO"
@@ -210,7 +346,18 @@ def test_an_empty_log_dir_means_stderr_alone():
         ("end", "end"),
         ("2018-12-26T00:00:00+08:00", 1545753600),
         ("2018-12-26T00:00:00Z", 1545782400),
+        ("2018-12-26T08:00+0800", 1545782400),
+        ("2018-12-26 08:00:00.250 +08", 1545782400),
+        ("2018-12-26T08:00:00 UTC+8", 1545782400),
+        ("2018-12-26T08:00:00 GMT+08:00", 1545782400),
+        ("2018-12-26T08:00:00utc+8", 1545782400),
+        ("2018-12-25T19:00:00-05:00", 1545782400),
+        ("2018-12-26T05:45:00+05:45", 1545782400),
+        ("2018-12-26t00:00:00z", 1545782400),
+        ("2018-12-26 00:00:00 UTC", 1545782400),
+        ("1970-01-01T00:00:00Z", 0),
         ("2018-12-26 0:0:0", int(datetime(2018, 12, 26).timestamp())),
+        ("2018-12-26", int(datetime(2018, 12, 26).timestamp())),
     ],
 )
 def test_cursor_start(text, expected):
@@ -238,6 +385,53 @@ def test_routes():
         None,
         None,
     ]
+
+
+def topics_found(topic_lists, topics):
+    """Routes each topic by targets with these SLS_TOPIC_TO<n>, n from 1; gives the numbers, and the warnings."""
+    settings = read(
+        **{"SLS_LOGSTORE_TO%d" % (number + 1): "target" for number in range(len(topic_lists))},
+        **{"SLS_TOPIC_TO%d" % (number + 1): text for number, text in enumerate(topic_lists)},
+    )
+    find = Routes(settings.targets).find
+    return [find(topic) for topic in topics], settings.warnings
+
+
+def test_a_wildcard_in_brackets_is_the_character_itself():
+    found, warnings = topics_found(
+        ["app[[]1],what[?],[*],[[]]", "app?1?,*"], ["app[1]", "what?", "*", "[]", "what!", "app[12", "x"]
+    )
+    assert (found, warnings) == ([1, 1, 1, 1, 2, 2, 2], ())
+    assert topics_found(["a[\uff0c]b", "*"], ["a\uff0cb", "a,b"]) == ([1, 2], ())
+
+
+@pytest.mark.parametrize("text, literal", [("app[1]", "app[[]1]"), ("[error]", "[[]error]"), ("a[0-9]b", "a[[]0-9]b")])
+def test_a_pattern_in_brackets_that_could_be_meant_as_a_name_earns_a_warning(text, literal):
+    (number, itself), (warning,) = topics_found([text], [text, text])[0], read(SLS_TOPIC_TO1=text).warnings
+    assert (number, itself) == (None, None)
+    assert warning.startswith("SLS_TOPIC_TO1: %r is a pattern" % text) and repr(literal) in warning
+    assert topics_found([literal], [text]) == ([1], ())
+
+
+@pytest.mark.parametrize("text", ["app[1]*", "[ab]?", "app[1", "[]", "[*]", "*"])
+def test_other_patterns_earn_none(text):
+    assert read(SLS_TOPIC_TO1=text).warnings == ()
+
+
+def test_log_groups_without_a_topic_can_be_routed_by_themselves():
+    assert topics_found(["[]", "*"], ["", "[]", "x"]) == ([1, 2, 2], ())
+    assert topics_found(["a", "b, [] ", "?*"], ["", "a", "b", "c"]) == ([2, 1, 2, 3], ())
+
+
+def test_a_range_that_makes_no_sense_is_refused_or_matches_nothing():
+    """The older of the interpreters' fnmatch makes no regular expression of it, the newer one that never matches."""
+    try:
+        read(SLS_TOPIC_TO1="app[z-a]")
+    except SettingsError as error:
+        (problem,) = error.problems
+        assert problem.startswith("SLS_TOPIC_TO1: 'app[z-a]' is wrong")
+    else:
+        assert topics_found(["app[z-a]*"], ["appz", "appa", "app"])[0] == [None] * 3
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
