@@ -304,9 +304,7 @@ class Place(NamedTuple):
     project: str
     logstore: str
     names: Mapping[str, str]
-    credentials: str = (
-        ""  # where the key comes from, in the place of the three above; never "uri" but what that stands for
-    )
+    credentials: str = ""  # where the key comes from that stands in the place of id, secret and token
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)

@@ -348,7 +348,7 @@ def test_no_secret_is_written_anywhere_while_all_goes_wrong(service, key_service
         assert copy.stop() == 0
         secrets = [secret for secret in [*key_services.secrets, key_services.password] if secret]
         written = "".join(path.read_text() for path in copy.directory.iterdir() if path.suffix != ".py")
-    assert " DEBUG " in written and len(secrets) > 2
+    assert " DEBUG " in written and len(secrets) >= 2
     assert [secret for secret in secrets if secret in written] == []
 
 
