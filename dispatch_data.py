@@ -2082,14 +2082,13 @@ class Target:
 
         If not, no LogGroup is at fault: a header, the key or something on the way may be.
         """
-        with self.lock:
-            is_known = self.puts > puts_before or time.monotonic() < self.next_probe
-            self.next_probe = self.next_probe if is_known else time.monotonic() + HOLD_UP
-        if not is_known:
-            with contextlib.suppress(Exception):
+        if self.puts <= puts_before and time.monotonic() >= self.next_probe:
+            try:
                 self.write(Put([], NO_LOGS))
                 with self.lock:
                     self.puts += 1
+            except Exception:  # any: then nothing is known
+                self.next_probe = time.monotonic() + HOLD_UP
         return self.puts > puts_before
 
     def keep(self, put: Put, error: Exception) -> bool:

@@ -234,7 +234,7 @@ def test_no_warning_without_need():
 
 def test_defaults():
     settings = read()
-    assert settings[3:-2] == ("begin", 20, 0.2, 8, False, "", ".", "INFO")
+    assert settings[3:-2] == ("begin", 20, 0.4, 8, False, "", ".", "INFO")
     (target,) = settings.targets
     assert (target.number, target.topics) == (1, ("ngnix", "nginx"))
     assert target.place[:7] == settings.source._replace(logstore="nginx")[:7]
