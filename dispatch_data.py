@@ -592,8 +592,7 @@ class LogGroup:
     """A LogGroup as it came over the wire, in two pieces: its logs, and all that describes them. It never changes.
 
     `Topic` and `SerializeToString()` are named as in the SDK's message. `logs` are the serialised fields Logs, a view
-    into the pull they came with; `rest` is every other field. With
-    `joinable` false there are Logs in the rest as well.
+    into the pull they came with; `rest` is every other field. With `joinable` false there are Logs in the rest as well.
     """
 
     __slots__ = ("Topic", "joinable", "log_count", "logs", "rest")
@@ -803,6 +802,7 @@ CONNECT_TIMEOUT = 10  # seconds
 ANSWER_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see Line
 SLOWEST_LINE = 10 * 1000  # bytes a second; what moves no faster is given up
 LONGEST_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
+REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
 
@@ -937,9 +937,6 @@ class CallFailed(Exception):
     def may_pass(self) -> bool:
         """Whether time alone may mend it; else somebody has to change a key, a name or a clock."""
         return self.fault == Fault.TIME
-
-
-REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
 
 
 def explain(error: Exception, place: Place) -> str:
@@ -1473,6 +1470,11 @@ def all_keys(settings: Settings) -> list[Keys]:
 # ---- the service: its calls ------------------------------------------------------------------------------------------
 
 
+def can_be_used_again(connection: http.client.HTTPConnection, since: float) -> bool:
+    """Whether nobody has closed a connection that has been idle since then, and nothing lies unread on it."""
+    return time.monotonic() - since < LONGEST_IDLE and not wait_for_read(connection.sock, 0)
+
+
 class LeanClient(LogClient):
     """A LogClient that talks to one project, from many threads, without requests, and tries each call once.
 
@@ -1543,11 +1545,11 @@ class LeanClient(LogClient):
         return self.keep(connection, exchange(connection, line, method, request))
 
     def idle_connection(self) -> http.client.HTTPConnection | None:
-        """A connection to use again, if there is one that nobody has closed and on which nothing lies unread."""
+        """A connection to use again, if there is one."""
         with contextlib.suppress(IndexError):
             while True:
                 connection, since = self.idle.pop()
-                if time.monotonic() - since < LONGEST_IDLE and not wait_for_read(connection.sock, 0):
+                if can_be_used_again(connection, since):
                     return connection
                 connection.close()
         return None
@@ -1566,7 +1568,7 @@ class LeanClient(LogClient):
         for _ in range(len(self.idle)):
             with contextlib.suppress(IndexError):
                 connection, since = self.idle.popleft()
-                if time.monotonic() - since < LONGEST_IDLE and not wait_for_read(connection.sock, 0):
+                if can_be_used_again(connection, since):
                     self.idle.append((connection, since))
                 else:
                     connection.close()
@@ -1953,8 +1955,6 @@ SLOW = (5.0, 250 * 1000)  # seconds, and bytes a second: puts that take longer w
 HOLD_UP = 1.0  # seconds for which puts that failed wait for the others of their batch
 REFUSALS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
 FAILURES = 8  # puts in a row that a target must fail before those that wait for it are not even tried
-
-
 NO_LOGS = b"\x1a\x00"  # a LogGroup with the topic "" and no logs
 
 
@@ -2595,9 +2595,7 @@ class Heartbeats(threading.Thread):
     answer that came too late. Here the SDK's one loop waits for its next turn, too.
     """
 
-    TURN = (
-        0.05  # seconds between the turns of the SDK's loop, which begins pulls and batches; less when a task has ended
-    )
+    TURN = 0.05  # seconds between turns of the SDK's loop, which begins pulls and batches; less after a task
     SHORTEST_TURN = 0.005
 
     def __init__(self, membership: Membership, interval: float) -> None:
@@ -2824,7 +2822,7 @@ class Dispatcher(threading.Thread):
 
     def find_group(self) -> None:
         """Sees to it that the group is there, as it is found; makes it where there is none. Raises CannotStart."""
-        interval = self.settings.heartbeat_interval
+        interval, group = self.settings.heartbeat_interval, None
         try:
             group = self.look_for_group()
             if group is None:
@@ -2832,10 +2830,9 @@ class Dispatcher(threading.Thread):
         except CallFailed as error:
             if error.code != "ConsumerGroupAlreadyExist":  # another copy was faster, or the key may not list groups
                 raise self.cannot_join(error) from error
-        else:
-            for line in remarks_on_group(group, self.checkpoints(), interval) if group else ():
-                log.warning("%s: %s", self.name, line)
         checkpoints = self.checkpoints()
+        for line in remarks_on_group(group, checkpoints, interval) if group else ():
+            log.warning("%s: %s", self.name, line)
         self.group_began = when_group_began(checkpoints)
         if not has_begun(checkpoints):
             self.group_began = int(self.source.client.service_time())  # no later than the ends: nothing lies between
@@ -2876,7 +2873,7 @@ class Dispatcher(threading.Thread):
     def take_leave_of(self, membership: Membership) -> None:
         """Ends a lost consumer, and keeps what it has delivered, but may not save, for the next."""
         membership.end(GRACE + 1)
-        for shard, consumer in membership.shards.items():
+        for shard, consumer in list(membership.shards.items()):  # tasks of the SDK may still change it
             if consumer.delivered != consumer.checkpoint:
                 self.unsaved[shard] = consumer.checkpoint, consumer.delivered
 
