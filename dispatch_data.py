@@ -52,6 +52,7 @@ if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile
 
 try:
     import requests
+    import urllib3
     from aliyun.log import LogClient, LogException
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
     from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
@@ -59,11 +60,13 @@ try:
     from aliyun.log.consumer.consumer_client import ConsumerClient
     from aliyun.log.credentials import Credentials, CredentialsProvider
     from aliyun.log.pulllog_response import PullLogResponse
-    from urllib3.util import wait_for_read
 
-    LogClient._getHttpResponse  # type: ignore[attr-defined]  # noqa: B018  # private, LeanClient overrides it
+    # Private, or of newer releases only: what LeanClient and Connector rest on.
+    LogClient._getHttpResponse  # type: ignore[attr-defined]  # noqa: B018
+    urllib3.HTTPSConnectionPool._new_conn, urllib3.HTTPSConnectionPool._prepare_proxy  # noqa: B018
+    requests.adapters.HTTPAdapter.get_connection_with_tls_context  # noqa: B018
 except (ImportError, AttributeError) as missing:
-    sys.exit("dispatch_data.py: %s; install the SDK release it knows: pip install -r requirements.txt" % missing)
+    sys.exit("dispatch_data.py: %s; install what it knows: pip install -r requirements.txt" % missing)
 
 __version__ = "1.0.0"
 
@@ -917,11 +920,12 @@ class CallFailed(Exception):
 
     @classmethod
     def without_answer(cls, error: Exception) -> CallFailed:
-        """For a call that ended in an OSError, ValueError or HTTPException."""
-        text = "%s: %s" % (type(error).__name__, error)
-        if isinstance(error, ssl.SSLCertVerificationError):
+        """For a call that ended in an exception; urllib3's stand for those of the operating system."""
+        cause = error.__cause__ or error
+        text = "%s: %s" % (type(cause).__name__, cause)
+        if isinstance(cause, ssl.SSLCertVerificationError):
             return cls("CertificateNotTrusted", text)
-        no_file = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+        no_file = isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
         return cls("TooManyOpenFiles" if no_file else "NoAnswer", text)
 
     @classmethod
@@ -1065,48 +1069,39 @@ class Trying:
 
 
 class Connector:
-    """Opens connections to one origin (scheme://host:port) as requests would: same proxy, same trusted CAs.
+    """Opens connections to one origin (scheme://host:port) as requests would: same proxy of any kind, same trusted CAs.
 
-    requests reads the environment and builds its objects anew for every call, which costs more than the rest of a
-    put; this reads the environment once. What http.client can't do, a proxy spoken to in TLS or SOCKS, stays with
-    requests: then `is_usable` is False.
+    requests reads the environment and builds its objects anew for every call, which costs more than the rest of a put;
+    here its pool is made once, and asked for nothing but connections.
     """
 
     def __init__(self, origin: str) -> None:
-        settled = requests.Session().merge_environment_settings(origin, {}, None, None, None)
-        bundle = requests.utils.DEFAULT_CA_BUNDLE_PATH if settled["verify"] is True else str(settled["verify"] or "")
-        self.origin = urlsplit(origin)
+        session = requests.Session()
+        request = session.prepare_request(requests.Request("GET", origin))
+        settled = session.merge_environment_settings(origin, {}, None, None, None)
+        adapter: Any = session.get_adapter(origin)
         proxy = requests.utils.select_proxy(origin, settled["proxies"])
-        self.proxy = urlsplit(requests.utils.prepend_scheme_if_needed(proxy, "http") if proxy else "")
-        self.is_usable = self.proxy.scheme in ("", "http") and bool(bundle)
-        self.proxy_headers = {}
-        if self.proxy.username:
-            user = "%s:%s" % requests.utils.get_auth_from_url(self.proxy.geturl())
-            self.proxy_headers["Proxy-Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
-        self.tls = None
-        if self.origin.scheme == "https" and self.is_usable:
-            is_directory = os.path.isdir(bundle)
-            self.tls = ssl.create_default_context(
-                cafile=None if is_directory else bundle, capath=bundle if is_directory else None
+        self.pool: Any = adapter.get_connection_with_tls_context(request, settled["verify"], settled["proxies"])
+        self.pool.conn_kw["socket_options"] = urllib3.connection.HTTPConnection.default_socket_options  # TCP_NODELAY
+        self.has_tunnel = self.pool.proxy and origin.startswith("https:")
+        if self.pool.scheme == "https" and not (self.has_tunnel and self.pool.proxy.scheme == "https"):
+            # One for all connections: to read the CAs takes some 20 ms, to keep them half a MB.
+            self.pool.conn_kw["ssl_context"] = ssl.create_default_context(
+                cafile=self.pool.ca_certs, capath=self.pool.ca_cert_dir
             )
+            self.pool.ca_certs = self.pool.ca_cert_dir = None
         # An HTTP proxy is told the whole URL, and who asks, with each request.
-        is_told = self.proxy.hostname and not self.tls
+        is_told = adapter.request_url(request, settled["proxies"]) != request.path_url
         self.url_start = origin if is_told else ""
-        self.headers = dict(USER_AGENT, **(self.proxy_headers if is_told else {}))
+        self.headers = dict(USER_AGENT, **(adapter.proxy_headers(proxy) if is_told else {}))
 
-    def connect(self) -> http.client.HTTPConnection:
-        """A new connection, open. Raises OSError, ValueError or HTTPException."""
-        host, port = self.origin.hostname or "", self.origin.port
-        address = (self.proxy.hostname, self.proxy.port or 80) if self.proxy.hostname else (host, port)
-        connection: http.client.HTTPConnection
-        if self.tls:
-            connection = http.client.HTTPSConnection(*address, timeout=CONNECT_TIMEOUT, context=self.tls)
-            if self.proxy.hostname:
-                connection.set_tunnel(host, port, headers=self.proxy_headers)
-        else:
-            connection = http.client.HTTPConnection(*address, timeout=CONNECT_TIMEOUT)
+    def connect(self) -> Any:
+        """A new HTTPConnection, open. Raises OSError, ValueError, HTTPException or HTTPError."""
+        # Two private methods of urllib3's, for which it has no public ones.
+        connection: Any = self.pool._new_conn()
+        connection.timeout = CONNECT_TIMEOUT
         try:
-            connection.connect()
+            self.pool._prepare_proxy(connection) if self.has_tunnel else connection.connect()
         except BaseException:
             connection.close()
             raise
@@ -1160,7 +1155,7 @@ def exchange(
         try:
             line.send(request)
         except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
-            if not wait_for_read(connection.sock, 0):
+            if not urllib3.util.wait_for_read(connection.sock, 0):
                 raise
         with http.client.HTTPResponse(line, method=method) as response:  # type: ignore[arg-type]
             response.begin()
@@ -1472,7 +1467,7 @@ def all_keys(settings: Settings) -> list[Keys]:
 
 def can_be_used_again(connection: http.client.HTTPConnection, since: float) -> bool:
     """Whether nobody has closed a connection that has been idle since then, and nothing lies unread on it."""
-    return time.monotonic() - since < LONGEST_IDLE and not wait_for_read(connection.sock, 0)
+    return time.monotonic() - since < LONGEST_IDLE and not urllib3.util.wait_for_read(connection.sock, 0)
 
 
 class LeanClient(LogClient):
@@ -1508,9 +1503,7 @@ class LeanClient(LogClient):
     ) -> Any:
         try:
             status, answer, answer_headers = self.call(method, url, params, body, headers)
-        except LogException as error:
-            raise CallFailed("NoAnswer", str(error.get_error_message())) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallFailed.without_answer(error) from error
         is_put = url.endswith("/shards/lb")
         if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
@@ -1523,13 +1516,10 @@ class LeanClient(LogClient):
     def call(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: Mapping[str, str]
     ) -> tuple[int, bytes, Mapping[str, str]]:
-        """(status, body, headers) of the answer. Raises OSError, ValueError, HTTPException, or as requests do."""
-        scheme, _, rest = url.partition("://")
-        host, slash, path = rest.partition("/")
-        connector = self.connector = self.connector or Connector(scheme.lower() + "://" + host)
-        if not connector.is_usable:
-            return super()._getHttpResponse(method, url, params, body, headers)  # type: ignore[misc]
-        path = connector.url_start + slash + path + ("?" + urlencode(params) if params else "")
+        """(status, body, headers) of the answer. Raises OSError, ValueError, HTTPException or HTTPError."""
+        scheme, host, path = urlsplit(url)[:3]
+        connector = self.connector = self.connector or Connector("%s://%s" % (scheme, host))
+        path = connector.url_start + path + ("?" + urlencode(params) if params else "")
         lines = ["%s: %s\r\n" % pair for sent in (headers, connector.headers) for pair in sent.items()]
         request = ("%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join(lines))).encode("latin-1") + (body or b"")
         connection = self.idle_connection()

@@ -1,19 +1,23 @@
 """How puts and pulls reach the service: proxies, certificates, kept connections; lag; what the SDK leaves to us."""
 
+import contextlib
+import pathlib
 import re
 import socket
 import socketserver
+import ssl
 import threading
 import time
+from urllib.parse import urlsplit
 
 import pytest
+import trustme
 from aliyun.log.proto import LogGroup
 from copies import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import LocalLogService
 
 from dispatch_data import (
     CallFailed,
-    Connector,
     Dispatcher,
     LeanClient,
     Logstore,
@@ -129,10 +133,64 @@ def test_a_proxy_is_told_its_user_and_password(clean_environment, scheme, first_
     assert "p@ss" not in str(caught.value) and "p%40ss" not in str(caught.value)
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "https://127.0.0.1:3128"])
-def test_what_http_client_cannot_do_is_left_to_requests(clean_environment, proxy):
-    clean_environment.setenv("http_proxy", proxy)
-    assert not Connector("http://example.test:80").is_usable
+class TlsProxy(socketserver.ThreadingTCPServer):
+    """Speaks TLS with who connects, and passes what it hears on to a port of this machine."""
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self, port):
+        self.authority = trustme.CA(organization_name="Proxy")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.authority.issue_cert("localhost").configure_cert(context)
+        self.connections = 0
+        proxy = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                proxy.connections += 1
+                with context.wrap_socket(self.request, server_side=True) as near, socket.socket() as far:
+                    far.connect(("127.0.0.1", port))
+                    back = threading.Thread(target=self.copy, args=(far, near), daemon=True)
+                    back.start()
+                    self.copy(near, far)
+
+            @staticmethod
+            def copy(source, destination):
+                with contextlib.suppress(OSError):
+                    for data in iter(lambda: source.recv(1 << 16), b""):
+                        destination.sendall(data)
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.mark.parametrize("https", [False, True])
+def test_a_proxy_may_be_spoken_to_in_tls(clean_environment, tmp_path, https):
+    with LocalLogService(https=https) as service:
+        service.create_logstore(PROJECT, "nginx")
+        use_environment(clean_environment, service)
+        name = "https_proxy" if https else "http_proxy"
+        with TlsProxy(urlsplit(service.environment()[name]).port) as proxy:
+            bundle = tmp_path / "authorities.pem"
+            known = pathlib.Path(service.environment()["REQUESTS_CA_BUNDLE"]).read_bytes() if https else b""
+            bundle.write_bytes(known + proxy.authority.cert_pem.bytes())
+            clean_environment.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+            clean_environment.setenv(name, "https://localhost:%d" % proxy.server_address[1])
+            clean_environment.setenv(name.upper(), "https://localhost:%d" % proxy.server_address[1])
+            client = client_for(service)
+            assert [put(client), put(client)] == taken(service)
+            assert proxy.connections == 1
+            proxy.shutdown()
+
+
+def test_a_socks_proxy_is_used_or_its_lack_is_told(service, clean_environment):
+    """requests speaks SOCKS where PySocks is installed; without it nothing may go past the proxy."""
+    use_environment(clean_environment, service)
+    clean_environment.setenv("http_proxy", "socks5h://127.0.0.1:9")
+    clean_environment.setenv("HTTP_PROXY", "socks5h://127.0.0.1:9")
+    with pytest.raises(CallFailed, match="SOCKS") as caught:
+        put(client_for(service))
+    assert caught.value.code == "NoAnswer" and not taken(service)
 
 
 def test_an_idle_connection_that_the_service_closed_is_replaced_unnoticed(service, clean_environment):
