@@ -7,8 +7,8 @@
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), the service (answers, connections), keys, the service (calls), looking,
-delivery, consumer, command line. Each part knows only those before it.
+order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery, consumer, command line.
+Each part knows only those before it.
 """
 
 from __future__ import annotations
@@ -210,26 +210,13 @@ url_of_proxy = matching(
     "a URL such as http://proxy.example:3128",
 )  # fmt: skip
 ROLE_NAME = r"[A-Za-z0-9._-]{1,64}"
-AGENT_URL = re.compile(r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?(/[^#\s]*)?")
+AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
+key_source = matching(
+    r"ecs(:%s)?|oidc|uri|file:/.+|%s" % (ROLE_NAME, AGENT_URL),
+    "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>",
+)
 OIDC_NAMES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 URI_NAME = "ALIBABA_CLOUD_CREDENTIALS_URI"
-OTHERS = 0o007  # permissions of those who are neither a file's owner nor of its group
-
-
-def key_source(text: str) -> str:
-    if text.startswith("file:/"):
-        with contextlib.suppress(OSError):  # it may be written later
-            if os.stat(text[len("file:") :]).st_mode & OTHERS:
-                raise ValueError("a file that nobody else can read: chmod 600, or 640")
-    elif (
-        text not in ("oidc", "uri")
-        and not re.fullmatch("ecs(:%s)?" % ROLE_NAME, text)
-        and not AGENT_URL.fullmatch(text)
-    ):
-        raise ValueError("ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>")
-    return text
-
-
 REQUIRED = None
 
 # fmt: off
@@ -370,12 +357,7 @@ class Settings(NamedTuple):
     def secrets(self) -> list[str]:
         """All that must never be shown."""
         places = [self.source] + [target.place for target in self.targets]
-        secrets = [text for place in places for text in (place.access_key, place.security_token)]
-        for url in (urlsplit(place.credentials) for place in places if place.credentials.startswith("http:")):
-            password = url.password or ""
-            basic = base64.b64encode(unquote("%s:%s" % (url.username, password)).encode()).decode()
-            secrets += [password, unquote(password), basic if password else "", url.query]
-        return [text for text in secrets if text]
+        return [text for place in places for text in (place.access_key, place.security_token) if text]
 
 
 class SettingsError(Exception):
@@ -467,14 +449,13 @@ class EnvironmentReader:
     def read_key_source(self, setting: Setting, suffix: str) -> str:
         """The value of SLS_CREDENTIALS; what it takes from variables of others is checked, too."""
         source = self.read(setting, suffix)
-        needed = {"oidc": OIDC_NAMES, "uri": (URI_NAME,)}.get(source, ())
-        for name in needed:
+        for name in {"oidc": OIDC_NAMES, "uri": (URI_NAME,)}.get(source, ()):
             if not self.of_others.get(name):
                 self.problem("%s is missing: %s%s=%s takes it" % (name, setting.name, suffix, source))
         if source != "uri":
             return source
         url = self.of_others.get(URI_NAME) or ""
-        if url and not AGENT_URL.fullmatch(url):
+        if url and not re.fullmatch(AGENT_URL, url):
             self.problem("%s: its value (not shown) is wrong; right would be http://<agent>" % URI_NAME)
         return url
 
@@ -797,7 +778,7 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[Pu
     return puts
 
 
-# ---- the service: its calls, what its answers mean, and the one way to try again -------------------------------------
+# ---- failures: what the answers of the service mean, and the one way to try again ------------------------------------
 
 FIRST_PAUSE = 0.1  # seconds
 LONGEST_PAUSE = 5.0  # seconds
@@ -835,6 +816,8 @@ MEANINGS = {
         "ProjectForbidden": "the account of {SLS_PROJECT} is in arrears, or the project is locked",
         "Unauthorized": "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy",
         "SecurityTokenExpired": "{SLS_STS_TOKEN} has run out: set a new key and token and start again",
+        "KeyRefused": "what {SLS_CREDENTIALS} names gives no key: is the RAM role attached to this instance, does it "
+                      "trust the pod's service account?",
         "RequestTimeExpired": CLOCK_ADVICE,
         "RequestTimeTooSkewed": CLOCK_ADVICE,
         "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: delete one that nobody "
@@ -855,6 +838,7 @@ MEANINGS = {
         "InternalServerError": PASSING_ADVICE,
         "ServerBusy": PASSING_ADVICE,
         "NoAnswer": "{SLS_ENDPOINT} must be reachable from here: look at its name, the network, the proxy variables",
+        "NoKey": "what {SLS_CREDENTIALS} names must be reachable, and have a key that is good by this machine's clock",
         "CertificateNotTrusted": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs",
         "TooManyOpenFiles": "this process may open no more files: raise `ulimit -n` (LimitNOFILE in systemd)",
         "UnreadablePull": "nothing of it is delivered or skipped; it is pulled again",
@@ -894,6 +878,13 @@ def printable(text: str, longest: int = 300) -> str:
     """The text, safe to show on one line: what isn't printable is escaped, what is too long is cut."""
     shown = text if len(text) <= longest else text[:longest] + "..."
     return shown if shown.isprintable() else repr(shown)[1:-1]
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """The text without the secrets."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
 
 class CallFailed(Exception):
@@ -1068,6 +1059,234 @@ class Trying:
         log.warning(line, *values)
 
 
+# ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
+
+METADATA = "http://100.100.100.200/latest/"  # answers on an ECS instance, and nowhere else
+ROLES = "meta-data/ram/security-credentials/"
+NEAR_TIMEOUT = 2.0  # seconds, for the metadata service and local agents
+STS_TIMEOUT = 10.0  # seconds
+FIRST_KEY_TIMEOUT = 15.0  # seconds that calls wait for the outcome of the first try to get a key
+KEY_LIFE = 3600  # seconds, of a key that STS is asked for
+RENEWED_AHEAD = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
+LOOK_FOR_KEY = 1.0  # seconds between looks at whether it is time for another key
+KEY_FIELDS = ("AccessKeyId", "AccessKeySecret", "SecurityToken", "Expiration")
+
+
+class Key(Credentials):
+    """An access key that ends at `end` (unix seconds); `role` says whose it is, "" where that is not known."""
+
+    def __init__(self, key_id: str, secret: str, token: str, end: float = float("inf"), role: str = "") -> None:
+        super().__init__(key_id, secret, token)
+        self.end, self.role = end, role
+
+    def __str__(self) -> str:
+        tense = "ended" if time.time() >= self.end else "ends"
+        return "%s%s %s" % ("role %s, " % self.role if self.role else "", tense, both_times(self.end))
+
+
+def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: object = None) -> str:
+    """What is answered to one short request with 200. Raises CallFailed.
+
+    http:// is for what is near, and asked without a proxy; https:// is for STS. requests' timeout begins again with
+    each byte: so the body is read byte by byte, as long as there is time.
+    """
+    is_far = url.startswith("https:")
+    seconds = STS_TIMEOUT if is_far else NEAR_TIMEOUT
+    end, body = time.monotonic() + seconds, b""
+    options: Any = {"headers": headers, "data": form, "timeout": seconds, "allow_redirects": False, "stream": True}
+    try:
+        with requests.Session() as session:
+            session.trust_env = is_far  # its proxies, its CAs
+            with session.request(method, url, **options) as answer:
+                for byte in answer.iter_content(1):
+                    body += byte
+                    if time.monotonic() > end:
+                        raise requests.Timeout("the answer has no end")
+    except requests.RequestException as error:
+        reason = getattr(error.args[0], "reason", error) if error.args else error  # without the URL, a secret maybe
+        raise CallFailed("NoKey", "%s: %s" % (type(reason).__name__, reason)) from None
+    text = body.decode("utf-8", "replace").strip()
+    if answer.status_code == 200:
+        return text
+    # Only an error's code and message are shown, in JSON or XML: the rest may be half a key.
+    words = re.findall(r'["<](?:Code|Message)(?:"\s*:\s*"|>)([^"<]+)', text)
+    is_busy = answer.status_code == 429 or any(word.startswith("Throttling") for word in words)
+    where = "%s%s" % (urlsplit(url).hostname, urlsplit(url).path)
+    raise CallFailed("NoKey" if is_busy else "KeyRefused", ": ".join([where, *words]), answer.status_code)
+
+
+def read_key(text: str, role: str = "") -> Key:
+    """The key in the JSON that all sources give, STS inside of another object. Raises CallFailed."""
+    try:
+        fields = json.loads(text)
+        fields = fields.get("Credentials", fields)
+        if fields.get("Code", "Success") != "Success":
+            raise CallFailed("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
+        key_id, secret, token, expiration = [fields[name] for name in KEY_FIELDS]
+        if not re.fullmatch("[!-~]+ [!-~]+ [!-~]+", " ".join([key_id, secret, token])):
+            raise ValueError
+        return Key(key_id, secret, token, calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ")), role)
+    except (ValueError, TypeError, KeyError, AttributeError):  # their text may show what was to be read
+        raise CallFailed("NoKey", "what came isn't JSON with %s" % ", ".join(KEY_FIELDS)) from None
+
+
+def key_of_instance(role: str) -> Key:
+    """From the metadata service of the ECS instance: in its hardened form or, where it has none, in the older one."""
+    headers = {"X-aliyun-ecs-metadata-token-ttl-seconds": "21600"}
+    try:
+        headers = {"X-aliyun-ecs-metadata-token": ask("PUT", METADATA + "api/token", headers)}
+        Keys.hide(time.time(), *headers.values())
+    except CallFailed as failure:
+        is_forbidden = os.environ.get("ALIBABA_CLOUD_IMDSV1_DISABLED", "").lower() in ("1", "true")
+        if is_forbidden or failure.status not in (404, 405):
+            raise
+        headers = {}
+    role = role or ask("GET", METADATA + ROLES, headers)
+    return read_key(ask("GET", METADATA + ROLES + role, headers), role)
+
+
+def key_of_service_account(_: str) -> Key:
+    """From STS, in exchange for the OIDC token of the pod's service account (RRSA), which the cluster renews."""
+    role, provider, token_file = [os.environ[name] for name in OIDC_NAMES]
+    with open(token_file, encoding="ascii") as file:
+        token = file.read().strip()
+    Keys.hide(time.time() + KEY_LIFE, token)
+    query = {"Action": "AssumeRoleWithOIDC", "Version": "2015-04-01", "Format": "JSON",
+             "Timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
+    form = {"RoleArn": role, "OIDCProviderArn": provider, "OIDCToken": token, "DurationSeconds": KEY_LIFE,
+            "RoleSessionName": os.environ.get("ALIBABA_CLOUD_ROLE_SESSION_NAME") or "dispatch_data"}  # fmt: skip
+    host = os.environ.get("ALIBABA_CLOUD_STS_ENDPOINT") or "sts.aliyuncs.com"  # the cluster sets that of its region
+    return read_key(ask("POST", "https://%s/?%s" % (host, urlencode(query)), form=form), role)
+
+
+def key_of_agent(rest_of_url: str) -> Key:
+    return read_key(ask("GET", "http:" + rest_of_url))
+
+
+def key_of_file(path: str) -> Key:
+    with open(path, encoding="utf-8") as file:
+        if os.fstat(file.fileno()).st_mode & 0o007:
+            raise CallFailed("KeyRefused", "others can get at %s: chmod 600 it, or 640" % path)
+        return read_key(file.read())
+
+
+KEY_SOURCES = {"ecs": key_of_instance, "oidc": key_of_service_account, "http": key_of_agent, "file": key_of_file}
+
+
+class Keys(CredentialsProvider):
+    """The key of one source for all who sign with it: the SDK asks at each signature, from many threads.
+
+    One thread renews it ahead of its end, and everybody else goes on with the key there is until that has really ended.
+    A key of the settings stays what it is; its `source` is "".
+    """
+
+    known: dict[tuple[str, ...], Keys] = {}
+    secrets: Mapping[str, float] = {}  # what came at run time and must never be shown -> when it ends, unix seconds
+    lock = threading.RLock()
+
+    def __init__(self, place: Place) -> None:
+        self.source, _, self.detail = place.credentials.partition(":")
+        self.name = place.names.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
+        self.renewing = Trying(self.name, "renewals", "no new key yet, trying again", place)
+        key = Key(place.access_key_id, place.access_key, place.security_token)
+        self.key: Key | None = None if self.source else key
+        self.failure: CallFailed | None = None  # of the last try
+        self.has_tried = threading.Event()
+        self.due = self.came = 0.0  # when to renew the key, in unix seconds; when it came, by the monotonic clock
+        self.has_ended_for_good = False
+        if self.source == "http":
+            url = urlsplit(place.credentials)
+            self.hide(float("inf"), url.password, unquote(url.password or ""), url.query)
+
+    def __str__(self) -> str:
+        """Where the key comes from, whose it is, and when it ends."""
+        if not self.source:
+            return "can't renew itself: when it has run out, this copy ends; SLS_CREDENTIALS names sources that can"
+        shown = "//" + urlsplit(self.detail).netloc.rpartition("@")[2] if self.source == "http" else self.detail
+        return "%s, %s" % (":".join(filter(None, [self.source, shown])), self.key or "no key yet")
+
+    @classmethod
+    def hide(cls, end: float, *texts: str | None) -> None:
+        """No log shows these texts from now on, until some time after their `end` (unix seconds): clocks may differ."""
+        with cls.lock:
+            kept = {text: end for text, end in cls.secrets.items() if end > time.time() - KEY_LIFE}
+            cls.secrets = {**kept, **{text: end for text in texts if text}}
+
+    def get_credentials(self) -> Key:
+        """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallFailed."""
+        if not self.key:
+            self.has_tried.wait(FIRST_KEY_TIMEOUT)
+        key = self.key
+        if key and time.time() < key.end:
+            return key
+        raise self.trouble()
+
+    def trouble(self) -> CallFailed:
+        """Why there is no other key, and how it stands with the one before."""
+        failure = self.failure or CallFailed("NoKey", "another is on its way")
+        before = "the key at hand: %s; " % self.key if self.key else ""
+        return CallFailed(failure.code, before + failure.message, failure.status)
+
+    def keep_renewed(self) -> None:
+        """For ever, in the one thread that asks the source."""
+        while True:
+            if time.time() >= self.due:
+                self.renewing.until_done("key", self.renew, lambda: True)
+            time.sleep(LOOK_FOR_KEY)
+
+    def renew(self) -> None:
+        """Gets a key from its source; the one before stays where that fails. Raises CallFailed."""
+        try:
+            key = KEY_SOURCES[self.source](self.detail)
+            self.hide(key.end, key.access_key_secret, key.security_token)
+            now = time.time()
+            if key.end <= now:
+                raise CallFailed("NoKey", "what came is dead: %s, now is %s" % (key, both_times(now)))
+            # A file may be written anew at any time, and costs nothing to look at.
+            self.due = 0.0 if self.source == "file" else key.end - min(RENEWED_AHEAD, (key.end - now) / 2)
+            self.key, self.came, self.failure = key, time.monotonic(), None
+        except Exception as error:  # any: the only thread that can get a key must not end
+            known = (
+                error if isinstance(error, CallFailed) else CallFailed("NoKey", type(error).__name__ + ": %s" % error)
+            )
+            self.failure = CallFailed(known.code, hidden(known.message, self.secrets), known.status)
+            raise self.trouble() from None
+        finally:
+            self.has_tried.set()
+
+    def take_note(self, failure: CallFailed, token: str) -> None:
+        """Looks at why the service refused a call that was signed with a key of this token."""
+        if not token or not failure.advice.startswith(("{SLS_AK_", "{SLS_STS_")):  # it doesn't blame the key
+            return
+        if not self.source:
+            self.has_ended_for_good |= failure.advice == MEANINGS[Fault.SETTING]["SecurityTokenExpired"]
+            return
+        failure.fault, failure.advice = Fault.TIME, "{SLS_CREDENTIALS} is asked for another key"
+        if self.key and self.key.security_token == token and time.monotonic() - self.came > LONGEST_PAUSE:
+            self.due = 0.0
+
+
+def keys_of(place: Place) -> Keys:
+    """The same for all places whose key comes from the same source."""
+    identity = place.credentials, place.access_key_id, place.access_key, place.security_token
+    with Keys.lock:
+        if identity not in Keys.known:
+            keys = Keys(place)
+            if keys.source:
+                threading.Thread(target=keys.keep_renewed, daemon=True).start()
+            Keys.known[identity] = keys
+        return Keys.known[identity]
+
+
+def keys_that_end(settings: Settings) -> list[Keys]:
+    """Each once, that of the source first."""
+    places = [settings.source, *(target.place for target in settings.targets)]
+    return list(dict.fromkeys(keys_of(place) for place in places if place.credentials or place.security_token))
+
+
+# ---- the service: connections and calls ------------------------------------------------------------------------------
+
+
 class Connector:
     """Opens connections to one origin (scheme://host:port) as requests would: same proxy of any kind, same trusted CAs.
 
@@ -1170,301 +1389,6 @@ def exchange(
             connection.close()
 
 
-# ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
-
-METADATA = "http://100.100.100.200/latest/"  # answers on an ECS instance, and nowhere else
-ROLES = "meta-data/ram/security-credentials/"
-METADATA_TIMEOUT = 2.0  # seconds; for local agents, too
-STS_TIMEOUT = 10.0  # seconds
-RENEWED_AHEAD = 15 * 60  # seconds before a key ends, or half of its life if that is less
-KEY_LIFE = 3600  # seconds, of a key that STS is asked for
-LOOK_FOR_KEY = 1.0  # seconds between looks at whether it is time for another key
-FIRST_KEY_TIMEOUT = 15.0  # seconds that calls wait for the outcome of the first try to get a key
-KEY_FIELDS = ("AccessKeyId", "AccessKeySecret", "SecurityToken", "Expiration")
-KEY_ADVICE = {
-    "ecs": "is this an ECS instance with a RAM role, and may this process reach its metadata service?",
-    "oidc": "look at the ALIBABA_CLOUD_ variables of RRSA, at the role and its trust policy, at the way to STS",
-    "http": "the agent that {SLS_CREDENTIALS} names must run and hand out a key",
-    "file": "the file that {SLS_CREDENTIALS} names must hold a key, which somebody else renews",
-}
-
-
-class Key(Credentials):
-    """An access key that ends at `end` (unix seconds); `role` says whose it is, "" where that is not known."""
-
-    def __init__(
-        self, access_key_id: str, access_key: str, token: str, end: float = float("inf"), role: str = ""
-    ) -> None:
-        super().__init__(access_key_id, access_key, token)
-        self.end, self.role = end, role
-
-    def __str__(self) -> str:
-        return "%sends %s" % ("role %s, " % self.role if self.role else "", both_times(self.end))
-
-
-class KeyFailed(CallFailed):
-    """There is no key, or no other. `advice` is by default that for all troubles of the source."""
-
-    def __init__(self, code: str, message: str, fault: Fault = Fault.TIME, advice: str = "") -> None:
-        super().__init__(code, message)
-        self.fault, self.advice = fault, advice
-
-
-def ask(method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> tuple[int, str]:
-    """One short request, with no redirect followed; returns (status, body) of the answer.
-
-    http:// is for what is near, and goes there directly; https:// goes through a proxy where one is set. Raises
-    OSError, ValueError or HTTPException.
-    """
-    parts = urlsplit(url)
-    is_far = parts.scheme == "https"
-    seconds = STS_TIMEOUT if is_far else METADATA_TIMEOUT
-    host = parts.netloc.rpartition("@")[2]
-    path = url[len("%s://%s" % (parts.scheme, parts.netloc)) :]
-    headers = dict(headers, **USER_AGENT, **{"Host": host, "Content-Length": str(len(body)), "Connection": "close"})
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
-    if is_far:
-        connector = Connector("https://" + host)
-        if not connector.is_usable:
-            answer = requests.request(method, url, headers=headers, data=body, timeout=seconds, allow_redirects=False)
-            return answer.status_code, answer.text
-        connection = connector.connect()
-    with contextlib.closing(connection):
-        if not is_far:
-            connection.connect()
-        lines = ["%s: %s\r\n" % pair for pair in headers.items()]
-        head = "%s %s HTTP/1.1\r\n%s\r\n" % (method, path or "/", "".join(lines))
-        line = Line(connection.sock, seconds)
-        status, text, _ = exchange(connection, line, method, head.encode("latin-1") + body)
-    return status, text.decode("utf-8", "replace")
-
-
-def refusal(who: str, status: int, text: str, advice: str = "") -> KeyFailed:
-    """For an answer that is none. Nothing of it is shown but an error's code and message: it may hold half a key."""
-    fields = dict(re.findall(r'["<](Code|Message)(?:"\s*:\s*"|>)([^"<]*)', text))
-    words = [words for words in (fields.get("Code"), fields.get("Message")) if words]
-    will_pass = status >= 500 or status == 429 or fields.get("Code", "").startswith("Throttling")
-    message = "%s answered %s" % (who, ", ".join(["%d" % status, *words]))
-    return KeyFailed("KeyRefused", message, Fault.TIME if will_pass else Fault.SETTING, advice)
-
-
-def read_key(text: str, who: str, role: str = "") -> Key:
-    """The key in the JSON that metadata service, agents and files give. Raises KeyFailed."""
-    try:
-        answer = json.loads(text)
-        if answer.get("Code", "Success") != "Success":
-            raise refusal(who, 200, text)
-        wrong = [name for name in KEY_FIELDS if not re.fullmatch("[!-~]+", str(answer.get(name) or ""))]
-        if wrong:
-            raise KeyFailed("NotAKey", "%s gave a key without %s" % (who, ", ".join(wrong)))
-        access_key_id, access_key, token, expiration = [str(answer[name]) for name in KEY_FIELDS]
-        Keys.keep_secret(access_key, token)
-        end = calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ"))
-    except (ValueError, AttributeError):  # their text may show what was to be read
-        raise KeyFailed("NotAKey", "%s gave something else than a key in JSON" % who) from None
-    return Key(access_key_id, access_key, token, end, role)
-
-
-def key_of_instance(role: str) -> Key:
-    """From the metadata service of the ECS instance: in its hardened form or, where it has none, in the older one."""
-    who = "the metadata service"
-    status, token = ask("PUT", METADATA + "api/token", {"X-aliyun-ecs-metadata-token-ttl-seconds": "21600"})
-    headers = {"X-aliyun-ecs-metadata-token": token.strip()}
-    if status in (404, 405):
-        if os.environ.get("ALIBABA_CLOUD_IMDSV1_DISABLED", "").lower() in ("true", "1"):
-            advice = "it has no hardened form, and ALIBABA_CLOUD_IMDSV1_DISABLED forbids the older one"
-            raise refusal(who, status, token, advice)
-        headers = {}
-    elif status != 200 or not re.fullmatch("[!-~]+", token.strip()):
-        raise refusal("the hardened form of the metadata service", status, token)
-    Keys.keep_secret(*headers.values())
-    if not role:
-        status, text = ask("GET", METADATA + ROLES, headers)
-        role = text.strip()
-        if status != 200 or not re.fullmatch(ROLE_NAME, role):
-            raise refusal(who, status, text, "this ECS instance must have a RAM role: attach one in the console")
-    status, text = ask("GET", METADATA + ROLES + role, headers)
-    if status != 200:
-        raise refusal(who, status, text, "this ECS instance must have the RAM role %s" % role)
-    return read_key(text, who, role)
-
-
-def key_of_service_account(_: str) -> Key:
-    """From STS, in exchange for the OIDC token of the pod's service account (RRSA), which the cluster renews."""
-    role, provider, token_file = [os.environ[name] for name in OIDC_NAMES]
-    with open(token_file, encoding="ascii") as file:
-        token = file.read().strip()
-    Keys.keep_secret(token)
-    region = os.environ.get("ALIBABA_CLOUD_STS_REGION") or ""
-    is_vpc = os.environ.get("ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED", "").lower() == "true"
-    host = "%s.%s.aliyuncs.com" % ("sts-vpc" if is_vpc else "sts", region) if region else "sts.aliyuncs.com"
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    query = {"Action": "AssumeRoleWithOIDC", "Version": "2015-04-01", "Format": "JSON", "Timestamp": now}
-    form = {"RoleArn": role, "OIDCProviderArn": provider, "OIDCToken": token, "DurationSeconds": KEY_LIFE,
-            "RoleSessionName": os.environ.get("ALIBABA_CLOUD_ROLE_SESSION_NAME") or "dispatch_data"}  # fmt: skip
-    url = "https://%s/?%s" % ((os.environ.get("ALIBABA_CLOUD_STS_ENDPOINT") or host).split("://")[-1], urlencode(query))
-    headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
-    status, text = ask("POST", url, headers, urlencode(form).encode())
-    if status != 200:
-        raise refusal("STS", status, text)
-    try:
-        return read_key(json.dumps(json.loads(text)["Credentials"]), "STS", role)
-    except (ValueError, KeyError, TypeError):
-        raise KeyFailed("NotAKey", "STS gave something else than a key in JSON") from None
-
-
-def key_of_agent(url: str) -> Key:
-    parts = urlsplit(url)
-    user = unquote("%s:%s" % (parts.username, parts.password or ""))
-    headers = {"Authorization": "Basic " + base64.b64encode(user.encode()).decode()} if parts.username else {}
-    status, text = ask("GET", url, headers)
-    if status != 200:
-        raise refusal("the agent", status, text)
-    return read_key(text, "the agent")
-
-
-def key_of_file(path: str) -> Key:
-    with open(path, encoding="utf-8") as file:
-        if os.fstat(file.fileno()).st_mode & OTHERS:
-            raise KeyFailed("KeyFileOpen", "others can read %s" % path, Fault.SETTING, "chmod 600 it, or 640")
-        return read_key(file.read(), "the file")
-
-
-KEY_SOURCES = {"ecs": key_of_instance, "oidc": key_of_service_account, "http": key_of_agent, "file": key_of_file}
-
-
-class Keys(CredentialsProvider):
-    """The key of one source for all who sign with it: the SDK asks at each signature, from many threads.
-
-    Where it can be renewed, one thread does so ahead of its end, and everybody else goes on with the key there is until
-    that has really ended. A key from the settings is the same for ever, with `source` "".
-    """
-
-    known: dict[tuple[str, str, str, str], Keys] = {}
-    secrets: tuple[str, ...] = ()  # what came at run time and must never be shown, the latest of it
-    lock = threading.Lock()
-
-    def __init__(self, place: Place) -> None:
-        self.source, _, self.detail = place.credentials.partition(":")
-        if self.source == "http":
-            self.detail = place.credentials
-        self.name = place.names.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
-        key = Key(place.access_key_id, place.access_key, place.security_token)
-        self.key: Key | None = None if self.source else key
-        self.ends = bool(self.source or place.security_token)
-        self.has_ended_for_good = False
-        self.renewing = Trying(self.name, "renewals", "no new key yet, trying again", place)
-        self.failure: KeyFailed | None = None  # of the last try
-        self.due = 0.0  # unix seconds: when the key is to be renewed
-        self.got = 0.0  # when it came, by the monotonic clock
-        self.is_kept_renewed = False  # by a thread
-        self.has_tried, self.is_refused = threading.Event(), threading.Event()
-
-    def __str__(self) -> str:
-        """Where the key comes from, whose it is, and when it ends."""
-        if not self.source:
-            return "can't renew itself: when it has run out, this copy ends; SLS_CREDENTIALS names sources that can"
-        shown = ":".join(filter(None, [self.source, self.detail]))
-        if self.source == "http":
-            shown = "http://" + urlsplit(self.detail).netloc.rpartition("@")[2]
-        return "%s, %s" % (shown, self.key or "no key yet")
-
-    @classmethod
-    def keep_secret(cls, *texts: str) -> None:
-        with cls.lock:
-            new = tuple(text for text in texts if text not in cls.secrets)
-            cls.secrets = (cls.secrets + new)[-1000:]
-
-    def get_credentials(self) -> Key:
-        """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises KeyFailed."""
-        if self.source and not self.is_kept_renewed:
-            with self.lock:
-                if not self.is_kept_renewed:
-                    threading.Thread(target=self.keep_renewed, daemon=True).start()
-                    self.is_kept_renewed = True
-        if self.source and not self.key:
-            self.has_tried.wait(FIRST_KEY_TIMEOUT)
-        key, failure = self.key, self.failure
-        if key and time.time() < key.end:
-            return key
-        if not failure:
-            failure = KeyFailed("NoKey", "another is on its way")
-        words = "the key has ended (%s); %s" % (key, failure.message) if key else failure.message
-        raise KeyFailed(failure.code, words, failure.fault, failure.advice)
-
-    def keep_renewed(self) -> None:
-        while True:
-            stamp = self.file_stamp()
-            self.renewing.until_done("key", self.renew, lambda: True)
-            while time.time() < self.due and stamp == self.file_stamp() and not self.is_refused.wait(LOOK_FOR_KEY):
-                pass
-
-    def file_stamp(self) -> object:
-        """Something else after each change of the file that the key comes from."""
-        with contextlib.suppress(OSError):
-            if self.source == "file":
-                status = os.stat(self.detail)
-                return status.st_ino, status.st_mtime_ns, status.st_size
-        return None
-
-    def renew(self) -> None:
-        """Gets a key from its source; the one before stays where that fails. Raises KeyFailed."""
-        try:
-            self.is_refused.clear()
-            key = KEY_SOURCES[self.source](self.detail)
-            now = time.time()
-            if key.end <= now:
-                advice = "the source gives out old keys, or this machine's clock is wrong"
-                raise KeyFailed(
-                    "KeyHasEnded", "the key arrived dead: %s, now is %s" % (key, both_times(now)), advice=advice
-                )
-            self.due = max(now + LOOK_FOR_KEY, key.end - min(RENEWED_AHEAD, (key.end - now) / 2))
-            self.key, self.failure, self.got = key, None, time.monotonic()
-        except Exception as error:  # any: the only thread that can get a key must not end
-            failure = KeyFailed("NoKey", "%s: %s" % (type(error).__name__, error))
-            failure = error if isinstance(error, KeyFailed) else failure
-            for text in self.secrets:
-                failure.message = failure.message.replace(text, "***")
-            failure.advice = failure.advice or KEY_ADVICE[self.source]
-            self.failure = failure
-            left = "; the key in use: %s" % self.key if self.key and time.time() < self.key.end else ""
-            raise KeyFailed(failure.code, failure.message + left, failure.fault, failure.advice) from None
-        finally:
-            self.has_tried.set()
-
-    def take_note(self, failure: CallFailed, token: str) -> None:
-        """Looks at why the service refused a call that was signed with a key of this token."""
-        blames_key = failure.code in ("InvalidAccessKeyId", "SignatureNotMatch", "SecurityTokenExpired") or (
-            failure.code == "Unauthorized" and not failure.is_missing_permission and "forbidden" not in failure.message
-        )
-        if not self.source:
-            has_expired = failure.code == "SecurityTokenExpired" or "expired" in failure.message.lower()
-            self.has_ended_for_good |= bool(token) and blames_key and has_expired
-        elif blames_key:
-            failure.fault, failure.advice = Fault.TIME, "{SLS_CREDENTIALS} is asked for another key"
-            is_this_one = self.key and self.key.get_security_token() == token
-            if is_this_one and time.monotonic() - self.got > LONGEST_PAUSE:
-                self.is_refused.set()
-
-
-def keys_of(place: Place) -> Keys:
-    """The same for all places whose key comes from the same source."""
-    identity = place.credentials, place.access_key_id, place.access_key, place.security_token
-    with Keys.lock:
-        if identity not in Keys.known:
-            Keys.known[identity] = Keys(place)
-        return Keys.known[identity]
-
-
-def all_keys(settings: Settings) -> list[Keys]:
-    """Each once, that of the source first."""
-    places = [settings.source, *(target.place for target in settings.targets)]
-    return list(dict.fromkeys(keys_of(place) for place in places))
-
-
-# ---- the service: its calls ------------------------------------------------------------------------------------------
-
-
 def can_be_used_again(connection: http.client.HTTPConnection, since: float) -> bool:
     """Whether nobody has closed a connection that has been idle since then, and nothing lies unread on it."""
     return time.monotonic() - since < LONGEST_IDLE and not urllib3.util.wait_for_read(connection.sock, 0)
@@ -1480,6 +1404,7 @@ class LeanClient(LogClient):
 
     def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
         """`answer_timeout` is in seconds; None stands for ANSWER_TIMEOUT."""
+        self.keys = keys_of(place)
         super().__init__(
             place.endpoint,
             place.access_key_id,
@@ -1488,9 +1413,8 @@ class LeanClient(LogClient):
             source="dispatch_data",
             auth_version=place.auth_version,
             region=place.region,
-            credentials_provider=keys_of(place),
+            credentials_provider=self.keys,
         )
-        self.keys = keys_of(place)
         self.answer_timeout = answer_timeout or ANSWER_TIMEOUT
         self.timeout = (CONNECT_TIMEOUT, self.answer_timeout)  # type: ignore[assignment]  # what requests takes
         self.keeps_connections = keeps_connections
@@ -1853,8 +1777,8 @@ def check_before_start(settings: Settings) -> None:
     logs, as one that goes missing while the copies run.
     """
     findings = look_at_all(settings)
-    for keys in all_keys(settings):
-        if keys.ends and not keys.source:
+    for keys in keys_that_end(settings):
+        if not keys.source:
             log.warning("%s: %s", keys.name, keys)
     wrong: dict[str, list[Finding]] = {}
     for finding in findings:
@@ -1880,7 +1804,7 @@ def show_check(settings: Settings) -> int:
     """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
     findings = look_at_all(settings)
     rows = [(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]
-    print(table(rows + [(keys.name, str(keys)) for keys in all_keys(settings) if keys.ends]))
+    print(table(rows + [(keys.name, str(keys)) for keys in keys_that_end(settings)]))
     return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
 
@@ -2774,6 +2698,7 @@ class Dispatcher(threading.Thread):
         self.group = settings.consumer_group
         self.group_began = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.source = Logstore(place)
+        self.keys = keys_that_end(settings)
         self.tasks = Tasks()
         name = self.name = settings.source_name
         self.joining = Trying(name, "joining", "can't join the consumer group yet, trying again", place)
@@ -2891,7 +2816,7 @@ class Dispatcher(threading.Thread):
     def troubles(self) -> list[Trying]:
         of_targets = [(target.putting, target.keeping) for target in self.delivery.targets.values()]
         of_source = self.joining, self.beginning, self.beating, self.pulling, self.saving
-        of_keys = [keys.renewing for keys in all_keys(self.settings)]
+        of_keys = [keys.renewing for keys in self.keys]
         return [trying for part in (of_source, *of_targets, of_keys) for trying in part]
 
     def held_shards(self) -> list[int]:
@@ -2959,13 +2884,6 @@ EXIT_STATUSES = """exit status:
   0  stopped as asked; --check: nothing is wrong; --status: within --max-lag
   1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown
   2  the settings or the arguments are wrong"""
-
-
-def hidden(text: str, secrets: Iterable[str]) -> str:
-    """The text without the secrets."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
 
 
 def secrets_of(settings: Settings) -> list[str]:
@@ -3095,12 +3013,12 @@ def run(settings: Settings) -> int:
     dispatcher = Dispatcher(settings, Delivery(settings))
     dispatcher.start()
     threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
-    while dispatcher.is_alive() and not stop_asked and not any(keys.has_ended_for_good for keys in all_keys(settings)):
+    has_no_key: list[Keys] = []
+    while dispatcher.is_alive() and not stop_asked and not has_no_key:
         time.sleep(TICK)
-    for keys in all_keys(settings):
-        if keys.has_ended_for_good:
-            log.error("%s: the service says that it has run out, and it can't be renewed: this copy ends, so that it "
-                      "can be started with another", keys.name)  # fmt: skip
+        has_no_key = [keys for keys in dispatcher.keys if keys.has_ended_for_good]
+    for keys in has_no_key:
+        log.error("%s has run out, says the service: this copy ends, to be started again with another", keys.name)
     has_joined = dispatcher.membership is not None
     left = dispatcher.stop(STOP_TIME)
     if left:
