@@ -7,8 +7,8 @@
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery, consumer, command line.
-Each part knows only those before it.
+order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery, consumer, monitoring,
+command line. Each part knows only those before it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,27 @@ import fnmatch
 import functools
 import hashlib
 import http.client
+import http.server
 import io
+import ipaddress
 import json
 import logging
 import logging.handlers
 import os
+import platform
 import random
 import re
 import resource
 import signal
 import socket
+import socketserver
 import ssl
 import sys
 import threading
 import time
 import urllib.request
 import uuid
+import weakref
 from collections import Counter, deque
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
@@ -159,6 +164,13 @@ def writable_directory(text: str) -> str:
     return text
 
 
+def ip_address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them") from None
+
+
 def yes_or_no(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError("true or false")
@@ -263,6 +275,9 @@ TUNING_SETTINGS = (
     Setting("SLS_LOG_DIR", writable_directory, ".", "where the log file goes; empty: no file, stderr alone"),
     Setting("SLS_LOG_LEVEL", matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO",
             "what is logged"),
+    Setting("SLS_METRICS_PORT", between(int, 1, 65535, "a port"), "",
+            "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere"),
+    Setting("SLS_METRICS_HOST", ip_address, "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
 )
 # fmt: on
 # They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
@@ -346,6 +361,8 @@ class Settings(NamedTuple):
     rejected_dir: str
     log_dir: str
     log_level: str
+    metrics_port: int | str  # "" without one
+    metrics_host: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...]  # what some settings have come to, to be told at the start
 
@@ -524,6 +541,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     warnings = [*reader.unknown_names(), *reader.warnings]
     if reader.problems:
         raise SettingsError(reader.problems + warnings)
+    places = [source, *(target.place for target in targets)]
+    for name in dict.fromkeys(place.names["SLS_STS_TOKEN"] for place in places if place.security_token):
+        warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
     start = tuning[0] if isinstance(tuning[0], str) else both_times(tuning[0])
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % start]
     if not reader.has_topics:
@@ -965,10 +985,20 @@ class CannotStart(Exception):
     """The program can't do what it is for; the text has a line for each reason. Nothing tries again after it."""
 
 
+# When the loop of each thread last turned, by the monotonic clock; see Monitoring.
+turned: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
+
+
+def turn(asks: bool = False) -> None:
+    """Notes that this thread's loop turns, or `asks` the service: to wait for an answer is not to stand still."""
+    turned[threading.current_thread()] = float("inf") if asks else time.monotonic()
+
+
 def wait(seconds: float, goes_on: Callable[[], bool]) -> None:
     """Sleeps, but no longer than `goes_on()` is true."""
     end = time.monotonic() + seconds
     while goes_on() and time.monotonic() < end:
+        turn()
         time.sleep(max(0.0, min(0.05, end - time.monotonic())))
 
 
@@ -1159,10 +1189,6 @@ def key_of_service_account(_: str) -> Key:
     return read_key(ask("POST", "https://%s/?%s" % (host, urlencode(query)), form=form), role)
 
 
-def key_of_agent(rest_of_url: str) -> Key:
-    return read_key(ask("GET", "http:" + rest_of_url))
-
-
 def key_of_file(path: str) -> Key:
     with open(path, encoding="utf-8") as file:
         if os.fstat(file.fileno()).st_mode & 0o007:
@@ -1170,7 +1196,12 @@ def key_of_file(path: str) -> Key:
         return read_key(file.read())
 
 
-KEY_SOURCES = {"ecs": key_of_instance, "oidc": key_of_service_account, "http": key_of_agent, "file": key_of_file}
+KEY_SOURCES = {
+    "ecs": key_of_instance,
+    "oidc": key_of_service_account,
+    "http": lambda rest: read_key(ask("GET", "http:" + rest)),
+    "file": key_of_file,
+}
 
 
 class Keys(CredentialsProvider):
@@ -1200,8 +1231,6 @@ class Keys(CredentialsProvider):
 
     def __str__(self) -> str:
         """Where the key comes from, whose it is, and when it ends."""
-        if not self.source:
-            return "can't renew itself: when it has run out, this copy ends; SLS_CREDENTIALS names sources that can"
         shown = "//" + urlsplit(self.detail).netloc.rpartition("@")[2] if self.source == "http" else self.detail
         return "%s, %s" % (":".join(filter(None, [self.source, shown])), self.key or "no key yet")
 
@@ -1338,6 +1367,7 @@ class Line(io.RawIOBase):
         self.sock = sock
         self.end = time.monotonic() + seconds
         self.received = 0
+        self.reader: io.BufferedReader | None = None
 
     def wait(self) -> None:
         self.sock.settimeout(max(0.001, self.end - time.monotonic()))
@@ -1350,8 +1380,9 @@ class Line(io.RawIOBase):
             left = left[self.sock.send(left) :]
 
     def makefile(self, *_: object) -> io.BufferedReader:
-        """Called by http.client, to which this stands for the socket."""
-        return io.BufferedReader(self)
+        """Called by http.client, to which this stands for the socket; the same each time."""
+        self.reader = self.reader or io.BufferedReader(self)
+        return self.reader
 
     def readable(self) -> bool:
         return True
@@ -1362,6 +1393,30 @@ class Line(io.RawIOBase):
         self.received += count
         self.end += count / SLOWEST_LINE
         return count
+
+
+PLAIN_ANSWER = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
+NOT_PLAIN = {"connection", "transfer-encoding"}
+
+
+def read_plain_answer(reader: io.BufferedReader) -> tuple[int, bytes, Mapping[str, str]] | None:
+    """An answer as the service's usually are, a 200 of known length, as `exchange` returns it.
+
+    For any other it returns None, and leaves it unread to http.client, which takes longer than the rest of a put does.
+    """
+    head = PLAIN_ANSWER.match(reader.peek())
+    if not head:
+        return None
+    fields = [line.split(":", 1) for line in head.group(1).decode("latin-1").split("\r\n")[:-1]]
+    headers = requests.structures.CaseInsensitiveDict((name, value.strip()) for name, value in fields)
+    length = headers.get("Content-Length", "")
+    if len(headers) < len(fields) or not re.fullmatch("[0-9]{1,9}", length) or not NOT_PLAIN.isdisjoint(headers):
+        return None
+    reader.read(head.end())
+    body = reader.read(int(length))
+    if len(body) < int(length):
+        raise http.client.IncompleteRead(body, int(length) - len(body))
+    return 200, body, headers
 
 
 def exchange(
@@ -1376,6 +1431,10 @@ def exchange(
         except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
             if not urllib3.util.wait_for_read(connection.sock, 0):
                 raise
+        plain_answer = read_plain_answer(line.makefile())
+        keeps_open = plain_answer is not None
+        if plain_answer:
+            return plain_answer
         with http.client.HTTPResponse(line, method=method) as response:  # type: ignore[arg-type]
             response.begin()
             while 100 <= response.status < 200:  # such as 103 Early Hints; http.client knows 100 alone
@@ -1415,6 +1474,8 @@ class LeanClient(LogClient):
             region=place.region,
             credentials_provider=self.keys,
         )
+        # The SDK's sets the process's locale for the Date of each request, at the cost of compressing it.
+        self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
         self.answer_timeout = answer_timeout or ANSWER_TIMEOUT
         self.timeout = (CONNECT_TIMEOUT, self.answer_timeout)  # type: ignore[assignment]  # what requests takes
         self.keeps_connections = keeps_connections
@@ -1425,10 +1486,13 @@ class LeanClient(LogClient):
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> Any:
+        turn(asks=True)
         try:
             status, answer, answer_headers = self.call(method, url, params, body, headers)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallFailed.without_answer(error) from error
+        finally:
+            turn()
         is_put = url.endswith("/shards/lb")
         if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
             failure = CallFailed.by_answer(status, answer_headers, answer)
@@ -1579,9 +1643,14 @@ class Logstore:
         self.expect(leads_on and len(log_groups) <= count, "an answer to another pull")
         return Pull(log_groups, size, cursor, next_cursor)
 
-    def consumer_groups(self) -> dict[str, Any]:
-        """ListConsumerGroup: the SDK's ConsumerGroupEntity by the group's name."""
-        groups = self.ask(self.client.list_consumer_group).get_consumer_groups()
+    def consumer_groups(self) -> dict[str, Any] | None:
+        """ListConsumerGroup: the SDK's ConsumerGroupEntity by name; None where the key may not list them."""
+        try:
+            groups = self.ask(self.client.list_consumer_group).get_consumer_groups()
+        except CallFailed as error:
+            if error.is_missing_permission:
+                return None
+            raise
         return {group.get_consumer_group_name(): group for group in groups}
 
     def make_consumer_group(self, name: str, timeout: int) -> None:
@@ -1698,8 +1767,8 @@ def look_at(place: Place, subject: str, settings: Settings | None = None) -> Fin
         text = "%d shard%s" % (count, "" if count == 1 else "s")
         if not settings:
             return Finding(subject, FINE, text)
-        text += look_at_group(logstore, settings)
-        return Finding(subject, FINE, text, "", group_has_begun(logstore, settings.consumer_group))
+        of_group, has_begun = look_at_group(logstore, settings)
+        return Finding(subject, FINE, text + of_group, "", has_begun)
     except CallFailed as error:
         failure = error
     text = explain(failure, place)
@@ -1713,12 +1782,6 @@ def look_at(place: Place, subject: str, settings: Settings | None = None) -> Fin
 
 def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
     return any(entry["checkpoint"] for entry in checkpoints.values())
-
-
-def group_has_begun(logstore: Logstore, consumer_group: str) -> bool:
-    with contextlib.suppress(CallFailed):
-        return has_begun(logstore.checkpoints(consumer_group))
-    return False
 
 
 # How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
@@ -1746,20 +1809,25 @@ def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], i
     return ["consumer group " + line for line in lines]
 
 
-def look_at_group(logstore: Logstore, settings: Settings) -> str:
-    """What a start would find of its consumer group, in words. Raises CallFailed."""
-    name = settings.consumer_group
-    try:
-        groups = logstore.consumer_groups()
-    except CallFailed as error:
-        if not error.is_missing_permission:
-            raise
-        return ", could not verify the consumer group, for the key may not list them"
-    if name in groups:
-        remarks = remarks_on_group(groups[name], logstore.checkpoints(name), settings.heartbeat_interval)
-        return "; ".join([", consumer group %s exists" % name, *remarks])
-    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-    return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
+def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
+    """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallFailed."""
+    name, groups = settings.consumer_group, logstore.consumer_groups()
+    checkpoints: dict[int, dict[str, Any]] = {}
+    if groups is None or name in groups:
+        try:
+            checkpoints = logstore.checkpoints(name)
+        except CallFailed:
+            if groups is not None:  # else it may not exist
+                raise
+    if groups is None:
+        text = ", could not verify the consumer group, for the key may not list them"
+    elif name in groups:
+        remarks = remarks_on_group(groups[name], checkpoints, settings.heartbeat_interval)
+        text = "; ".join([", consumer group %s exists" % name, *remarks])
+    else:
+        full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
+        text = ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
+    return text, has_begun(checkpoints)
 
 
 def look_at_all(settings: Settings) -> list[Finding]:
@@ -1776,10 +1844,9 @@ def check_before_start(settings: Settings) -> None:
     A target that is wrong stops only a group that has not begun: there it may be a typo. Later it holds up its own
     logs, as one that goes missing while the copies run.
     """
+    turn(asks=True)
     findings = look_at_all(settings)
-    for keys in keys_that_end(settings):
-        if not keys.source:
-            log.warning("%s: %s", keys.name, keys)
+    turn()
     wrong: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.verdict == WRONG:
@@ -1804,7 +1871,8 @@ def show_check(settings: Settings) -> int:
     """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
     findings = look_at_all(settings)
     rows = [(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]
-    print(table(rows + [(keys.name, str(keys)) for keys in keys_that_end(settings)]))
+    print(table(rows + [(keys.name, str(keys)) for keys in keys_that_end(settings) if keys.source]))
+    print("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
     return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
 
@@ -2083,115 +2151,101 @@ def raise_unless_nothing_taken(error: Exception) -> None:
         raise error
 
 
+class Threads(concurrent.futures.ThreadPoolExecutor):
+    """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
+        self.lines = GrowingIntervals()
+        self.submit(int).result()
+
+    def submit(self, *args: Any, **named: Any) -> Any:
+        future = super().submit(*args, **named)
+        future.add_done_callback(lambda _: self.done())
+        return future
+
+    def _adjust_thread_count(self) -> None:
+        """The standard library's, called with the work in the queue already."""
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                raise
+            if self.lines.is_due():
+                count = len(self._threads)
+                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
+
+
 class Writers:
-    """The threads that put, for all batches and targets of the process. None waits for another try of its put.
+    """Puts, for all batches and targets of the process. No thread waits for another try of its put.
 
     How many put at once follows the load. A near service keeps the CPU busy with one, and more would only take turns; a
     far one makes it wait. And each target has as many as it can use, so that a slow one takes none from the others.
     """
 
-    IDLE = 60.0  # seconds after which a thread without work ends
-
     def __init__(self, most: int) -> None:
-        self.most = most
-        self.at_once = 1
-        self.busy = self.idle = self.threads = 0
-        lock = threading.RLock()
-        self.work, self.backlog = threading.Condition(lock), threading.Condition(lock)
+        self.most, self.at_once, self.busy = most, 1, 0
+        self.threads = Threads(most)
+        self.change = threading.Condition()
         self.ready: deque[Target] = deque()  # those that have something to put, and writers left
-        self.starting = GrowingIntervals()
-        threading.Thread(target=self.follow_the_load, daemon=True).start()
+        self.follower = threading.Thread(target=self.follow_the_load, daemon=True)
+        self.follower.start()
 
     def add(self, puts: Sequence[tuple[Target, Put]], batch: Batch) -> None:
-        with self.work:
+        with self.change:
             batch.trying += len(puts)
             for target, put in puts:
                 target.waiting.append((put, batch))
                 self.make_ready(target)
-            self.backlog.notify()
-            self.wake()
+            self.change.notify_all()
 
     def make_ready(self, target: Target) -> None:
+        """Sees to it that as many threads as may put what waits for a target."""
         if target.waiting and target.writers_busy < target.writers_allowed and target not in self.ready:
             self.ready.append(target)
-
-    def wake(self) -> None:
-        """Sees to it that as many threads work as may."""
-        wanted = min(self.at_once - self.busy, len(self.ready))
-        self.work.notify(min(wanted, self.idle))
-        for _ in range(wanted - self.idle):
-            try:
-                threading.Thread(target=self.write, daemon=True).start()
-            except RuntimeError as error:
-                if self.starting.is_due():
-                    log.warning("%s: %d threads put; the limit is `ulimit -u`, or the container's", error, self.threads)
-                break
-            self.threads += 1
-
-    def next(self) -> tuple[Target, Put, Batch] | None:
-        while self.ready and self.busy < self.at_once:
-            target = self.ready.popleft()
-            put, batch = target.waiting.popleft()
-            if batch.is_given_up:
-                batch.settle(target, put, GivenUp())
-                self.make_ready(target)
-                continue
-            target.writers_busy += 1
+        for _ in range(min(self.at_once - self.busy, len(self.ready))):
+            self.threads.submit(self.write)
             self.busy += 1
-            self.make_ready(target)
-            return target, put, batch
-        return None
 
     def write(self) -> None:
-        """The life of one thread."""
-        with self.work:
-            while True:
-                work = self.next()
-                if work:
-                    self.put(*work)
-                    continue
-                self.idle += 1
-                is_woken = self.work.wait(self.IDLE)
-                self.idle -= 1
-                if not is_woken and not self.ready:
-                    self.threads -= 1
-                    return
-
-    def put(self, target: Target, put: Put, batch: Batch) -> None:
-        self.work.release()
-        error: Exception | None
-        try:
-            error = target.try_once(put)
-        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
-            error = failure
-        finally:
-            self.work.acquire()
-        self.busy -= 1
-        target.writers_busy -= 1
-        batch.settle(target, put, error)
-        if error is not None and target.takes_no_put(error):
-            while target.waiting:
+        with self.change:
+            while self.ready and self.busy <= self.at_once:
+                target = self.ready.popleft()
                 put, batch = target.waiting.popleft()
+                target.writers_busy += 1
+                self.make_ready(target)
+                error = GivenUp() if batch.is_given_up else self.put(target, put)
+                target.writers_busy -= 1
                 batch.settle(target, put, error)
-        self.make_ready(target)
+                while target.waiting and isinstance(error, CallFailed) and target.takes_no_put(error):
+                    put, batch = target.waiting.popleft()
+                    batch.settle(target, put, error)
+                self.make_ready(target)
+            self.busy -= 1
+
+    def put(self, target: Target, put: Put) -> Exception | None:
+        self.change.release()
+        try:
+            return target.try_once(put)
+        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
+            return failure
+        finally:
+            self.change.acquire()
 
     def follow_the_load(self) -> None:
         while True:
-            with self.backlog:
-                self.backlog.wait_for(lambda: self.ready)
+            turn()
+            with self.change:
+                if not self.change.wait_for(lambda: self.ready, 1.0):
+                    continue
             cpu, wall = time.process_time(), time.monotonic()
             time.sleep(LOOK_INTERVAL)
             busy = (time.process_time() - cpu) / (time.monotonic() - wall)
-            with self.work:
+            with self.change:
                 self.at_once = min(self.most, self.at_once * 2) if busy < 0.5 else max(1, self.at_once - 1)
-                self.wake()
-
-    def help(self) -> None:
-        """Puts in the caller's thread, if there is no other."""
-        with self.work:
-            work = None if self.threads else self.next()
-            if work:
-                self.put(*work)
+                for target in list(self.ready):
+                    self.make_ready(target)
 
 
 class LeftOut:
@@ -2279,12 +2333,12 @@ class Delivery:
         while batch.trying and time.monotonic() < end:
             if not goes_on():
                 raise GivenUp
+            turn()
             with batch.change:
                 if batch.trying:
                     batch.change.wait(0.2)
                 if batch.failed:
                     end = min(end, time.monotonic() + HOLD_UP)
-            self.writers.help()
 
     def after_failure(self, target: Target, put: Put, error: Exception) -> list[tuple[Target, Put]]:
         """What is to be tried in the place of a put that failed.
@@ -2523,6 +2577,7 @@ class Heartbeats(threading.Thread):
 
     def get_held_shards(self) -> list[int]:
         """Called by the SDK once in each turn."""
+        turn()
         if self.turn.wait(self.TURN):
             self.turn.clear()
             time.sleep(self.SHORTEST_TURN)
@@ -2560,6 +2615,7 @@ class Heartbeats(threading.Thread):
                 membership.lose(str(error))
             raise
         membership.silent_until = sent + membership.group_timeout
+        membership.dispatcher.last_heartbeat = time.time()
         with self.lock:
             letting_go = self.listed - set(self.held)
             held = [shard for shard in answer if shard not in letting_go]
@@ -2587,22 +2643,17 @@ class Membership(ConsumerWorker):
         self.shards: dict[int, ShardConsumer] = {}
         self.reason = ""  # why it was lost
         self.in_flight: dict[int, int] = {}  # shard -> LogGroups of the batch that is being delivered
+        self.delivering: dict[int, threading.Thread] = {}  # shard -> who does that
         self.change = threading.Condition()
         name = consumer_name(dispatcher.group, dispatcher.group_began)
         config = LogHubConfig(
-            place.endpoint,
-            place.access_key_id,
-            place.access_key,
-            place.project,
-            place.logstore,
-            dispatcher.group,
-            name,
+            place.endpoint, place.access_key_id, place.access_key, place.project, place.logstore,
+            dispatcher.group, name, shared_executor=dispatcher.tasks,
             # Its loops count in wall time, which may step: so it never sleeps, see Heartbeats.get_held_shards,
             data_fetch_interval=float("-inf"),  # type: ignore[arg-type]
             # and never leaves a pause between two pulls of a shard, see ShardConsumer.pull.
             max_fetch_log_group_size=-1,
-            shared_executor=dispatcher.tasks,
-        )
+        )  # fmt: skip
         self.source_client = SourceClient(place.endpoint, "", "", place.project, place.logstore, dispatcher.group, name)
         self.source_client.membership = self
         super().__init__(ShardConsumer, config, args=(self,))
@@ -2645,13 +2696,14 @@ class Membership(ConsumerWorker):
 
     @contextlib.contextmanager
     def batch_in_flight(self, shard: int, log_groups: int) -> Iterator[None]:
+        turn()
         with self.change:
-            self.in_flight[shard] = log_groups
+            self.in_flight[shard], self.delivering[shard] = log_groups, threading.current_thread()
         try:
             yield
         finally:
             with self.change:
-                del self.in_flight[shard]
+                del self.in_flight[shard], self.delivering[shard]
                 self.change.notify_all()
 
     def end(self, seconds: float) -> dict[int, int]:
@@ -2663,31 +2715,6 @@ class Membership(ConsumerWorker):
             return dict(self.in_flight)
 
 
-class Tasks(concurrent.futures.ThreadPoolExecutor):
-    """The SDK's tasks, up to three for each shard, in threads made as needed."""
-
-    def __init__(self) -> None:
-        super().__init__(max_workers=2048)
-        self.done: Callable[[], object] = lambda: None  # called whenever a task has ended
-        self.lines = GrowingIntervals()
-
-    def submit(self, *args: Any, **named: Any) -> Any:
-        future = super().submit(*args, **named)
-        future.add_done_callback(lambda _: self.done())
-        return future
-
-    def _adjust_thread_count(self) -> None:
-        """The standard library's; where it fails, the task is in the queue already, for the threads that there are."""
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError as error:
-            if not self._threads:
-                raise
-            if self.lines.is_due():
-                count = len(self._threads)
-                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
-
-
 class Dispatcher(threading.Thread):
     """This copy in the consumer group: joins it, and whenever its consumer is lost, joins again."""
 
@@ -2696,10 +2723,12 @@ class Dispatcher(threading.Thread):
         place = settings.source
         self.settings, self.delivery = settings, delivery
         self.group = settings.consumer_group
+        self.last_heartbeat: float | None = None  # unix seconds
+        self.last_lag: float | None = None  # see `lag`
         self.group_began = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.source = Logstore(place)
         self.keys = keys_that_end(settings)
-        self.tasks = Tasks()
+        self.tasks = Threads(2048)  # for the SDK's tasks, up to three for each shard
         name = self.name = settings.source_name
         self.joining = Trying(name, "joining", "can't join the consumer group yet, trying again", place)
         self.beginning = Trying(name, "beginning", "a shard can't begin yet", place)
@@ -2723,6 +2752,7 @@ class Dispatcher(threading.Thread):
             while True:
                 membership = self.joining.until_done("join", self.join_group, self.goes_on)
                 while membership.is_alive() and membership.goes_on():
+                    turn()
                     time.sleep(TICK)
                 if self.is_stopped():
                     return
@@ -2739,7 +2769,7 @@ class Dispatcher(threading.Thread):
         """Sees to it that the group is there, as it is found; makes it where there is none. Raises CannotStart."""
         interval, group = self.settings.heartbeat_interval, None
         try:
-            group = self.look_for_group()
+            group = (self.source.consumer_groups() or {}).get(self.group)
             if group is None:
                 self.source.make_consumer_group(self.group, 2 * interval)
         except CallFailed as error:
@@ -2758,7 +2788,7 @@ class Dispatcher(threading.Thread):
     def join_group(self) -> Membership:
         """Joins as a new consumer. Raises CannotStart."""
         try:
-            group = self.look_for_group()
+            group = (self.source.consumer_groups() or {}).get(self.group)
         except CallFailed as error:
             raise self.cannot_join(error) from error
         membership = Membership(self, group.get_timeout() if group else 2 * self.settings.heartbeat_interval)
@@ -2769,15 +2799,6 @@ class Dispatcher(threading.Thread):
         for note in self.settings.notes:
             log.info("%s", note)
         return membership
-
-    def look_for_group(self) -> Any:
-        """The SDK's ConsumerGroupEntity; None where there is none, or the key may not list them."""
-        try:
-            return self.source.consumer_groups().get(self.group)
-        except CallFailed as error:
-            if error.is_missing_permission:
-                return None
-            raise
 
     def cannot_join(self, error: CallFailed) -> Exception:
         """What will not pass by itself is said, and ends a start; later there may be somebody to mend it."""
@@ -2829,16 +2850,17 @@ class Dispatcher(threading.Thread):
         for logstore in [self.source, *(target.logstore for target in self.delivery.targets.values())]:
             logstore.client.close_what_is_over()
 
-    def lag(self) -> str:
-        """The lag of the shards held, in whole seconds, or "unknown"."""
+    def lag(self) -> float | None:
+        """Asks for the lag of the shards held, in seconds; None where it is unknown."""
         try:
-            lag = how_far_behind(read_shard_status(self.source, self.group, self.held_shards()))
+            self.last_lag = how_far_behind(read_shard_status(self.source, self.group, self.held_shards()))
         except Exception:  # any: the thread that tells must go on telling
-            lag = None
-        return "unknown" if lag is None else "%d" % lag
+            self.last_lag = None
+        return self.last_lag
 
-    def summary(self, lag: str = "unknown") -> list[str]:
+    def summary(self, lag_seconds: float | None = None) -> list[str]:
         """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
+        lag = "unknown" if lag_seconds is None else "%d" % lag_seconds
         lines = ["summary " + target.summary() for target in self.delivery.targets.values()]
         shards = ",".join(map(str, self.held_shards())) or "none"
         state = f"source={self.settings.source} group={self.group} shards={shards} lag_seconds={lag}"
@@ -2869,6 +2891,130 @@ def consumer_name(consumer_group: str, group_began: int) -> str:
     """
     host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
     return "%s-%s-%d-%08x%s" % (consumer_group[:20], host[:12], os.getpid(), group_began, uuid.uuid4().hex[:12])
+
+
+# ---- monitoring: what the process counts, and whether its loops turn, over HTTP --------------------------------------
+
+STANDSTILL = 60.0  # seconds; a loop of the process that has not turned for longer is stuck
+REQUEST_TIME = 2.0  # seconds that a client has for its request, and again for taking the answer
+ANSWERED_AT_ONCE = 8  # requests, a thread for each; others wait in the kernel
+
+# Name, meaning, and how to read the value, of a target or of the copy; None is unknown.
+TARGET_METRICS: tuple[tuple[str, str, Callable[[Target], float | None]], ...] = (
+    ("log_groups_total", "LogGroups that the target has taken.", lambda target: target.log_groups),
+    ("logs_total", "Logs that the target has taken.", lambda target: target.logs),
+    ("bytes_total", "Bytes that the target has taken, uncompressed.", lambda target: target.bytes),
+    ("put_retries_total", "Puts that failed and were tried again.", lambda target: target.retries),
+    ("set_aside_total", "LogGroups that the target refused for good.", lambda target: target.set_aside),
+    ("puts_failing", "Puts that have failed and are being tried again.", lambda target: len(target.putting.open)),
+)
+COPY_METRICS: tuple[tuple[str, str, Callable[[Dispatcher], float | None]], ...] = (
+    ("unmatched_log_groups_total", "LogGroups that no route matches.", lambda copy: copy.delivery.left_out.log_groups),
+    ("unmatched_logs_total", "Logs that no route matches.", lambda copy: copy.delivery.left_out.logs),
+    ("shards_held", "Shards that this copy holds.", lambda copy: len(copy.held_shards())),
+    ("lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
+     lambda copy: copy.last_lag if copy.held_shards() else None),
+    ("last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.", lambda copy: copy.last_heartbeat),
+)  # fmt: skip
+
+
+def labelled(**labels: object) -> str:
+    """Labels as Prometheus has them, whose strings are quoted as JSON's."""
+    return "{%s}" % ",".join("%s=%s" % (name, json.dumps(str(value))) for name, value in labels.items())
+
+
+class Monitoring:
+    """What there is to tell of this copy. It asks nobody: the lag is what the thread that tells has learned last."""
+
+    def __init__(self, dispatcher: Dispatcher, telling: threading.Thread) -> None:
+        self.dispatcher, self.telling = dispatcher, telling
+
+    def metrics(self) -> str:
+        """In Prometheus' text format."""
+        python = "%s %s" % (platform.python_implementation(), platform.python_version())
+        targets = self.dispatcher.delivery.targets.values()
+        tables: Any = (
+            (TARGET_METRICS, [(labelled(target=one.number, logstore=one.place), one) for one in targets]),
+            (COPY_METRICS, [("", self.dispatcher)]),
+            ([("build_info", "Always 1.", lambda _: 1)], [(labelled(version=__version__, python=python), None)]),
+        )
+        text = ""
+        for table, subjects in tables:
+            for name, meaning, read in table:
+                values = [(labels, read(subject)) for labels, subject in subjects]
+                known = ["dispatch_data_%s%s %s\n" % (name, *value) for value in values if value[1] is not None]
+                kind = "counter" if name.endswith("_total") else "gauge"
+                head = "# HELP dispatch_data_%s %s\n# TYPE dispatch_data_%s %s\n" % (name, meaning, name, kind)
+                text += "".join([head, *known]) if known else ""
+        return text
+
+    def loops(self) -> dict[str, threading.Thread]:
+        """Those without which the process is of no use though it lives."""
+        dispatcher, membership = self.dispatcher, self.dispatcher.membership
+        loops = {"tells": self.telling, "joins": dispatcher, "follows the load": dispatcher.delivery.writers.follower}
+        if membership and not membership.reason:  # else they come to their end
+            loops.update({"gives out work": membership, "sends heartbeats": membership.heartbeats})
+            loops.update(("delivers shard %d" % shard, thread) for shard, thread in list(membership.delivering.items()))
+        return loops
+
+    def health(self) -> str:
+        """A line for each loop that stands still; one that never turned has its time from the first look."""
+        now = time.monotonic()
+        still = {name: now - turned.setdefault(thread, now) for name, thread in self.loops().items()}
+        line = "the loop that %s has stood still for %.0f s\n"
+        return "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
+
+    def page(self, path: str) -> tuple[int, str]:
+        """HTTP's status, and the text."""
+        if path == "/metrics":
+            return 200, self.metrics()
+        problems = self.health()
+        return (503 if problems else 200, problems or "ok\n") if path == "/healthz" else (404, "")
+
+
+class MonitoringHandler(http.server.BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server: MonitoringServer
+    server_version, sys_version = USER_AGENT["User-Agent"], ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()  # which would let a client take its time for each byte
+        self.rfile = Line(self.connection, REQUEST_TIME).makefile()
+
+    def do_GET(self) -> None:
+        status, text = self.server.monitoring.page(self.path.partition("?")[0])
+        self.connection.settimeout(REQUEST_TIME)
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nobody wants a line for each request."""
+
+
+class MonitoringServer(socketserver.TCPServer):
+    """Serves in threads of its own. Raises OSError, such as for a port that is taken, or RuntimeError for threads."""
+
+    allow_reuse_address = True
+    request_queue_size = 32
+
+    def __init__(self, host: str, port: int, monitoring: Monitoring) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.monitoring = monitoring
+        super().__init__((host, port), MonitoringHandler)
+        for _ in range(ANSWERED_AT_ONCE):
+            threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        while True:
+            self.handle_request()
+            time.sleep(0.01)  # it returns at once while there is no file for another connection
+
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away in the middle is no news."""
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -2991,6 +3137,7 @@ def tell(dispatcher: Dispatcher) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
     while True:
+        turn()
         time.sleep(TICK)
         dispatcher.settle()
         if time.monotonic() > next_summary:
@@ -3006,13 +3153,30 @@ def open_as_many_files_as_may_be() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def serve_monitoring(settings: Settings, monitoring: Monitoring) -> None:
+    """Serves it where that is asked for. A port that is taken, perhaps by another copy, is no reason to stop."""
+    if not settings.metrics_port:
+        return
+    place = settings.metrics_host, int(settings.metrics_port)
+    try:
+        MonitoringServer(*place, monitoring)
+    except (OSError, RuntimeError) as error:
+        log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
+
+
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
     open_as_many_files_as_may_be()
-    dispatcher = Dispatcher(settings, Delivery(settings))
-    dispatcher.start()
-    threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
+    try:
+        dispatcher = Dispatcher(settings, Delivery(settings))
+        telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
+        serve_monitoring(settings, Monitoring(dispatcher, telling))
+        dispatcher.start()
+        telling.start()
+    except RuntimeError as error:
+        log.error("%s; the limit is `ulimit -u`, or the container's", error)
+        return 1
     has_no_key: list[Keys] = []
     while dispatcher.is_alive() and not stop_asked and not has_no_key:
         time.sleep(TICK)

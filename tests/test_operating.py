@@ -84,6 +84,8 @@ def test_check_of_what_is_right(service):
         "TO1 test-project/nginx fine: 2 shards",
         "TO2 test-project/sql-audit fine: 2 shards",
         "TO3 test-project/click fine: 2 shards",
+        "SLS_CURSOR_START, where a group without checkpoints begins: begin",
+        "no SLS_TOPIC_TO<n> is set: the default topics apply",
     ]
     assert calls_that_change_something(service) == {}
 
@@ -148,7 +150,7 @@ def test_check_of_a_service_that_is_not_there(service):
     with service.add_fault("*", cut="before"):
         status, stdout, _ = run(service, "--check")
     assert status == 1
-    assert all("not reachable now: " in line and "SLS_ENDPOINT must be reachable" in line for line in stdout)
+    assert all("not reachable now: " in line and "SLS_ENDPOINT must be reachable" in line for line in stdout[:4])
 
 
 def test_check_tells_of_a_logstore_full_of_groups(service):
@@ -165,6 +167,17 @@ def test_check_does_not_blame_a_key_that_may_not_list_groups(service):
         status, stdout, _ = run(service, "--check")
     assert status == 0
     assert "fine: 4 shards, could not verify the consumer group" in stdout[0]
+
+
+def test_check_tells_what_the_settings_came_to(service, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Shanghai")
+    changes = {"SLS_TOPIC_TO%d" % number: None for number in (2, 3)}
+    changes.update({"SLS_LOGSTORE_TO%d" % number: None for number in (2, 3)})
+    stdout = run(service, "--check", SLS_TOPIC_TO1="a[1]", SLS_X="x", SLS_CURSOR_START="2018-12-26", **changes)[1]
+    note, unknown, brackets = stdout[2:]
+    assert note.endswith("a group without checkpoints begins: 2018-12-26 00:00:00 +0800 (2018-12-25 16:00:00 UTC)")
+    assert unknown == "warning: SLS_X is not a setting of this program; did you mean SLS_CG?"
+    assert brackets.startswith("warning: SLS_TOPIC_TO1: 'a[1]' is a pattern")
 
 
 # ---- a start that makes no sense

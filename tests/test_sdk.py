@@ -13,7 +13,7 @@ from aliyun.log import LogException
 from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig, shard_worker, worker
 from local_log_service import LocalLogService
 
-from dispatch_data import Pull, Tasks
+from dispatch_data import Pull, Threads
 
 LIMIT = 20.0  # seconds
 
@@ -248,7 +248,7 @@ def test_the_flag_ends_the_loop_and_leaves_the_threads_to_others(running):
 
 def test_tasks_wait_for_the_threads_that_there_are(monkeypatch):
     """The standard library's executor has queued a task when it asks for a thread by the method that we override."""
-    tasks = Tasks()
+    tasks = Threads(8)
     assert tasks.submit(lambda: 7).result(LIMIT) == 7
     assert len(tasks._threads) == 1
     asked = []
@@ -264,7 +264,7 @@ def test_tasks_wait_for_the_threads_that_there_are(monkeypatch):
 
 def test_tasks_tell_when_one_has_ended():
     """Else the SDK's loop would see it a turn later."""
-    tasks, ended = Tasks(), threading.Event()
+    tasks, ended = Threads(8), threading.Event()
     tasks.done = ended.set
     tasks.submit(lambda: None)
     assert ended.wait(LIMIT)
