@@ -271,6 +271,21 @@ def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
         assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+def test_the_service_account_is_the_same_in_all_recipes():
+    account, patch = yaml.safe_load_all(recipe("RRSA"))
+    pod = patch["spec"]["template"]["spec"]
+    deployment = yaml.safe_load(recipe("kubernetes"))
+    name = deployment["metadata"]["name"]
+    assert name == patch["metadata"]["name"] == account["metadata"]["name"] == pod["serviceAccountName"]
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    assert labels.items() < patch["spec"]["template"]["metadata"]["labels"].items()
+    assert pod["containers"][0]["name"] == deployment["spec"]["template"]["spec"]["containers"][0]["name"]
+    for trusted in ("ECS", "RRSA"):
+        (statement,) = json.loads(recipe("trust policy for " + trusted))["Statement"]
+        assert statement["Action"] == "sts:AssumeRole"
+    assert statement["Condition"]["StringEquals"]["oidc:sub"] == "system:serviceaccount:default:" + name
+
+
 RAM_ACTIONS = {
     "ListShards": "log:ListShards",
     "GetCursor": "log:GetCursorOrData",
