@@ -2916,6 +2916,9 @@ COPY_METRICS: tuple[tuple[str, str, Callable[[Dispatcher], float | None]], ...] 
      lambda copy: copy.last_lag if copy.held_shards() else None),
     ("last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.", lambda copy: copy.last_heartbeat),
 )  # fmt: skip
+KEY_METRICS: tuple[tuple[str, str, Callable[[Keys], float | None]], ...] = (
+    ("credentials_expire_timestamp_seconds", "When the key ends.", lambda keys: keys.key.end if keys.key else None),
+)
 
 
 def labelled(**labels: object) -> str:
@@ -2928,6 +2931,7 @@ class Monitoring:
 
     def __init__(self, dispatcher: Dispatcher, telling: threading.Thread) -> None:
         self.dispatcher, self.telling = dispatcher, telling
+        self.renewing_keys = [keys for keys in keys_that_end(dispatcher.settings) if keys.source]
 
     def metrics(self) -> str:
         """In Prometheus' text format."""
@@ -2936,6 +2940,7 @@ class Monitoring:
         tables: Any = (
             (TARGET_METRICS, [(labelled(target=one.number, logstore=one.place), one) for one in targets]),
             (COPY_METRICS, [("", self.dispatcher)]),
+            (KEY_METRICS, [(labelled(source=one.name), one) for one in self.renewing_keys]),
             ([("build_info", "Always 1.", lambda _: 1)], [(labelled(version=__version__, python=python), None)]),
         )
         text = ""
