@@ -7,14 +7,15 @@
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), the service, looking, delivery, consumer, command line. Each part knows
-only those before it.
+order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery, consumer, monitoring,
+command line. Each part knows only those before it.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import calendar
 import concurrent.futures
 import contextlib
 import difflib
@@ -25,22 +26,27 @@ import fnmatch
 import functools
 import hashlib
 import http.client
+import http.server
 import io
+import ipaddress
 import json
 import logging
 import logging.handlers
 import os
+import platform
 import random
 import re
 import resource
 import signal
 import socket
+import socketserver
 import ssl
 import sys
 import threading
 import time
 import urllib.request
 import uuid
+import weakref
 from collections import Counter, deque
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
@@ -57,6 +63,7 @@ try:
     from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
     from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
     from aliyun.log.consumer.consumer_client import ConsumerClient
+    from aliyun.log.credentials import Credentials, CredentialsProvider
     from aliyun.log.pulllog_response import PullLogResponse
 
     # Private, or of newer releases only: what LeanClient and Connector rest on.
@@ -157,6 +164,13 @@ def writable_directory(text: str) -> str:
     return text
 
 
+def ip_address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them") from None
+
+
 def yes_or_no(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError("true or false")
@@ -207,6 +221,14 @@ url_of_proxy = matching(
     + PORT + "/?",
     "a URL such as http://proxy.example:3128",
 )  # fmt: skip
+ROLE_NAME = r"[A-Za-z0-9._-]{1,64}"
+AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
+key_source = matching(
+    r"ecs(:%s)?|oidc|uri|file:/.+|%s" % (ROLE_NAME, AGENT_URL),
+    "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>",
+)
+OIDC_NAMES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
+URI_NAME = "ALIBABA_CLOUD_CREDENTIALS_URI"
 REQUIRED = None
 
 # fmt: off
@@ -217,7 +239,10 @@ PLACE_SETTINGS = (
             REQUIRED, "the service's host in the project's region; https:// in front turns TLS on"),
     Setting("SLS_AK_ID", secret, REQUIRED, "id of the access key"),
     Setting("SLS_AK_KEY", secret, REQUIRED, "secret of the access key"),
-    Setting("SLS_STS_TOKEN", secret, "", "token of a temporary access key"),
+    Setting("SLS_STS_TOKEN", secret, "", "token of a temporary access key, which can't renew itself"),
+    Setting("SLS_CREDENTIALS", key_source, "",
+            "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
+            "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_NAME),
     Setting("SLS_REGION", matching(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
             "", "the project's region: switches signatures from v1 to v4"),
     Setting("SLS_PROJECT",
@@ -250,6 +275,9 @@ TUNING_SETTINGS = (
     Setting("SLS_LOG_DIR", writable_directory, ".", "where the log file goes; empty: no file, stderr alone"),
     Setting("SLS_LOG_LEVEL", matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO",
             "what is logged"),
+    Setting("SLS_METRICS_PORT", between(int, 1, 65535, "a port"), "",
+            "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere"),
+    Setting("SLS_METRICS_HOST", ip_address, "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
 )
 # fmt: on
 # They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
@@ -257,7 +285,7 @@ TUNING_SETTINGS = (
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 
-KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
+KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
 CA_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what requests reads, and so does this program
 PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
@@ -281,6 +309,7 @@ class Place(NamedTuple):
     project: str
     logstore: str
     names: Mapping[str, str]
+    credentials: str = ""  # where the key comes from that stands in the place of id, secret and token
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
@@ -332,6 +361,8 @@ class Settings(NamedTuple):
     rejected_dir: str
     log_dir: str
     log_level: str
+    metrics_port: int | str  # "" without one
+    metrics_host: str
     warnings: tuple[str, ...]
     notes: tuple[str, ...]  # what some settings have come to, to be told at the start
 
@@ -371,6 +402,7 @@ class EnvironmentReader:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = {name: unquoted(text) for name, text in environment.items() if name.startswith("SLS_")}
+        self.of_others = environment
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.has_topics = any(split_number(name)[0] == "SLS_TOPIC_TO" for name in self.environment)
@@ -391,8 +423,9 @@ class EnvironmentReader:
             try:
                 return setting.check(text)
             except ValueError as right:
-                shown = "its value (not shown)" if setting.check is secret else repr(text)
-                hint = "" if setting.check is secret else type_instead(text)
+                is_secret = setting.name in KEY_NAMES
+                shown = "its value (not shown)" if is_secret else repr(text)
+                hint = "" if is_secret else type_instead(text)
                 self.problem("%s: %s is wrong; right would be %s%s" % (name, shown, right, hint))
         return ""
 
@@ -404,20 +437,44 @@ class EnvironmentReader:
     def read_place(self, suffixes: Sequence[str], logstore: Setting, logstore_suffix: str) -> Place:
         """The place of one logstore; what the first suffix doesn't set, the next does: _TO2, then _TO, then none."""
         values: list[Any] = []
+        credentials = ""
         names = {"SLS_LOGSTORE": logstore.name + logstore_suffix}
         for setting in PLACE_SETTINGS:
-            # Id, secret and token make one key: they are taken together, from where any of them is set.
+            # Id, secret and token make one key: they are taken together, from where any of them is set, or the key's
+            # source is, which stands in their place.
             deciding = KEY_NAMES if setting.name in KEY_NAMES else (setting.name,)
             suffix = self.nearest(deciding, suffixes)
-            values.append(self.read(setting, suffix))
             names[setting.name] = setting.name + suffix
-        values += [self.read(logstore, logstore_suffix), names]
+            if setting.name == "SLS_CREDENTIALS":
+                credentials = self.read_key_source(setting, suffix)
+            elif setting.name in KEY_NAMES and self.environment.get("SLS_CREDENTIALS" + suffix):
+                values.append("")
+                if self.environment.get(names[setting.name]):
+                    self.problem("%s: SLS_CREDENTIALS%s stands in its place; leave out one of them" % (
+                        names[setting.name], suffix))  # fmt: skip
+                names[setting.name] = "SLS_CREDENTIALS" + suffix  # what advice is to name
+            else:
+                values.append(self.read(setting, suffix))
+        values += [self.read(logstore, logstore_suffix), names, credentials]
         place = Place(*values)
         if place.project and place.host.startswith(place.project + "."):
             self.problem(
                 "%s: %r is wrong; right would be the host without the project" % (names["SLS_ENDPOINT"], place.endpoint)
             )
         return place
+
+    def read_key_source(self, setting: Setting, suffix: str) -> str:
+        """The value of SLS_CREDENTIALS; what it takes from variables of others is checked, too."""
+        source = self.read(setting, suffix)
+        for name in {"oidc": OIDC_NAMES, "uri": (URI_NAME,)}.get(source, ()):
+            if not self.of_others.get(name):
+                self.problem("%s is missing: %s%s=%s takes it" % (name, setting.name, suffix, source))
+        if source != "uri":
+            return source
+        url = self.of_others.get(URI_NAME) or ""
+        if url and not re.fullmatch(AGENT_URL, url):
+            self.problem("%s: its value (not shown) is wrong; right would be http://<agent>" % URI_NAME)
+        return url
 
     def unknown_names(self) -> Iterator[str]:
         """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
@@ -484,6 +541,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     warnings = [*reader.unknown_names(), *reader.warnings]
     if reader.problems:
         raise SettingsError(reader.problems + warnings)
+    places = [source, *(target.place for target in targets)]
+    for name in dict.fromkeys(place.names["SLS_STS_TOKEN"] for place in places if place.security_token):
+        warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
     start = tuning[0] if isinstance(tuning[0], str) else both_times(tuning[0])
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % start]
     if not reader.has_topics:
@@ -738,7 +798,7 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[Pu
     return puts
 
 
-# ---- the service: its calls, what its answers mean, and the one way to try again -------------------------------------
+# ---- failures: what the answers of the service mean, and the one way to try again ------------------------------------
 
 FIRST_PAUSE = 0.1  # seconds
 LONGEST_PAUSE = 5.0  # seconds
@@ -776,6 +836,8 @@ MEANINGS = {
         "ProjectForbidden": "the account of {SLS_PROJECT} is in arrears, or the project is locked",
         "Unauthorized": "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy",
         "SecurityTokenExpired": "{SLS_STS_TOKEN} has run out: set a new key and token and start again",
+        "KeyRefused": "what {SLS_CREDENTIALS} names gives no key: is the RAM role attached to this instance, does it "
+                      "trust the pod's service account?",
         "RequestTimeExpired": CLOCK_ADVICE,
         "RequestTimeTooSkewed": CLOCK_ADVICE,
         "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: delete one that nobody "
@@ -796,6 +858,7 @@ MEANINGS = {
         "InternalServerError": PASSING_ADVICE,
         "ServerBusy": PASSING_ADVICE,
         "NoAnswer": "{SLS_ENDPOINT} must be reachable from here: look at its name, the network, the proxy variables",
+        "NoKey": "what {SLS_CREDENTIALS} names must be reachable, and have a key that is good by this machine's clock",
         "CertificateNotTrusted": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs",
         "TooManyOpenFiles": "this process may open no more files: raise `ulimit -n` (LimitNOFILE in systemd)",
         "UnreadablePull": "nothing of it is delivered or skipped; it is pulled again",
@@ -835,6 +898,13 @@ def printable(text: str, longest: int = 300) -> str:
     """The text, safe to show on one line: what isn't printable is escaped, what is too long is cut."""
     shown = text if len(text) <= longest else text[:longest] + "..."
     return shown if shown.isprintable() else repr(shown)[1:-1]
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """The text without the secrets."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
 
 class CallFailed(Exception):
@@ -915,10 +985,20 @@ class CannotStart(Exception):
     """The program can't do what it is for; the text has a line for each reason. Nothing tries again after it."""
 
 
+# When the loop of each thread last turned, by the monotonic clock; see Monitoring.
+turned: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
+
+
+def note_turn(asks: bool = False) -> None:
+    """Notes that this thread's loop turns, or `asks` the service: to wait for an answer is not to stand still."""
+    turned[threading.current_thread()] = float("inf") if asks else time.monotonic()
+
+
 def wait(seconds: float, goes_on: Callable[[], bool]) -> None:
     """Sleeps, but no longer than `goes_on()` is true."""
     end = time.monotonic() + seconds
     while goes_on() and time.monotonic() < end:
+        note_turn()
         time.sleep(max(0.0, min(0.05, end - time.monotonic())))
 
 
@@ -1007,6 +1087,233 @@ class Trying:
             values = self.subject, self.calls, self.failures, self.last - self.since
             self.forget()
         log.warning(line, *values)
+
+
+# ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
+
+METADATA = "http://100.100.100.200/latest/"  # answers on an ECS instance, and nowhere else
+ROLES = "meta-data/ram/security-credentials/"
+NEAR_TIMEOUT = 2.0  # seconds, for the metadata service and local agents
+STS_TIMEOUT = 10.0  # seconds
+FIRST_KEY_TIMEOUT = 15.0  # seconds that calls wait for the outcome of the first try to get a key
+KEY_LIFE = 3600  # seconds, of a key that STS is asked for
+RENEWED_AHEAD = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
+LOOK_FOR_KEY = 1.0  # seconds between looks at whether it is time for another key
+KEY_FIELDS = ("AccessKeyId", "AccessKeySecret", "SecurityToken", "Expiration")
+
+
+class Key(Credentials):
+    """An access key that ends at `end` (unix seconds); `role` says whose it is, "" where that is not known."""
+
+    def __init__(self, key_id: str, secret: str, token: str, end: float = float("inf"), role: str = "") -> None:
+        super().__init__(key_id, secret, token)
+        self.end, self.role = end, role
+
+    def __str__(self) -> str:
+        tense = "ended" if time.time() >= self.end else "ends"
+        return "%s%s %s" % ("role %s, " % self.role if self.role else "", tense, both_times(self.end))
+
+
+def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: object = None) -> str:
+    """What is answered to one short request with 200. Raises CallFailed.
+
+    http:// is for what is near, and asked without a proxy; https:// is for STS. requests' timeout begins again with
+    each byte: so the body is read byte by byte, as long as there is time.
+    """
+    is_far = url.startswith("https:")
+    seconds = STS_TIMEOUT if is_far else NEAR_TIMEOUT
+    end, body = time.monotonic() + seconds, b""
+    options: Any = {"headers": headers, "data": form, "timeout": seconds, "allow_redirects": False, "stream": True}
+    try:
+        with requests.Session() as session:
+            session.trust_env = is_far  # its proxies, its CAs
+            with session.request(method, url, **options) as answer:
+                for byte in answer.iter_content(1):
+                    body += byte
+                    if time.monotonic() > end:
+                        raise requests.Timeout("the answer has no end")
+    except requests.RequestException as error:
+        reason = getattr(error.args[0], "reason", error) if error.args else error  # without the URL, a secret maybe
+        raise CallFailed("NoKey", "%s: %s" % (type(reason).__name__, reason)) from None
+    text = body.decode("utf-8", "replace").strip()
+    if answer.status_code == 200:
+        return text
+    # Only an error's code and message are shown, in JSON or XML: the rest may be half a key.
+    words = re.findall(r'["<](?:Code|Message)(?:"\s*:\s*"|>)([^"<]+)', text)
+    is_busy = answer.status_code == 429 or any(word.startswith("Throttling") for word in words)
+    where = "%s%s" % (urlsplit(url).hostname, urlsplit(url).path)
+    raise CallFailed("NoKey" if is_busy else "KeyRefused", ": ".join([where, *words]), answer.status_code)
+
+
+def read_key(text: str, role: str = "") -> Key:
+    """The key in the JSON that all sources give, STS inside of another object. Raises CallFailed."""
+    try:
+        fields = json.loads(text)
+        fields = fields.get("Credentials", fields)
+        if fields.get("Code", "Success") != "Success":
+            raise CallFailed("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
+        key_id, secret, token, expiration = [fields[name] for name in KEY_FIELDS]
+        if not re.fullmatch("[!-~]+ [!-~]+ [!-~]+", " ".join([key_id, secret, token])):
+            raise ValueError
+        return Key(key_id, secret, token, calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ")), role)
+    except (ValueError, TypeError, KeyError, AttributeError):  # their text may show what was to be read
+        raise CallFailed("NoKey", "what came isn't JSON with %s" % ", ".join(KEY_FIELDS)) from None
+
+
+def key_of_instance(role: str) -> Key:
+    """From the metadata service of the ECS instance: in its hardened form or, where it has none, in the older one."""
+    headers = {"X-aliyun-ecs-metadata-token-ttl-seconds": "21600"}
+    try:
+        headers = {"X-aliyun-ecs-metadata-token": ask("PUT", METADATA + "api/token", headers)}
+        Keys.hide(time.time(), *headers.values())
+    except CallFailed as failure:
+        is_forbidden = os.environ.get("ALIBABA_CLOUD_IMDSV1_DISABLED", "").lower() in ("1", "true")
+        if is_forbidden or failure.status not in (404, 405):
+            raise
+        headers = {}
+    role = role or ask("GET", METADATA + ROLES, headers)
+    return read_key(ask("GET", METADATA + ROLES + role, headers), role)
+
+
+def key_of_service_account(_: str) -> Key:
+    """From STS, in exchange for the OIDC token of the pod's service account (RRSA), which the cluster renews."""
+    role, provider, token_file = [os.environ[name] for name in OIDC_NAMES]
+    with open(token_file, encoding="ascii") as file:
+        token = file.read().strip()
+    Keys.hide(time.time() + KEY_LIFE, token)
+    query = {"Action": "AssumeRoleWithOIDC", "Version": "2015-04-01", "Format": "JSON",
+             "Timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
+    form = {"RoleArn": role, "OIDCProviderArn": provider, "OIDCToken": token, "DurationSeconds": KEY_LIFE,
+            "RoleSessionName": os.environ.get("ALIBABA_CLOUD_ROLE_SESSION_NAME") or "dispatch_data"}  # fmt: skip
+    host = os.environ.get("ALIBABA_CLOUD_STS_ENDPOINT") or "sts.aliyuncs.com"  # the cluster sets that of its region
+    return read_key(ask("POST", "https://%s/?%s" % (host, urlencode(query)), form=form), role)
+
+
+def key_of_file(path: str) -> Key:
+    with open(path, encoding="utf-8") as file:
+        if os.fstat(file.fileno()).st_mode & 0o007:
+            raise CallFailed("KeyRefused", "others can get at %s: chmod 600 it, or 640" % path)
+        return read_key(file.read())
+
+
+KEY_SOURCES = {
+    "ecs": key_of_instance,
+    "oidc": key_of_service_account,
+    "http": lambda rest: read_key(ask("GET", "http:" + rest)),
+    "file": key_of_file,
+}
+
+
+class Keys(CredentialsProvider):
+    """The key of one source for all who sign with it: the SDK asks at each signature, from many threads.
+
+    One thread renews it ahead of its end, and everybody else goes on with the key there is until that has really ended.
+    A key of the settings stays what it is; its `source` is "".
+    """
+
+    known: dict[tuple[str, ...], Keys] = {}
+    secrets: Mapping[str, float] = {}  # what came at run time and must never be shown -> when it ends, unix seconds
+    lock = threading.RLock()
+
+    def __init__(self, place: Place) -> None:
+        self.source, _, self.detail = place.credentials.partition(":")
+        self.name = place.names.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
+        self.renewing = Trying(self.name, "renewals", "no new key yet, trying again", place)
+        key = Key(place.access_key_id, place.access_key, place.security_token)
+        self.key: Key | None = None if self.source else key
+        self.failure: CallFailed | None = None  # of the last try
+        self.has_tried = threading.Event()
+        self.due = self.came = 0.0  # when to renew the key, in unix seconds; when it came, by the monotonic clock
+        self.has_ended_for_good = False
+        if self.source == "http":
+            url = urlsplit(place.credentials)
+            self.hide(float("inf"), url.password, unquote(url.password or ""), url.query)
+
+    def __str__(self) -> str:
+        """Where the key comes from, whose it is, and when it ends."""
+        shown = "//" + urlsplit(self.detail).netloc.rpartition("@")[2] if self.source == "http" else self.detail
+        return "%s, %s" % (":".join(filter(None, [self.source, shown])), self.key or "no key yet")
+
+    @classmethod
+    def hide(cls, end: float, *texts: str | None) -> None:
+        """No log shows these texts from now on, until some time after their `end` (unix seconds): clocks may differ."""
+        with cls.lock:
+            kept = {text: end for text, end in cls.secrets.items() if end > time.time() - KEY_LIFE}
+            cls.secrets = {**kept, **{text: end for text in texts if text}}
+
+    def get_credentials(self) -> Key:
+        """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallFailed."""
+        if not self.key:
+            self.has_tried.wait(FIRST_KEY_TIMEOUT)
+        key = self.key
+        if key and time.time() < key.end:
+            return key
+        raise self.trouble()
+
+    def trouble(self) -> CallFailed:
+        """Why there is no other key, and how it stands with the one before."""
+        failure = self.failure or CallFailed("NoKey", "another is on its way")
+        before = "the key at hand: %s; " % self.key if self.key else ""
+        return CallFailed(failure.code, before + failure.message, failure.status)
+
+    def keep_renewed(self) -> None:
+        """For ever, in the one thread that asks the source."""
+        while True:
+            if time.time() >= self.due:
+                self.renewing.until_done("key", self.renew, lambda: True)
+            time.sleep(LOOK_FOR_KEY)
+
+    def renew(self) -> None:
+        """Gets a key from its source; the one before stays where that fails. Raises CallFailed."""
+        try:
+            key = KEY_SOURCES[self.source](self.detail)
+            self.hide(key.end, key.access_key_secret, key.security_token)
+            now = time.time()
+            if key.end <= now:
+                raise CallFailed("NoKey", "what came is dead: %s, now is %s" % (key, both_times(now)))
+            # A file may be written anew at any time, and costs nothing to look at.
+            self.due = 0.0 if self.source == "file" else key.end - min(RENEWED_AHEAD, (key.end - now) / 2)
+            self.key, self.came, self.failure = key, time.monotonic(), None
+        except Exception as error:  # any: the only thread that can get a key must not end
+            known = (
+                error if isinstance(error, CallFailed) else CallFailed("NoKey", type(error).__name__ + ": %s" % error)
+            )
+            self.failure = CallFailed(known.code, hidden(known.message, self.secrets), known.status)
+            raise self.trouble() from None
+        finally:
+            self.has_tried.set()
+
+    def take_note(self, failure: CallFailed, token: str) -> None:
+        """Looks at why the service refused a call that was signed with a key of this token."""
+        if not token or not failure.advice.startswith(("{SLS_AK_", "{SLS_STS_")):  # it doesn't blame the key
+            return
+        if not self.source:
+            self.has_ended_for_good |= failure.advice == MEANINGS[Fault.SETTING]["SecurityTokenExpired"]
+            return
+        failure.fault, failure.advice = Fault.TIME, "{SLS_CREDENTIALS} is asked for another key"
+        if self.key and self.key.security_token == token and time.monotonic() - self.came > LONGEST_PAUSE:
+            self.due = 0.0
+
+
+def keys_of(place: Place) -> Keys:
+    """The same for all places whose key comes from the same source."""
+    identity = place.credentials, place.access_key_id, place.access_key, place.security_token
+    with Keys.lock:
+        if identity not in Keys.known:
+            keys = Keys(place)
+            if keys.source:
+                threading.Thread(target=keys.keep_renewed, daemon=True).start()
+            Keys.known[identity] = keys
+        return Keys.known[identity]
+
+
+def keys_that_end(settings: Settings) -> list[Keys]:
+    """Each once, that of the source first."""
+    places = [settings.source, *(target.place for target in settings.targets)]
+    return list(dict.fromkeys(keys_of(place) for place in places if place.credentials or place.security_token))
+
+
+# ---- the service: connections and calls ------------------------------------------------------------------------------
 
 
 class Connector:
@@ -1156,6 +1463,7 @@ class LeanClient(LogClient):
 
     def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
         """`answer_timeout` is in seconds; None stands for ANSWER_TIMEOUT."""
+        self.keys = keys_of(place)
         super().__init__(
             place.endpoint,
             place.access_key_id,
@@ -1164,6 +1472,7 @@ class LeanClient(LogClient):
             source="dispatch_data",
             auth_version=place.auth_version,
             region=place.region,
+            credentials_provider=self.keys,
         )
         # The SDK's sets the process's locale for the Date of each request, at the cost of compressing it.
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
@@ -1177,13 +1486,18 @@ class LeanClient(LogClient):
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> Any:
+        note_turn(asks=True)
         try:
             status, answer, answer_headers = self.call(method, url, params, body, headers)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallFailed.without_answer(error) from error
+        finally:
+            note_turn()
         is_put = url.endswith("/shards/lb")
         if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
-            raise CallFailed.by_answer(status, answer_headers, answer)
+            failure = CallFailed.by_answer(status, answer_headers, answer)
+            self.keys.take_note(failure, headers.get("x-acs-security-token", ""))
+            raise failure
         self.last_answer = answer_headers.get("Date") or "", time.monotonic()
         return status, answer, answer_headers
 
@@ -1537,7 +1851,9 @@ def check_before_start(settings: Settings) -> None:
     A target that is wrong stops only a group that has not begun: there it may be a typo. Later it holds up its own
     logs, as one that goes missing while the copies run.
     """
+    note_turn(asks=True)
     findings = look_at_all(settings)
+    note_turn()
     wrong: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.verdict == WRONG:
@@ -1561,7 +1877,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def show_check(settings: Settings) -> int:
     """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
     findings = look_at_all(settings)
-    print(table([(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]))
+    rows = [(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]
+    print(table(rows + [(keys.name, str(keys)) for keys in keys_that_end(settings) if keys.source]))
     print("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
     return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
@@ -1888,7 +2205,8 @@ class Writers:
         self.threads = Threads(most)
         self.change = threading.Condition()
         self.ready: deque[Target] = deque()  # those that have something to put, and writers left
-        threading.Thread(target=self.follow_the_load, daemon=True).start()
+        self.follower = threading.Thread(target=self.follow_the_load, daemon=True)
+        self.follower.start()
 
     def add(self, puts: Sequence[tuple[Target, Put]], batch: Batch) -> None:
         with self.change:
@@ -1933,8 +2251,10 @@ class Writers:
 
     def follow_the_load(self) -> None:
         while True:
+            note_turn()
             with self.change:
-                self.change.wait_for(lambda: self.ready)
+                if not self.change.wait_for(lambda: self.ready, 1.0):
+                    continue
             cpu, wall = time.process_time(), time.monotonic()
             time.sleep(LOOK_INTERVAL)
             busy = (time.process_time() - cpu) / (time.monotonic() - wall)
@@ -2039,6 +2359,7 @@ class Delivery:
         while batch.trying and time.monotonic() < end:
             if not goes_on():
                 raise GivenUp
+            note_turn()
             with batch.change:
                 if batch.trying:
                     batch.change.wait(0.2)
@@ -2285,6 +2606,7 @@ class Heartbeats(threading.Thread):
 
     def get_held_shards(self) -> list[int]:
         """Called by the SDK once in each turn."""
+        note_turn()
         if self.turn.wait(self.TURN):
             self.turn.clear()
             time.sleep(self.SHORTEST_TURN)
@@ -2322,6 +2644,7 @@ class Heartbeats(threading.Thread):
                 membership.lose(str(error))
             raise
         membership.silent_until = sent + membership.group_timeout
+        membership.dispatcher.last_heartbeat = time.time()
         with self.lock:
             letting_go = self.listed - set(self.held)
             held = [shard for shard in answer if shard not in letting_go]
@@ -2349,6 +2672,7 @@ class Membership(ConsumerWorker):
         self.shards: dict[int, ShardConsumer] = {}
         self.reason = ""  # why it was lost
         self.in_flight: dict[int, int] = {}  # shard -> LogGroups of the batch that is being delivered
+        self.delivering: dict[int, threading.Thread] = {}  # shard -> who does that
         self.change = threading.Condition()
         name = consumer_name(dispatcher.group, dispatcher.group_began)
         config = LogHubConfig(
@@ -2406,13 +2730,14 @@ class Membership(ConsumerWorker):
 
     @contextlib.contextmanager
     def batch_in_flight(self, shard: int, log_groups: int) -> Iterator[None]:
+        note_turn()
         with self.change:
-            self.in_flight[shard] = log_groups
+            self.in_flight[shard], self.delivering[shard] = log_groups, threading.current_thread()
         try:
             yield
         finally:
             with self.change:
-                del self.in_flight[shard]
+                del self.in_flight[shard], self.delivering[shard]
                 self.change.notify_all()
 
     def end(self, seconds: float) -> dict[int, int]:
@@ -2432,8 +2757,11 @@ class Dispatcher(threading.Thread):
         place = settings.source
         self.settings, self.delivery = settings, delivery
         self.group = settings.consumer_group
+        self.last_heartbeat: float | None = None  # unix seconds
+        self.last_lag: float | None = None  # see `lag`
         self.group_began = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.source = Logstore(place)
+        self.keys = keys_that_end(settings)
         self.tasks = Threads(2048)  # for the SDK's tasks, up to three for each shard
         name = self.name = settings.source_name
         self.joining = Trying(name, "joining", "can't join the consumer group yet, trying again", place)
@@ -2458,6 +2786,7 @@ class Dispatcher(threading.Thread):
             while True:
                 membership = self.joining.until_done("join", self.join_group, self.goes_on)
                 while membership.is_alive() and membership.goes_on():
+                    note_turn()
                     time.sleep(TICK)
                 if self.is_stopped():
                     return
@@ -2542,7 +2871,8 @@ class Dispatcher(threading.Thread):
     def troubles(self) -> list[Trying]:
         of_targets = [(target.putting, target.keeping) for target in self.delivery.targets.values()]
         of_source = self.joining, self.beginning, self.beating, self.pulling, self.saving
-        return [trying for part in (of_source, *of_targets) for trying in part]
+        of_keys = [keys.renewing for keys in self.keys]
+        return [trying for part in (of_source, *of_targets, of_keys) for trying in part]
 
     def held_shards(self) -> list[int]:
         return sorted(self.membership.heartbeats.held) if self.membership else []
@@ -2556,16 +2886,17 @@ class Dispatcher(threading.Thread):
         for client in clients:
             client.close_what_is_over(0.0 if are_many else LONGEST_IDLE)
 
-    def lag(self) -> str:
-        """The lag of the shards held, in whole seconds, or "unknown"."""
+    def lag(self) -> float | None:
+        """Asks for the lag of the shards held, in seconds; None where it is unknown."""
         try:
-            lag = how_far_behind(read_shard_status(self.source, self.group, self.held_shards()))
+            self.last_lag = how_far_behind(read_shard_status(self.source, self.group, self.held_shards()))
         except Exception:  # any: the thread that tells must go on telling
-            lag = None
-        return "unknown" if lag is None else "%d" % lag
+            self.last_lag = None
+        return self.last_lag
 
-    def summary(self, lag: str = "unknown") -> list[str]:
+    def summary(self, lag_seconds: float | None = None) -> list[str]:
         """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
+        lag = "unknown" if lag_seconds is None else "%d" % lag_seconds
         lines = ["summary " + target.summary() for target in self.delivery.targets.values()]
         shards = ",".join(map(str, self.held_shards())) or "none"
         state = f"source={self.settings.source} group={self.group} shards={shards} lag_seconds={lag}"
@@ -2598,6 +2929,135 @@ def consumer_name(consumer_group: str, group_began: int) -> str:
     return "%s-%s-%d-%08x%s" % (consumer_group[:20], host[:12], os.getpid(), group_began, uuid.uuid4().hex[:12])
 
 
+# ---- monitoring: what the process counts, and whether its loops turn, over HTTP --------------------------------------
+
+STANDSTILL = 60.0  # seconds; a loop of the process that has not turned for longer is stuck
+REQUEST_TIME = 2.0  # seconds that a client has for its request, and again for taking the answer
+ANSWERED_AT_ONCE = 8  # requests, a thread for each; others wait in the kernel
+
+# Name, meaning, and how to read the value, of a target or of the copy; None is unknown.
+TARGET_METRICS: tuple[tuple[str, str, Callable[[Target], float | None]], ...] = (
+    ("log_groups_total", "LogGroups that the target has taken.", lambda target: target.log_groups),
+    ("logs_total", "Logs that the target has taken.", lambda target: target.logs),
+    ("bytes_total", "Bytes that the target has taken, uncompressed.", lambda target: target.bytes),
+    ("put_retries_total", "Puts that failed and were tried again.", lambda target: target.retries),
+    ("set_aside_total", "LogGroups that the target refused for good.", lambda target: target.set_aside),
+    ("puts_failing", "Puts that have failed and are being tried again.", lambda target: len(target.putting.open)),
+)
+COPY_METRICS: tuple[tuple[str, str, Callable[[Dispatcher], float | None]], ...] = (
+    ("unmatched_log_groups_total", "LogGroups that no route matches.", lambda copy: copy.delivery.left_out.log_groups),
+    ("unmatched_logs_total", "Logs that no route matches.", lambda copy: copy.delivery.left_out.logs),
+    ("shards_held", "Shards that this copy holds.", lambda copy: len(copy.held_shards())),
+    ("lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
+     lambda copy: copy.last_lag if copy.held_shards() else None),
+    ("last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.", lambda copy: copy.last_heartbeat),
+)  # fmt: skip
+KEY_METRICS: tuple[tuple[str, str, Callable[[Keys], float | None]], ...] = (
+    ("credentials_expire_timestamp_seconds", "When the key ends.", lambda keys: keys.key.end if keys.key else None),
+)
+
+
+def labelled(**labels: object) -> str:
+    """Labels as Prometheus has them, whose strings are quoted as JSON's."""
+    return "{%s}" % ",".join("%s=%s" % (name, json.dumps(str(value))) for name, value in labels.items())
+
+
+class Monitoring:
+    """What there is to tell of this copy. It asks nobody: the lag is what the thread that tells has learned last."""
+
+    def __init__(self, dispatcher: Dispatcher, telling: threading.Thread) -> None:
+        self.dispatcher, self.telling = dispatcher, telling
+        self.renewing_keys = [keys for keys in keys_that_end(dispatcher.settings) if keys.source]
+
+    def metrics(self) -> str:
+        """In Prometheus' text format."""
+        python = "%s %s" % (platform.python_implementation(), platform.python_version())
+        targets = self.dispatcher.delivery.targets.values()
+        tables: Any = (
+            (TARGET_METRICS, [(labelled(target=one.number, logstore=one.place), one) for one in targets]),
+            (COPY_METRICS, [("", self.dispatcher)]),
+            (KEY_METRICS, [(labelled(source=one.name), one) for one in self.renewing_keys]),
+            ([("build_info", "Always 1.", lambda _: 1)], [(labelled(version=__version__, python=python), None)]),
+        )
+        text = ""
+        for table, subjects in tables:
+            for name, meaning, read in table:
+                values = [(labels, read(subject)) for labels, subject in subjects]
+                known = ["dispatch_data_%s%s %s\n" % (name, *value) for value in values if value[1] is not None]
+                kind = "counter" if name.endswith("_total") else "gauge"
+                head = "# HELP dispatch_data_%s %s\n# TYPE dispatch_data_%s %s\n" % (name, meaning, name, kind)
+                text += "".join([head, *known]) if known else ""
+        return text
+
+    def loops(self) -> dict[str, threading.Thread]:
+        """Those without which the process is of no use though it lives."""
+        dispatcher, membership = self.dispatcher, self.dispatcher.membership
+        loops = {"tells": self.telling, "joins": dispatcher, "follows the load": dispatcher.delivery.writers.follower}
+        if membership and not membership.reason:  # else they come to their end
+            loops.update({"gives out work": membership, "sends heartbeats": membership.heartbeats})
+            loops.update(("delivers shard %d" % shard, thread) for shard, thread in list(membership.delivering.items()))
+        return loops
+
+    def health(self) -> str:
+        """A line for each loop that stands still; one that never turned has its time from the first look."""
+        now = time.monotonic()
+        still = {name: now - turned.setdefault(thread, now) for name, thread in self.loops().items()}
+        line = "the loop that %s has stood still for %.0f s\n"
+        return "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
+
+    def page(self, path: str) -> tuple[int, str]:
+        """HTTP's status, and the text."""
+        if path == "/metrics":
+            return 200, self.metrics()
+        problems = self.health()
+        return (503 if problems else 200, problems or "ok\n") if path == "/healthz" else (404, "")
+
+
+class MonitoringHandler(http.server.BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server: MonitoringServer
+    server_version, sys_version = USER_AGENT["User-Agent"], ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()  # which would let a client take its time for each byte
+        self.rfile = Line(self.connection, REQUEST_TIME).makefile()
+
+    def do_GET(self) -> None:
+        status, text = self.server.monitoring.page(self.path.partition("?")[0])
+        self.connection.settimeout(REQUEST_TIME)
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nobody wants a line for each request."""
+
+
+class MonitoringServer(socketserver.TCPServer):
+    """Serves in threads of its own. Raises OSError, such as for a port that is taken, or RuntimeError for threads."""
+
+    allow_reuse_address = True
+    request_queue_size = 32
+
+    def __init__(self, host: str, port: int, monitoring: Monitoring) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.monitoring = monitoring
+        super().__init__((host, port), MonitoringHandler)
+        for _ in range(ANSWERED_AT_ONCE):
+            threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        while True:
+            self.handle_request()
+            time.sleep(0.01)  # it returns at once while there is no file for another connection
+
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away in the middle is no news."""
+
+
 # ---- command line ---------------------------------------------------------------------------------------------------
 
 TICK = 0.1  # seconds between looks at whether something is to be done
@@ -2611,13 +3071,6 @@ EXIT_STATUSES = """exit status:
   0  stopped as asked; --check: nothing is wrong; --status: within --max-lag
   1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown
   2  the settings or the arguments are wrong"""
-
-
-def hidden(text: str, secrets: Iterable[str]) -> str:
-    """The text without the secrets."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
 
 
 def secrets_of(settings: Settings) -> list[str]:
@@ -2637,7 +3090,7 @@ class LineFormatter(logging.Formatter):
         self.secrets = list(secrets)
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = hidden(super().format(record), self.secrets).splitlines()
+        lines = hidden(super().format(record), [*self.secrets, *Keys.secrets]).splitlines()
         return "\n    ".join(printable(line, self.LONGEST_LINE) for line in lines)
 
 
@@ -2725,6 +3178,7 @@ def tell(dispatcher: Dispatcher) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
     while True:
+        note_turn()
         time.sleep(TICK)
         dispatcher.settle()
         if time.monotonic() > next_summary:
@@ -2740,19 +3194,36 @@ def open_as_many_files_as_may_be() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def serve_monitoring(settings: Settings, monitoring: Monitoring) -> None:
+    """Serves it where that is asked for. A port that is taken, perhaps by another copy, is no reason to stop."""
+    if not settings.metrics_port:
+        return
+    place = settings.metrics_host, int(settings.metrics_port)
+    try:
+        MonitoringServer(*place, monitoring)
+    except (OSError, RuntimeError) as error:
+        log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
+
+
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
     open_as_many_files_as_may_be()
     try:
         dispatcher = Dispatcher(settings, Delivery(settings))
+        telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
+        serve_monitoring(settings, Monitoring(dispatcher, telling))
         dispatcher.start()
-        threading.Thread(target=tell, args=(dispatcher,), daemon=True).start()
+        telling.start()
     except RuntimeError as error:
         log.error("%s; the limit is `ulimit -u`, or the container's", error)
         return 1
-    while dispatcher.is_alive() and not stop_asked:
+    has_no_key: list[Keys] = []
+    while dispatcher.is_alive() and not stop_asked and not has_no_key:
         time.sleep(TICK)
+        has_no_key = [keys for keys in dispatcher.keys if keys.has_ended_for_good]
+    for keys in has_no_key:
+        log.error("%s has run out, says the service: this copy ends, to be started again with another", keys.name)
     has_joined = dispatcher.membership is not None
     left = dispatcher.stop(STOP_TIME)
     if left:

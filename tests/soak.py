@@ -28,6 +28,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from copies import GROUP, PROJECT, SOURCE, TARGET_LOGSTORES, Copies, Copy, group_shards, make_log_group  # noqa: E402
 from ledgers import checkpoints_watched, verdict  # noqa: E402
 from local_log_service import LocalLogService  # noqa: E402
+from local_log_service.key_services import KeyServices  # noqa: E402
 from troubles import (  # noqa: E402
     changed_key,
     deleted_logstore,
@@ -43,6 +44,7 @@ MOST_RESHARDINGS = 8
 LONGEST_HEALING = 180.0  # seconds
 LONGEST_STOP = 60.0  # seconds
 FEED_INTERVAL = 0.05  # seconds
+KEY_LIFE = 4.0  # seconds, of the keys for sql-audit, which an agent hands out
 TOPICS = ("nginx", "ngnix", "sql_audit", "click", "nobody's")
 
 
@@ -75,6 +77,7 @@ EXCLUSIVE = {
     "key of the source changed": "source key",
     "key of the source deleted": "source key",
     "key of click changed": "click key",
+    "no keys for sql-audit": "agent",
     "clock": "clock",
     "click deleted": "click",
 }
@@ -122,8 +125,17 @@ def schedule(seed: int, seconds: float) -> List[Event]:
 class Soak:
     """One run. `problems` are what must not have been."""
 
-    def __init__(self, service: LocalLogService, copies: Copies, directory: Path, https: bool, say: Callable) -> None:
+    def __init__(
+        self,
+        service: LocalLogService,
+        key_services: KeyServices,
+        copies: Copies,
+        directory: Path,
+        https: bool,
+        say: Callable,
+    ) -> None:
         self.service = service
+        self.key_services = key_services
         self.copies = copies
         self.https = https
         self.begin = time.monotonic()
@@ -205,6 +217,7 @@ class Soak:
         changes: Dict[str, Optional[str]] = {"REQUESTS_CA_BUNDLE": str(self.authority)} if self.https else {}
         before = names_switched_by(self.switch) + "\nANSWER_TIMEOUT = 5\n"
         keys = dict(SLS_AK_ID="local-id", SLS_AK_KEY="local-secret", SLS_AK_ID_TO3="click-id")
+        keys.update(SLS_CREDENTIALS_TO2="uri", ALIBABA_CLOUD_CREDENTIALS_URI=self.key_services.agent)
         self.running.append(
             self.copies.start(before=before, **keys, SLS_AK_KEY_TO3="click-secret", **changes)  # type: ignore
         )
@@ -266,6 +279,7 @@ class Soak:
             "key of the source changed": lambda: changed_key(service, "local-id", "another-secret"),
             "key of the source deleted": lambda: changed_key(service, "local-id", None),
             "key of click changed": lambda: changed_key(service, "click-id", "another-secret"),
+            "no keys for sql-audit": lambda: outage(self.key_services),
             "clock": lambda: wrong_clock(service, 1200 if number % 2 else -1200),
             "click deleted": lambda: deleted_logstore(service, "click", self.gone),
         }[event.name]()
@@ -346,7 +360,8 @@ def soak(seconds: float, seed: int, directory: Path, say: Callable[[str], None])
             service.create_logstore(PROJECT, logstore, 2)
         set_back = stack.enter_context(checkpoints_watched())
         copies = stack.enter_context(Copies(service, directory))
-        run = Soak(service, copies, directory, https, say)
+        key_services = stack.enter_context(KeyServices(service, KEY_LIFE))
+        run = Soak(service, key_services, copies, directory, https, say)
         run.run(schedule(seed, seconds))
         outcome = verdict(service, delivered_before=run.gone)
         problems = [*run.problems, *set_back]

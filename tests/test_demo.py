@@ -1,5 +1,8 @@
 """The demonstration, run as users run it: as a process of its own."""
 
+import contextlib
+import os
+import pty
 import re
 import signal
 import subprocess
@@ -87,6 +90,26 @@ def test_every_log_is_accounted_for(start_demo):
     assert results["all"] == [str(source), str(delivered), str(unmatched), "0", str(duplicated), "0"]
     assert len(demo.copy_process_ids()) == 3
     assert not any(map(is_running, demo.copy_process_ids()))
+
+
+def test_a_terminal_shows_bars_and_the_same_end():
+    ours, its = pty.openpty()
+    environment = dict(os.environ, TERM="xterm", COLUMNS="120")
+    demo = subprocess.Popen(COMMAND, cwd=str(REPOSITORY), env=environment, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # which is how a terminal ends
+        for some in iter(lambda: terminal.read(10000), b""):
+            shown += some
+    assert demo.wait(LIMIT) == 0, shown.decode()
+    lines = shown.decode().split("\r\n")
+    for target in ("nginx", "sql-audit", "click"):
+        counts = re.findall(r"%s .*?\u2501.*? (\d+) of (\d+) logs delivered" % target, shown.decode())
+        assert counts and int(counts[-1][0]) >= int(counts[-1][1]) > 0
+        assert any(re.fullmatch(target + r"( +\d+){6}", line) for line in lines)
+    assert "B: - (killed)" in shown.decode()
+    assert not any(line.split()[:1] == ["time"] for line in lines)
+    assert re.fullmatch(r"OK: \d+ logs sent, \d+ delivered: 0 lost, \d+ duplicated, 0 foreign", lines[-2])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

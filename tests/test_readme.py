@@ -25,12 +25,14 @@ from copies import (
     wait_until_joined,
 )
 from ledgers import assert_all_delivered_once
+from test_monitoring import free_port, get
 from test_project import ROOT, SETTINGS, text_of
 
 import dispatch_data
 
 README = text_of("README.md")
 ENGLISH, CHINESE = README.split("\n## 中文说明\n")
+IDEOGRAPH = re.compile("[\u4e00-\u9fff]")
 
 
 def recipe(name):
@@ -41,35 +43,50 @@ def recipe(name):
 # ---- tables
 
 
-@pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["English", "Chinese"])
-def test_every_setting_has_its_row_and_its_default(text):
+def table(heading):
+    """The rows of the table that begins so, each as its cells."""
+    lines = ENGLISH[ENGLISH.index(heading) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def codes(cell):
+    return re.findall(r"`(\w+)`", cell)
+
+
+def test_every_setting_has_its_row_in_both_languages_and_its_default():
+    rows = table("| variable | meaning |")
     for setting in SETTINGS:
-        row = next((line for line in text.splitlines() if line.startswith("| ") and setting.name in line), None)
+        row = next((cells for cells in rows if setting.name in cells[0]), None)
         assert row, setting.name
         if setting in dispatch_data.TUNING_SETTINGS:
-            default = row.split("|")[-2].strip().strip("`")
-            assert default == setting.default or (default in ("none", "无") and not setting.default), setting.name
-    named = set(re.findall(r"\bSLS_[A-Z_]+", text))
+            default = row[-1].strip("`")
+            assert default == setting.default or (default == "none" and not setting.default), setting.name
+    for _, english, chinese, _ in rows:
+        assert english and IDEOGRAPH.search(chinese) and not IDEOGRAPH.search(english)
     known = {setting.name for setting in SETTINGS}
-    named = {name.rstrip("_") for name in named if not name.startswith("SLS_LIVE_")}  # which are tests/live.py's
-    assert named <= known | {name + "_TO" for name in known}
+    assert {name.rstrip("_") for name in re.findall(r"\bSLS_[A-Z_]+", README)} <= known | {
+        name + "_TO" for name in known
+    }
 
 
-@pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["English", "Chinese"])
-def test_every_error_code_has_its_row(text):
-    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    listed = {code for row in rows for code in re.findall(r"`(\w+)`", row)}
+def test_every_error_code_has_its_row_in_both_languages():
+    rows = table("| code | what to do |")
+    listed = {code for cells in rows for code in codes(cells[0])}
     assert set(dispatch_data.CODES) - {"ConsumerNotExsit"} <= listed  # which is a misspelling of ConsumerNotExist
+    for _, english, chinese in rows:
+        assert english and IDEOGRAPH.search(chinese) and not IDEOGRAPH.search(english)
 
 
-def test_every_key_of_the_summary_has_its_row(service, copies):
+def test_every_key_of_the_summary_and_every_metric_has_its_row(service, copies):
     copy = copies.start()
     wait_until_joined(service, copy)
     assert copy.stop() == 0
     written = set(re.findall(r" (\w+)=", "".join(line for line in copy.log().splitlines() if " summary " in line)))
-    table = ENGLISH[ENGLISH.index("| key | meaning |") :].split("\n\n")[0]
-    documented = {key for row in table.splitlines()[2:] for key in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert written == documented
+    rows = table("| key | metric")
+    assert {key for cells in rows for key in codes(cells[0])} == written
+    tables = dispatch_data.TARGET_METRICS, dispatch_data.COPY_METRICS, dispatch_data.KEY_METRICS
+    served = [metric[0] for metrics in tables for metric in metrics]
+    assert {name for cells in rows for name in codes(cells[1])} == {*served, "build_info"}
 
 
 def test_links_lead_somewhere():
@@ -85,8 +102,7 @@ def test_links_lead_somewhere():
 
 
 def test_the_guarantee_names_tests_that_exist():
-    table = ENGLISH[ENGLISH.index("| guarantee | tests |") :].split("\n\n")[0]
-    named = re.findall(r"`(test_\w+\.py)`", table)
+    named = [name for cells in table("| guarantee | tests |") for name in re.findall(r"`(test_\w+\.py)`", cells[1])]
     assert len(named) >= 10
     assert all((ROOT / "tests" / name).exists() for name in named)
 
@@ -163,10 +179,12 @@ def test_the_systemd_unit_gives_it_time_and_its_journal():
     service = unit["Service"]
     assert float(service["TimeoutStopSec"]) > dispatch_data.STOP_TIME + 5
     assert service["RestartPreventExitStatus"] == "2"  # settings that are wrong don't mend themselves
-    name, value = service["Environment"].split("=")
+    # The file of settings would win over these, so they are not to be in it.
+    unit_sets = dict(pair.split("=") for pair in service["Environment"].replace("%i", "3").split(" "))
     environment = {"SLS_" + key: "xyz" for key in ("AK_ID", "AK_KEY", "PROJECT", "LOGSTORE", "CG", "LOGSTORE_TO1")}
-    environment.update({"SLS_ENDPOINT": "e", "SLS_LOGSTORE": "source", name: value})
-    assert dispatch_data.read_settings(environment).log_dir == ""
+    environment.update({"SLS_ENDPOINT": "e", "SLS_LOGSTORE": "source", **unit_sets})
+    settings = dispatch_data.read_settings(environment)
+    assert (settings.log_dir, settings.metrics_port, settings.warnings) == ("", 9463, ())
 
 
 def test_the_settings_file_suits_the_shell_systemd_and_containers():
@@ -179,8 +197,8 @@ def test_the_settings_file_suits_the_shell_systemd_and_containers():
         assert re.fullmatch(r"(#.*|SLS_\w+=([^\s\"'$`]*|\"[^\"$`]*\")|)", line), line
         if not line.startswith("#") and line and not line.endswith("="):
             settings.append(line)
-    # A directory that need not exist here, and keys, which the example leaves out.
-    rest = {"SLS_REJECTED_DIR": "", "SLS_AK_ID": "id", "SLS_AK_KEY": "key"}
+    # A directory that need not exist here, and a key in the place of the other ways to get one, which are examples.
+    rest = {"SLS_REJECTED_DIR": "", "SLS_CREDENTIALS": "", "SLS_AK_ID": "id", "SLS_AK_KEY": "key"}
     as_docker_hands_them_on = dict(line.split("=", 1) for line in settings)
     as_a_shell_does = dict(shlex.split(line)[0].split("=", 1) for line in settings)
     assert as_docker_hands_them_on != as_a_shell_does
@@ -195,29 +213,78 @@ def test_the_container_brings_what_the_program_needs():
     assert 'ENTRYPOINT ["python", "dispatch_data.py"]' in lines
 
 
-def test_the_probes_of_the_deployment_probe(service, copies, installation):
+def test_the_probe_of_the_deployment_probes(service, copies):
+    """Before the group can be joined too; and nothing but the process is asked of a pod."""
     deployment = yaml.safe_load(recipe("kubernetes"))
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["terminationGracePeriodSeconds"] > dispatch_data.STOP_TIME + 5
     assert deployment["spec"]["selector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
+    assert "readinessProbe" not in container
+    probe = container["livenessProbe"]["httpGet"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    assert environment["SLS_METRICS_PORT"] == str(ports[probe["port"]]) == annotations["prometheus.io/port"]
+    environment["SLS_METRICS_PORT"] = str(free_port())  # another test may have that one
+    with service.add_fault("*", hold=True):
+        copies.start(**environment)
+        service.wait_for(lambda: get(environment["SLS_METRICS_PORT"], probe["path"]), LIMIT, "an answer to the probe")
+        assert get(environment["SLS_METRICS_PORT"], probe["path"])[0] == 200
 
-    def probe(name):
-        command = container[name]["exec"]["command"]
-        script = " ".join(map(shlex.quote, command)).replace("/tmp", str(installation))
-        return run_shell(script, installation, service).returncode
 
-    assert probe("livenessProbe") == 1, "no log yet"
-    assert probe("readinessProbe") == 1, "no group yet"
-    copy = copies.start(SLS_LOG_DIR=str(installation))
-    service.wait_for(lambda: len(group_shards(service)) == 4, LIMIT, "a group")
-    wait_until_delivered(service)
-    assert probe("livenessProbe") == 0
-    assert probe("readinessProbe") == 0
-    assert copy.stop() == 0
-    (log,) = installation.glob("dispatch_data_*.log")
-    os.utime(str(log), (0, 0))
-    assert probe("livenessProbe") == 1, "nothing written for long"
+# ---- alarms
+
+
+def test_the_alarms_are_on_metrics_that_there_are():
+    served = {"dispatch_data_" + metric[0] for metric in dispatch_data.TARGET_METRICS + dispatch_data.COPY_METRICS}
+    (group,) = yaml.safe_load(recipe("alarm rules"))["groups"]
+    named = [set(re.findall(r"dispatch_data_\w+", rule["expr"])) for rule in group["rules"]]
+    assert all(named) and set.union(*named) <= served
+    assert {"dispatch_data_lag_seconds", "dispatch_data_puts_failing"} <= set.union(*named)
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Debian's package prometheus, is not in the PATH")
+def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
+    (tmp_path / "rules.yml").write_text(recipe("alarm rules"), encoding="utf-8")
+    series = "dispatch_data_%s{job='logs'%s}"
+    now_and_then = {
+        "lag_seconds": ("0x10 400x20", "", "DispatchDataBehind", ""),
+        "puts_failing": ("0x10 3x20", ", target='2', logstore='p/l'", "DispatchDataPutsFailing", "p/l"),
+        "last_heartbeat_timestamp_seconds": ("0+60x10 600x20", "", "DispatchDataNotConsuming", ""),
+    }
+    tests = []
+    for name, (values, labels, alarm, shown) in now_and_then.items():
+        inputs = [{"series": series % (name, labels), "values": values}]
+        if name != "lag_seconds":
+            inputs.append({"series": series % ("lag_seconds", ""), "values": "0x30"})
+        labels_of_alarm = {"job": "logs", **({"target": "2", "logstore": "p/l"} if shown else {})}
+        rings = {"eval_time": "30m", "alertname": alarm, "exp_alerts": [{"exp_labels": labels_of_alarm}]}
+        quiet = {"eval_time": "9m", "alertname": alarm, "exp_alerts": []}
+        tests.append({"interval": "1m", "input_series": inputs, "alert_rule_test": [quiet, rings]})
+    rules = yaml.safe_load(recipe("alarm rules"))
+    for rule in rules["groups"][0]["rules"]:
+        del rule["annotations"]  # whose words are not what is tested
+    (tmp_path / "plain.yml").write_text(yaml.safe_dump(rules), encoding="utf-8")
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump({"rule_files": ["plain.yml"], "tests": tests}), encoding="utf-8")
+    for command in (["check", "rules", "rules.yml"], ["test", "rules", "tests.yml"]):
+        ended = subprocess.run(["promtool", *command], cwd=str(tmp_path), capture_output=True, text=True, timeout=LIMIT)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_service_account_is_the_same_in_all_recipes():
+    account, patch = yaml.safe_load_all(recipe("RRSA"))
+    pod = patch["spec"]["template"]["spec"]
+    deployment = yaml.safe_load(recipe("kubernetes"))
+    name = deployment["metadata"]["name"]
+    assert name == patch["metadata"]["name"] == account["metadata"]["name"] == pod["serviceAccountName"]
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    assert labels.items() < patch["spec"]["template"]["metadata"]["labels"].items()
+    assert pod["containers"][0]["name"] == deployment["spec"]["template"]["spec"]["containers"][0]["name"]
+    for trusted in ("ECS", "RRSA"):
+        (statement,) = json.loads(recipe("trust policy for " + trusted))["Statement"]
+        assert statement["Action"] == "sts:AssumeRole"
+    assert statement["Condition"]["StringEquals"]["oidc:sub"] == "system:serviceaccount:default:" + name
 
 
 RAM_ACTIONS = {

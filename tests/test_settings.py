@@ -143,6 +143,11 @@ MISTAKES = [
     ({"SLS_PROJECT_TO": "a%2Fb"}, r"SLS_PROJECT_TO: 'a%2Fb' is wrong"),
     ({"SLS_CG": "a\nb"}, r"SLS_CG: 'a\\nb' is wrong"),
     ({"SLS_LOG_LEVEL": "LOUD"}, r"SLS_LOG_LEVEL: 'LOUD' is wrong; right would be DEBUG, INFO"),
+    ({"SLS_METRICS_PORT": "0"}, r"SLS_METRICS_PORT: '0' is wrong; right would be a port from 1 to 65535"),
+    ({"SLS_METRICS_PORT": "65536"}, r"SLS_METRICS_PORT: '65536' is wrong"),
+    ({"SLS_METRICS_PORT": ":9464"}, r"SLS_METRICS_PORT: ':9464' is wrong"),
+    ({"SLS_METRICS_HOST": "localhost"}, r"SLS_METRICS_HOST: 'localhost' is wrong; right would be an address of this"),
+    ({"SLS_METRICS_HOST": "127.0.0.1:9464"}, r"SLS_METRICS_HOST: '127.0.0.1:9464' is wrong"),
 ]
 
 
@@ -234,7 +239,7 @@ def test_no_warning_without_need():
 
 def test_defaults():
     settings = read()
-    assert settings[3:-2] == ("begin", 20, 0.4, 8, False, "", ".", "INFO")
+    assert settings[3:-2] == ("begin", 20, 0.4, 8, False, "", ".", "INFO", "", "127.0.0.1")
     (target,) = settings.targets
     assert (target.number, target.topics) == (1, ("ngnix", "nginx"))
     assert target.place[:7] == settings.source._replace(logstore="nginx")[:7]

@@ -6,15 +6,16 @@ What a copy says of it, or "" where it says nothing in particular, is the value 
 import contextlib
 import os
 from pathlib import Path
-from typing import Iterator, List, Optional
+from typing import Iterator, List, Optional, Union
 
 from copies import PROJECT
 from local_log_service import LocalLogService
+from local_log_service.key_services import KeyServices
 
 
 @contextlib.contextmanager
-def outage(service: LocalLogService) -> Iterator[str]:
-    """The whole service is gone, and what was under way is broken off."""
+def outage(service: Union[LocalLogService, KeyServices]) -> Iterator[str]:
+    """The whole service, or who hands out keys, is gone, and what was under way is broken off."""
     service.stop()
     try:
         yield ""

@@ -1,6 +1,7 @@
 """The command line: ``serve`` runs the service for other processes, ``demo`` shows a dispatcher at work."""
 
 import argparse
+import contextlib
 import shlex
 import signal
 import sys
@@ -8,6 +9,7 @@ import threading
 from typing import Dict, List, Optional
 
 from . import LocalLogService
+from .key_services import KeyServices
 
 _PROJECT = "demo-project"
 _SOURCE = "source"
@@ -15,7 +17,7 @@ _TARGETS = ("nginx", "sql-audit", "click")
 _CONSUMER_GROUP = "dispatch-data"
 
 
-def _exports(service: LocalLogService) -> Dict[str, str]:
+def _exports(service: LocalLogService, key_services: Optional[KeyServices]) -> Dict[str, str]:
     """Return every environment variable that a dispatcher needs to work with the service."""
     access_key_id, secret = next(iter(service.access_keys.items()))
     variables = service.environment()
@@ -29,6 +31,14 @@ def _exports(service: LocalLogService) -> Dict[str, str]:
     )
     for number, target in enumerate(_TARGETS, 1):
         variables["SLS_LOGSTORE_TO{}".format(number)] = target
+    if key_services is not None:
+        del variables["SLS_AK_ID"], variables["SLS_AK_KEY"]
+        variables["SLS_CREDENTIALS"] = "uri"
+        # STS is reached through a proxy of its own, for which there is room while the service speaks HTTP.
+        is_taken = bool(variables["https_proxy"])
+        for name, value in key_services.environment().items():
+            if name == "ALIBABA_CLOUD_CREDENTIALS_URI" or not is_taken:
+                variables[name] = value
     return variables
 
 
@@ -41,18 +51,22 @@ def serve(arguments: argparse.Namespace) -> int:
     service.create_logstore(_PROJECT, _SOURCE, arguments.shards)
     for target in _TARGETS:
         service.create_logstore(_PROJECT, target)
-    try:
-        service.start()
-    except OSError as error:
-        print("cannot listen on port {}: {}".format(arguments.port, error.strerror), file=sys.stderr)
-        return 1
-    try:
-        for name, value in _exports(service).items():
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(service)
+        except OSError as error:
+            print("cannot listen on port {}: {}".format(arguments.port, error.strerror), file=sys.stderr)
+            return 1
+        key_services = None
+        if arguments.key_life is not None:
+            key_services = stack.enter_context(KeyServices(service, arguments.key_life))
+        for name, value in _exports(service, key_services).items():
             print("export {}={}".format(name, shlex.quote(value)))
+        if key_services is not None:
+            sources = "uri asks the agent" + ("" if arguments.https else ", oidc STS")
+            print("# Keys live for {} s; SLS_CREDENTIALS={}.".format(arguments.key_life, sources))
         print("# The service runs until interrupted; run these lines in another shell.", flush=True)
         ended.wait()
-    finally:
-        service.stop()
     return 0
 
 
@@ -87,6 +101,9 @@ def main(command_line: Optional[List[str]] = None) -> int:
     serve_parser.add_argument("--port", type=port_number, default=0, help="port to listen on, 0 for a free one")
     serve_parser.add_argument("--https", action="store_true", help="speak HTTPS, behind a CONNECT proxy")
     serve_parser.add_argument("--shards", type=positive_number, default=4, help="shards of the source logstore")
+    serve_parser.add_argument(
+        "--key-life", type=positive_number, help="hand out keys that live so many seconds, as STS and local agents do"
+    )
     serve_parser.set_defaults(run=serve)
 
     demo_parser = commands.add_parser("demo", help="show a dispatcher at work on a service of its own")

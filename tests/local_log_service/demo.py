@@ -1,6 +1,7 @@
 """The demonstration: three copies of dispatch_data.py at work, one of them killed, every log accounted for."""
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,9 @@ import threading
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Sequence
+
+from rich.progress import BarColumn, Progress, Task, TextColumn
 
 from . import sample_logs
 from .service import LocalLogService
@@ -39,6 +42,34 @@ RESULT_ROW = "%-12s %9s %9s %9s %9s %11s %9s"
 
 def say(line: str = "") -> None:
     print(line, flush=True)
+
+
+class BarOfTarget(BarColumn):
+    def render(self, task: Task):
+        """Nothing in the line of the copies, which has no description."""
+        return super().render(task) if task.description else ""
+
+
+class Bars(Progress):
+    """What a terminal shows in the place of rows: a bar for each target, and who holds which shards.
+
+    What is said meanwhile appears above it.
+    """
+
+    def __init__(self) -> None:
+        columns = TextColumn("{task.description:>9}"), BarOfTarget(40), TextColumn("{task.fields[text]}")
+        super().__init__(*columns, auto_refresh=False)
+        self.of_targets = {target: self.add_task(target, text="") for target in TARGETS}
+        self.of_copies = self.add_task("", text="")
+
+    def show(self, sent: Dict[str, int], delivered: Dict[str, int], lag: int, held: Sequence[str]) -> None:
+        """`sent` and `delivered` are logs for each target; `held` are the shards of each copy, in words."""
+        for target, task in self.of_targets.items():
+            text = "%d of %d logs delivered" % (delivered[target], sent[target])
+            self.update(task, total=max(1, sent[target]), completed=delivered[target], text=text)
+        holders = "".join("   %s: %s" % pair for pair in zip("ABC", held))
+        self.update(self.of_copies, visible=bool(holders), text="lag %d LogGroups%s" % (lag, holders))
+        self.refresh()
 
 
 class DemoFailed(Exception):
@@ -145,6 +176,7 @@ class Demonstration:
         self.interrupts = interrupts
         self.copies = []  # type: List[Copy]
         self.feeder = Feeder(service)
+        self.bars = Bars() if sys.stdout.isatty() else None
         self.start_time = self.next_row = time.monotonic()
         service.create_logstore(PROJECT, SOURCE, SHARD_COUNT)
         for target in TARGETS:
@@ -204,16 +236,21 @@ class Demonstration:
         return self.service.lag(PROJECT, SOURCE, GROUP)
 
     def show_row(self) -> None:
-        logs = []
         for arrivals in [self.source] + list(self.targets.values()):
             arrivals.update()
-            logs.append(sum(arrivals.logs.values()))
-        unmatched = sum(count for topic, count in self.source.logs.items() if topic not in ROUTED)
         held = []
         for copy in self.copies:
             shards = " ".join(map(str, self.held_shards(copy)))
             held.append(" ".join(filter(None, [shards or "-", "(killed)" if copy.killed else ""])))
-        say(ROW % ("%d s" % (time.monotonic() - self.start_time), *logs, unmatched, self.lag(), *held))
+        delivered = {target: sum(arrivals.logs.values()) for target, arrivals in self.targets.items()}
+        if self.bars:
+            sent = {target: sum(self.source.logs[topic] for topic in topics) for target, topics in TARGETS.items()}
+            self.bars.show(sent, delivered, self.lag(), held)
+            return
+        source = sum(self.source.logs.values())
+        unmatched = sum(count for topic, count in self.source.logs.items() if topic not in ROUTED)
+        seconds = "%d s" % (time.monotonic() - self.start_time)
+        say(ROW % (seconds, source, *delivered.values(), unmatched, self.lag(), *held))
 
     def watch(self, until: Callable[[], bool], what: str, limit: float = LIMIT) -> None:
         """Shows a row a second until a condition holds.
@@ -242,14 +279,21 @@ class Demonstration:
 
         Raises DemoFailed.
         """
+        with self.bars or contextlib.nullcontext():
+            self.show(seconds)
+        self.stop_copies()
+        return self.account()
+
+    def show(self, seconds: float) -> None:
         for letter in "ABC":
             self.copies.append(Copy(letter, self.environment(), self.directory))
         say(
             "-- started dispatch_data.py: %s"
             % ", ".join("%s (process %d)" % (copy.letter, copy.process.pid) for copy in self.copies)
         )
-        say(LEGEND)
-        say(ROW % ("time", "source", *TARGETS, "unmatched", "lag", *(copy.letter for copy in self.copies)))
+        if not self.bars:
+            say(LEGEND)
+            say(ROW % ("time", "source", *TARGETS, "unmatched", "lag", *(copy.letter for copy in self.copies)))
         self.watch(self.is_shared, "the copies to share the shards")
 
         say("-- the copies have shared the shards; feeding %d LogGroups a second" % RATE)
@@ -269,8 +313,6 @@ class Demonstration:
         say("-- feeding stopped; waiting until nothing is left to deliver")
         self.watch(lambda: self.lag() == 0, "everything delivered and checkpointed")
         self.show_row()
-        self.stop_copies()
-        return self.account()
 
     def stop_copies(self) -> None:
         """Stops the copies as an operator would. Raises DemoFailed unless each ends with exit status 0."""

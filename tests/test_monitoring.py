@@ -1,0 +1,256 @@
+"""/metrics and /healthz: what they say of real copies, over real HTTP, and that they cost a copy nothing."""
+
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from copies import (
+    GROUP,
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    TARGET_LOGSTORES,
+    TARGETS,
+    SteadyFeed,
+    feed,
+    free_port,
+    get,
+    make_log_group,
+    wait_until_delivered,
+    wait_until_joined,
+)
+from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in
+from prometheus_client.parser import text_string_to_metric_families
+
+import dispatch_data
+
+OF_A_TARGET = ("log_groups_total", "logs_total", "bytes_total", "put_retries_total", "set_aside_total", "puts_failing")
+OF_A_COPY = (
+    "unmatched_log_groups_total",
+    "unmatched_logs_total",
+    "shards_held",
+    "lag_seconds",
+    "last_heartbeat_timestamp_seconds",
+    "build_info",
+)
+
+
+port = pytest.fixture(free_port)
+
+
+def wait_for_health(service, port, status):
+    """The text that came with this status."""
+    answers = []
+
+    def has_come():
+        answers.append(get(port, "/healthz"))
+        return answers[-1] is not None and answers[-1][0] == status
+
+    service.wait_for(has_come, LIMIT, "status %d" % status)
+    return answers[-1][1]
+
+
+def metrics(port):
+    """(name, target's number or "") -> value, read as Prometheus would."""
+    status, text = get(port, "/metrics")
+    assert status == 200
+    samples = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for sample in family.samples:
+            assert family.type == ("counter" if sample.name.endswith("_total") else "gauge")
+            key = sample.name[len("dispatch_data_") :], sample.labels.get("target", "")
+            assert sample.name.startswith("dispatch_data_") and key not in samples
+            samples[key] = sample.value
+    return samples
+
+
+# ---- metrics
+
+
+def test_the_counts_are_those_of_the_ledgers(service, copies, port, tmp_path):
+    refused = make_log_group("click", Source="refused") + b"\x28\x01"  # a field that the service's parser won't have
+    strange = 'a "quoted" \\ topic\nof two lines{}'
+    sent = Counter()
+    with service.add_fault("PutLogs", logstore="nginx", status=403, code="WriteQuotaExceed") as fault:
+        copy = copies.start(SLS_METRICS_PORT=str(port), SLS_REJECTED_DIR=str(tmp_path), before="SUMMARY_INTERVAL = 0.3")
+        feed(service, 40)
+        service.put(PROJECT, SOURCE, [make_log_group(strange, log_count=3) for _ in range(2)])
+        service.put(PROJECT, SOURCE, [refused])
+        service.wait_for(lambda: get(port, "/metrics"), LIMIT, "somebody who listens")
+        service.wait_for(lambda: metrics(port)["puts_failing", "1"] > 0, LIMIT, "puts that fail")
+        service.wait_for(lambda: metrics(port)["put_retries_total", "1"] > 1, LIMIT, "puts that were tried again")
+        assert metrics(port)["puts_failing", "2"] == 0
+        fault.remove()
+    wait_until_delivered(service)
+    service.wait_for(lambda: metrics(port).get(("lag_seconds", "")) == 0, LIMIT, "no lag")
+    for entry in service.ledger(PROJECT, SOURCE):
+        if entry.log_group != refused:
+            sent[TARGETS.get(entry.parse().Topic)] += 1
+    found = metrics(port)
+    assert set(found) == {(name, target) for name in OF_A_TARGET for target in "123"} | {(one, "") for one in OF_A_COPY}
+    for target, logstore in zip("123", TARGET_LOGSTORES):
+        assert found["log_groups_total", target] == sent[logstore] > 0
+        assert found["logs_total", target] == logs_in(service, logstore)
+        taken = [one.log_group for one in service.ledger(PROJECT, logstore) if one.parse().Logs]
+        assert found["bytes_total", target] == sum(map(len, taken))
+        assert found["set_aside_total", target] == (logstore == "click")
+        assert found["puts_failing", target] == 0
+    assert (found["unmatched_log_groups_total", ""], found["unmatched_logs_total", ""]) == (2, 6)
+    assert found["shards_held", ""] == 4 and found["build_info", ""] == 1
+    assert abs(time.time() - found["last_heartbeat_timestamp_seconds", ""]) < LIMIT
+    text = get(port, "/metrics")[1]
+    assert "topic" not in text
+    assert 'dispatch_data_logs_total{target="2",logstore="%s/sql-audit"} ' % PROJECT in text
+    with service.add_fault("GetCheckPoint", status=403, code="ReadQuotaExceed"):
+        service.wait_for(lambda: ("lag_seconds", "") not in metrics(port), LIMIT, "a lag that is unknown")
+    assert copy.stop() == 0
+
+
+@pytest.mark.parametrize("name", ['"', "\\", '\\"', 'a\nb{c="d"} 1', "{}", "\\n", ""])
+def test_no_name_breaks_a_label(name):
+    text = "up%s 1\n" % dispatch_data.labelled(target=1, logstore=name)
+    ((sample,),) = [family.samples for family in text_string_to_metric_families(text)]
+    assert sample.labels == {"target": "1", "logstore": name}
+
+
+# ---- health
+
+STANDS_STILL = """
+STANDSTILL = 2.0
+
+def stands_still(method):
+    def stuck(*arguments):
+        while os.path.exists("stuck"):
+            time.sleep(0.01)
+        return method(*arguments)
+    return stuck
+
+"""
+HOLDS_A_LOCK = """
+def settle(self, method=Dispatcher.settle):
+    with self.delivery.writers.change:
+        stands_still(method)(self)
+
+Dispatcher.settle = settle
+"""
+
+
+def stuck_in(method):
+    return "%s = stands_still(%s)" % (method, method)
+
+
+@pytest.mark.parametrize(
+    ("loop", "how"),
+    [
+        ("tells", stuck_in("Dispatcher.settle")),
+        ("joins", stuck_in("Membership.is_alive")),
+        ("gives out work", stuck_in("Heartbeats.get_held_shards")),
+        ("sends heartbeats", stuck_in("Heartbeats.beat")),
+        ("follows the load", HOLDS_A_LOCK),
+        ("delivers shard", stuck_in("Delivery.sort")),
+    ],
+)
+def test_a_loop_that_stands_still_is_told(service, copies, port, loop, how):
+    """And no longer when it goes on."""
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 300)  # else a copy without heartbeats joins anew
+    copy = copies.start(before=STANDS_STILL + how, SLS_METRICS_PORT=str(port))
+    wait_until_joined(service, copy)
+    assert wait_for_health(service, port, 200) == "ok\n"
+    switch = copy.directory / "stuck"
+    switch.touch()
+    feed(service, 8)
+    service.wait_for(lambda: "the loop that %s " % loop in get(port, "/healthz")[1], LIMIT, "the one that stands still")
+    assert get(port, "/healthz")[0] == 503
+    assert get(port, "/metrics")[0] == 200
+    switch.unlink()
+    wait_for_health(service, port, 200)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_the_process_is_well_whatever_the_service_does_for_longer_than_the_minute(service, copies, port):
+    """Silent from before the group is joined, refusing at the targets, silent again, gone: longer than a loop may stand
+    still, and no call ends in that time."""
+    standstill = 3.0
+    answers = Counter()
+
+    def observe(what, has_come=lambda: True):
+        """Looks at the health until something has come, and then for longer than a loop may stand still."""
+        end = None
+
+        def is_over():
+            nonlocal end
+            answers[get(port, "/healthz")] += 1
+            if end is None and has_come():
+                end = time.monotonic() + standstill * 1.5
+            return end is not None and time.monotonic() > end
+
+        service.wait_for(is_over, LIMIT, what)
+
+    with service.add_fault("*", hold=True):
+        # A batch in flight of a lost consumer is waited for, for a second more than GRACE.
+        copies.start(
+            before="STANDSTILL, GRACE, SUMMARY_INTERVAL = %f, 1.0, 0.2" % standstill, SLS_METRICS_PORT=str(port)
+        )
+        service.wait_for(lambda: get(port, "/healthz"), LIMIT, "somebody who listens")
+        observe("a copy that has not joined")
+    with service.add_fault("PutLogs", status=403, code="Unauthorized"):
+        feed(service, 20)
+        observe("targets that refuse", lambda: service.calls("PutLogs") > 3)
+    with service.add_fault("*", hold=True):
+        observe("a service that hangs")
+    service.stop()
+    observe("a service that is gone")
+    service.start()
+    assert set(answers) == {(200, "ok\n")}
+    wait_until_delivered(service)
+    assert_nothing_lost(service, most_repeated=100)  # a put that hangs may be taken, and is tried again
+
+
+# ---- what it costs a copy: nothing
+
+
+def test_a_port_that_is_taken_is_warned_about_and_no_more(service, copies, port):
+    first = copies.start(SLS_METRICS_PORT=str(port))
+    wait_for_health(service, port, 200)
+    second = copies.start(SLS_METRICS_PORT=str(port))
+    elsewhere = copies.start(SLS_METRICS_PORT=str(port), SLS_METRICS_HOST="192.0.2.1")
+    SteadyFeed(service).wait_until_shared(first, second, elsewhere)
+    assert metrics(port)["shards_held", ""] == len(first.held_shards(service))
+    wait_until_delivered(service)
+    assert [copy.stop() for copy in (first, second, elsewhere)] == [0, 0, 0]
+    assert_all_delivered_once(service)
+    assert first.stderr() == ""
+    for copy, reason in ((second, "127.0.0.1 port %d" % port), (elsewhere, "192.0.2.1 port %d" % port)):
+        (line,) = copy.stderr().splitlines()
+        assert " WARNING SLS_METRICS_PORT: " in line and reason in line
+
+
+def test_clients_that_ask_nothing_hold_up_neither_the_others_nor_the_stop(service, copies, port):
+    def threads():
+        return len(list(Path("/proc/%d/task" % copy.process.pid).iterdir()))
+
+    copy = copies.start(SLS_METRICS_PORT=str(port))
+    wait_until_joined(service, copy)
+    feed(service, 40)
+    wait_until_delivered(service)
+    before = threads()
+    clients = []
+    for begun in [b"", b"GET /hea", b"\x16\x03\x01", b"POST /metrics HTTP/1.1\r\nContent-Length: 9\r\n\r\n"] * 6:
+        clients.append(socket.create_connection(("127.0.0.1", port)))
+        clients[-1].sendall(begun)
+    assert get(port, "/healthz") == (200, "ok\n")
+    assert get(port, "/elsewhere?x=/healthz")[0] == 404
+    assert threads() < before + len(clients) / 2
+    for client in clients:  # each gets an answer, or is hung up on
+        client.settimeout(LIMIT)
+        while client.recv(1000):
+            pass
+        client.close()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n")
+        assert copy.stop(seconds=10) == 0
+    assert copy.stderr() == ""
