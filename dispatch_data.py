@@ -315,6 +315,11 @@ class Place(NamedTuple):
         return "%s/%s" % (self.project, self.logstore)
 
     @property
+    def whose_client(self) -> tuple[str, ...]:
+        """The same for two logstores that one client can call: one project, one key."""
+        return (*self[:6], self.credentials)
+
+    @property
     def auth_version(self) -> str:
         return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
 
@@ -2025,11 +2030,11 @@ class Target:
         rejected: RejectedLogGroups | None,
         clients: dict[tuple[Any, ...], LeanClient],
     ) -> None:
-        """`clients` has those of the targets before, by all of a place but its logstore."""
+        """`clients` has those of the targets before, by Place.whose_client."""
         self.number, self.place, self.name = settings.number, settings.place, settings.name
-        project = self.place[:-2]
-        self.logstore = Logstore(self.place, client=clients.get(project))
-        clients[project] = self.logstore.client
+        in_project = self.place.whose_client
+        self.logstore = Logstore(self.place, client=clients.get(in_project))
+        clients[in_project] = self.logstore.client
         self.write = self.logstore.put  # LogClient.put_log_raw, bound by functools.partial to project and logstore
         self.most_writers = writers
         self.writers_allowed = 1  # one more after each quick put, half as many after one that ran out of time
@@ -2461,7 +2466,7 @@ class ShardConsumer(ConsumerProcessorBase):
         begun_again = self.begun_again
         try:
             wait(self.next_pull - time.monotonic(), self.is_wanted)
-            wait(float("inf"), lambda: self.waiting and self.membership.is_full() and self.is_wanted())
+            wait(float("inf"), lambda: self.waiting > 0 and self.membership.is_full() and self.is_wanted())
             self.next_pull = time.monotonic() + self.dispatcher.settings.fetch_interval
             pull = self.dispatcher.pulling.until_done(self.shard_id, lambda: self.pull_once(cursor), self.is_wanted)
         except GivenUp:
