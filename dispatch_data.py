@@ -1691,6 +1691,32 @@ def is_list(answer: object, kind: type) -> bool:
     return isinstance(answer, list) and all(isinstance(entry, kind) for entry in answer)
 
 
+class Threads(concurrent.futures.ThreadPoolExecutor):
+    """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
+        self.lines = GrowingIntervals()
+        self.submit(int).result()
+
+    def submit(self, *args: Any, **named: Any) -> Any:
+        future = super().submit(*args, **named)
+        future.add_done_callback(lambda _: self.done())
+        return future
+
+    def _adjust_thread_count(self) -> None:
+        """The standard library's, called with the work in the queue already."""
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                raise
+            if self.lines.is_due():
+                count = len(self._threads)
+                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
+
+
 # ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
@@ -1844,10 +1870,10 @@ def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
 
 def look_at_all(settings: Settings) -> list[Finding]:
     """Looks at the source and at every target at the same time; the source comes first."""
-    threads = concurrent.futures.ThreadPoolExecutor(ASKED_AT_ONCE)
-    looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
-    looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
-    return [look.result() for look in looks]
+    with Threads(ASKED_AT_ONCE) as threads:
+        looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
+        looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
+        return [look.result() for look in looks]
 
 
 def check_before_start(settings: Settings) -> None:
@@ -1913,7 +1939,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     """
     source, group = settings.source, settings.consumer_group
     try:
-        ask = concurrent.futures.ThreadPoolExecutor(ASKED_AT_ONCE).map
+        ask = Threads(ASKED_AT_ONCE).map
         logstore = Logstore(source, CHECK_TIMEOUT)
         statuses = read_shard_status(logstore, group, ask=ask)
     except CallFailed as error:
@@ -2170,32 +2196,6 @@ def raise_unless_nothing_taken(error: Exception) -> None:
     """For `until_done`: after any other exception nobody knows what is left of a batch, so it is given up whole."""
     if not isinstance(error, NothingTaken):
         raise error
-
-
-class Threads(concurrent.futures.ThreadPoolExecutor):
-    """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__(most)
-        self.done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
-        self.lines = GrowingIntervals()
-        self.submit(int).result()
-
-    def submit(self, *args: Any, **named: Any) -> Any:
-        future = super().submit(*args, **named)
-        future.add_done_callback(lambda _: self.done())
-        return future
-
-    def _adjust_thread_count(self) -> None:
-        """The standard library's, called with the work in the queue already."""
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError as error:
-            if not self._threads:
-                raise
-            if self.lines.is_due():
-                count = len(self._threads)
-                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
 
 
 class Writers:
