@@ -2413,7 +2413,7 @@ class ShardConsumer(ConsumerProcessorBase):
     FULL_PULL = 4 * 1000 * 1000  # bytes; what is asked of one pull, and less where many shards share the memory
     MEMORY = 48 * 1000 * 1000  # bytes of pulls that the shards of the process may hold together, three for each
     FIRST_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
-    MOST_COUNT = 1000  # LogGroups asked of a pull: the service's limit
+    FIRST_COUNT, MOST_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
     BATCH_TIME = 1.0  # seconds that a batch should take, for so long it holds up a stop, and is repeated after a crash
 
     def __init__(self, membership: Membership) -> None:
@@ -2427,7 +2427,7 @@ class ShardConsumer(ConsumerProcessorBase):
         self.waiting = 0  # bytes that were pulled and not yet delivered
         self.begun_again = 0  # times that the SDK was told to fetch again: it drops what was pulled before
         self.by_size = self.pull_bytes() / self.FIRST_SIZE  # LogGroups to ask for
-        self.by_time = float(self.MOST_COUNT)
+        self.by_time = float(self.FIRST_COUNT)
         self.next_pull = 0.0
         self.lock = threading.Lock()
         self._preprocessor = lambda pull: pull  # what the SDK calls in between, for which its own would parse
