@@ -96,7 +96,7 @@ def many_targets(service, count):
     return names, settings
 
 
-@pytest.mark.parametrize("limit, most", [(1024, 700), (64, 64)])
+@pytest.mark.parametrize("limit, most", [(1024, 450), (64, 64)])
 def test_two_hundred_targets_need_few_files(service, copies, limit, most):
     """Eight writers for each would be 1,600 connections; the targets take their time, so that many are wanted."""
     names, settings = many_targets(service, 200)
