@@ -17,6 +17,8 @@ from copies import (
     Copies,
     SteadyFeed,
     feed,
+    make_log_group,
+    pulled_at_once,
     wait_until_delivered,
     wait_until_forgotten,
     wait_until_joined,
@@ -65,6 +67,20 @@ def test_puts_that_all_fail_are_tried_until_they_are_taken(service, copies, fail
     assert_all_delivered_once(service)
     assert copy.stop() == 0
     assert "a put failed and is tried again until it is taken" in copy.stderr()
+
+
+def test_a_target_that_takes_nothing_is_not_asked_for_each_put_there_is(service, copies):
+    """Else one that is over its quota would get a batch's hundreds of puts, again and again."""
+    log_groups = [make_log_group("nginx", Source="10.0.%d.%d" % divmod(number, 250)) for number in range(400)]
+    copy = copies.start(before="ShardConsumer.BATCH_TIME = 1000.0")  # a batch may be all that a pull brings
+    service.put(PROJECT, SOURCE, log_groups, shard=0)
+    wait_until_delivered(service)
+    with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
+        with pulled_at_once(service):
+            service.put(PROJECT, SOURCE, log_groups, shard=0)
+        service.wait_for(lambda: fault.hits >= 10, LIMIT, "puts that fail")
+        assert copy.stop() == 0
+    assert fault.hits < len(log_groups) / 2
 
 
 @pytest.mark.parametrize(
