@@ -30,7 +30,7 @@ from copies import (
     wait_until_begun,
     wait_until_delivered,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in_flight
+from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
 from local_log_service.key_services import Answer, KeyServices
 from test_settings import GOOD
 
@@ -133,6 +133,7 @@ def test_nothing_is_lost_or_repeated_while_keys_come_and_go(service, key_service
         wait_until_delivered(service)
         assert_all_delivered_once(service)
         assert [second.stop(), third.stop()] == [0, 0]
+        print("%d keys given out: %s" % (key_services.given_out[SOURCES[source]], verdict(service)))
         assert sidecar.thread.is_alive()
     assert key_services.through_proxy == []
     for copy in copies.started:
