@@ -989,7 +989,7 @@ class CannotStart(Exception):
 turned: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
 
 
-def turn(asks: bool = False) -> None:
+def note_turn(asks: bool = False) -> None:
     """Notes that this thread's loop turns, or `asks` the service: to wait for an answer is not to stand still."""
     turned[threading.current_thread()] = float("inf") if asks else time.monotonic()
 
@@ -998,7 +998,7 @@ def wait(seconds: float, goes_on: Callable[[], bool]) -> None:
     """Sleeps, but no longer than `goes_on()` is true."""
     end = time.monotonic() + seconds
     while goes_on() and time.monotonic() < end:
-        turn()
+        note_turn()
         time.sleep(max(0.0, min(0.05, end - time.monotonic())))
 
 
@@ -1485,13 +1485,13 @@ class LeanClient(LogClient):
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> Any:
-        turn(asks=True)
+        note_turn(asks=True)
         try:
             status, answer, answer_headers = self.call(method, url, params, body, headers)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallFailed.without_answer(error) from error
         finally:
-            turn()
+            note_turn()
         is_put = url.endswith("/shards/lb")
         if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
             failure = CallFailed.by_answer(status, answer_headers, answer)
@@ -1843,9 +1843,9 @@ def check_before_start(settings: Settings) -> None:
     A target that is wrong stops only a group that has not begun: there it may be a typo. Later it holds up its own
     logs, as one that goes missing while the copies run.
     """
-    turn(asks=True)
+    note_turn(asks=True)
     findings = look_at_all(settings)
-    turn()
+    note_turn()
     wrong: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.verdict == WRONG:
@@ -2234,7 +2234,7 @@ class Writers:
 
     def follow_the_load(self) -> None:
         while True:
-            turn()
+            note_turn()
             with self.change:
                 if not self.change.wait_for(lambda: self.ready, 1.0):
                     continue
@@ -2332,7 +2332,7 @@ class Delivery:
         while batch.trying and time.monotonic() < end:
             if not goes_on():
                 raise GivenUp
-            turn()
+            note_turn()
             with batch.change:
                 if batch.trying:
                     batch.change.wait(0.2)
@@ -2576,7 +2576,7 @@ class Heartbeats(threading.Thread):
 
     def get_held_shards(self) -> list[int]:
         """Called by the SDK once in each turn."""
-        turn()
+        note_turn()
         if self.turn.wait(self.TURN):
             self.turn.clear()
             time.sleep(self.SHORTEST_TURN)
@@ -2695,7 +2695,7 @@ class Membership(ConsumerWorker):
 
     @contextlib.contextmanager
     def batch_in_flight(self, shard: int, log_groups: int) -> Iterator[None]:
-        turn()
+        note_turn()
         with self.change:
             self.in_flight[shard], self.delivering[shard] = log_groups, threading.current_thread()
         try:
@@ -2751,7 +2751,7 @@ class Dispatcher(threading.Thread):
             while True:
                 membership = self.joining.until_done("join", self.join_group, self.goes_on)
                 while membership.is_alive() and membership.goes_on():
-                    turn()
+                    note_turn()
                     time.sleep(TICK)
                 if self.is_stopped():
                     return
@@ -2915,6 +2915,9 @@ COPY_METRICS: tuple[tuple[str, str, Callable[[Dispatcher], float | None]], ...] 
      lambda copy: copy.last_lag if copy.held_shards() else None),
     ("last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.", lambda copy: copy.last_heartbeat),
 )  # fmt: skip
+KEY_METRICS: tuple[tuple[str, str, Callable[[Keys], float | None]], ...] = (
+    ("credentials_expire_timestamp_seconds", "When the key ends.", lambda keys: keys.key.end if keys.key else None),
+)
 
 
 def labelled(**labels: object) -> str:
@@ -2927,6 +2930,7 @@ class Monitoring:
 
     def __init__(self, dispatcher: Dispatcher, telling: threading.Thread) -> None:
         self.dispatcher, self.telling = dispatcher, telling
+        self.renewing_keys = [keys for keys in keys_that_end(dispatcher.settings) if keys.source]
 
     def metrics(self) -> str:
         """In Prometheus' text format."""
@@ -2935,6 +2939,7 @@ class Monitoring:
         tables: Any = (
             (TARGET_METRICS, [(labelled(target=one.number, logstore=one.place), one) for one in targets]),
             (COPY_METRICS, [("", self.dispatcher)]),
+            (KEY_METRICS, [(labelled(source=one.name), one) for one in self.renewing_keys]),
             ([("build_info", "Always 1.", lambda _: 1)], [(labelled(version=__version__, python=python), None)]),
         )
         text = ""
@@ -3136,7 +3141,7 @@ def tell(dispatcher: Dispatcher) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
     while True:
-        turn()
+        note_turn()
         time.sleep(TICK)
         dispatcher.settle()
         if time.monotonic() > next_summary:

@@ -1,11 +1,13 @@
 """Measures dispatch_data.py beside tests/naive.py: throughput, CPU, memory, requests and latency.
 
-    python tests/benchmark.py [--only small,agent,merged,large,delay,latency] [--quick]
+    python tests/benchmark.py [--only small,agent,merged,large,delay,backlog,latency] [--runs 3] [--quick]
     python tests/benchmark.py --service [--quick]
 
 The dispatcher is a process of its own on the same interpreter; the local Log Service runs in this one. MB are 10**6 raw
 bytes of the source LogGroups that are routed, for both programs alike. After every run each log is looked for in the
-targets: where one is missing the row says LOST instead of figures and the exit status is 1. Needs Linux's /proc.
+targets: where one is missing the row says LOST instead of figures and the exit status is 1. Each row is run so many
+times, the programs in turn: a figure is the median, a ratio comes with the least and the greatest of its runs. Needs
+Linux's /proc.
 
 With --service it measures the local Log Service alone, in a process of its own, by that process's CPU time: its one
 thread does so much for a second of one core.
@@ -75,6 +77,7 @@ class Row(NamedTuple):
     megabytes: float
     settings: Dict[str, str] = {}  # of dispatch_data.py; the naive program is at its defaults
     delay: float = 0.0  # seconds, for each call
+    shards: int = SHARDS  # of the source
 
 
 ROWS = (
@@ -84,6 +87,7 @@ ROWS = (
     Row("large", "large", 80, 300),
     Row("delay", "agent", 30, 80, {}, 0.005),
 )
+BACKLOGS = (Row("4 shards", "large", 0, 300, shards=4), Row("32 shards", "large", 0, 300, shards=32))
 QUICK = 0.03  # share of the backlogs with --quick
 QUICK_WARM_UP = 200  # LogGroups
 QUICK_SETTINGS = {"SLS_FETCH_INTERVAL": "0.2"}  # of the naive program with --quick
@@ -100,6 +104,7 @@ class Figures(NamedTuple):
     cpu: float  # seconds of the dispatcher, user and system
     wall: float  # seconds
     requests: int  # of all kinds
+    puts: int  # those of them that put
     peak: float  # MB of memory, from the dispatcher's start
     service_cpu: float  # seconds of this process, in which the service runs in one thread
 
@@ -187,10 +192,12 @@ class Dispatcher:
 
 
 @contextmanager
-def running(program: Path, settings: Dict[str, str]) -> Iterator[Tuple[LocalLogService, Dispatcher]]:
+def running(
+    program: Path, settings: Dict[str, str], shards: int = SHARDS
+) -> Iterator[Tuple[LocalLogService, Dispatcher]]:
     """A service with empty logstores and a dispatcher that works on it."""
     with LocalLogService() as service, tempfile.TemporaryDirectory() as directory:
-        service.create_logstore(PROJECT, SOURCE, SHARDS)
+        service.create_logstore(PROJECT, SOURCE, shards)
         for logstore in TARGETS.values():
             service.create_logstore(PROJECT, logstore, 2)
         dispatcher = Dispatcher(program, service, settings, Path(directory))
@@ -211,7 +218,7 @@ def measure(program: Path, settings: Dict[str, str], row: Row, megabytes: float,
         size += len(log_group) if topic in TARGETS else 0
         if size > megabytes * 1e6:
             break
-    with running(program, settings) as (service, dispatcher):
+    with running(program, settings, row.shards) as (service, dispatcher):
         service.put(PROJECT, SOURCE, (log_group for _, log_group in warm_up))
         service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the warm-up")
         if row.delay:
@@ -219,7 +226,8 @@ def measure(program: Path, settings: Dict[str, str], row: Row, megabytes: float,
         # Pulls wait until all of the backlog is there.
         with service.add_fault("PullLogs", hold=True):
             service.put(PROJECT, SOURCE, (log_group for _, log_group in backlog))
-            requests, cpu, service_cpu = service.calls("*"), dispatcher.cpu(), time.process_time()
+            requests, puts = service.calls("*"), service.calls("PutLogs")
+            cpu, service_cpu = dispatcher.cpu(), time.process_time()
             start = time.monotonic()
         service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the backlog")
         wall = time.monotonic() - start
@@ -228,6 +236,7 @@ def measure(program: Path, settings: Dict[str, str], row: Row, megabytes: float,
             dispatcher.cpu() - cpu,
             wall,
             service.calls("*") - requests,
+            service.calls("PutLogs") - puts,
             dispatcher.peak(),
             time.process_time() - service_cpu,
         )
@@ -388,22 +397,26 @@ Each pair is naive / dispatch_data.py. CPU s: the dispatcher's own, user and sys
 process as a share of the wall time. The service has one thread: near 100 %% MB/s tells its speed, not the dispatcher's.
 MB/CPU s does not depend on it. %d LogGroups went through before the clock started.
 """
-COLUMNS = "%-7s %15s %7s %15s %17s %13s %13s"
-HEADINGS = ("row", "MB/CPU s", "ratio", "MB/s", "requests/MB", "peak MB", "busy %")
+COLUMNS = "%-7s %15s %20s %15s %13s %13s %11s"
+HEADINGS = ("row", "MB/CPU s", "ratio", "MB/s", "calls/put", "peak MB", "busy %")
+BACKLOG = "backlog of %-9s %.1f MB/s, %.1f of each shard; peak %.0f MB"
 LATENCY = "latency %-16s median %.2f s, 99th percentile %.2f s, %.2f pulls a second of each idle shard"
 
 
-def table_line(row: Row, naive: Figures, ours: Figures) -> str:
-    def pair(number_format: str, of: Callable[[Figures], float]) -> str:
-        return (number_format + " / " + number_format) % (of(naive), of(ours))
+def table_line(row: Row, runs: Sequence[Tuple[Figures, Figures]]) -> str:
+    """Of the runs of both programs, the naive one's first."""
 
-    ratio = ours.megabytes / ours.cpu * naive.cpu / naive.megabytes
+    def pair(number_format: str, of: Callable[[Figures], float]) -> str:
+        naive, ours = (statistics.median(map(of, figures)) for figures in zip(*runs))
+        return (number_format + " / " + number_format) % (naive, ours)
+
+    ratios = sorted(ours.megabytes / ours.cpu * naive.cpu / naive.megabytes for naive, ours in runs)
     return COLUMNS % (
         row.name,
         pair("%.1f", lambda run: run.megabytes / run.cpu),
-        "%.1fx" % ratio,
+        "%.1fx (%.1f to %.1f)" % (statistics.median(ratios), ratios[0], ratios[-1]),
         pair("%.1f", lambda run: run.megabytes / run.wall),
-        pair("%.2f", lambda run: run.requests / run.megabytes),
+        pair("%.2f", lambda run: run.requests / run.puts),
         pair("%.0f", lambda run: run.peak),
         pair("%.0f", lambda run: 100 * run.service_cpu / run.wall),
     )
@@ -416,32 +429,51 @@ def interpreter() -> str:
     return "%s %s" % (platform.python_implementation(), version)
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Prints the table; returns 1 where logs were lost, else 0."""
-    names = [row.name for row in ROWS] + ["latency"]
+NAMES = [row.name for row in ROWS] + ["backlog", "latency"]
+
+
+def read_options(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="rows, separated by commas, out of " + ",".join(names), default=",".join(names))
+    parser.add_argument("--only", help="rows, separated by commas, out of " + ",".join(NAMES), default=",".join(NAMES))
+    parser.add_argument("--runs", type=int, default=3, help="runs of each row; 3 by default, 1 with --quick")
     parser.add_argument("--quick", action="store_true", help="small backlogs: shows that it works, not how fast")
     parser.add_argument("--service", action="store_true", help="measure the local Log Service alone")
     options = parser.parse_args(arguments)
+    options.wanted = options.only.split(",")
+    if not set(options.wanted) <= set(NAMES):
+        parser.error("there are the rows " + ",".join(NAMES))
+    options.runs = 1 if options.quick else max(1, options.runs)
+    return options
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Prints the table; returns 1 where logs were lost, else 0."""
+    options = read_options(arguments)
     if options.service:
         print("%s, aliyun-log-python-sdk %s, %d CPUs\n" % (interpreter(), sdk_version, os.cpu_count()))
         print_service_table(options.quick)
         return 0
-    wanted = options.only.split(",")
-    if not set(wanted) <= set(names):
-        parser.error("there are the rows " + ",".join(names))
     scale, warm_up_count = (QUICK, QUICK_WARM_UP) if options.quick else (1.0, WARM_UP)
     naive_settings = QUICK_SETTINGS if options.quick else {}
 
     @functools.lru_cache(maxsize=None)
-    def naive_run(shape: str, delay: float) -> Figures:
+    def naive_run(shape: str, delay: float, number: int) -> Figures:
+        """Rows of one shape share the naive program's runs, by their number."""
         row = next(row for row in ROWS if (row.shape, row.delay) == (shape, delay))
         return measure(NAIVE, naive_settings, row, row.naive_megabytes * scale, warm_up_count)
 
+    def run(row: Row) -> Figures:
+        return measure(PROGRAM, row.settings, row, row.megabytes * scale, warm_up_count)
+
     def row_line(row: Row) -> str:
-        naive = naive_run(row.shape, row.delay)
-        return table_line(row, naive, measure(PROGRAM, row.settings, row, row.megabytes * scale, warm_up_count))
+        return table_line(row, [(naive_run(row.shape, row.delay, number), run(row)) for number in range(options.runs)])
+
+    def backlog_lines() -> str:
+        figures = [(row, run(row)) for row in BACKLOGS]
+        return "\n".join(
+            BACKLOG % (row.name, ours.megabytes / ours.wall, ours.megabytes / ours.wall / row.shards, ours.peak)
+            for row, ours in figures
+        )
 
     def latency_lines() -> str:
         seconds = 4 if options.quick else 20
@@ -454,10 +486,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     print(LEGEND % warm_up_count)
     print(COLUMNS % HEADINGS, flush=True)
     lines = {row.name: functools.partial(row_line, row) for row in ROWS}  # type: Dict[str, Callable[[], str]]
+    lines["backlog"] = backlog_lines
     lines["latency"] = latency_lines
     status = 0
-    for name in names:
-        if name in wanted:
+    for name in NAMES:
+        if name in options.wanted:
             try:
                 print(lines[name](), flush=True)
             except Lost as lost:

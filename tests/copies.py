@@ -1,15 +1,17 @@
 """Runs copies of dispatch_data.py as processes, and feeds and checks what they work on."""
 
 import contextlib
+import http.client
 import itertools
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from aliyun.log.proto import LogGroup
 from local_log_service import LocalLogService
@@ -284,3 +286,23 @@ def is_running(process_id: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def get(port: int, path: str) -> Optional[Tuple[int, str]]:
+    """(status, text) of an answer; None where nobody listens yet."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except ConnectionRefusedError:
+        return None
+    finally:
+        connection.close()

@@ -12,15 +12,18 @@ PAIR = r"\d+(?:\.\d+)? / \d+(?:\.\d+)?"
 
 def test_rows_have_figures_and_no_log_is_lost():
     ended = subprocess.run(
-        [sys.executable, str(BENCHMARK), "--quick", "--only", "merged,latency"],
+        [sys.executable, str(BENCHMARK), "--quick", "--only", "merged,backlog,latency"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=LIMIT,
     )
     assert ended.returncode == 0, ended.stdout
-    figures = r"(?m)^merged +%s +\d+\.\dx +%s$" % (PAIR, " +".join([PAIR] * 4))
+    figures = r"(?m)^merged +%s +\d+\.\dx \(\d+\.\d to \d+\.\d\) +%s$" % (PAIR, " +".join([PAIR] * 4))
     assert re.search(figures, ended.stdout), ended.stdout
+    for shards in (4, 32):
+        figures = r"(?m)^backlog of %d shards +\d+\.\d MB/s, \d+\.\d of each shard; peak \d+ MB$" % shards
+        assert re.search(figures, ended.stdout), ended.stdout
     for program in ("naive.py", "dispatch_data.py"):
         figures = r"(?m)^latency %s +median \d+\.\d\d s, 99th percentile \d+\.\d\d s, \d+\.\d\d pulls "
         assert re.search(figures % re.escape(program), ended.stdout), ended.stdout
@@ -31,7 +34,7 @@ def test_an_unknown_row_is_refused():
         [sys.executable, str(BENCHMARK), "--only", "small,tiny"], capture_output=True, text=True, timeout=LIMIT
     )
     assert ended.returncode == 2
-    assert "small,agent,merged,large,delay,latency" in ended.stderr
+    assert "small,agent,merged,large,delay,backlog,latency" in ended.stderr
 
 
 def test_the_service_alone_has_figures():

@@ -24,6 +24,8 @@ from copies import (
     Copies,
     SteadyFeed,
     feed,
+    free_port,
+    get,
     program_with,
     run_program,
     settings_for,
@@ -138,6 +140,24 @@ def test_nothing_is_lost_or_repeated_while_keys_come_and_go(service, key_service
     assert key_services.through_proxy == []
     for copy in copies.started:
         assert not re.search(r" (WARNING|ERROR) .*(Unauthorized|Key)", copy.log())
+
+
+def test_metrics_say_when_a_key_ends(service, key_services, copies, tmp_path):
+    port = free_port()
+    changes = environment_for(key_services, "uri", tmp_path)
+    copies.start(before=patch_for(key_services), SLS_METRICS_PORT=str(port), SLS_AK_ID_TO1="local-id",
+                 SLS_AK_KEY_TO1="local-secret", **changes)  # fmt: skip
+    ends = []
+
+    def has_come():
+        line = r'(?m)^dispatch_data_credentials_expire_timestamp_seconds{source="(.+)"} (.+)$'
+        found = re.findall(line, (get(port, "/metrics") or (0, ""))[1])
+        assert [name for name, _ in found] in ([], ["SLS_CREDENTIALS"])
+        ends.extend(float(end) for _, end in found)
+        return bool(ends) and ends[-1] > ends[0]
+
+    service.wait_for(has_come, LIMIT, "another key")
+    assert max(ends) <= time.time() + LIFE + 1
 
 
 @pytest.mark.parametrize("form", ["hardened", "hardened alone", "older"])

@@ -1,6 +1,5 @@
 """/metrics and /healthz: what they say of real copies, over real HTTP, and that they cost a copy nothing."""
 
-import http.client
 import socket
 import time
 from collections import Counter
@@ -16,6 +15,8 @@ from copies import (
     TARGETS,
     SteadyFeed,
     feed,
+    free_port,
+    get,
     make_log_group,
     wait_until_delivered,
     wait_until_joined,
@@ -36,27 +37,7 @@ OF_A_COPY = (
 )
 
 
-def free_port():
-    """One that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 port = pytest.fixture(free_port)
-
-
-def get(port, path):
-    """(status, text) of an answer; None where nobody listens yet."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    except ConnectionRefusedError:
-        return None
-    finally:
-        connection.close()
 
 
 def wait_for_health(service, port, status):

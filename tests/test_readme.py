@@ -84,7 +84,8 @@ def test_every_key_of_the_summary_and_every_metric_has_its_row(service, copies):
     written = set(re.findall(r" (\w+)=", "".join(line for line in copy.log().splitlines() if " summary " in line)))
     rows = table("| key | metric")
     assert {key for cells in rows for key in codes(cells[0])} == written
-    served = [metric[0] for metric in dispatch_data.TARGET_METRICS + dispatch_data.COPY_METRICS]
+    tables = dispatch_data.TARGET_METRICS, dispatch_data.COPY_METRICS, dispatch_data.KEY_METRICS
+    served = [metric[0] for metrics in tables for metric in metrics]
     assert {name for cells in rows for name in codes(cells[1])} == {*served, "build_info"}
 
 
@@ -196,8 +197,8 @@ def test_the_settings_file_suits_the_shell_systemd_and_containers():
         assert re.fullmatch(r"(#.*|SLS_\w+=([^\s\"'$`]*|\"[^\"$`]*\")|)", line), line
         if not line.startswith("#") and line and not line.endswith("="):
             settings.append(line)
-    # A directory that need not exist here, and keys, which the example leaves out.
-    rest = {"SLS_REJECTED_DIR": "", "SLS_AK_ID": "id", "SLS_AK_KEY": "key"}
+    # A directory that need not exist here, and a key in the place of the other ways to get one, which are examples.
+    rest = {"SLS_REJECTED_DIR": "", "SLS_CREDENTIALS": "", "SLS_AK_ID": "id", "SLS_AK_KEY": "key"}
     as_docker_hands_them_on = dict(line.split("=", 1) for line in settings)
     as_a_shell_does = dict(shlex.split(line)[0].split("=", 1) for line in settings)
     assert as_docker_hands_them_on != as_a_shell_does
@@ -269,6 +270,21 @@ def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
     for command in (["check", "rules", "rules.yml"], ["test", "rules", "tests.yml"]):
         ended = subprocess.run(["promtool", *command], cwd=str(tmp_path), capture_output=True, text=True, timeout=LIMIT)
         assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_service_account_is_the_same_in_all_recipes():
+    account, patch = yaml.safe_load_all(recipe("RRSA"))
+    pod = patch["spec"]["template"]["spec"]
+    deployment = yaml.safe_load(recipe("kubernetes"))
+    name = deployment["metadata"]["name"]
+    assert name == patch["metadata"]["name"] == account["metadata"]["name"] == pod["serviceAccountName"]
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    assert labels.items() < patch["spec"]["template"]["metadata"]["labels"].items()
+    assert pod["containers"][0]["name"] == deployment["spec"]["template"]["spec"]["containers"][0]["name"]
+    for trusted in ("ECS", "RRSA"):
+        (statement,) = json.loads(recipe("trust policy for " + trusted))["Statement"]
+        assert statement["Action"] == "sts:AssumeRole"
+    assert statement["Condition"]["StringEquals"]["oidc:sub"] == "system:serviceaccount:default:" + name
 
 
 RAM_ACTIONS = {
