@@ -1120,9 +1120,9 @@ def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: ob
     http:// is for what is near, and asked without a proxy; https:// is for STS. requests' timeout begins again with
     each byte: so the body is read byte by byte, as long as there is time.
     """
-    is_far = url.startswith("https:")
+    is_far, body = url.startswith("https:"), b""
     seconds = STS_TIMEOUT if is_far else NEAR_TIMEOUT
-    end, body = time.monotonic() + seconds, b""
+    end = time.monotonic() + seconds
     options: Any = {"headers": headers, "data": form, "timeout": seconds, "allow_redirects": False, "stream": True}
     try:
         with requests.Session() as session:
@@ -1140,9 +1140,8 @@ def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: ob
         return text
     # Only an error's code and message are shown, in JSON or XML: the rest may be half a key.
     words = re.findall(r'["<](?:Code|Message)(?:"\s*:\s*"|>)([^"<]+)', text)
-    is_busy = answer.status_code == 429 or any(word.startswith("Throttling") for word in words)
-    where = "%s%s" % (urlsplit(url).hostname, urlsplit(url).path)
-    raise CallFailed("NoKey" if is_busy else "KeyRefused", ": ".join([where, *words]), answer.status_code)
+    code = "NoKey" if answer.status_code == 429 or "Throttling" in "".join(words) else "KeyRefused"
+    raise CallFailed(code, ": ".join([urlsplit(url).hostname or "", urlsplit(url).path, *words]), answer.status_code)
 
 
 def read_key(text: str, role: str = "") -> Key:
