@@ -2213,9 +2213,9 @@ class Writers:
                 error = GivenUp() if batch.is_given_up else self.put(target, put)
                 target.writers_busy -= 1
                 batch.settle(target, put, error)
-                while target.waiting and isinstance(error, CallFailed) and target.failures_in_a_row >= FAILURES:
+                while error and target.waiting and target.failures_in_a_row >= FAILURES:
                     put, batch = target.waiting.popleft()
-                    batch.settle(target, put, error)
+                    batch.settle(target, put, GivenUp())  # not tried, so no refusal counts against it
                 self.make_ready(target)
             self.busy -= 1
 
