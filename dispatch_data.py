@@ -2054,10 +2054,6 @@ class Target:
             self.putting.failed(put, failure)
         return failure
 
-    def takes_no_put(self, error: Exception) -> bool:
-        """Whether it is the target that fails, not the put."""
-        return self.failures_in_a_row >= FAILURES and not blames_log_group(error)
-
     def takes_others(self, puts_before: int) -> bool:
         """Whether the target has taken a put since it had taken `puts_before`, or else takes one without logs now.
 
@@ -2217,9 +2213,9 @@ class Writers:
                 error = GivenUp() if batch.is_given_up else self.put(target, put)
                 target.writers_busy -= 1
                 batch.settle(target, put, error)
-                while target.waiting and isinstance(error, CallFailed) and target.takes_no_put(error):
+                while error and target.waiting and target.failures_in_a_row >= FAILURES:
                     put, batch = target.waiting.popleft()
-                    batch.settle(target, put, error)
+                    batch.settle(target, put, GivenUp())  # not tried, so no refusal counts against it
                 self.make_ready(target)
             self.busy -= 1
 
