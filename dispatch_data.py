@@ -315,6 +315,11 @@ class Place(NamedTuple):
         return "%s/%s" % (self.project, self.logstore)
 
     @property
+    def whose_client(self) -> tuple[str, ...]:
+        """The same for two logstores that one client can call: one project, one key."""
+        return (*self[:6], self.credentials)
+
+    @property
     def auth_version(self) -> str:
         return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
 
@@ -1540,12 +1545,13 @@ class LeanClient(LogClient):
                 connection.close()
         return answer
 
-    def close_what_is_over(self) -> None:
-        """Closes connections that have been idle for long or were closed from the other side; to be called often."""
+    def close_what_is_over(self, longest: float) -> None:
+        """Closes connections that have been idle for `longest` seconds, or were closed from the other side; to be
+        called often."""
         for _ in range(len(self.idle)):
             with contextlib.suppress(IndexError):
                 connection, since = self.idle.popleft()
-                if can_be_used_again(connection, since):
+                if time.monotonic() - since < longest and can_be_used_again(connection, since):
                     self.idle.append((connection, since))
                 else:
                     connection.close()
@@ -1590,9 +1596,15 @@ class Logstore:
     All raise CallFailed.
     """
 
-    def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
+    def __init__(
+        self,
+        place: Place,
+        answer_timeout: float | None = None,
+        keeps_connections: bool = True,
+        client: LeanClient | None = None,
+    ) -> None:
         self.place = place
-        self.client = LeanClient(place, answer_timeout, keeps_connections)
+        self.client = client or LeanClient(place, answer_timeout, keeps_connections)
         self.put = functools.partial(self.client.put_log_raw, place.project, place.logstore)
 
     def ask(self, call: Callable[..., Any], *arguments: object) -> Any:
@@ -1678,10 +1690,36 @@ def is_list(answer: object, kind: type) -> bool:
     return isinstance(answer, list) and all(isinstance(entry, kind) for entry in answer)
 
 
+class Threads(concurrent.futures.ThreadPoolExecutor):
+    """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
+        self.lines = GrowingIntervals()
+        self.submit(int).result()
+
+    def submit(self, *args: Any, **named: Any) -> Any:
+        future = super().submit(*args, **named)
+        future.add_done_callback(lambda _: self.done())
+        return future
+
+    def _adjust_thread_count(self) -> None:
+        """The standard library's, called with the work in the queue already."""
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError as error:
+            if not self._threads:
+                raise
+            if self.lines.is_due():
+                count = len(self._threads)
+                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
+
+
 # ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
-ASKED_AT_ONCE = 32  # shards that --status asks of at a time, each over a connection of its own
+ASKED_AT_ONCE = 32  # shards or places that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
 
 
@@ -1760,7 +1798,7 @@ FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "co
 
 def look_at(place: Place, subject: str, settings: Settings | None = None) -> Finding:
     """Tries a place with calls that only read; `settings` come with the source, for a look at its consumer group."""
-    logstore = Logstore(place, CHECK_TIMEOUT)
+    logstore = Logstore(place, CHECK_TIMEOUT, keeps_connections=False)
     try:
         count = len(logstore.shards())
         text = "%d shard%s" % (count, "" if count == 1 else "s")
@@ -1831,10 +1869,10 @@ def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
 
 def look_at_all(settings: Settings) -> list[Finding]:
     """Looks at the source and at every target at the same time; the source comes first."""
-    threads = concurrent.futures.ThreadPoolExecutor(1 + len(settings.targets))
-    looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
-    looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
-    return [look.result() for look in looks]
+    with Threads(ASKED_AT_ONCE) as threads:
+        looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
+        looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
+        return [look.result() for look in looks]
 
 
 def check_before_start(settings: Settings) -> None:
@@ -1900,7 +1938,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     """
     source, group = settings.source, settings.consumer_group
     try:
-        ask = concurrent.futures.ThreadPoolExecutor(ASKED_AT_ONCE).map
+        ask = Threads(ASKED_AT_ONCE).map
         logstore = Logstore(source, CHECK_TIMEOUT)
         statuses = read_shard_status(logstore, group, ask=ask)
     except CallFailed as error:
@@ -2010,9 +2048,18 @@ class RejectedLogGroups:
 class Target:
     """One target logstore: its writer, what waits for it, and its counts."""
 
-    def __init__(self, settings: TargetSettings, writers: int, rejected: RejectedLogGroups | None) -> None:
+    def __init__(
+        self,
+        settings: TargetSettings,
+        writers: int,
+        rejected: RejectedLogGroups | None,
+        clients: dict[tuple[Any, ...], LeanClient],
+    ) -> None:
+        """`clients` has those of the targets before, by Place.whose_client."""
         self.number, self.place, self.name = settings.number, settings.place, settings.name
-        self.logstore = Logstore(self.place)
+        in_project = self.place.whose_client
+        self.logstore = Logstore(self.place, client=clients.get(in_project))
+        clients[in_project] = self.logstore.client
         self.write = self.logstore.put  # LogClient.put_log_raw, bound by functools.partial to project and logstore
         self.most_writers = writers
         self.writers_allowed = 1  # one more after each quick put, half as many after one that ran out of time
@@ -2146,32 +2193,6 @@ def raise_unless_nothing_taken(error: Exception) -> None:
         raise error
 
 
-class Threads(concurrent.futures.ThreadPoolExecutor):
-    """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__(most)
-        self.done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
-        self.lines = GrowingIntervals()
-        self.submit(int).result()
-
-    def submit(self, *args: Any, **named: Any) -> Any:
-        future = super().submit(*args, **named)
-        future.add_done_callback(lambda _: self.done())
-        return future
-
-    def _adjust_thread_count(self) -> None:
-        """The standard library's, called with the work in the queue already."""
-        try:
-            super()._adjust_thread_count()
-        except RuntimeError as error:
-            if not self._threads:
-                raise
-            if self.lines.is_due():
-                count = len(self._threads)
-                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
-
-
 class Writers:
     """Puts, for all batches and targets of the process. No thread waits for another try of its put.
 
@@ -2271,14 +2292,24 @@ class LeftOut:
             return f"{counts} unmatched_topics={named}"
 
 
+def a_third_of_all_files() -> int:
+    """How many puts may be in the air, and how many connections idle: each is an open file."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 3)
+
+
 class Delivery:
     """Takes batches of LogGroups to their targets."""
 
     def __init__(self, settings: Settings) -> None:
         self.routes = Routes(settings.targets)
         rejected = RejectedLogGroups(settings.rejected_dir) if settings.rejected_dir else None
-        self.targets = {target.number: Target(target, settings.writers, rejected) for target in settings.targets}
-        self.writers = Writers(settings.writers * len(self.targets))
+        # Targets of one project share its connections: there are no more of them than puts were in the air.
+        clients: dict[tuple[Any, ...], LeanClient] = {}
+        targets = [Target(target, settings.writers, rejected, clients) for target in settings.targets]
+        self.targets = {target.number: target for target in targets}
+        self.clients = list(clients.values())
+        self.writers = Writers(min(settings.writers * len(targets), a_third_of_all_files()))
         self.join_packs = settings.merge_packs
         self.left_out = LeftOut()
 
@@ -2375,7 +2406,8 @@ class ShardConsumer(ConsumerProcessorBase):
     """
 
     FULL_PULL = 4 * 1000 * 1000  # bytes; what is asked of one pull, and less where many shards share the memory
-    MEMORY = 64 * 1000 * 1000  # bytes of pulls that the shards of the process may hold together, three for each
+    MEMORY = 48 * 1000 * 1000  # bytes of pulls that the shards of the process may hold together, three for each
+    FIRST_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
     FIRST_COUNT, MOST_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
     BATCH_TIME = 1.0  # seconds that a batch should take, for so long it holds up a stop, and is repeated after a crash
 
@@ -2387,9 +2419,10 @@ class ShardConsumer(ConsumerProcessorBase):
         self.is_revoked = False
         self.checkpoint = ""  # the service's
         self.delivered = ""  # how far all is delivered; beyond the checkpoint while that is not saved
-        self.waiting = 0  # batches that were pulled and not yet delivered
+        self.waiting = 0  # bytes that were pulled and not yet delivered
         self.begun_again = 0  # times that the SDK was told to fetch again: it drops what was pulled before
-        self.by_size, self.by_time = float(self.FIRST_COUNT), float(self.MOST_COUNT)  # LogGroups to ask for
+        self.by_size = self.pull_bytes() / self.FIRST_SIZE  # LogGroups to ask for
+        self.by_time = float(self.FIRST_COUNT)
         self.next_pull = 0.0
         self.lock = threading.Lock()
         self._preprocessor = lambda pull: pull  # what the SDK calls in between, for which its own would parse
@@ -2428,6 +2461,7 @@ class ShardConsumer(ConsumerProcessorBase):
         begun_again = self.begun_again
         try:
             wait(self.next_pull - time.monotonic(), self.is_wanted)
+            wait(float("inf"), lambda: self.waiting > 0 and self.membership.is_full() and self.is_wanted())
             self.next_pull = time.monotonic() + self.dispatcher.settings.fetch_interval
             pull = self.dispatcher.pulling.until_done(self.shard_id, lambda: self.pull_once(cursor), self.is_wanted)
         except GivenUp:
@@ -2437,7 +2471,7 @@ class ShardConsumer(ConsumerProcessorBase):
             if begun_again != self.begun_again:
                 raise LogException("GivenUp", "the SDK was told to fetch again while this was on its way")
             is_all_delivered = not self.waiting
-            self.waiting += bool(pull.log_groups)
+            self.waiting += pull.size if pull.log_groups else 0
         if pull.log_groups:
             if len(pull.log_groups) >= self.count() or pull.size >= self.pull_bytes() / 2:
                 self.next_pull = 0.0  # there is more
@@ -2452,7 +2486,7 @@ class ShardConsumer(ConsumerProcessorBase):
         return int(max(1, min(self.MOST_COUNT, self.by_size, self.by_time)))
 
     def pull_bytes(self) -> float:
-        return min(self.FULL_PULL, self.MEMORY / 3 / max(1, len(self.membership.shards)))
+        return min(self.FULL_PULL, self.MEMORY / 3 / max(1, len(self.membership.heartbeats.held)))
 
     def pull_once(self, cursor: str) -> Pull:
         """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is."""
@@ -2508,7 +2542,7 @@ class ShardConsumer(ConsumerProcessorBase):
         self.delivered = batch.next_cursor
         self.save(batch.next_cursor, patience.lasts)
         with self.lock:
-            self.waiting -= 1
+            self.waiting -= batch.size
 
     def save(self, cursor: str, goes_on: Callable[[], bool]) -> None:
         """Saves the checkpoint. Raises GivenUp, also when this consumer is lost: then it saves nothing."""
@@ -2678,6 +2712,11 @@ class Membership(ConsumerWorker):
             self.lose("not heard of for longer than the group's timeout, %g s" % self.group_timeout)
         return bool(self.reason)
 
+    def is_full(self) -> bool:
+        """Whether what was pulled takes all the memory it may; a shard that holds nothing may pull all the same, lest
+        those whose targets take nothing hold up the others."""
+        return sum([shard.waiting for shard in list(self.shards.values())]) > ShardConsumer.MEMORY
+
     def lose(self, reason: str) -> None:
         with self.change:
             is_first, self.reason = not self.reason, self.reason or reason
@@ -2842,8 +2881,10 @@ class Dispatcher(threading.Thread):
         """What is to be done now and then."""
         for trying in self.troubles():
             trying.settle()
-        for logstore in [self.source, *(target.logstore for target in self.delivery.targets.values())]:
-            logstore.client.close_what_is_over()
+        clients = [self.source.client, *self.delivery.clients]
+        are_many = sum(len(client.idle) for client in clients) > a_third_of_all_files()
+        for client in clients:
+            client.close_what_is_over(0.0 if are_many else LONGEST_IDLE)
 
     def lag(self) -> float | None:
         """Asks for the lag of the shards held, in seconds; None where it is unknown."""

@@ -1,0 +1,377 @@
+"""What a copy needs is bounded: memory, open files, threads, and time on slow lines and with far targets.
+
+Each test runs real copies against the local service, and looks at what the kernel says of the process.
+"""
+
+import os
+import platform
+import re
+import secrets
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from aliyun.log.proto import LogGroup as LogGroupMessage
+from copies import (
+    GROUP,
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    TARGETS,
+    feed,
+    group_shards,
+    is_shared,
+    make_log_group,
+    wait_until_begun,
+    wait_until_delivered,
+    wait_until_joined,
+)
+from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, puts_arrived
+from relays import Relay
+
+from dispatch_data import LogGroup, Place, RejectedLogGroups
+
+IS_PYPY = platform.python_implementation() == "PyPy"
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc here to look at")
+
+
+def kernel_says(copy, name):
+    """The number that /proc/<pid>/status has under a name."""
+    text = Path("/proc/%d/status" % copy.process.pid).read_text(encoding="utf-8")
+    return int(re.search(r"^%s:\s*(\d+)" % name, text, re.MULTILINE).group(1))
+
+
+def open_files(copy):
+    return len(os.listdir("/proc/%d/fd" % copy.process.pid))
+
+
+def put_separately(service, topics, count, log_size=0, **options):
+    """Puts LogGroups of one log into the source that can't be joined, so that each is a put of its own.
+
+    A log has `log_size` bytes more, which can't be compressed.
+    """
+    padding = secrets.token_hex(log_size // 2)
+    log_groups = []
+    for number in range(count):
+        data = make_log_group(topics[number % len(topics)], 1, Source="10.0.%d.%d" % divmod(number, 250))
+        log_group = LogGroupMessage.FromString(data)
+        log_group.Logs[0].Contents.add(Key="padding", Value=padding)
+        log_groups.append(log_group.SerializeToString())
+    service.put(PROJECT, SOURCE, log_groups, **options)
+
+
+def retries(copy):
+    """Puts that failed, by the last summary."""
+    return sum(int(count) for count in re.findall(r" retries=(\d+) ", copy.log())[-len(set(TARGETS.values())) :])
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+
+def test_a_backlog_of_large_log_groups_on_many_shards_fits_into_little_memory(service, copies):
+    """The kind that once needed 880 MB: 100 KB each, and 64 shards that all begin with a pull at once."""
+    service.delete_logstore(PROJECT, SOURCE)
+    service.create_logstore(PROJECT, SOURCE, 64)
+    for shard in range(64):
+        put_separately(service, ["nginx", "sql_audit", "click"], 16, 100 * 1000, shard=shard)
+    copy = copies.start()
+    wait_until_delivered(service)
+    assert kernel_says(copy, "VmHWM") <= (450 if IS_PYPY else 220) * 1000  # KB
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+# ---- open files -------------------------------------------------------------------------------------------------
+
+
+def many_targets(service, count):
+    """Makes target logstores; the topics that they take, and the settings that say so."""
+    names = ["target-%d" % number for number in range(1, count + 1)]
+    settings = {}
+    for number, name in enumerate(names, 1):
+        service.create_logstore(PROJECT, name)
+        settings.update({"SLS_LOGSTORE_TO%d" % number: name, "SLS_TOPIC_TO%d" % number: name})
+    return names, settings
+
+
+@pytest.mark.parametrize("limit, most", [(1024, 700), (64, 64)])
+def test_two_hundred_targets_need_few_files(service, copies, limit, most):
+    """Eight writers for each would be 1,600 connections; the targets take their time, so that many are wanted."""
+    names, settings = many_targets(service, 200)
+    put_separately(service, names, 3000 if limit > 64 else 1000)
+    seen = []
+    with service.add_fault("PutLogs", delay=0.3 if limit > 64 else 0.01):
+        copy = copies.start(before="resource.setrlimit(resource.RLIMIT_NOFILE, (%d, %d))" % (limit, limit), **settings)
+
+        def is_delivered():
+            seen.append(open_files(copy))
+            return group_shards(service) and service.lag(PROJECT, SOURCE, GROUP) == 0
+
+        service.wait_for(is_delivered, LIMIT, "everything delivered")
+    assert max(seen) <= most
+    assert_all_delivered_once(service, {name: name for name in names})
+    assert copy.stop() == 0
+    assert "TooManyOpenFiles" not in copy.stderr() and " failed" not in copy.stderr()
+
+
+FEW_FILES = """
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+def leave_no_file():
+    while not os.path.exists(%(full)r):
+        time.sleep(0.01)
+    taken = []
+    while os.path.exists(%(full)r):
+        with contextlib.suppress(OSError):
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+        time.sleep(0.0001)
+    for number in taken:
+        os.close(number)
+
+threading.Thread(target=leave_no_file, daemon=True).start()
+"""
+
+
+def test_where_no_file_may_be_opened_the_limit_is_named_and_all_goes_on_later(service, copies, tmp_path):
+    full = tmp_path / "full"
+    copy = copies.start(before=FEW_FILES % {"full": str(full)})
+    wait_until_begun(service)
+    wait_until_joined(service, copy)
+    full.touch()
+    service.wait_for(lambda: open_files(copy) == 64, LIMIT, "the limit reached")
+    feed(service, 40)
+    service.wait_for(lambda: "TooManyOpenFiles" in copy.stderr(), LIMIT, "a word about it")
+    full.unlink()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    (line, *_) = [line for line in copy.stderr().splitlines() if "TooManyOpenFiles" in line]
+    assert "raise `ulimit -n`" in line and "SLS_ENDPOINT" not in line
+    assert copy.stop() == 0
+
+
+# ---- threads ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def few_tasks(count):
+    """Lines for `before` that put a copy where the kernel gives no more than so many tasks, threads or processes.
+
+    RLIMIT_NPROC is nothing to root, and counts all of a user's else, so it is a cgroup of its own.
+    """
+    for parent in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
+        group = parent / ("dispatch-%s" % secrets.token_hex(8))
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / "pids.max").exists():
+                (group / "pids.max").write_text(str(count), encoding="ascii")
+                yield 'with open(%r, "w") as file:\n    file.write(str(os.getpid()))' % str(group / "cgroup.procs")
+                return
+        finally:
+            end = time.monotonic() + LIMIT
+            while group.exists() and time.monotonic() < end:
+                try:
+                    group.rmdir()
+                except OSError:  # whoever was killed is still on the way out
+                    time.sleep(0.01)
+    pytest.skip("no cgroup with a limit of tasks can be made here")
+
+
+@pytest.mark.parametrize("shards, target_count", [(16, 3), (4, 50)], ids=["many shards", "many targets"])
+def test_where_few_threads_may_be_started_the_limit_is_told_and_all_is_delivered_once(
+    service, copies, shards, target_count
+):
+    service.delete_logstore(PROJECT, SOURCE)
+    service.create_logstore(PROJECT, SOURCE, shards)
+    names, settings = many_targets(service, target_count)
+    with few_tasks(16) as before:
+        copy = copies.start(before=before, **settings)
+        with service.add_fault("PutLogs", delay=0.02):
+            put_separately(service, names, 200)
+            service.wait_for(lambda: "can't start new thread" in copy.stderr(), LIMIT, "a word about the limit")
+            wait_until_delivered(service)
+        assert kernel_says(copy, "Threads") <= 16
+        assert_all_delivered_once(service, {name: name for name in names})
+        assert copy.stop() == 0
+    lines = [line for line in copy.stderr().splitlines() if "can't start new thread" in line]
+    assert all("the limit is `ulimit -u`, or the container's" in line for line in lines)
+    assert "Traceback" not in copy.stderr()
+
+
+# ---- slow lines -------------------------------------------------------------------------------------------------
+
+# A tenth of the time, for a tenth of the bytes.
+TENTH = "ANSWER_TIMEOUT, SLOW = 3.0, (0.5, 250 * 1000)\n"
+
+
+def warm_up(service, relay):
+    """Until a target has as many writers as it may have: eight puts at once, on a line as fast as can be."""
+    with service.add_fault("PutLogs", delay=0.05):
+        while relay.puts_at_once < 8:
+            put_separately(service, ["click"], 100, shard=0)
+            wait_until_delivered(service)
+
+
+def test_puts_that_a_slow_line_takes_long_to_carry_are_not_cut_off(service, copies):
+    """Eight at once, which take longer than an answer may: cut off, they would arrive all the same, and again."""
+    with Relay(service) as relay:
+        copy = copies.start(before=TENTH, **relay.settings())
+        warm_up(service, relay)
+        relay.rate, relay.puts_at_once = 125 * 1000, 0
+        put_separately(service, ["click"], 8, 70 * 1000, shard=0)
+        wait_until_delivered(service)
+        assert relay.puts_at_once > 4
+        assert_all_delivered_once(service)
+        assert copy.stop() == 0
+    assert retries(copy) == 0
+
+
+def test_a_line_that_is_slow_from_the_start_gets_no_company_for_its_puts(service, copies):
+    """One for each target, and each is given its time: 30 KB/s, shared by three, is as slow as may be."""
+    with Relay(service) as relay:
+        relay.rate = 30 * 1000
+        copy = copies.start(before="ANSWER_TIMEOUT, SLOW = 1.0, (0.1, 250 * 1000)", **relay.settings())
+        put_separately(service, ["nginx", "sql_audit", "click"], 12, 15 * 1000, shard=0)
+        wait_until_delivered(service)
+        assert relay.puts_at_once == 3
+        assert_all_delivered_once(service)
+        assert copy.stop() == 0
+    assert retries(copy) == 0
+
+
+def test_a_line_that_becomes_too_slow_for_many_puts_gets_fewer(service, copies):
+    """Eight of them take longer than any may, so they fail; then it is one at a time, and none is repeated."""
+    with Relay(service) as relay:
+        copy = copies.start(before="ANSWER_TIMEOUT, SLOW = 1.0, (0.1, 250 * 1000)", **relay.settings())
+        warm_up(service, relay)
+        relay.rate, relay.puts_at_once = 30 * 1000, 0
+        put_separately(service, ["click"], 8, 12 * 1000, shard=0)
+        wait_until_delivered(service)
+        assert relay.puts_at_once > 4
+        arrived, relay.puts_at_once = puts_arrived(service), 0
+        put_separately(service, ["click"], 4, 12 * 1000, shard=0)
+        wait_until_delivered(service)
+        assert (puts_arrived(service) - arrived, relay.puts_at_once) == (4, 1)
+        assert copy.stop() == 0
+        assert_nothing_lost(service, most_repeated=retries(copy))
+
+
+# ---- far targets ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event", ["stop", "another copy"])
+def test_with_far_targets_a_stop_or_another_copy_repeats_nothing(service, copies, event):
+    """They take every put, but one at a time and slowly: a batch must still end within the time of a stop."""
+    shards = 1 if event == "stop" else 4
+    for shard in range(shards):
+        put_separately(service, ["nginx", "sql_audit", "click"], 1000 // shards, shard=shard)
+    with service.add_fault("PutLogs", delay=0.05):
+        first = copies.start(SLS_WRITERS="1")
+        service.wait_for(lambda: puts_arrived(service) >= 150, LIMIT, "a part delivered")
+        second = copies.start(SLS_WRITERS="1") if event == "another copy" else None
+        if second:
+            service.wait_for(lambda: is_shared(service, [first, second]), LIMIT, "two shards handed over")
+        assert first.stop() == 0
+    assert puts_arrived(service) < 1000
+    if not second:
+        assert logs_in_flight(service) == 0
+        second = copies.start()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert second.stop() == 0
+    assert "in the middle of a batch" not in first.stderr()
+
+
+# ---- connections ------------------------------------------------------------------------------------------------
+
+CLOSE_WAIT = "08"
+
+
+def sockets_closed_from_the_other_side(copy):
+    """How many sockets the process still has that the other side has closed."""
+    inodes = set()
+    for path in Path("/proc/%d/fd" % copy.process.pid).iterdir():
+        try:
+            inodes.add(os.readlink(str(path)))
+        except OSError:
+            continue  # it was closed just now
+    rows = [row.split() for row in Path("/proc/%d/net/tcp" % copy.process.pid).read_text().splitlines()[1:]]
+    return len([row for row in rows if row[3] == CLOSE_WAIT and "socket:[%s]" % row[9] in inodes])
+
+
+@pytest.mark.parametrize("event", ["after an answer", "all at once"])
+def test_connections_that_the_service_has_closed_are_closed_here_too(service, copies, event):
+    """Without being used again, and on PyPy without waiting for its collector of garbage."""
+    copy = copies.start(before="TICK = 1.0")  # seconds between two looks, so that they can be seen before
+    service.wait_for(lambda: puts_arrived(service) or not feed(service, 1), LIMIT, "a copy that delivers")
+    with service.add_fault("PutLogs", close=event == "after an answer", delay=0.2) as fault:
+        put_separately(service, ["nginx", "sql_audit", "click"], 60)
+        if event == "all at once":
+            wait_until_delivered(service)
+            hits = fault.hits
+            service.stop()
+            assert hits >= 60
+        service.wait_for(lambda: sockets_closed_from_the_other_side(copy) >= 3, LIMIT, "sockets to close")
+    if event == "all at once":
+        service.start()
+    wait_until_delivered(service)
+    service.wait_for(lambda: sockets_closed_from_the_other_side(copy) == 0, LIMIT, "all of them closed")
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+def test_rare_logs_do_not_meet_connections_that_a_nat_has_forgotten(service, copies):
+    """What is sent on one gets lost without a word, and would be missed only when its time is over."""
+    with Relay(service) as relay:
+        relay.forgets_after = 1.5
+        copy = copies.start(before="ANSWER_TIMEOUT, LONGEST_IDLE = 3.0, 0.5", **relay.settings())
+        wait_until_begun(service)
+        for _ in range(3):
+            feed(service, 4, topics=["nginx"])
+            wait_until_delivered(service)
+            quiet_until = time.monotonic() + 2 * relay.forgets_after
+            service.wait_for(lambda end=quiet_until: time.monotonic() > end, LIMIT, "time in which a NAT forgets")
+        feed(service, 4, topics=["nginx"])
+        wait_until_delivered(service)
+        assert_all_delivered_once(service)
+        assert copy.stop() == 0
+        assert relay.forgotten == 0
+    assert retries(copy) == 0 and "failed" not in copy.stderr()
+
+
+# ---- LogGroups that are set aside -------------------------------------------------------------------------------
+
+COUNTING_LOOKS = """
+scandir, RejectedLogGroups.LOOK_INTERVAL = os.scandir, 1e9
+
+def counted(directory):
+    with open(%r, "a") as file:
+        file.write("%%s\\n" %% directory)
+    return scandir(directory)
+
+os.scandir = counted
+"""
+
+
+def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, copies, tmp_path):
+    directory, looks = tmp_path / "rejected", tmp_path / "looks"
+    directory.mkdir()
+    for number in range(50 * 1000):
+        (directory / ("TO3-test-project-click-%032x.loggroup" % number)).touch()
+    poisons = [make_log_group("click", Source="10.0.0.%d" % number) + b"\x28\x01" for number in range(20)]
+    service.put(PROJECT, SOURCE, poisons)
+    copy = copies.start(before=COUNTING_LOOKS % str(looks), SLS_REJECTED_DIR=str(directory))
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    assert len(os.listdir(str(directory))) == 50 * 1000 + 20
+    assert looks.read_text().splitlines() == [str(directory)]
+
+
+def test_a_log_group_is_set_aside_under_the_longest_names_that_settings_allow(tmp_path):
+    place = Place("", "", "", "", "", "p" * 63, "l" * 128, {})
+    path = RejectedLogGroups(str(tmp_path)).keep(10**9 - 1, place, LogGroup("click", 1, b"", b"data", joinable=False))
+    assert Path(path).read_bytes() == b"data"
