@@ -1146,7 +1146,8 @@ def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: ob
     # Only an error's code and message are shown, in JSON or XML: the rest may be half a key.
     words = re.findall(r'["<](?:Code|Message)(?:"\s*:\s*"|>)([^"<]+)', text)
     code = "NoKey" if answer.status_code == 429 or "Throttling" in "".join(words) else "KeyRefused"
-    raise CallFailed(code, ": ".join([urlsplit(url).hostname or "", urlsplit(url).path, *words]), answer.status_code)
+    where = "%s%s" % (urlsplit(url).hostname, urlsplit(url).path)
+    raise CallFailed(code, ": ".join([where, *words]), answer.status_code)
 
 
 def read_key(text: str, role: str = "") -> Key:
