@@ -6,9 +6,18 @@
 """Sorts the logs of one Simple Log Service (SLS) logstore into many, by Topic, in real time.
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
-copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery, consumer, monitoring,
-command line. Each part knows only those before it.
+copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to:
+
+    ConsumerWorker, the SDK's loop (here Membership, one consumer of the group)
+      -> SourceClient.pull_logs -> ShardConsumer.pull     a batch of LogGroups from a shard
+      -> ShardConsumer.process
+           -> Delivery.deliver -> Routes.find             sorted by Topic, joined where they are alike
+              -> Writers -> Target.try_once               LogClient.put_log_raw, tried until the target has taken it
+           -> ShardConsumer.save                          then the checkpoint, and only then the next batch
+
+Whatever makes it doubtful that this consumer still holds its shards ends it: it saves nothing more, and another joins
+(Dispatcher). Read on in order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery,
+consumer, monitoring, command line. Each part knows only those before it.
 """
 
 from __future__ import annotations
