@@ -2236,26 +2236,32 @@ class Writers:
 
     def write(self) -> None:
         with self.change:
-            while self.ready and self.busy <= self.at_once:
-                target = self.ready.popleft()
-                put, batch = target.waiting.popleft()
-                target.writers_busy += 1
-                self.make_ready(target)
-                error = GivenUp() if batch.is_given_up else self.put(target, put)
-                target.writers_busy -= 1
-                batch.settle(target, put, error)
-                while error and target.waiting and target.failures_in_a_row >= FAILURES:
-                    put, batch = target.waiting.popleft()
-                    batch.settle(target, put, GivenUp())  # not tried, so no refusal counts against it
-                self.make_ready(target)
-            self.busy -= 1
+            try:
+                while self.ready and self.busy <= self.at_once:
+                    self.write_next(self.ready.popleft())
+            finally:
+                self.busy -= 1
+
+    def write_next(self, target: Target) -> None:
+        put, batch = target.waiting.popleft()
+        target.writers_busy += 1
+        error: Exception | None
+        try:
+            self.make_ready(target)
+            error = GivenUp() if batch.is_given_up else self.put(target, put)
+        except Exception as failure:  # any, such as MemoryError: the batch goes on
+            error = failure
+        target.writers_busy -= 1
+        batch.settle(target, put, error)
+        while error and target.waiting and target.failures_in_a_row >= FAILURES:
+            put, batch = target.waiting.popleft()
+            batch.settle(target, put, GivenUp())  # not tried, so no refusal counts against it
+        self.make_ready(target)
 
     def put(self, target: Target, put: Put) -> Exception | None:
         self.change.release()
         try:
             return target.try_once(put)
-        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
-            return failure
         finally:
             self.change.acquire()
 
@@ -2270,8 +2276,9 @@ class Writers:
             busy = (time.process_time() - cpu) / (time.monotonic() - wall)
             with self.change:
                 self.at_once = min(self.most, self.at_once * 2) if busy < 0.5 else max(1, self.at_once - 1)
-                for target in list(self.ready):
-                    self.make_ready(target)
+                with contextlib.suppress(Exception):  # any: this thread goes on, and looks again soon
+                    for target in list(self.ready):
+                        self.make_ready(target)
 
 
 class LeftOut:
