@@ -6,9 +6,18 @@
 """Sorts the logs of one Simple Log Service (SLS) logstore into many, by Topic, in real time.
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
-copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Read on in
-order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery, consumer, monitoring,
-command line. Each part knows only those before it.
+copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to:
+
+    ConsumerWorker, the SDK's loop (here Membership, one consumer of the group)
+      -> SourceClient.pull_logs -> ShardConsumer.pull     a batch of LogGroups from a shard
+      -> ShardConsumer.process
+           -> Delivery.deliver -> Routes.find             sorted by Topic, joined where they are alike
+              -> Writers -> Target.try_once               LogClient.put_log_raw, tried until the target has taken it
+           -> ShardConsumer.save                          then the checkpoint, and only then the next batch
+
+Whatever makes it doubtful that this consumer still holds its shards ends it: it saves nothing more, and another joins
+(Dispatcher). Read on in order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery,
+consumer, monitoring, command line. Each part knows only those before it.
 """
 
 from __future__ import annotations
@@ -1125,9 +1134,9 @@ def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: ob
     http:// is for what is near, and asked without a proxy; https:// is for STS. requests' timeout begins again with
     each byte: so the body is read byte by byte, as long as there is time.
     """
-    is_far = url.startswith("https:")
+    is_far, body = url.startswith("https:"), b""
     seconds = STS_TIMEOUT if is_far else NEAR_TIMEOUT
-    end, body = time.monotonic() + seconds, b""
+    end = time.monotonic() + seconds
     options: Any = {"headers": headers, "data": form, "timeout": seconds, "allow_redirects": False, "stream": True}
     try:
         with requests.Session() as session:
@@ -1145,9 +1154,9 @@ def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: ob
         return text
     # Only an error's code and message are shown, in JSON or XML: the rest may be half a key.
     words = re.findall(r'["<](?:Code|Message)(?:"\s*:\s*"|>)([^"<]+)', text)
-    is_busy = answer.status_code == 429 or any(word.startswith("Throttling") for word in words)
+    code = "NoKey" if answer.status_code == 429 or "Throttling" in "".join(words) else "KeyRefused"
     where = "%s%s" % (urlsplit(url).hostname, urlsplit(url).path)
-    raise CallFailed("NoKey" if is_busy else "KeyRefused", ": ".join([where, *words]), answer.status_code)
+    raise CallFailed(code, ": ".join([where, *words]), answer.status_code)
 
 
 def read_key(text: str, role: str = "") -> Key:
@@ -2102,10 +2111,6 @@ class Target:
             self.putting.failed(put, failure)
         return failure
 
-    def takes_no_put(self, error: Exception) -> bool:
-        """Whether it is the target that fails, not the put."""
-        return self.failures_in_a_row >= FAILURES and not blames_log_group(error)
-
     def takes_others(self, puts_before: int) -> bool:
         """Whether the target has taken a put since it had taken `puts_before`, or else takes one without logs now.
 
@@ -2231,26 +2236,32 @@ class Writers:
 
     def write(self) -> None:
         with self.change:
-            while self.ready and self.busy <= self.at_once:
-                target = self.ready.popleft()
-                put, batch = target.waiting.popleft()
-                target.writers_busy += 1
-                self.make_ready(target)
-                error = GivenUp() if batch.is_given_up else self.put(target, put)
-                target.writers_busy -= 1
-                batch.settle(target, put, error)
-                while target.waiting and isinstance(error, CallFailed) and target.takes_no_put(error):
-                    put, batch = target.waiting.popleft()
-                    batch.settle(target, put, error)
-                self.make_ready(target)
-            self.busy -= 1
+            try:
+                while self.ready and self.busy <= self.at_once:
+                    self.write_next(self.ready.popleft())
+            finally:
+                self.busy -= 1
+
+    def write_next(self, target: Target) -> None:
+        put, batch = target.waiting.popleft()
+        target.writers_busy += 1
+        error: Exception | None
+        try:
+            self.make_ready(target)
+            error = GivenUp() if batch.is_given_up else self.put(target, put)
+        except Exception as failure:  # any, such as MemoryError: the batch goes on
+            error = failure
+        target.writers_busy -= 1
+        batch.settle(target, put, error)
+        while error and target.waiting and target.failures_in_a_row >= FAILURES:
+            put, batch = target.waiting.popleft()
+            batch.settle(target, put, GivenUp())  # not tried, so no refusal counts against it
+        self.make_ready(target)
 
     def put(self, target: Target, put: Put) -> Exception | None:
         self.change.release()
         try:
             return target.try_once(put)
-        except Exception as failure:  # any, such as MemoryError: this thread goes on, and so does the batch
-            return failure
         finally:
             self.change.acquire()
 
@@ -2265,8 +2276,9 @@ class Writers:
             busy = (time.process_time() - cpu) / (time.monotonic() - wall)
             with self.change:
                 self.at_once = min(self.most, self.at_once * 2) if busy < 0.5 else max(1, self.at_once - 1)
-                for target in list(self.ready):
-                    self.make_ready(target)
+                with contextlib.suppress(Exception):  # any: this thread goes on, and looks again soon
+                    for target in list(self.ready):
+                        self.make_ready(target)
 
 
 class LeftOut:

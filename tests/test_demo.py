@@ -1,6 +1,7 @@
 """The demonstration, run as users run it: as a process of its own."""
 
 import contextlib
+import functools
 import os
 import pty
 import re
@@ -28,6 +29,8 @@ class Demo:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             universal_newlines=True,
+            # Whoever runs the tests in the background of a shell has it ignored.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.lines = []
 

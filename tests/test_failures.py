@@ -4,6 +4,7 @@ Where an answer was lost after a put took effect, exactly that put is repeated. 
 local service and compares the whole ledger, log by log.
 """
 
+import re
 from collections import Counter
 
 import pytest
@@ -17,6 +18,8 @@ from copies import (
     Copies,
     SteadyFeed,
     feed,
+    make_log_group,
+    pulled_at_once,
     wait_until_delivered,
     wait_until_forgotten,
     wait_until_joined,
@@ -65,6 +68,20 @@ def test_puts_that_all_fail_are_tried_until_they_are_taken(service, copies, fail
     assert_all_delivered_once(service)
     assert copy.stop() == 0
     assert "a put failed and is tried again until it is taken" in copy.stderr()
+
+
+def test_a_target_that_takes_nothing_is_not_asked_for_each_put_there_is(service, copies):
+    """Else one that is over its quota would get a batch's hundreds of puts, again and again."""
+    log_groups = [make_log_group("nginx", Source="10.0.%d.%d" % divmod(number, 250)) for number in range(400)]
+    copy = copies.start(before="ShardConsumer.BATCH_TIME = 1000.0")  # a batch may be all that a pull brings
+    service.put(PROJECT, SOURCE, log_groups, shard=0)
+    wait_until_delivered(service)
+    with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
+        with pulled_at_once(service):
+            service.put(PROJECT, SOURCE, log_groups, shard=0)
+        service.wait_for(lambda: fault.hits >= 10, LIMIT, "puts that fail")
+        assert copy.stop() == 0
+    assert fault.hits < len(log_groups) / 2
 
 
 @pytest.mark.parametrize(
@@ -143,6 +160,39 @@ def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
         assert service.lag(PROJECT, SOURCE, GROUP) == 40
     wait_until_delivered(service)
     assert_all_delivered_once(service)
+
+
+def test_as_many_puts_are_in_the_air_for_a_target_as_its_writers_and_no_more(service, copies):
+    def log_groups(topic):
+        return [make_log_group(topic, Source="10.0.0.%d" % number) for number in range(20)]
+
+    copy = copies.start(SLS_WRITERS="2")
+    service.put(PROJECT, SOURCE, log_groups("nginx"), shard=0)  # more puts at once come with those that were taken
+    wait_until_delivered(service)
+    with service.add_fault("PutLogs", logstore="nginx", hold=True) as fault:
+        service.put(PROJECT, SOURCE, log_groups("nginx"), shard=0)
+        service.wait_for(lambda: fault.hits >= 2, LIMIT, "two puts in the air")
+        for _ in range(5):  # another target has its own
+            service.put(PROJECT, SOURCE, log_groups("click"), shard=1)
+            service.wait_for(lambda: service.lag(PROJECT, SOURCE, GROUP) == 20, LIMIT, "the other shard delivered")
+        assert fault.hits == 2
+        assert "a put failed" not in copy.log()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+def test_what_failed_is_tried_again_while_another_put_of_its_batch_has_no_answer_yet(service, copies):
+    with service.add_fault("PutLogs", logstore="click", hold=True) as unanswered:
+        with service.add_fault("PutLogs", logstore="nginx", status=503, code="ServerBusy") as failing:
+            service.put(PROJECT, SOURCE, [make_log_group("nginx"), make_log_group("click")], shard=0)
+            copy = copies.start()
+            service.wait_for(lambda: failing.hits and unanswered.hits, LIMIT, "one that fails, one without an answer")
+        service.wait_for(lambda: puts_arrived(service) == 1, LIMIT, "what failed before")
+        assert unanswered.hits == 1 and len(re.findall("a put failed", copy.log())) == 1
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
 
 
 def test_a_missing_target_holds_everything_back_until_it_is_there(service, copies):

@@ -13,6 +13,7 @@ from ledgers import arrived_in_targets, assert_delivered_once
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
+import dispatch_data
 from dispatch_data import LogGroup, Place, RejectedLogGroups
 
 # A MachineUUID that is a number: the service won't take it, and a dispatcher that doesn't parse can't know.
@@ -68,6 +69,19 @@ def test_where_a_directory_is_set_it_is_set_aside_whole_and_the_shard_goes_on(se
     assert copy.stop() == 0
     assert "is refused for good and set aside as " + str(path) in copy.stderr()
     assert re.search(r"summary target=3 .* failing=0 set_aside=1$", copy.log(), re.MULTILINE)
+
+
+def test_a_refusal_after_an_outage_counts_against_nothing_but_what_it_refused(service, copies, rejected_dir):
+    """What waits for a target that takes nothing is not tried: no other's refusal may come to be its own."""
+    others = [make_log_group("click", Source="10.0.0.%d" % number) for number in range(19)]
+    with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
+        service.put(PROJECT, SOURCE, [POISON, *others], shard=0)
+        copy = copies.start(SLS_REJECTED_DIR=str(rejected_dir), SLS_WRITERS="1")
+        service.wait_for(lambda: fault.hits >= dispatch_data.FAILURES, LIMIT, "puts that fail")
+    wait_until_delivered(service)
+    assert_delivered_once(others, arrived_in_targets(service))
+    assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]
+    assert copy.stop() == 0
 
 
 def test_of_a_joined_put_only_the_log_group_at_fault_is_set_aside(service, copies, rejected_dir):
