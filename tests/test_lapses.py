@@ -491,11 +491,27 @@ def end_of(service, shard):
     return service.client().get_end_cursor(PROJECT, SOURCE, shard).get_cursor()
 
 
-def test_a_cursor_that_moved_over_nothing_is_checkpointed(service, copies):
+FAILING_FIRST = """
+LONGEST_PAUSE, tried = 0.1, set()
+original = Delivery.deliver
+
+def failing_first(self, log_groups, goes_on):
+    if threading.get_ident() not in tried and len(tried) < 4:
+        tried.add(threading.get_ident())
+        raise MemoryError
+    return original(self, log_groups, goes_on)
+
+Delivery.deliver = failing_first
+"""
+
+
+@pytest.mark.parametrize("before", ["", FAILING_FIRST], ids=["", "batches fetched again"])
+def test_a_cursor_that_moved_over_nothing_is_checkpointed(service, copies, before):
     """Else --max-lag would alarm for ever, and a readonly shard never be over."""
     feed(service, 40)
-    copy = copies.start()
+    copy = copies.start(before=before)
     wait_until_delivered(service)
+    assert ("a batch failed and is fetched again" in copy.stderr()) == bool(before)
     for shard in (0, 1):
         service.leave_gap(PROJECT, SOURCE, shard, 50)
     service.split_shard(PROJECT, SOURCE, 1)
