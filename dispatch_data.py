@@ -27,6 +27,7 @@ import base64
 import calendar
 import concurrent.futures
 import contextlib
+import ctypes
 import difflib
 import email.utils
 import enum
@@ -3211,6 +3212,13 @@ def open_as_many_files_as_may_be() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def share_freed_memory() -> None:
+    """Has glibc, where there is one, keep freed memory for all threads, not for each: that would be twice as much."""
+    most_arenas = -8  # M_ARENA_MAX of mallopt
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(most_arenas, 2)
+
+
 def serve_monitoring(settings: Settings, monitoring: Monitoring) -> None:
     """Serves it where that is asked for. A port that is taken, perhaps by another copy, is no reason to stop."""
     if not settings.metrics_port:
@@ -3226,6 +3234,7 @@ def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
     open_as_many_files_as_may_be()
+    share_freed_memory()
     try:
         dispatcher = Dispatcher(settings, Delivery(settings))
         telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
