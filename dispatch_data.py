@@ -386,10 +386,13 @@ class Settings(NamedTuple):
         """As it is called in what is shown."""
         return "source %s" % (self.source,)
 
+    def places(self) -> list[Place]:
+        """The source and the targets, the source first."""
+        return [self.source, *(target.place for target in self.targets)]
+
     def secrets(self) -> list[str]:
         """All that must never be shown."""
-        places = [self.source] + [target.place for target in self.targets]
-        return [text for place in places for text in (place.access_key, place.security_token) if text]
+        return [text for place in self.places() for text in (place.access_key, place.security_token) if text]
 
 
 class SettingsError(Exception):
@@ -1253,7 +1256,7 @@ class Keys(CredentialsProvider):
     def hide(cls, end: float, *texts: str | None) -> None:
         """No log shows these texts from now on, until some time after their `end` (unix seconds): clocks may differ."""
         with cls.lock:
-            kept = {text: end for text, end in cls.secrets.items() if end > time.time() - KEY_LIFE}
+            kept = {text: its_end for text, its_end in cls.secrets.items() if its_end > time.time() - KEY_LIFE}
             cls.secrets = {**kept, **{text: end for text in texts if text}}
 
     def get_credentials(self) -> Key:
@@ -1324,8 +1327,8 @@ def keys_of(place: Place) -> Keys:
 
 def keys_that_end(settings: Settings) -> list[Keys]:
     """Each once, that of the source first."""
-    places = [settings.source, *(target.place for target in settings.targets)]
-    return list(dict.fromkeys(keys_of(place) for place in places if place.credentials or place.security_token))
+    ending = [place for place in settings.places() if place.credentials or place.security_token]
+    return list(dict.fromkeys(keys_of(place) for place in ending))
 
 
 # ---- the service: connections and calls ------------------------------------------------------------------------------
@@ -1556,13 +1559,12 @@ class LeanClient(LogClient):
                 connection.close()
         return answer
 
-    def close_what_is_over(self, longest: float) -> None:
-        """Closes connections that have been idle for `longest` seconds, or were closed from the other side; to be
-        called often."""
+    def close_what_is_over(self, all_idle: bool) -> None:
+        """Closes idle connections that can't be used again, or all of them; to be called often."""
         for _ in range(len(self.idle)):
             with contextlib.suppress(IndexError):
                 connection, since = self.idle.popleft()
-                if time.monotonic() - since < longest and can_be_used_again(connection, since):
+                if not all_idle and can_be_used_again(connection, since):
                     self.idle.append((connection, since))
                 else:
                     connection.close()
@@ -1815,8 +1817,8 @@ def look_at(place: Place, subject: str, settings: Settings | None = None) -> Fin
         text = "%d shard%s" % (count, "" if count == 1 else "s")
         if not settings:
             return Finding(subject, FINE, text)
-        of_group, has_begun = look_at_group(logstore, settings)
-        return Finding(subject, FINE, text + of_group, "", has_begun)
+        of_group, group_has_begun = look_at_group(logstore, settings)
+        return Finding(subject, FINE, text + of_group, "", group_has_begun)
     except CallFailed as error:
         failure = error
     text = explain(failure, place)
@@ -2902,7 +2904,7 @@ class Dispatcher(threading.Thread):
         clients = [self.source.client, *self.delivery.clients]
         are_many = sum(len(client.idle) for client in clients) > a_third_of_all_files()
         for client in clients:
-            client.close_what_is_over(0.0 if are_many else LONGEST_IDLE)
+            client.close_what_is_over(all_idle=are_many)
 
     def lag(self) -> float | None:
         """Asks for the lag of the shards held, in seconds; None where it is unknown."""
@@ -2985,7 +2987,7 @@ class Monitoring:
 
     def __init__(self, dispatcher: Dispatcher, telling: threading.Thread) -> None:
         self.dispatcher, self.telling = dispatcher, telling
-        self.renewing_keys = [keys for keys in keys_that_end(dispatcher.settings) if keys.source]
+        self.renewing_keys = [keys for keys in dispatcher.keys if keys.source]
 
     def metrics(self) -> str:
         """In Prometheus' text format."""
