@@ -2691,8 +2691,8 @@ class Membership(ConsumerWorker):
         self.silent_until = self.now() + group_timeout  # then the service forgets this consumer
         self.shards: dict[int, ShardConsumer] = {}
         self.reason = ""  # why it was lost
-        self.in_flight: dict[int, int] = {}  # shard -> LogGroups of the batch that is being delivered
-        self.delivering: dict[int, threading.Thread] = {}  # shard -> who does that
+        # shard -> LogGroups of the batch that is being delivered, and who does that
+        self.in_flight: dict[int, tuple[int, threading.Thread]] = {}
         self.change = threading.Condition()
         name = consumer_name(dispatcher.group, dispatcher.group_began)
         config = LogHubConfig(
@@ -2752,12 +2752,12 @@ class Membership(ConsumerWorker):
     def batch_in_flight(self, shard: int, log_groups: int) -> Iterator[None]:
         note_turn()
         with self.change:
-            self.in_flight[shard], self.delivering[shard] = log_groups, threading.current_thread()
+            self.in_flight[shard] = log_groups, threading.current_thread()
         try:
             yield
         finally:
             with self.change:
-                del self.in_flight[shard], self.delivering[shard]
+                del self.in_flight[shard]
                 self.change.notify_all()
 
     def end(self, seconds: float) -> dict[int, int]:
@@ -2766,7 +2766,7 @@ class Membership(ConsumerWorker):
         self.heartbeats.turn.set()
         with self.change:
             self.change.wait_for(lambda: not self.in_flight, seconds)
-            return dict(self.in_flight)
+            return {shard: log_groups for shard, (log_groups, _) in self.in_flight.items()}
 
 
 class Dispatcher(threading.Thread):
@@ -3015,7 +3015,8 @@ class Monitoring:
         loops = {"tells": self.telling, "joins": dispatcher, "follows the load": dispatcher.delivery.writers.follower}
         if membership and not membership.reason:  # else they come to their end
             loops.update({"gives out work": membership, "sends heartbeats": membership.heartbeats})
-            loops.update(("delivers shard %d" % shard, thread) for shard, thread in list(membership.delivering.items()))
+            in_flight = list(membership.in_flight.items())
+            loops.update(("delivers shard %d" % shard, thread) for shard, (_, thread) in in_flight)
         return loops
 
     def health(self) -> str:
