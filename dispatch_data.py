@@ -277,7 +277,7 @@ TUNING_SETTINGS = (
     Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
             "seconds; a new group's timeout is twice as long: then a silent copy loses its shards"),
     Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.4", "seconds between looks at an idle shard"),
-    Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "8", "puts in the air at once, for each target"),
+    Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target"),
     Setting("SLS_MERGE_PACKS", yes_or_no, "false",
             "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up"),
     Setting("SLS_REJECTED_DIR", writable_directory, "",
@@ -1368,6 +1368,7 @@ class Connector:
         connection.timeout = CONNECT_TIMEOUT
         try:
             self.pool._prepare_proxy(connection) if self.has_tunnel else connection.connect()
+            connection.sock.settimeout(None)  # see Line
         except BaseException:
             connection.close()
             raise
@@ -1375,27 +1376,32 @@ class Connector:
 
 
 class Line(io.RawIOBase):
-    """What one call sends and receives over a socket, as long as its time lasts.
+    """What one call sends and receives over a socket, as long as its time lasts: from its making until `done`.
 
     That is `seconds`, and more for all that moves: SLOWEST_LINE decides. A timeout of the socket would begin again with
-    each byte, so that an answer may trickle for ever, and would cut off a large put on a slow line.
+    each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and makes each call of
+    the operating system two. So the socket has none; whoever waits for it is woken by the end of the connection.
     """
+
+    LOOK_INTERVAL = 0.1  # seconds between looks at whose time is over
+    in_use: set[Line] = set()
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self.sock = sock
         self.end = time.monotonic() + seconds
         self.received = 0
         self.reader: io.BufferedReader | None = None
+        Line.in_use.add(self)
 
-    def wait(self) -> None:
-        self.sock.settimeout(max(0.001, self.end - time.monotonic()))
+    def done(self) -> None:
+        Line.in_use.discard(self)
+
+    def is_over(self) -> bool:
+        return time.monotonic() > self.end
 
     def send(self, data: bytes) -> None:
         self.end += len(data) / SLOWEST_LINE  # the kernel takes it at once, whenever the line carries it
-        left = memoryview(data)
-        while left:
-            self.wait()
-            left = left[self.sock.send(left) :]
+        self.sock.sendall(data)
 
     def makefile(self, *_: object) -> io.BufferedReader:
         """Called by http.client, to which this stands for the socket; the same each time."""
@@ -1406,11 +1412,27 @@ class Line(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self.wait()
         count = self.sock.recv_into(buffer)
         self.received += count
         self.end += count / SLOWEST_LINE
         return count
+
+    @staticmethod
+    @functools.lru_cache(maxsize=None)
+    def watcher() -> threading.Thread:
+        """The thread that ends the connections of those whose time is over; started by who first asks for it."""
+        thread = threading.Thread(target=Line.watch, daemon=True)
+        thread.start()
+        return thread
+
+    @staticmethod
+    def watch() -> None:
+        while True:
+            note_turn()
+            time.sleep(Line.LOOK_INTERVAL)
+            for line in filter(Line.is_over, list(Line.in_use)):
+                with contextlib.suppress(OSError):  # of the socket beneath TLS, which can be told from another thread
+                    socket.socket.shutdown(getattr(line.sock, "socket", line.sock), socket.SHUT_RDWR)
 
 
 PLAIN_ANSWER = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
@@ -1461,7 +1483,12 @@ def exchange(
             body = response.read()
             keeps_open = response.status == 200 and not response.will_close
             return response.status, body, response.headers  # type: ignore[return-value]
+    except (OSError, http.client.HTTPException):
+        if line.is_over():
+            raise TimeoutError("timed out") from None
+        raise
     finally:
+        line.done()
         if not keeps_open:
             connection.close()
 
@@ -1478,6 +1505,8 @@ class LeanClient(LogClient):
     SDK's is overridden, which requests stand behind: `_getHttpResponse(method, url, params, body, headers)`. What it
     raises, no LogException, passes through LogClient._send, which repeats calls.
     """
+
+    preparing = threading.RLock()  # of all clients
 
     def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
         """`answer_timeout` is in seconds; None stands for ANSWER_TIMEOUT."""
@@ -1497,13 +1526,29 @@ class LeanClient(LogClient):
         self.answer_timeout = answer_timeout or ANSWER_TIMEOUT
         self.timeout = (CONNECT_TIMEOUT, self.answer_timeout)  # type: ignore[assignment]  # what requests takes
         self.keeps_connections = keeps_connections
+        Line.watcher()
         self.connector: Connector | None = None
         self.idle: deque[tuple[http.client.HTTPConnection, float]] = deque()  # and since when, the last used last
         self.last_answer = "", 0.0  # its Date, and when it came
 
+    def put_log_raw(self, *args: Any, **named: Any) -> Any:
+        """PutLogs. One thread at a time compresses, hashes and signs: several would wait for each other at each step of
+        that, for the interpreter's lock."""
+        self.keys.get_credentials()  # the first may have to be waited for, and not by all
+        self.preparing.acquire()
+        try:
+            return super().put_log_raw(*args, **named)
+        finally:
+            self.end_preparing()
+
+    def end_preparing(self) -> None:
+        with contextlib.suppress(RuntimeError):  # raised in a thread that doesn't hold it, or has ended it
+            self.preparing.release()
+
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> Any:
+        self.end_preparing()
         note_turn(asks=True)
         try:
             status, answer, answer_headers = self.call(method, url, params, body, headers)
@@ -1983,6 +2028,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
 LOOK_INTERVAL = 0.05  # seconds of load that decide whether more puts at once would help
+BUSY = 0.7  # CPU seconds a second, from which on they would not: Python code runs in one thread at a time
 SLOW = (5.0, 250 * 1000)  # seconds, and bytes a second: puts that take longer want no company
 HOLD_UP = 1.0  # seconds for which puts that failed wait for the others of their batch
 REFUSALS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
@@ -2278,7 +2324,7 @@ class Writers:
             time.sleep(LOOK_INTERVAL)
             busy = (time.process_time() - cpu) / (time.monotonic() - wall)
             with self.change:
-                self.at_once = min(self.most, self.at_once * 2) if busy < 0.5 else max(1, self.at_once - 1)
+                self.at_once = min(self.most, self.at_once * 2) if busy < BUSY else max(1, self.at_once - 1)
                 with contextlib.suppress(Exception):  # any: this thread goes on, and looks again soon
                     for target in list(self.ready):
                         self.make_ready(target)
@@ -3012,7 +3058,12 @@ class Monitoring:
     def loops(self) -> dict[str, threading.Thread]:
         """Those without which the process is of no use though it lives."""
         dispatcher, membership = self.dispatcher, self.dispatcher.membership
-        loops = {"tells": self.telling, "joins": dispatcher, "follows the load": dispatcher.delivery.writers.follower}
+        loops = {
+            "tells": self.telling,
+            "joins": dispatcher,
+            "follows the load": dispatcher.delivery.writers.follower,
+            "ends silent connections": Line.watcher(),
+        }
         if membership and not membership.reason:  # else they come to their end
             loops.update({"gives out work": membership, "sends heartbeats": membership.heartbeats})
             in_flight = list(membership.in_flight.items())
@@ -3043,15 +3094,20 @@ class MonitoringHandler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.rfile.close()  # which would let a client take its time for each byte
-        self.rfile = Line(self.connection, REQUEST_TIME).makefile()
+        self.line = Line(self.connection, REQUEST_TIME)
+        self.rfile = self.line.makefile()
 
     def do_GET(self) -> None:
         status, text = self.server.monitoring.page(self.path.partition("?")[0])
-        self.connection.settimeout(REQUEST_TIME)
+        self.line.end = time.monotonic() + REQUEST_TIME
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.end_headers()
         self.wfile.write(text.encode())
+
+    def finish(self) -> None:
+        self.line.done()
+        super().finish()
 
     def log_message(self, *_: object) -> None:
         """Nobody wants a line for each request."""

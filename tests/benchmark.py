@@ -44,7 +44,7 @@ TOPIC_WEIGHTS = {"nginx": 30, "sql_audit": 30, "click": 25, "debug": 15}  # perc
 HOSTS = 3  # that write each topic, so many Sources it has
 DISTINCT_BYTES = 130000  # of logs of each topic, before they come again with other numbers: LZ4 looks 64 KB back
 IS_PYPY = platform.python_implementation() == "PyPy"
-WARM_UP = 2500 if IS_PYPY else 200  # LogGroups before the backlog: connections, and PyPy compiles what it runs often
+WARM_UP = 12000 if IS_PYPY else 200  # LogGroups before the backlog: connections, and PyPy compiles what it runs often
 LIMIT = 300.0  # seconds that a run may take on a slow machine
 
 
@@ -85,7 +85,7 @@ ROWS = (
     Row("agent", "agent", 30, 100),
     Row("merged", "agent", 30, 150, {"SLS_MERGE_PACKS": "true"}),
     Row("large", "large", 80, 300),
-    Row("delay", "agent", 30, 80, {}, 0.005),
+    Row("delay", "agent", 30, 160, {}, 0.005),
 )
 BACKLOGS = (Row("4 shards", "large", 0, 300, shards=4), Row("32 shards", "large", 0, 300, shards=32))
 QUICK = 0.03  # share of the backlogs with --quick

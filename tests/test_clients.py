@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import random
 import socket
 import socketserver
 import ssl
@@ -16,9 +17,11 @@ from copies import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import LocalLogService
 
 from dispatch_data import (
+    ANSWER_TIMEOUT,
     CallFailed,
     Dispatcher,
     LeanClient,
+    Line,
     Logstore,
     Place,
     how_far_behind,
@@ -163,23 +166,66 @@ class TlsProxy(socketserver.ThreadingTCPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
+@contextlib.contextmanager
+def behind_a_tls_proxy(monkeypatch, service, tmp_path, https):
+    name = "https_proxy" if https else "http_proxy"
+    with TlsProxy(urlsplit(service.environment()[name]).port) as proxy:
+        bundle = tmp_path / "authorities.pem"
+        known = pathlib.Path(service.environment()["REQUESTS_CA_BUNDLE"]).read_bytes() if https else b""
+        bundle.write_bytes(known + proxy.authority.cert_pem.bytes())
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+        monkeypatch.setenv(name, "https://localhost:%d" % proxy.server_address[1])
+        monkeypatch.setenv(name.upper(), "https://localhost:%d" % proxy.server_address[1])
+        yield proxy
+        proxy.shutdown()
+
+
 @pytest.mark.parametrize("https", [False, True])
 def test_a_proxy_may_be_spoken_to_in_tls(clean_environment, tmp_path, https):
     with LocalLogService(https=https) as service:
         service.create_logstore(PROJECT, "nginx")
         use_environment(clean_environment, service)
-        name = "https_proxy" if https else "http_proxy"
-        with TlsProxy(urlsplit(service.environment()[name]).port) as proxy:
-            bundle = tmp_path / "authorities.pem"
-            known = pathlib.Path(service.environment()["REQUESTS_CA_BUNDLE"]).read_bytes() if https else b""
-            bundle.write_bytes(known + proxy.authority.cert_pem.bytes())
-            clean_environment.setenv("REQUESTS_CA_BUNDLE", str(bundle))
-            clean_environment.setenv(name, "https://localhost:%d" % proxy.server_address[1])
-            clean_environment.setenv(name.upper(), "https://localhost:%d" % proxy.server_address[1])
+        with behind_a_tls_proxy(clean_environment, service, tmp_path, https) as proxy:
             client = client_for(service)
             assert [put(client), put(client)] == taken(service)
             assert proxy.connections == 1
-            proxy.shutdown()
+
+
+@pytest.mark.parametrize("https", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("tls_proxy", [False, True], ids=["proxy", "tls-proxy"])
+@pytest.mark.parametrize("fault", [dict(hold=True), dict(trickle=0.1)], ids=["silence", "trickle"])
+def test_an_answer_that_does_not_come_in_time_ends_whatever_the_line(
+    clean_environment, tmp_path, https, tls_proxy, fault
+):
+    """Also on a connection that was used before; the next put gets one of its own."""
+    with LocalLogService(https=https) as service, contextlib.ExitStack() as stack:
+        service.create_logstore(PROJECT, "nginx")
+        use_environment(clean_environment, service)
+        if tls_proxy:
+            stack.enter_context(behind_a_tls_proxy(clean_environment, service, tmp_path, https))
+        client = client_for(service)
+        put(client)
+        client.answer_timeout = 0.5
+        for _ in range(2):  # over the connection there is, and over a fresh one
+            with service.add_fault("PutLogs", **fault), pytest.raises(CallFailed, match=r"NoAnswer.*timed out"):
+                put(client)
+            assert not client.idle
+        client.answer_timeout = ANSWER_TIMEOUT
+        last = put(client)
+        assert last in taken(service) and len(client.idle) == 1
+    assert not Line.in_use
+
+
+def test_a_put_that_nobody_reads_ends(clean_environment):
+    """More than the kernel keeps for who does not read."""
+    clean_environment.setattr("dispatch_data.SLOWEST_LINE", 1e12)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        clean_environment.setenv("http_proxy", "http://127.0.0.1:%d" % nobody.getsockname()[1])
+        client = LeanClient(Place("http://test", "id", "secret", "", "", PROJECT, "nginx", {}), answer_timeout=0.5)
+        noise = LogGroup(Topic="nginx", Source="".join(map(chr, random.Random(0).choices(range(33, 127), k=9000000))))
+        with pytest.raises(CallFailed, match=r"NoAnswer.*timed out"):
+            client.put_log_raw(PROJECT, "nginx", noise)
+    assert not Line.in_use
 
 
 def test_a_socks_proxy_is_used_or_its_lack_is_told(service, clean_environment):

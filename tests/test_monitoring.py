@@ -150,6 +150,7 @@ def stuck_in(method):
         ("gives out work", stuck_in("Heartbeats.get_held_shards")),
         ("sends heartbeats", stuck_in("Heartbeats.beat")),
         ("follows the load", HOLDS_A_LOCK),
+        ("ends silent connections", "Line.is_over = stands_still(Line.is_over)"),
         ("delivers shard", stuck_in("Delivery.sort")),
     ],
 )

@@ -239,7 +239,7 @@ def test_no_warning_without_need():
 
 def test_defaults():
     settings = read()
-    assert settings[3:-2] == ("begin", 20, 0.4, 8, False, "", ".", "INFO", "", "127.0.0.1")
+    assert settings[3:-2] == ("begin", 20, 0.4, 16, False, "", ".", "INFO", "", "127.0.0.1")
     (target,) = settings.targets
     assert (target.number, target.topics) == (1, ("ngnix", "nginx"))
     assert target.place[:7] == settings.source._replace(logstore="nginx")[:7]
