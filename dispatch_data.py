@@ -309,17 +309,18 @@ def split_number(name: str) -> tuple[str, str]:
 
 
 class Place(NamedTuple):
-    """One logstore, and how to reach it; `names` has the variable that each setting was read from."""
+    """One logstore, and how to reach it, in the order of PLACE_SETTINGS; `names` has the variable that each setting was
+    read from."""
 
     endpoint: str
     access_key_id: str
     access_key: str
     security_token: str
+    credentials: str  # where the key comes from that stands in the place of id, secret and token
     region: str
     project: str
     logstore: str
     names: Mapping[str, str]
-    credentials: str = ""  # where the key comes from that stands in the place of id, secret and token
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
@@ -327,7 +328,7 @@ class Place(NamedTuple):
     @property
     def whose_client(self) -> tuple[str, ...]:
         """The same for two logstores that one client can call: one project, one key."""
-        return (*self[:6], self.credentials)
+        return self[:7]
 
     @property
     def auth_version(self) -> str:
@@ -453,40 +454,42 @@ class EnvironmentReader:
         return next(set_here, suffixes[-1])
 
     def read_place(self, suffixes: Sequence[str], logstore: Setting, logstore_suffix: str) -> Place:
-        """The place of one logstore; what the first suffix doesn't set, the next does: _TO2, then _TO, then none."""
+        """The place of one logstore; what the first suffix doesn't set, the next does: _TO2, then _TO, then none.
+
+        Id, secret and token make one key: they are taken together, from where any of them is set, or SLS_CREDENTIALS
+        is, which stands in their place.
+        """
+        suffix_of_key = self.nearest(KEY_NAMES, suffixes)
+        renews_itself = self.environment.get("SLS_CREDENTIALS" + suffix_of_key)
         values: list[Any] = []
-        credentials = ""
         names = {"SLS_LOGSTORE": logstore.name + logstore_suffix}
         for setting in PLACE_SETTINGS:
-            # Id, secret and token make one key: they are taken together, from where any of them is set, or the key's
-            # source is, which stands in their place.
-            deciding = KEY_NAMES if setting.name in KEY_NAMES else (setting.name,)
-            suffix = self.nearest(deciding, suffixes)
+            suffix = suffix_of_key if setting.name in KEY_NAMES else self.nearest([setting.name], suffixes)
             names[setting.name] = setting.name + suffix
-            if setting.name == "SLS_CREDENTIALS":
-                credentials = self.read_key_source(setting, suffix)
-            elif setting.name in KEY_NAMES and self.environment.get("SLS_CREDENTIALS" + suffix):
-                values.append("")
-                if self.environment.get(names[setting.name]):
-                    self.problem("%s: SLS_CREDENTIALS%s stands in its place; leave out one of them" % (
-                        names[setting.name], suffix))  # fmt: skip
+            if renews_itself and setting.name in KEY_NAMES[:3]:
+                values.append(self.left_out(names[setting.name], "SLS_CREDENTIALS" + suffix))
                 names[setting.name] = "SLS_CREDENTIALS" + suffix  # what advice is to name
             else:
                 values.append(self.read(setting, suffix))
-        values += [self.read(logstore, logstore_suffix), names, credentials]
+        values += [self.read(logstore, logstore_suffix), names]
         place = Place(*values)
         if place.project and place.host.startswith(place.project + "."):
-            self.problem(
-                "%s: %r is wrong; right would be the host without the project" % (names["SLS_ENDPOINT"], place.endpoint)
-            )
-        return place
+            words = "%s: %r is wrong; right would be the host without the project"
+            self.problem(words % (names["SLS_ENDPOINT"], place.endpoint))
+        return place._replace(credentials=self.read_key_source(place))
 
-    def read_key_source(self, setting: Setting, suffix: str) -> str:
-        """The value of SLS_CREDENTIALS; what it takes from variables of others is checked, too."""
-        source = self.read(setting, suffix)
+    def left_out(self, name: str, stands_in: str) -> str:
+        """No value, for a setting that must not have one."""
+        if self.environment.get(name):
+            self.problem("%s: %s stands in its place; leave out one of them" % (name, stands_in))
+        return ""
+
+    def read_key_source(self, place: Place) -> str:
+        """SLS_CREDENTIALS, with the URL for `uri`; what it takes from variables of others is checked."""
+        source = place.credentials
         for name in {"oidc": OIDC_NAMES, "uri": (URI_NAME,)}.get(source, ()):
             if not self.of_others.get(name):
-                self.problem("%s is missing: %s%s=%s takes it" % (name, setting.name, suffix, source))
+                self.problem("%s is missing: %s=%s takes it" % (name, place.names["SLS_CREDENTIALS"], source))
         if source != "uri":
             return source
         url = self.of_others.get(URI_NAME) or ""
@@ -627,11 +630,6 @@ class LogGroup:
         self.logs = logs
         self.rest = rest
         self.joinable = joinable
-
-    @property
-    def size(self) -> int:
-        """In bytes, uncompressed."""
-        return len(self.logs) + len(self.rest)
 
     def SerializeToString(self) -> bytes:
         return b"".join([self.logs, self.rest])
@@ -833,12 +831,14 @@ class Fault(enum.Enum):
 
     TIME = "will pass"
     SETTING = "has to be mended by somebody"
+    KEY = "as well, but a key that renews itself may do so"
     LOG_GROUP = "blames what the put brings"
     CONSUMER = "this consumer is not, or no longer, the holder of the shard"
 
 
 # What the service's error codes mean, and what to do about them; {SLS_...} stands for the variable that decides. By the
 # service's page of error codes, the pages of its calls, and the consumer libraries; a few are this program's own.
+RUN_OUT_ADVICE = "{SLS_STS_TOKEN} has run out: set a new key and token and start again"
 CLOCK_ADVICE = "this machine's clock must be right to 15 minutes"
 MADE_AGAIN_ADVICE = "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again"
 PASSING_ADVICE = "the service has trouble of its own, which should pass"
@@ -846,14 +846,16 @@ REJECTED_ADVICE = "the service won't take this LogGroup, see SLS_REJECTED_DIR"
 FORGOTTEN_ADVICE = "the service has forgotten this consumer, another joins"
 # fmt: off
 MEANINGS = {
+    Fault.KEY: {
+        "InvalidAccessKeyId": "{SLS_AK_ID} must be a key that exists and is enabled",
+        "SignatureNotMatch": "{SLS_AK_KEY} must be the secret of {SLS_AK_ID}",
+        "SecurityTokenExpired": RUN_OUT_ADVICE,
+    },
     Fault.SETTING: {
         "ProjectNotExist": "{SLS_PROJECT} must exist in the region of {SLS_ENDPOINT}",
         "LogStoreNotExist": "{SLS_LOGSTORE} must exist in the project",
-        "InvalidAccessKeyId": "{SLS_AK_ID} must be a key that exists and is enabled",
-        "SignatureNotMatch": "{SLS_AK_KEY} must be the secret of {SLS_AK_ID}",
         "ProjectForbidden": "the account of {SLS_PROJECT} is in arrears, or the project is locked",
         "Unauthorized": "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy",
-        "SecurityTokenExpired": "{SLS_STS_TOKEN} has run out: set a new key and token and start again",
         "KeyRefused": "what {SLS_CREDENTIALS} names gives no key: is the RAM role attached to this instance, does it "
                       "trust the pod's service account?",
         "RequestTimeExpired": CLOCK_ADVICE,
@@ -904,11 +906,11 @@ MEANINGS = {
 CODES = {code: (fault, advice) for fault, advices in MEANINGS.items() for code, advice in advices.items()}
 # Unauthorized is also what an unknown key is answered with, and more; only the message tells.
 UNAUTHORIZED = (
-    ("accesskeyid not found", "{SLS_AK_ID} must be a key that exists"),
-    ("accesskeyid is disabled", "{SLS_AK_ID} is disabled: enable it, or set another"),
-    ("expired", MEANINGS[Fault.SETTING]["SecurityTokenExpired"]),
-    ("token", "{SLS_STS_TOKEN} must be the token that came with {SLS_AK_ID}"),
-    ("forbidden", "the account of {SLS_AK_ID} is in arrears, or its Log Service is locked"),
+    ("accesskeyid not found", Fault.KEY, "{SLS_AK_ID} must be a key that exists"),
+    ("accesskeyid is disabled", Fault.KEY, "{SLS_AK_ID} is disabled: enable it, or set another"),
+    ("expired", Fault.KEY, RUN_OUT_ADVICE),
+    ("token", Fault.KEY, "{SLS_STS_TOKEN} must be the token that came with {SLS_AK_ID}"),
+    ("forbidden", Fault.SETTING, "the account of {SLS_AK_ID} is in arrears, or its Log Service is locked"),
 )
 
 
@@ -938,10 +940,10 @@ class CallFailed(Exception):
             self.fault, self.advice = Fault.TIME, PASSING_ADVICE
         else:
             self.fault, self.advice = CODES.get(self.code, (Fault.TIME if status in (None, 429) else Fault.SETTING, ""))
-        self.is_missing_permission = self.code == "Unauthorized"
-        for words, advice in UNAUTHORIZED:
+        self.is_missing_permission = self.code == "Unauthorized" and self.fault == Fault.SETTING
+        for words, fault, advice in UNAUTHORIZED:
             if self.is_missing_permission and words in message.lower():
-                self.advice, self.is_missing_permission = advice, False
+                self.fault, self.advice, self.is_missing_permission = fault, advice, False
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -1303,10 +1305,10 @@ class Keys(CredentialsProvider):
 
     def take_note(self, failure: CallFailed, token: str) -> None:
         """Looks at why the service refused a call that was signed with a key of this token."""
-        if not token or not failure.advice.startswith(("{SLS_AK_", "{SLS_STS_")):  # it doesn't blame the key
+        if not token or failure.fault != Fault.KEY:
             return
         if not self.source:
-            self.has_ended_for_good |= failure.advice == MEANINGS[Fault.SETTING]["SecurityTokenExpired"]
+            self.has_ended_for_good |= failure.advice == RUN_OUT_ADVICE
             return
         failure.fault, failure.advice = Fault.TIME, "{SLS_CREDENTIALS} is asked for another key"
         if self.key and self.key.security_token == token and time.monotonic() - self.came > LONGEST_PAUSE:
@@ -1635,7 +1637,6 @@ class Pull(NamedTuple):
 
     log_groups: list[LogGroup]
     size: int  # bytes, uncompressed
-    cursor: str
     next_cursor: str
 
     def get_loggroup_count(self) -> int:
@@ -1710,7 +1711,7 @@ class Logstore:
         # A cache or a proxy in confusion may give the answer of an earlier pull; it would lead back.
         leads_on = position(next_cursor) >= position(cursor) + bool(log_groups) or position(next_cursor) < 0
         self.expect(leads_on and len(log_groups) <= count, "an answer to another pull")
-        return Pull(log_groups, size, cursor, next_cursor)
+        return Pull(log_groups, size, next_cursor)
 
     def consumer_groups(self) -> dict[str, Any] | None:
         """ListConsumerGroup: the SDK's ConsumerGroupEntity by name; None where the key may not list them."""

@@ -377,6 +377,6 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
 
 
 def test_a_log_group_is_set_aside_under_the_longest_names_that_settings_allow(tmp_path):
-    place = Place("", "", "", "", "", "p" * 63, "l" * 128, {})
+    place = Place("", "", "", "", "", "", "p" * 63, "l" * 128, {})
     path = RejectedLogGroups(str(tmp_path)).keep(10**9 - 1, place, LogGroup("click", 1, b"", b"data", joinable=False))
     assert Path(path).read_bytes() == b"data"

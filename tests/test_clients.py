@@ -45,7 +45,7 @@ def use_environment(monkeypatch, service):
 
 
 def client_for(service, endpoint=None):
-    return LeanClient(Place(endpoint or service.endpoint, "local-id", "local-secret", "", "", PROJECT, "nginx", {}))
+    return LeanClient(Place(endpoint or service.endpoint, "local-id", "local-secret", "", "", "", PROJECT, "nginx", {}))
 
 
 def put(client):
@@ -221,7 +221,7 @@ def test_a_put_that_nobody_reads_ends(clean_environment):
     clean_environment.setattr("dispatch_data.SLOWEST_LINE", 1e12)
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         clean_environment.setenv("http_proxy", "http://127.0.0.1:%d" % nobody.getsockname()[1])
-        client = LeanClient(Place("http://test", "id", "secret", "", "", PROJECT, "nginx", {}), answer_timeout=0.5)
+        client = LeanClient(Place("http://test", "id", "secret", "", "", "", PROJECT, "nginx", {}), answer_timeout=0.5)
         noise = LogGroup(Topic="nginx", Source="".join(map(chr, random.Random(0).choices(range(33, 127), k=9000000))))
         with pytest.raises(CallFailed, match=r"NoAnswer.*timed out"):
             client.put_log_raw(PROJECT, "nginx", noise)

@@ -409,7 +409,7 @@ NAMES = {"SLS_CREDENTIALS": "SLS_CREDENTIALS_TO"}
 
 
 def place_with(source):
-    return Place("e", "", "", "", "", "p", "l", NAMES, source)
+    return Place("e", "", "", "", source, "", "p", "l", NAMES)
 
 
 def keys_from(source):
@@ -475,7 +475,7 @@ def test_odd_answers(key_services, sources, source, status, body, code, words, m
     key_services.ordered["POST" if source == "oidc" else "GET", path] = answer
     failure = failure_of(sources(source))
     assert (failure.code, failure.may_pass()) == (code, may_pass)
-    assert re.search(words, explain(failure, Place("", "", "", "", "", "", "", NAMES)))
+    assert re.search(words, explain(failure, Place("", "", "", "", "", "", "", "", NAMES)))
     assert failure.advice
     assert key_services.asked["agent"] == (source == "uri"), "no redirect is followed"
 
@@ -766,7 +766,7 @@ def test_a_key_that_is_refused_is_replaced_but_not_without_end(source, code, mes
 @pytest.mark.parametrize("code, message, blames_key", BLAMING)
 @pytest.mark.parametrize("token", ["token", ""])
 def test_only_a_token_that_has_run_out_is_the_end(code, message, blames_key, token):
-    keys = Keys(Place("e", "", "id", "secret", token, "p", "l", NAMES))
+    keys = Keys(Place("e", "id", "secret", token, "", "", "p", "l", NAMES))
     refused = CallFailed(code, message, 401)
     keys.take_note(refused, token)
     assert keys.has_ended_for_good == (bool(token) and "expired" in (code + message).lower())
@@ -785,7 +785,7 @@ def test_secrets_stay_hidden_until_they_are_of_no_use(monkeypatch):
 def test_places_with_one_source_share_one_key(monkeypatch):
     monkeypatch.setattr(Keys, "known", {})
     monkeypatch.setattr(Keys, "keep_renewed", lambda _: None)
-    one = Place("e", "", "", "", "", "p", "l", NAMES, "file:/one")
+    one = Place("e", "", "", "", "file:/one", "", "p", "l", NAMES)
     same = one._replace(endpoint="f", region="r", project="q", logstore="m")
     other = one._replace(credentials="file:/two")
     assert keys_of(one) is keys_of(same)

@@ -323,7 +323,7 @@ def test_log_groups_that_were_set_aside_can_be_put_again(service, installation):
     directory = installation / "rejected"
     directory.mkdir()
     log_groups = [make_log_group("click") for _ in range(3)]
-    place = dispatch_data.Place("", "", "", "", "", PROJECT, "click", {})
+    place = dispatch_data.Place("", "", "", "", "", "", PROJECT, "click", {})
     rejected = dispatch_data.RejectedLogGroups(str(directory))
     for log_group in log_groups:
         rejected.keep(3, place, dispatch_data.LogGroup("click", 5, log_group, b""))

@@ -156,7 +156,7 @@ def log_group_of(data):
     return LogGroup("click", 1, b"", data, joinable=False)
 
 
-PLACE = Place("", "", "", "", "", PROJECT, "click", {})
+PLACE = Place("", "", "", "", "", "", PROJECT, "click", {})
 
 
 def test_the_directory_is_bounded_in_total(tmp_path, monkeypatch):

@@ -45,10 +45,14 @@ class Client:
         time.sleep(0.001)
         if self.failure:
             raise self.failure
-        return Pull([b"log group"], 10, cursor, str(int(cursor) + 1))
+        return Pull([b"log group"], 10, str(int(cursor) + 1))
 
     def pulled(self):
         return [call[2] for call in self.calls if call[0] == "pull_logs"]
+
+
+def begin_of(pull):
+    return str(int(pull.next_cursor) - 1)
 
 
 class Heartbeats:
@@ -84,7 +88,7 @@ class Processor(ConsumerProcessorBase):
 
     def process(self, batch, *_):
         self.batches.append(batch)
-        outcome = self.outcomes.pop(batch[1].cursor, None)
+        outcome = self.outcomes.pop(begin_of(batch[1]), None)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -93,7 +97,7 @@ class Processor(ConsumerProcessorBase):
         self.calls.append("shutdown")
 
     def cursors(self):
-        return [batch[1].cursor for batch in self.batches]
+        return [begin_of(batch[1]) for batch in self.batches]
 
 
 class Clock:

@@ -283,9 +283,9 @@ def test_each_target_takes_what_it_does_not_set_from_the_line_above():
         SLS_STS_TOKEN_TO30="token-30",
     )
     one, two, thirty = [target.place for target in settings.targets]
-    assert one[:7] == (GOOD["SLS_ENDPOINT"], "id-to", "key-to", "", "r", "ppp", "nginx")
-    assert two[:7] == ("https://e2", "id-to", "key-to", "", "r2", "pp2", "b")
-    assert thirty[:7] == (GOOD["SLS_ENDPOINT"], "id-30", "key-30", "token-30", "r", "ppp", "c")
+    assert one[:8] == (GOOD["SLS_ENDPOINT"], "id-to", "key-to", "", "", "r", "ppp", "nginx")
+    assert two[:8] == ("https://e2", "id-to", "key-to", "", "", "r2", "pp2", "b")
+    assert thirty[:8] == (GOOD["SLS_ENDPOINT"], "id-30", "key-30", "token-30", "", "r", "ppp", "c")
     assert [two.names[name] for name in ("SLS_LOGSTORE", "SLS_PROJECT", "SLS_AK_KEY", "SLS_REGION")] == [
         "SLS_LOGSTORE_TO2",
         "SLS_PROJECT_TO2",
