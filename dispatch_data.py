@@ -51,6 +51,7 @@ import signal
 import socket
 import socketserver
 import ssl
+import struct
 import sys
 import threading
 import time
@@ -1433,8 +1434,12 @@ class Line(io.RawIOBase):
             note_turn()
             time.sleep(Line.LOOK_INTERVAL)
             for line in filter(Line.is_over, list(Line.in_use)):
-                with contextlib.suppress(OSError):  # of the socket beneath TLS, which can be told from another thread
-                    socket.socket.shutdown(getattr(line.sock, "socket", line.sock), socket.SHUT_RDWR)
+                # The socket itself, for its TLS layer is another thread's. Once that closes it, the kernel forgets what
+                # it has not sent: else a put or a checkpoint that was given up might arrive much later.
+                sock = getattr(line.sock, "socket", line.sock)
+                with contextlib.suppress(OSError):
+                    socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 PLAIN_ANSWER = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
@@ -2288,7 +2293,11 @@ class Writers:
         with self.change:
             try:
                 while self.ready and self.busy <= self.at_once:
-                    self.write_next(self.ready.popleft())
+                    target = self.ready.popleft()
+                    try:
+                        self.write_next(target)
+                    finally:
+                        self.make_ready(target)
             finally:
                 self.busy -= 1
 
@@ -2306,7 +2315,6 @@ class Writers:
         while error and target.waiting and target.failures_in_a_row >= FAILURES:
             put, batch = target.waiting.popleft()
             batch.settle(target, put, GivenUp())  # not tried, so no refusal counts against it
-        self.make_ready(target)
 
     def put(self, target: Target, put: Put) -> Exception | None:
         self.change.release()

@@ -39,11 +39,8 @@ def logs_in(service: LocalLogService, logstore: str) -> int:
     return sum(len(entry.parse().Logs) for entry in service.ledger(PROJECT, logstore))
 
 
-def logs_in_flight(service: LocalLogService) -> int:
-    """Number of logs that are in a target already while the checkpoint of their shard is yet to pass them.
-
-    That is what has to be delivered again if every copy were gone now: of each shard the batch in flight.
-    """
+def logs_beyond_checkpoints(service: LocalLogService) -> Counter:
+    """The logs, by identity, that the checkpoint of their shard is yet to pass."""
     checkpoints = {shard: state["next"] for shard, state in group_shards(service).items()}
     beyond = []
     index_in_shard: Counter = Counter()
@@ -51,7 +48,15 @@ def logs_in_flight(service: LocalLogService) -> int:
         if index_in_shard[entry.shard] >= (checkpoints.get(entry.shard) or 0):
             beyond.append(entry.log_group)
         index_in_shard[entry.shard] += 1
-    return sum((Counter(log_identities(beyond)) & Counter(log_identities(arrived_in_targets(service)))).values())
+    return Counter(log_identities(beyond))
+
+
+def logs_in_flight(service: LocalLogService) -> int:
+    """Number of logs that are in a target already while the checkpoint of their shard is yet to pass them.
+
+    That is what has to be delivered again if every copy were gone now: of each shard the batch in flight.
+    """
+    return sum((logs_beyond_checkpoints(service) & Counter(log_identities(arrived_in_targets(service)))).values())
 
 
 @contextlib.contextmanager

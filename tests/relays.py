@@ -32,8 +32,9 @@ class Relay:
 
     PIECE = 1024  # bytes, after which it is another connection's turn
 
-    def __init__(self, service: LocalLogService) -> None:
-        self.service = service
+    def __init__(self, service: LocalLogService, address: str = "127.0.0.1") -> None:
+        """`address` is one of this machine that the copies reach."""
+        self.service, self.address = service, address
         self.rate = None
         self.forgets_after = float("inf")
         self.puts_at_once = self.forgotten = 0
@@ -44,11 +45,11 @@ class Relay:
 
     def settings(self) -> Dict[str, str]:
         """Changes for a copy that is to reach the service this way."""
-        return dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:%d" % self._port)
+        return dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://%s:%d" % (self.address, self._port))
 
     def __enter__(self) -> "Relay":
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        listening = asyncio.start_server(self._serve, "127.0.0.1", 0, limit=self.PIECE)
+        listening = asyncio.start_server(self._serve, self.address, 0, limit=self.PIECE)
         server = asyncio.run_coroutine_threadsafe(listening, self._loop).result()
         self._port = server.sockets[0].getsockname()[1]
         return self
