@@ -5,6 +5,7 @@ local service and compares the whole ledger, log by log.
 """
 
 import re
+import time
 from collections import Counter
 
 import pytest
@@ -20,9 +21,11 @@ from copies import (
     feed,
     make_log_group,
     pulled_at_once,
+    wait_until_begun,
     wait_until_delivered,
     wait_until_forgotten,
     wait_until_joined,
+    wait_until_shared,
 )
 from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in, puts_arrived, verdict
 from local_log_service import LocalLogService
@@ -68,6 +71,37 @@ def test_puts_that_all_fail_are_tried_until_they_are_taken(service, copies, fail
     assert_all_delivered_once(service)
     assert copy.stop() == 0
     assert "a put failed and is tried again until it is taken" in copy.stderr()
+
+
+def test_a_target_that_takes_nothing_is_asked_ever_more_seldom(service, copies):
+    """Between six tries of one put lies at least the least of five growing pauses; equal ones would be over in a
+    third of that."""
+    copies.start()
+    wait_until_begun(service)
+    with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
+        began = time.monotonic()
+        feed(service, 1, topics=["nginx"])
+        service.wait_for(lambda: fault.hits >= 6, LIMIT, "puts that fail")
+        assert time.monotonic() - began > 0.5 * (0.1 + 0.2 + 0.4 + 0.8 + 1.6)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_put_that_fails_when_its_batch_is_given_up_already_is_failing_no_more(service, copies):
+    """Else it would be counted as failing for as long as the copy lives, and be cause for alarm."""
+    copy = copies.start(before="GRACE = 0.2")
+    feed(service, 100)
+    wait_until_delivered(service)  # so that each target has more writers than the first
+    with service.add_fault("PutLogs", hold=True, status=500, code="InternalServerError") as fault:
+        feed(service, 16)
+        service.wait_for(lambda: fault.hits >= 12, LIMIT, "a put in the air of each shard for each target")
+        other = copies.start()
+        wait_until_shared(service, copy, other)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    assert "a put failed" in copy.stderr()
+    assert re.findall(r"failing=(\d+)", copy.log())[-len(TARGET_LOGSTORES) :] == ["0"] * len(TARGET_LOGSTORES)
 
 
 def test_a_target_that_takes_nothing_is_not_asked_for_each_put_there_is(service, copies):

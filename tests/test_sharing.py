@@ -40,6 +40,29 @@ def test_sharing_joining_and_leaving_loses_and_repeats_nothing(service, copies):
     assert_all_delivered_once(service)
 
 
+def test_a_shard_that_is_revoked_before_the_sdk_has_seen_it_moves_all_the_same(service, copies):
+    """Else it would be told to the service as held for ever, and nobody get it."""
+    stuck = """
+def get_held_shards(self, method=Heartbeats.get_held_shards):
+    while not os.path.exists("go on"):
+        time.sleep(0.01)
+    return method(self)
+Heartbeats.get_held_shards = get_held_shards
+Membership.revoke = lambda *_: open("revoked", "w").close()
+"""
+    flow = SteadyFeed(service)
+    first = copies.start()
+    flow.wait_until_shared(first)
+    slow = copies.start(before=stuck)
+    flow.wait_until_shared(first, slow)
+    others = copies.start(), copies.start()
+    flow.wait_for((slow.directory / "revoked").exists, "a shard that is to leave it")
+    (slow.directory / "go on").touch()
+    flow.wait_until_shared(first, slow, *others)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
 def test_a_minute_of_copies_joining_and_leaving_at_random(service, copies):
     """One to six copies on four shards under load, joining and leaving gracefully: nothing is lost or repeated.
 
