@@ -23,6 +23,7 @@ from dispatch_data import (
     LeanClient,
     Line,
     Logstore,
+    Membership,
     Place,
     how_far_behind,
     read_settings,
@@ -279,6 +280,19 @@ def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
 
 
 # ---- lag
+
+
+def test_silence_counts_from_when_a_heartbeat_was_sent(service, clean_environment):
+    """To the service it does; an answer may take its time."""
+    use_environment(clean_environment, service)
+    dispatcher = Dispatcher(read_settings(settings_for(service)), delivery=None)
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
+    membership = Membership(dispatcher, 20)
+    with service.add_fault("HeartBeat", delay=0.3):
+        before = membership.now()
+        membership.heartbeats.beat()
+        assert membership.now() >= before + 0.3
+    assert before + 20 <= membership.silent_until < before + 20.3
 
 
 def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, clean_environment):

@@ -23,6 +23,7 @@ from copies import (
     pulled_at_once,
     wait_until_delivered,
     wait_until_forgotten,
+    wait_until_shared,
 )
 from ledgers import arrived_in_targets, assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
 from local_log_service.verdict import compare
@@ -210,10 +211,35 @@ def test_a_copy_that_the_service_has_forgotten_joins_again(service, copies):
     for shard, checkpoint in checkpoints.items():
         client.update_check_point(PROJECT, SOURCE, GROUP, shard, checkpoint)
     service.wait_for(lambda: "is lost, another joins" in copy.stderr(), LIMIT, "a new beginning")
+    assert "another joins: not heard of" not in copy.stderr(), "it has waited for longer than it needed to"
     feed(service, 40)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert copy.stop() == 0
+
+
+def test_a_shard_that_comes_back_before_it_was_let_go_is_served_on(service, copies):
+    """The copy that it was to move to dies, while its batch is still in flight here."""
+    noted = """
+def revoke(self, shard, method=Membership.revoke):
+    open("revoked", "w").close()
+    method(self, shard)
+Membership.revoke = revoke
+GRACE = 1000.0
+"""
+    first = copies.start(before=noted)
+    with service.add_fault("PutLogs", hold=True) as fault:
+        feed(service, 40)
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "puts that hang")
+        second = copies.start()
+        service.wait_for((first.directory / "revoked").exists, LIMIT, "a shard that is to move")
+        second.process.kill()
+        wait_until_shared(service, first)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert first.stop() == 0
 
 
 def test_a_shard_is_given_up_when_it_moves_and_its_batch_cannot_be_delivered(service, copies):
