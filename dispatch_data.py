@@ -1686,7 +1686,7 @@ class Logstore:
             raise CallFailed("NotTheService", "200, but %s" % printable(repr(answer), 100))
 
     def shards(self) -> list[dict[str, Any]]:
-        """ListShards: shardID, status ("readwrite" or "readonly"), createTime (unix seconds) of each, at least one."""
+        """ListShards: shardID and status ("readwrite" or "readonly") of each, at least one."""
         shards = self.ask(self.client.list_shards).get_shards_info()
         is_right = is_list(shards, dict) and all({"shardID", "status"} <= set(shard) for shard in shards)
         self.expect(is_right and shards, shards)
@@ -2926,14 +2926,12 @@ class Dispatcher(threading.Thread):
         return self.source.checkpoints(self.group)
 
     def first_cursor(self, shard: int) -> str:
-        """Where a shard without a checkpoint begins; one born after the group began is read from its first log."""
-        start = self.settings.cursor_start
+        """Where a shard without a checkpoint begins. "end" is when the group began: who was born since has logs from
+        then on alone, and is read from the first."""
         if shard in self.first_cursors:
             return self.first_cursors[shard]
-        if start == "end":
-            births = {one["shardID"]: one.get("createTime", 0) for one in self.source.shards()}
-            start = self.group_began if births.get(shard, 0) <= self.group_began else "begin"
-        return self.source.cursor(shard, start)
+        start = self.settings.cursor_start
+        return self.source.cursor(shard, (self.group_began or "begin") if start == "end" else start)
 
     def stop(self, seconds: float) -> dict[int, int]:
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
