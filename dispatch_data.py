@@ -1488,6 +1488,8 @@ def exchange(
                 response.headers = response.msg = None  # type: ignore[assignment]
                 response.begin()
             body = response.read()
+            if line.is_over():  # the end of a body without a length may be of Line's making
+                raise TimeoutError
             keeps_open = response.status == 200 and not response.will_close
             return response.status, body, response.headers  # type: ignore[return-value]
     except (OSError, http.client.HTTPException):

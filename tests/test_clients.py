@@ -217,6 +217,24 @@ def test_an_answer_that_does_not_come_in_time_ends_whatever_the_line(
     assert not Line.in_use
 
 
+def test_an_answer_of_unknown_length_whose_end_does_not_come_is_none(clean_environment):
+    """Without a length it ends with the connection, but not where the client itself has ended that."""
+
+    class Silent(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 16)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nx-log-requestid: 1\r\n\r\n")
+            self.request.recv(1)  # until the client is gone
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        clean_environment.setenv("http_proxy", "http://127.0.0.1:%d" % server.server_address[1])
+        client = LeanClient(Place("http://test", "id", "key", "", "", "", PROJECT, "nginx", {}), answer_timeout=0.5)
+        with pytest.raises(CallFailed, match=r"NoAnswer.*timed out"):
+            put(client)
+        server.shutdown()
+
+
 def test_a_put_that_nobody_reads_ends(clean_environment):
     """More than the kernel keeps for who does not read."""
     clean_environment.setattr("dispatch_data.SLOWEST_LINE", 1e12)
