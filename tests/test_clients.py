@@ -284,6 +284,24 @@ def test_as_many_connections_are_kept_as_calls_were_in_the_air(service, clean_en
     assert len(taken(service)) == 22 and len(client.idle) == 20
 
 
+def test_a_put_that_fails_before_it_is_sent_holds_up_no_other(service, clean_environment):
+    """One thread at a time prepares its put; whatever happens there, it is the next one's turn."""
+
+    class TooLarge:
+        def SerializeToString(self):
+            raise MemoryError
+
+    use_environment(clean_environment, service)
+    client = client_for(service)
+    with pytest.raises(MemoryError):
+        client.put_log_raw(PROJECT, "nginx", TooLarge())
+    thread = threading.Thread(target=put, args=(client,), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert len(taken(service)) == 1
+
+
 def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
     """Pulls go the same way, with a query string that needs encoding."""
     use_environment(clean_environment, service)
