@@ -39,9 +39,9 @@ class Link:
             pytest.skip("only root can make network namespaces, with ip")
         try:
             self.ip("netns", "add", self.namespace)
-        except subprocess.CalledProcessError:
-            pytest.skip("this machine gives nobody a network namespace")
-        self.ip("link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self.namespace)
+            self.ip("link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self.namespace)
+        except subprocess.CalledProcessError as error:
+            pytest.skip("this machine gives nobody a network namespace with a link: %s" % error.stderr)
         self.ip("address", "add", self.near_address + "/24", "dev", self.near)
         self.ip("link", "set", self.near, "up")
         self.ip_there("address", "add", self.far_address + "/24", "dev", self.far)
