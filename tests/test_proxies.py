@@ -11,8 +11,10 @@ import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import trustme
 from conftest import create_logstores
 from copies import (
     LIMIT,
@@ -89,6 +91,13 @@ http {{
   }}
 }}
 """
+# As an endpoint in TLS, which ends each connection after so many requests and notes which came over which.
+NGINX_TLS = NGINX.replace("access_log off;", "log_format number $connection; access_log {directory}/requests number;")
+NGINX_TLS = NGINX_TLS.replace(
+    "listen 127.0.0.1:{port};",
+    "listen 127.0.0.1:{port} ssl; keepalive_requests 50;\n"
+    "    ssl_certificate {directory}/certificate; ssl_certificate_key {directory}/key; ssl_protocols TLSv1.2 TLSv1.3;",
+)
 HAPROXY = """
 defaults
   mode http
@@ -113,6 +122,7 @@ PROXIES = {
     "privoxy": (["privoxy", "--no-daemon", CONFIGURATION], PRIVOXY, True),
     "apache": (["apache2", "-X", "-f", CONFIGURATION], APACHE, True),
     "nginx": (["nginx", "-c", CONFIGURATION, "-p", "{directory}"], NGINX, False),
+    "nginx-tls": (["nginx", "-c", CONFIGURATION, "-p", "{directory}"], NGINX_TLS, False),
     "haproxy": (["haproxy", "-db", "-f", CONFIGURATION], HAPROXY, False),
     "varnish": (
         ["varnishd", "-F", "-a", "127.0.0.1:{port}", "-f", CONFIGURATION, "-n", "{directory}/work"],
@@ -160,6 +170,12 @@ class Proxy:
         self.kill()
 
 
+def skip_without(name):
+    if not shutil.which(PROXIES[name][0][0]):
+        assert os.environ.get("FOREIGN_CLIENTS") != "required", "there is no %s" % name
+        pytest.skip("there is no %s" % name)
+
+
 @contextmanager
 def gone(_, service):
     service.stop()
@@ -186,14 +202,12 @@ def logs_arrived(service):
 
 @pytest.mark.parametrize(
     ("name", "https"),
-    [(name, https) for name in PROXIES for https in (False, True) if PROXIES[name][2] or not https],
+    [(name, https) for name in PROXIES for https in (False, True)[: 1 + PROXIES[name][2]] if name != "nginx-tls"],
     ids=lambda value: {False: "http", True: "https"}.get(value, value),
 )
 def test_whatever_stands_before_the_service_costs_no_log(tmp_path, name, https):
     """Also when it has nobody to ask, or goes away itself; then batches in flight may be repeated."""
-    if not shutil.which(PROXIES[name][0][0]):
-        assert os.environ.get("FOREIGN_CLIENTS") != "required", "there is no %s" % name
-        pytest.skip("there is no %s" % name)
+    skip_without(name)
     with LocalLogService(https=https) as service, tempfile.TemporaryDirectory() as directory:
         create_logstores(service)
         with Proxy(name, service, directory) as proxy, Copies(service, tmp_path) as copies:
@@ -213,3 +227,31 @@ def test_whatever_stands_before_the_service_costs_no_log(tmp_path, name, https):
                 wait_until_delivered(service)
                 assert_nothing_lost(service, most_repeated)
             assert copy.stop() == 0
+
+
+def test_tls_that_is_not_python_s_keeps_connections_and_ends_them_now_and_then(service, copies):
+    """Under TLS 1.3 there is something to read on an idle connection that no answer brings: session tickets."""
+    skip_without("nginx-tls")
+    host = urlsplit(service.endpoint).hostname
+    authority = trustme.CA()
+    certificate = authority.issue_cert("*." + host)
+    with tempfile.TemporaryDirectory() as directory:
+        certificate.cert_chain_pems[0].write_to_path(directory + "/certificate")
+        certificate.private_key_pem.write_to_path(directory + "/key")
+        authority.cert_pem.write_to_path(directory + "/authority")
+        with Proxy("nginx-tls", service, directory) as proxy:
+            copy = copies.start(
+                before="socket.getaddrinfo = functools.partial(lambda look_up, host, *others, **named: "
+                "look_up('127.0.0.1', *others, **named), socket.getaddrinfo)",
+                SLS_ENDPOINT="https://%s:%d" % (host, proxy.values["port"]),
+                REQUESTS_CA_BUNDLE=directory + "/authority",
+                **dict.fromkeys(service.environment()),
+            )
+            for _ in range(10):
+                feed(service, 40)
+                wait_until_delivered(service)
+            assert_all_delivered_once(service)
+            assert copy.stop() == 0
+            assert copy.stderr() == ""
+            numbers = Path(directory, "requests").read_text().splitlines()
+            assert len(numbers) > 4 * len(set(numbers)), "most requests come over connections that were used before"
