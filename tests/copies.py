@@ -177,6 +177,14 @@ def feed(service: LocalLogService, count: int, topics: Iterable[str] = tuple(TAR
     return log_groups
 
 
+def feed_separately(service: LocalLogService, count: int, **options: int) -> List[bytes]:
+    """Puts LogGroups into the source that can't be joined, so that a batch is many puts."""
+    topics = list(TARGETS)
+    log_groups = [make_log_group(topics[number // 4 % 4], Source="10.0.0.%d" % number) for number in range(count)]
+    service.put(PROJECT, SOURCE, log_groups, **options)
+    return log_groups
+
+
 @contextlib.contextmanager
 def pulled_at_once(service: LocalLogService) -> Iterator[None]:
     """What is fed to a shard meanwhile comes with one pull, so that it is one batch, whoever is faster."""

@@ -39,6 +39,11 @@ def logs_in(service: LocalLogService, logstore: str) -> int:
     return sum(len(entry.parse().Logs) for entry in service.ledger(PROJECT, logstore))
 
 
+def logs_arrived(service: LocalLogService) -> int:
+    """In all the targets together."""
+    return sum(logs_in(service, logstore) for logstore in TARGET_LOGSTORES)
+
+
 def logs_beyond_checkpoints(service: LocalLogService) -> Counter:
     """The logs, by identity, that the checkpoint of their shard is yet to pass."""
     checkpoints = {shard: state["next"] for shard, state in group_shards(service).items()}

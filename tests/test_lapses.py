@@ -15,9 +15,9 @@ from copies import (
     LIMIT,
     PROJECT,
     SOURCE,
-    TARGETS,
     SteadyFeed,
     feed,
+    feed_separately,
     group_shards,
     make_log_group,
     pulled_at_once,
@@ -49,14 +49,6 @@ def terms_of_group(service):
     """The group's timeout and order, as the service lists them."""
     (group,) = service.client().list_consumer_group(PROJECT, SOURCE).get_consumer_groups()
     return group.get_timeout(), group.is_in_order()
-
-
-def feed_separately(service, count, **options):
-    """Puts LogGroups into the source that can't be joined, so that a batch is many puts."""
-    topics = list(TARGETS)
-    log_groups = [make_log_group(topics[number // 4 % 4], Source="10.0.0.%d" % number) for number in range(count)]
-    service.put(PROJECT, SOURCE, log_groups, **options)
-    return log_groups
 
 
 def pass_calls(service, action, count):

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 
 import pytest
-from copies import TARGET_LOGSTORES, Copies, SteadyFeed, wait_until_delivered
-from ledgers import assert_nothing_lost, logs_beyond_checkpoints, logs_in
+from copies import Copies, SteadyFeed, wait_until_delivered
+from ledgers import assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
 from relays import Relay
 
 NOWHERE = "02:00:00:00:00:01"  # a hardware address that nobody has: what is sent there gets lost in silence
@@ -93,10 +93,6 @@ class Link:
 
     def leave_address(self):
         """As it is: new connections are made from it."""
-
-
-def logs_arrived(service):
-    return sum(logs_in(service, logstore) for logstore in TARGET_LOGSTORES)
 
 
 TROUBLES = {

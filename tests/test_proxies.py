@@ -16,19 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 from conftest import create_logstores
-from copies import (
-    LIMIT,
-    PROJECT,
-    SOURCE,
-    TARGET_LOGSTORES,
-    Copies,
-    SteadyFeed,
-    feed,
-    free_port,
-    make_log_group,
-    wait_until_delivered,
-)
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_beyond_checkpoints, logs_in
+from copies import LIMIT, PROJECT, SOURCE, Copies, SteadyFeed, feed, free_port, make_log_group, wait_until_delivered
+from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
 from local_log_service import LocalLogService
 
 SQUID = """
@@ -194,10 +183,6 @@ def killed(proxy, _):
     proxy.kill()
     yield
     proxy.start()
-
-
-def logs_arrived(service):
-    return sum(logs_in(service, logstore) for logstore in TARGET_LOGSTORES)
 
 
 @pytest.mark.parametrize(

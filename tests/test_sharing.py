@@ -18,8 +18,8 @@ from copies import (
     SOURCE,
     SteadyFeed,
     feed,
+    feed_separately,
     group_shards,
-    make_log_group,
     pulled_at_once,
     wait_until_delivered,
     wait_until_forgotten,
@@ -126,11 +126,6 @@ def test_kill_9_loses_nothing_and_repeats_what_was_in_flight(service, copies, ki
     flow.wait_until_shared(*left)
     wait_until_delivered(service)
     assert_nothing_lost(service, most_repeated=most)
-
-
-def feed_separately(service, count):
-    """Puts LogGroups into the source that can't be joined, so that a batch is many puts."""
-    service.put(PROJECT, SOURCE, [make_log_group("nginx", Source="10.0.0.%d" % number) for number in range(count)])
 
 
 def logs_behind(service):
