@@ -465,9 +465,10 @@ class EnvironmentReader:
         values: list[Any] = []
         names = {"SLS_LOGSTORE": logstore.name + logstore_suffix}
         for setting in PLACE_SETTINGS:
-            suffix = suffix_of_key if setting.name in KEY_NAMES else self.nearest([setting.name], suffixes)
+            is_of_key = setting.name in KEY_NAMES
+            suffix = suffix_of_key if is_of_key else self.nearest([setting.name], suffixes)
             names[setting.name] = setting.name + suffix
-            if renews_itself and setting.name in KEY_NAMES[:3]:
+            if is_of_key and renews_itself and setting.name != "SLS_CREDENTIALS":
                 values.append(self.left_out(names[setting.name], "SLS_CREDENTIALS" + suffix))
                 names[setting.name] = "SLS_CREDENTIALS" + suffix  # what advice is to name
             else:
@@ -1416,6 +1417,8 @@ class Line(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = self.sock.recv_into(buffer)
+        if not count and self.is_over():
+            raise TimeoutError("timed out")  # for an answer without a length this would be its end
         self.received += count
         self.end += count / SLOWEST_LINE
         return count
@@ -1488,11 +1491,9 @@ def exchange(
                 response.headers = response.msg = None  # type: ignore[assignment]
                 response.begin()
             body = response.read()
-            if line.is_over():  # the end of a body without a length may be of Line's making
-                raise TimeoutError
             keeps_open = response.status == 200 and not response.will_close
             return response.status, body, response.headers  # type: ignore[return-value]
-    except (OSError, http.client.HTTPException):
+    except OSError:
         if line.is_over():
             raise TimeoutError("timed out") from None
         raise

@@ -113,7 +113,9 @@ def test_two_hundred_targets_need_few_files(service, copies, limit, most):
     assert max(seen) <= most
     assert_all_delivered_once(service, {name: name for name in names})
     assert copy.stop() == 0
-    assert "TooManyOpenFiles" not in copy.stderr() and "a put failed" not in copy.stderr()
+    assert "TooManyOpenFiles" not in copy.stderr()
+    # Heartbeats may be late on a machine that is busy otherwise.
+    assert not [line for line in copy.stderr().splitlines() if " failed" in line and "heartbeat" not in line]
 
 
 FEW_FILES = """

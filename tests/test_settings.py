@@ -242,7 +242,7 @@ def test_defaults():
     assert settings[3:-2] == ("begin", 20, 0.4, 16, False, "", ".", "INFO", "", "127.0.0.1")
     (target,) = settings.targets
     assert (target.number, target.topics) == (1, ("ngnix", "nginx"))
-    assert target.place[:7] == settings.source._replace(logstore="nginx")[:7]
+    assert target.place[:8] == settings.source._replace(logstore="nginx")[:8]
     settings = read(SLS_LOGSTORE_TO2="b", SLS_LOGSTORE_TO3="c")
     assert [target.topics for target in settings.targets] == [("ngnix", "nginx"), ("sql_audit",), ("click",)]
 
