@@ -207,7 +207,20 @@ def full_width(text: str) -> str:
     return next((character for character in text if ord(character) in FULL_WIDTH), "")
 
 
+def as_utf8(text: str) -> str:
+    """A text of the environment, read as the service reads it, whatever the locale says that its bytes are.
+
+    PyPy takes them for ASCII where no locale is set, as in cron's jobs and in containers.
+    """
+    with contextlib.suppress(UnicodeError):
+        return os.fsencode(text).decode("utf-8")
+    return text
+
+
 def topics(text: str) -> tuple[str, ...]:
+    text = as_utf8(text)
+    if not text.isprintable():
+        raise ValueError("topics in UTF-8, of characters that can be seen")
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names or full_width(LITERAL.sub("", text)):
         raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
@@ -3261,7 +3274,9 @@ def catch_stop_signals() -> list[int]:
     where a lock is held. SIGINT is caught also where a shell had it ignored; nohup has SIGHUP ignored, so it stays.
     """
     caught: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # some supervisors leave theirs blocked
+    for number in numbers:
         if number != signal.SIGHUP or not is_ignored(number):
             signal.signal(number, lambda number, _: caught.append(number))
     return caught
@@ -3350,7 +3365,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
         usage="dispatch_data.py [--check | --status [--json] [--max-lag SECONDS] | --version | --help]",
-        description=(__doc__ or "").splitlines()[0],
+        description=(__doc__ or "").partition("\n")[0],
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -3390,17 +3405,34 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     return run(settings)
 
 
+def open_streams() -> None:
+    """Opens what of stdin, stdout and stderr was closed at the start: else a socket would get its number, and what is
+    said there. What their encoding doesn't have is escaped."""
+    while os.open(os.devnull, os.O_RDWR) < 2:
+        pass
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
 if __name__ == "__main__":
     status = 1
     try:
-        status = main()
-    except SystemExit as end:  # argparse's way
-        status = int(end.code or 0)
+        open_streams()
+        try:
+            status = main()
+        except SystemExit as end:  # argparse's way
+            status = int(end.code or 0)
+        sys.stdout.flush()
+    except OSError as error:  # such as stdout on a full disk
+        status = 1
+        print("dispatch_data.py: %s" % error, file=sys.stderr)
     except Exception:
+        logging.disable(logging.NOTSET)
         logging.getLogger().exception("a defect of this program")
     finally:
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
         # A thread that waits for an answer from a dead target, up to ANSWER_TIMEOUT, must not hold up the end.
         os._exit(status)

@@ -274,18 +274,20 @@ def wait_until_begun(service: LocalLogService) -> None:
 
 
 def run_program(
-    environment: Dict[str, str], *arguments: str, cwd: Optional[Path] = None, program: Path = PROGRAM
+    environment: Dict[str, str], *arguments: str, cwd: Optional[Path] = None, program: Path = PROGRAM, stdout: str = ""
 ) -> subprocess.CompletedProcess:
-    """Runs the program to its end, with both streams as text."""
-    return subprocess.run(
-        [sys.executable, str(program), *arguments],
-        env=environment,
-        cwd=cwd and str(cwd),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    """Runs the program to its end, with both streams as text, or with stdout in the file of that name."""
+    with open(stdout, "wb") if stdout else contextlib.nullcontext(subprocess.PIPE) as taker:
+        return subprocess.run(
+            [sys.executable, str(program), *arguments],
+            env=environment,
+            cwd=cwd and str(cwd),
+            stdin=subprocess.DEVNULL,
+            stdout=taker,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=LIMIT,
+        )
 
 
 def is_running(process_id: int) -> bool:

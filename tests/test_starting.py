@@ -1,0 +1,83 @@
+"""Who starts a copy, and what it is left: locale, standard streams, signals, options of the interpreter.
+
+Shells, cron, supervisors and containers differ in all of them, and none asks the program.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from copies import LIMIT, feed, joined, run_program, settings_for, wait_until_delivered
+from ledgers import assert_all_delivered_once
+
+# As cron's jobs and small containers have it, with nothing of Python's to make up for it.
+NO_LOCALE = {
+    "LC_ALL": "C", "LANG": None, "LC_CTYPE": None, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+    "PYTHONIOENCODING": None,
+}  # fmt: skip
+
+
+def started_after(line):
+    """For a copy's `before`: the program is started once more, by one that has run this line of Python."""
+    return (
+        "if 'STARTED' not in os.environ:\n    os.environ['STARTED'] = 'yes'\n    %s\n"
+        "    os.execv(sys.executable, [sys.executable, *sys.argv])\n" % line
+    )
+
+
+def assert_works(service, copy):
+    service.wait_for(lambda: joined(service), LIMIT, "a start saved for each shard")
+    feed(service, 20)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop(signal.SIGTERM) == 0
+
+
+def test_topics_are_utf_8_whatever_the_locale(service, copies):
+    copies.start(SLS_TOPIC_TO1="日志,访问_*".encode(), SLS_TOPIC_TO2="sql_audit", SLS_TOPIC_TO3="click", **NO_LOCALE)
+    feed(service, 24, ["日志", "访问_1", "click"])
+    wait_until_delivered(service)
+    assert_all_delivered_once(service, {"日志": "nginx", "访问_1": "nginx", "click": "click"})
+
+
+@pytest.mark.parametrize("topic", ["日志".encode("gbk"), "nginx\u200b".encode(), b"\xff"], ids=repr)
+def test_topics_that_nobody_could_mean_are_told(service, topic):
+    answer = run_program(settings_for(service, SLS_TOPIC_TO1=topic, **NO_LOCALE))
+    assert answer.returncode == 2
+    assert "SLS_TOPIC_TO1: " in answer.stderr
+    assert "right would be topics in UTF-8, of characters that can be seen" in answer.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc here to look at")
+def test_closed_streams_are_no_sockets(service, copies):
+    """Else what the interpreter says as it dies might go into a put."""
+    copy = copies.start(before=started_after("os.closerange(0, 3)"))
+    service.wait_for(lambda: joined(service), LIMIT, "a start saved for each shard")
+    streams = {os.readlink("/proc/%d/fd/%d" % (copy.process.pid, number)) for number in range(3)}
+    assert streams == {os.devnull}
+    assert_works(service, copy)
+
+
+def test_blocked_signals_still_stop_it(service, copies):
+    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])"
+    assert_works(service, copies.start(before=started_after(blocked)))
+
+
+def test_without_docstrings(service, copies):
+    assert run_program(settings_for(service, PYTHONOPTIMIZE="2"), "--help").returncode == 0
+    assert_works(service, copies.start(PYTHONOPTIMIZE="2"))
+
+
+def test_what_stdout_cannot_encode_is_escaped(service):
+    with service.add_fault("ListShards", status=401, code="Unauthorized", message="没有权限"):
+        answer = run_program(settings_for(service, PYTHONIOENCODING="ascii"), "--check")
+    assert answer.returncode == 1
+    assert r"401 Unauthorized: \u6ca1\u6709\u6743\u9650" in answer.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_output_that_nobody_can_take_is_told_in_one_line(service):
+    answer = run_program(settings_for(service), "--check", stdout="/dev/full")
+    assert answer.returncode == 1
+    assert answer.stderr == "dispatch_data.py: [Errno 28] No space left on device\n"
