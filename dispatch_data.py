@@ -1682,16 +1682,9 @@ class Logstore:
     All raise CallFailed.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        answer_timeout: float | None = None,
-        keeps_connections: bool = True,
-        client: LeanClient | None = None,
-    ) -> None:
+    def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
         self.place = place
-        self.client = client or LeanClient(place, answer_timeout, keeps_connections)
-        self.put = functools.partial(self.client.put_log_raw, place.project, place.logstore)
+        self.client = LeanClient(place, answer_timeout, keeps_connections)
 
     def ask(self, call: Callable[..., Any], *arguments: object) -> Any:
         """What the SDK makes of the answer; whatever it can't make sense of is no answer of the service."""
@@ -2136,18 +2129,10 @@ class Target:
     """One target logstore: its writer, what waits for it, and its counts."""
 
     def __init__(
-        self,
-        settings: TargetSettings,
-        writers: int,
-        rejected: RejectedLogGroups | None,
-        clients: dict[tuple[Any, ...], LeanClient],
+        self, settings: TargetSettings, client: LeanClient, writers: int, rejected: RejectedLogGroups | None
     ) -> None:
-        """`clients` has those of the targets before, by Place.whose_client."""
         self.number, self.place, self.name = settings.number, settings.place, settings.name
-        in_project = self.place.whose_client
-        self.logstore = Logstore(self.place, client=clients.get(in_project))
-        clients[in_project] = self.logstore.client
-        self.write = self.logstore.put  # LogClient.put_log_raw, bound by functools.partial to project and logstore
+        self.write = functools.partial(client.put_log_raw, self.place.project, self.place.logstore)
         self.most_writers = writers
         self.writers_allowed = 1  # one more after each quick put, half as many after one that ran out of time
         self.writers_busy = 0
@@ -2312,6 +2297,7 @@ class Writers:
             self.busy += 1
 
     def write(self) -> None:
+        """In a thread of its own: puts what waits, of one ready target after the other."""
         with self.change:
             try:
                 while self.ready and self.busy <= self.at_once:
@@ -2326,10 +2312,15 @@ class Writers:
     def write_next(self, target: Target) -> None:
         put, batch = target.waiting.popleft()
         target.writers_busy += 1
-        error: Exception | None
+        error: Exception | None = GivenUp()
         try:
             self.make_ready(target)
-            error = GivenUp() if batch.is_given_up else self.put(target, put)
+            self.change.release()
+            try:
+                if not batch.is_given_up:
+                    error = target.try_once(put)
+            finally:
+                self.change.acquire()
         except Exception as failure:  # any, such as MemoryError: the batch goes on
             error = failure
         target.writers_busy -= 1
@@ -2337,13 +2328,6 @@ class Writers:
         while error and target.waiting and target.failures_in_a_row >= FAILURES:
             put, batch = target.waiting.popleft()
             batch.settle(target, put, GivenUp())  # not tried, so no refusal counts against it
-
-    def put(self, target: Target, put: Put) -> Exception | None:
-        self.change.release()
-        try:
-            return target.try_once(put)
-        finally:
-            self.change.acquire()
 
     def follow_the_load(self) -> None:
         while True:
@@ -2402,11 +2386,13 @@ class Delivery:
         self.routes = Routes(settings.targets)
         rejected = RejectedLogGroups(settings.rejected_dir) if settings.rejected_dir else None
         # Targets of one project share its connections: there are no more of them than puts were in the air.
-        clients: dict[tuple[Any, ...], LeanClient] = {}
-        targets = [Target(target, settings.writers, rejected, clients) for target in settings.targets]
-        self.targets = {target.number: target for target in targets}
+        clients = {target.place.whose_client: LeanClient(target.place) for target in settings.targets}
         self.clients = list(clients.values())
-        self.writers = Writers(min(settings.writers * len(targets), a_third_of_all_files()))
+        self.targets = {
+            target.number: Target(target, clients[target.place.whose_client], settings.writers, rejected)
+            for target in settings.targets
+        }
+        self.writers = Writers(min(settings.writers * len(self.targets), a_third_of_all_files()))
         self.join_packs = settings.merge_packs
         self.left_out = LeftOut()
 
@@ -2598,11 +2584,14 @@ class ShardConsumer(ConsumerProcessorBase):
             if position(oldest) <= position(cursor) <= position(newest):
                 raise  # the cursor is fine, and so will be the next answer
         pull = self.source.pull(self.shard_id, oldest, self.count())
+        saved, arrived = "an unknown time", "now"
+        with contextlib.suppress(CallFailed, KeyError):
+            saved = local_time(self.dispatcher.checkpoints()[self.shard_id]["updateTime"] / 1e6)
+            arrived = local_time(self.source.arrival_time(self.shard_id, oldest))
         log.error(
             "%s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from then on "
             "and before %s have reached the end of their retention time and are SKIPPED, not delivered",
-            self.dispatcher.name, self.shard_id, cursor, self.dispatcher.time_saved(self.shard_id),
-            self.dispatcher.arrival_time(self.shard_id, oldest),
+            self.dispatcher.name, self.shard_id, cursor, saved, arrived,
         )  # fmt: skip
         return pull
 
@@ -2996,16 +2985,6 @@ class Dispatcher(threading.Thread):
         shards = ",".join(map(str, self.held_shards())) or "none"
         state = f"source={self.settings.source} group={self.group} shards={shards} lag_seconds={lag}"
         return [*lines, f"summary {state} {self.delivery.left_out.summary()}"]
-
-    def time_saved(self, shard: int) -> str:
-        with contextlib.suppress(CallFailed, KeyError):
-            return local_time(self.checkpoints()[shard]["updateTime"] / 1e6)
-        return "an unknown time"
-
-    def arrival_time(self, shard: int, cursor: str) -> str:
-        with contextlib.suppress(CallFailed):
-            return local_time(self.source.arrival_time(shard, cursor))
-        return "now"
 
 
 def when_group_began(checkpoints: Mapping[int, Mapping[str, Any]]) -> int:
