@@ -1384,11 +1384,14 @@ class Connector:
         self.url_start = origin if is_told else ""
         self.headers = dict(USER_AGENT, **(adapter.proxy_headers(proxy) if is_told else {}))
 
-    def connect(self) -> Any:
-        """A new HTTPConnection, open. Raises OSError, ValueError, HTTPException or HTTPError."""
+    def connect(self, seconds: float) -> Any:
+        """A new HTTPConnection, open, with so much time for each address that the host has.
+
+        Raises OSError, ValueError, HTTPException or HTTPError.
+        """
         # Two private methods of urllib3's, for which it has no public ones.
         connection: Any = self.pool._new_conn()
-        connection.timeout = CONNECT_TIMEOUT
+        connection.timeout = seconds
         try:
             self.pool._prepare_proxy(connection) if self.has_tunnel else connection.connect()
             connection.sock.settimeout(None)  # see Line
@@ -1610,7 +1613,7 @@ class LeanClient(LogClient):
             except ConnectionError:  # http.client's RemoteDisconnected is one too
                 if line.received:
                     raise  # else it had been closed while it was idle, and a fresh one gets its try
-        connection = connector.connect()
+        connection = connector.connect(min(CONNECT_TIMEOUT, self.answer_timeout))
         line = Line(connection.sock, self.answer_timeout)
         return self.keep(connection, exchange(connection, line, method, request))
 
