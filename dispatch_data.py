@@ -2124,6 +2124,9 @@ class RejectedLogGroups:
         directory = os.open(self.directory, os.O_RDONLY)
         try:
             os.fsync(directory)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBADF):  # some file systems, as of networks, have no such thing
+                raise
         finally:
             os.close(directory)
 

@@ -1,5 +1,7 @@
 """LogGroups that a target refuses for good: held by default, set aside as files where SLS_REJECTED_DIR is set."""
 
+import contextlib
+import errno
 import os
 import re
 import stat
@@ -192,3 +194,21 @@ def test_logs_too_old_to_be_put_are_set_aside_and_hold_up_no_others(tmp_path, re
             wait_until_delivered(service)
         assert_delivered_once(sent, arrived_in_targets(service))
         assert [path.read_bytes() for path in files_in(rejected_dir)] == [old.SerializeToString()]
+
+
+@pytest.mark.parametrize("number, is_kept", [(errno.EINVAL, True), (errno.EBADF, True), (errno.EIO, False)])
+def test_a_file_system_may_know_no_fsync_of_directories(monkeypatch, rejected_dir, number, is_kept):
+    """As some over a network do, by PostgreSQL's long experience; a disk that fails is another thing."""
+    real = os.fsync
+
+    def fsync(file):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    rejected = RejectedLogGroups(str(rejected_dir))
+    place = Place("", "", "", "", "", "", PROJECT, "click", {})
+    with contextlib.nullcontext() if is_kept else pytest.raises(OSError):
+        rejected.keep(3, place, LogGroup("click", 5, POISON, b""))
+    assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]
