@@ -844,14 +844,11 @@ class Fault(enum.Enum):
     CONSUMER = "this consumer is not, or no longer, the holder of the shard"
 
 
+RUN_OUT_ADVICE = "{SLS_STS_TOKEN} has run out: set a new key and token and start again"
+PERMISSION_ADVICE = "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy"
+PASSING_ADVICE = "the service has trouble of its own, which should pass"
 # What the service's error codes mean, and what to do about them; {SLS_...} stands for the variable that decides. By the
 # service's page of error codes, the pages of its calls, and the consumer libraries; a few are this program's own.
-RUN_OUT_ADVICE = "{SLS_STS_TOKEN} has run out: set a new key and token and start again"
-CLOCK_ADVICE = "this machine's clock must be right to 15 minutes"
-MADE_AGAIN_ADVICE = "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again"
-PASSING_ADVICE = "the service has trouble of its own, which should pass"
-REJECTED_ADVICE = "the service won't take this LogGroup, see SLS_REJECTED_DIR"
-FORGOTTEN_ADVICE = "the service has forgotten this consumer, another joins"
 # fmt: off
 MEANINGS = {
     Fault.KEY: {
@@ -863,18 +860,17 @@ MEANINGS = {
         "ProjectNotExist": "{SLS_PROJECT} must exist in the region of {SLS_ENDPOINT}",
         "LogStoreNotExist": "{SLS_LOGSTORE} must exist in the project",
         "ProjectForbidden": "the account of {SLS_PROJECT} is in arrears, or the project is locked",
-        "Unauthorized": "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy",
+        "Unauthorized": PERMISSION_ADVICE,
         "KeyRefused": "what {SLS_CREDENTIALS} names gives no key: is the RAM role attached to this instance, does it "
                       "trust the pod's service account?",
-        "RequestTimeExpired": CLOCK_ADVICE,
-        "RequestTimeTooSkewed": CLOCK_ADVICE,
+        "RequestTimeExpired RequestTimeTooSkewed": "this machine's clock must be right to 15 minutes",
         "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: delete one that nobody "
                                     "uses, in the console or by `aliyunlog log delete_consumer_group`, or ask for more",
         "ConsumerGroupNotExist": "the consumer group was deleted, and its checkpoints with it: start the copies again "
                                  "to make it anew, from SLS_CURSOR_START on",
         "ShardNotExist": "the shard, or the logstore it was in, is gone",
-        "InvalidCursor": MADE_AGAIN_ADVICE,
-        "InvalidShardCheckPoint": MADE_AGAIN_ADVICE,
+        "InvalidCursor InvalidShardCheckPoint":
+            "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again",
     },
     Fault.TIME: {
         "WriteQuotaExceed": "the project's write quota is used up: ask for more in the console",
@@ -883,8 +879,7 @@ MEANINGS = {
         "ShardReadQuotaExceed": "the shard is read at its limit, by this group or by others",
         "ExceedQuota": "a quota of the project is used up: ask for more in the console",
         "MetaOperationQpsLimitExceeded": "too many calls a second, of all programs in the account",
-        "InternalServerError": PASSING_ADVICE,
-        "ServerBusy": PASSING_ADVICE,
+        "InternalServerError ServerBusy": PASSING_ADVICE,
         "NoAnswer": "{SLS_ENDPOINT} must be reachable from here: look at its name, the network, the proxy variables",
         "NoKey": "what {SLS_CREDENTIALS} names must be reachable, and have a key that is good by this machine's clock",
         "CertificateNotTrusted": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs",
@@ -894,32 +889,32 @@ MEANINGS = {
                          "way, at the proxy variables (http_proxy, https_proxy, no_proxy)",
     },
     Fault.LOG_GROUP: {
-        "PostBodyTooLarge": REJECTED_ADVICE,
-        "PostBodyInvalid": REJECTED_ADVICE,
-        "InvalidKey": REJECTED_ADVICE,
-        "InvalidEncoding": REJECTED_ADVICE,
-        "InvalidTimestamp": REJECTED_ADVICE,
-        "PostBodyUncompressError": REJECTED_ADVICE,
+        "PostBodyTooLarge PostBodyInvalid PostBodyUncompressError InvalidKey InvalidEncoding InvalidTimestamp":
+            "the service won't take this LogGroup, see SLS_REJECTED_DIR",
         "ParameterInvalid": "the service won't take this call; if it is a put, see SLS_REJECTED_DIR",
         "RequestEntityTooLarge": "a gateway on the way to {SLS_ENDPOINT} won't let a put of this size pass",
     },
     Fault.CONSUMER: {
-        "ConsumerNotExist": FORGOTTEN_ADVICE,
-        "ConsumerNotExsit": FORGOTTEN_ADVICE,
-        "NotExistConsumerWithBody": FORGOTTEN_ADVICE,
+        "ConsumerNotExist ConsumerNotExsit NotExistConsumerWithBody":
+            "the service has forgotten this consumer, another joins",
         "ConsumerNotMatch": "another consumer holds the shard",
     },
 }
 # fmt: on
-CODES = {code: (fault, advice) for fault, advices in MEANINGS.items() for code, advice in advices.items()}
-# Unauthorized is also what an unknown key is answered with, and more; only the message tells.
-UNAUTHORIZED = (
-    ("accesskeyid not found", Fault.KEY, "{SLS_AK_ID} must be a key that exists"),
-    ("accesskeyid is disabled", Fault.KEY, "{SLS_AK_ID} is disabled: enable it, or set another"),
-    ("expired", Fault.KEY, RUN_OUT_ADVICE),
-    ("token", Fault.KEY, "{SLS_STS_TOKEN} must be the token that came with {SLS_AK_ID}"),
-    ("forbidden", Fault.SETTING, "the account of {SLS_AK_ID} is in arrears, or its Log Service is locked"),
-)
+CODES = {
+    code: (fault, advice)
+    for fault, advices in MEANINGS.items()
+    for codes, advice in advices.items()
+    for code in codes.split()
+}
+# Unauthorized is also what an unknown key is answered with, and more; only the message tells, the first of these in it.
+UNAUTHORIZED = {
+    "accesskeyid not found": (Fault.KEY, "{SLS_AK_ID} must be a key that exists"),
+    "accesskeyid is disabled": (Fault.KEY, "{SLS_AK_ID} is disabled: enable it, or set another"),
+    "expired": (Fault.KEY, RUN_OUT_ADVICE),
+    "token": (Fault.KEY, "{SLS_STS_TOKEN} must be the token that came with {SLS_AK_ID}"),
+    "forbidden": (Fault.SETTING, "the account of {SLS_AK_ID} is in arrears, or its Log Service is locked"),
+}
 
 
 def printable(text: str, longest: int = 300) -> str:
@@ -944,18 +939,14 @@ class CallFailed(Exception):
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
         self.code, self.message, self.status = code.replace("SecurityToken.", "SecurityToken"), message, status
+        super().__init__("%s%s: %s" % ("%d " % status if status else "", self.code, printable(message)))
+        self.fault, self.advice = CODES.get(self.code, (Fault.TIME if status in (None, 429) else Fault.SETTING, ""))
         if status is not None and status >= 500 and code != "NotTheService":  # whatever it says
             self.fault, self.advice = Fault.TIME, PASSING_ADVICE
-        else:
-            self.fault, self.advice = CODES.get(self.code, (Fault.TIME if status in (None, 429) else Fault.SETTING, ""))
-        self.is_missing_permission = self.code == "Unauthorized" and self.fault == Fault.SETTING
-        for words, fault, advice in UNAUTHORIZED:
-            if self.is_missing_permission and words in message.lower():
-                self.fault, self.advice, self.is_missing_permission = fault, advice, False
-        super().__init__(str(self))
-
-    def __str__(self) -> str:
-        return "%s%s: %s" % ("%d " % self.status if self.status else "", self.code, printable(self.message))
+        elif code == "Unauthorized":
+            told = (meaning for words, meaning in UNAUTHORIZED.items() if words in message.lower())
+            self.fault, self.advice = next(told, (self.fault, self.advice))
+        self.is_missing_permission = self.advice == PERMISSION_ADVICE
 
     @classmethod
     def without_answer(cls, error: Exception) -> CallFailed:
@@ -1090,8 +1081,7 @@ class Trying:
             self.since = self.since or self.last
             self.failures += 1
             self.open.add(what)
-            is_due = self.intervals.is_due()
-            if code in self.codes and not is_due:
+            if not self.intervals.is_due() and code in self.codes:
                 return
             self.codes.add(code)
             failures, seconds = self.failures, self.last - self.since
@@ -1102,19 +1092,16 @@ class Trying:
 
     def passed(self, what: object) -> None:
         """Takes note that `what` has been done, or is nobody's business any more."""
-        if what in self.open:
-            with self.lock:
-                self.open.discard(what)
+        self.open.discard(what)
 
     def settle(self) -> None:
         """Says when it is over; to be called now and then."""
         with self.lock:
             if not self.failures or self.open or time.monotonic() - self.last < self.QUIET:
                 return
-            line = "%s: %s recovered after %d failed tries in %.0f s"
-            values = self.subject, self.calls, self.failures, self.last - self.since
+            told = self.subject, self.calls, self.failures, self.last - self.since
             self.forget()
-        log.warning(line, *values)
+        log.warning("%s: %s recovered after %d failed tries in %.0f s", *told)
 
 
 # ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
