@@ -824,8 +824,7 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[Pu
 
 # ---- failures: what the answers of the service mean, and the one way to try again ------------------------------------
 
-FIRST_PAUSE = 0.1  # seconds
-LONGEST_PAUSE = 5.0  # seconds
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds
 CONNECT_TIMEOUT = 10  # seconds
 ANSWER_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see Line
 SLOWEST_LINE = 10 * 1000  # bytes a second; what moves no faster is given up
@@ -1056,13 +1055,7 @@ class Trying:
         self.subject, self.calls, self.failing, self.place = subject, calls, failing, place
         self.lock = threading.Lock()
         self.open: set[object] = set()  # what has failed and is yet to be done
-        self.forget()
-
-    def forget(self) -> None:
-        self.failures = 0
-        self.since = self.last = 0.0
-        self.codes: set[str] = set()
-        self.intervals = GrowingIntervals()
+        self.failures = 0  # since all was well
 
     def until_done(
         self, what: object, call: Callable[[], Any], goes_on: Callable[[], bool], longest: float = LONGEST_PAUSE
@@ -1078,7 +1071,9 @@ class Trying:
         code = error.code if isinstance(error, CallFailed) else type(error).__name__
         with self.lock:
             self.last = time.monotonic()
-            self.since = self.since or self.last
+            if not self.failures:  # this one begins the trouble
+                self.since, self.intervals = self.last, GrowingIntervals()
+                self.codes: set[str] = set()
             self.failures += 1
             self.open.add(what)
             if not self.intervals.is_due() and code in self.codes:
@@ -1100,7 +1095,7 @@ class Trying:
             if not self.failures or self.open or time.monotonic() - self.last < self.QUIET:
                 return
             told = self.subject, self.calls, self.failures, self.last - self.since
-            self.forget()
+            self.failures = 0
         log.warning("%s: %s recovered after %d failed tries in %.0f s", *told)
 
 
@@ -1784,28 +1779,25 @@ GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's
 
 
 class ShardStatus(NamedTuple):
-    """How far a consumer group is with one shard."""
+    """How far a consumer group is with one shard; the fields are named as in --status --json."""
 
     shard: int
     status: str  # "readwrite" or "readonly"
-    consumer: str  # that holds it, or did when the checkpoint was saved; "" before that
+    holder: str  # consumer that holds it, or did when the checkpoint was saved; "" before that
     checkpoint: str  # cursor, "" before the first
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
-    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: nobody knows
-    updated: float | None  # unix seconds: when the checkpoint was saved
+    behind_seconds: float | None  # since then, 0 with nothing left to deliver; None: nobody knows
+    updated_time: float | None  # unix seconds: when the checkpoint was saved
 
 
 def read_shard_status(
-    logstore: Logstore,
-    consumer_group: str,
-    only: Sequence[int] | None = None,
-    ask: Callable[..., Iterable[ShardStatus]] = map,
+    logstore: Logstore, group: str, only: Sequence[int] | None = None, ask: Callable[..., Iterable[ShardStatus]] = map
 ) -> list[ShardStatus]:
     """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
     `ask` is `map`, or an executor's to ask of many at a time. Raises CallFailed.
     """
-    entries = logstore.checkpoints(consumer_group)
+    entries = logstore.checkpoints(group)
     shards = [shard for shard in logstore.shards() if only is None or shard["shardID"] in only]
     return sorted(ask(lambda shard: look_at_shard(logstore, shard, entries.get(shard["shardID"], {})), shards))
 
@@ -1817,67 +1809,83 @@ def look_at_shard(logstore: Logstore, shard: Mapping[str, Any], entry: Mapping[s
     checkpoint nobody knows how far behind it is: where it begins is decided when a copy first gets it.
     """
     number, checkpoint = shard["shardID"], entry.get("checkpoint") or ""
-    arrival = behind = None
     end = logstore.cursor(number, "end")
-    if checkpoint:
-        try:
-            arrival = logstore.arrival_time(number, checkpoint)
-        except CallFailed as error:
-            if error.code != "InvalidCursor":
-                raise
-    if checkpoint == end:
+    try:
+        arrival = logstore.arrival_time(number, checkpoint) if checkpoint else None
+    except CallFailed as error:
+        if error.code != "InvalidCursor":
+            raise
+        arrival = None  # it has expired
+    behind = None
+    if checkpoint == end or (arrival is None and logstore.cursor(number, "begin") == end):
         behind = 0.0
     elif arrival is not None:
         seconds = logstore.client.service_time() - arrival
         behind = max(0.0, seconds) if seconds > -CLOCKS_AGREE else None
-    elif end == logstore.cursor(number, "begin"):
-        behind = 0.0
     updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
     return ShardStatus(number, shard["status"], entry.get("consumer") or "", checkpoint, arrival, behind, updated)
 
 
-def how_far_behind(statuses: Iterable[ShardStatus]) -> float | None:
+def how_far_behind(statuses: Sequence[ShardStatus]) -> float | None:
     """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
-    seconds = [status.behind for status in statuses]
-    known = [behind for behind in seconds if behind is not None]
-    return max(known, default=0.0) if len(known) == len(seconds) else None
+    known = [status.behind_seconds for status in statuses if status.behind_seconds is not None]
+    return max(known, default=0.0) if len(known) == len(statuses) else None
+
+
+FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
 
 
 class Finding(NamedTuple):
     """What a look at the source or at one target has shown."""
 
     subject: str
-    verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
+    verdict: str  # one of the four above
     text: str
     cause: str = ""  # the same for places that the same thing is wrong with
-    group_has_begun: bool = False  # whether the consumer group has a checkpoint
+    group_has_begun: bool = False  # whether the consumer group has a checkpoint; of the source only
 
 
-FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
-
-
-def look_at(place: Place, subject: str, settings: Settings | None = None) -> Finding:
-    """Tries a place with calls that only read; `settings` come with the source, for a look at its consumer group."""
+def look_at(settings: Settings, target: TargetSettings | None) -> Finding:
+    """Tries a target or, for None, the source and its consumer group, with calls that only read."""
+    subject, place = (target.name, target.place) if target else (settings.source_name, settings.source)
     logstore = Logstore(place, CHECK_TIMEOUT, keeps_connections=False)
     try:
         count = len(logstore.shards())
-        text = "%d shard%s" % (count, "" if count == 1 else "s")
-        if not settings:
-            return Finding(subject, FINE, text)
-        of_group, group_has_begun = look_at_group(logstore, settings)
-        return Finding(subject, FINE, text + of_group, "", group_has_begun)
-    except CallFailed as error:
-        failure = error
-    text = explain(failure, place)
-    if failure.may_pass():
-        return Finding(subject, UNREACHABLE, text)
-    if failure.is_missing_permission and not settings:
-        words = "the key may not look, whether it may write the first put will show: %s"
-        return Finding(subject, UNVERIFIED, words % failure)
-    return Finding(subject, WRONG, text, failure.code + failure.advice.format(**place.names))
+        of_group, group_has_begun = ("", False) if target else look_at_group(logstore, settings)
+        text = "%d shard%s%s" % (count, "" if count == 1 else "s", of_group)
+        return Finding(subject, FINE, text, "", group_has_begun)
+    except CallFailed as failure:
+        text = explain(failure, place)
+        if failure.may_pass():
+            return Finding(subject, UNREACHABLE, text)
+        if failure.is_missing_permission and target:
+            words = "the key may not look, whether it may write the first put will show: %s"
+            return Finding(subject, UNVERIFIED, words % failure)
+        return Finding(subject, WRONG, text, failure.code + failure.advice.format(**place.names))
+
+
+def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
+    """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallFailed."""
+    name, groups = settings.consumer_group, logstore.consumer_groups()
+    if groups is not None and name not in groups:
+        full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
+        return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full), False
+    try:
+        checkpoints = logstore.checkpoints(name)
+    except CallFailed:
+        if groups is not None:  # else it may not exist
+            raise
+        checkpoints = {}
+    if groups is None:
+        text = ", could not verify the consumer group, for the key may not list them"
+    else:
+        remarks = remarks_on_group(groups[name], checkpoints, settings.heartbeat_interval)
+        text = "; ".join([", consumer group %s exists" % name, *remarks])
+    return text, has_begun(checkpoints)
 
 
 def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether a group with these checkpoints, by shard, has any."""
     return any(entry["checkpoint"] for entry in checkpoints.values())
 
 
@@ -1885,54 +1893,28 @@ def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
 CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
 
 
-def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], interval: int) -> list[str]:
+def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], interval: int) -> Iterator[str]:
     """What there is to say of a consumer group that exists: an SDK's ConsumerGroupEntity, its checkpoints by shard.
 
     `interval` is SLS_HEARTBEAT_INTERVAL. The group's timeout and order are the service's, and stay as they are found.
     """
-    name, timeout, lines = group.get_consumer_group_name(), group.get_timeout(), []
+    name, timeout = "consumer group " + group.get_consumer_group_name(), group.get_timeout()
     if timeout != 2 * interval:
-        words = "%s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; heartbeats every %g s"
-        lines.append(words % (name, timeout, interval, 2 * interval, min(interval, timeout / 2)))
+        line = "%s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; heartbeats every %g s"
+        yield line % (name, timeout, interval, 2 * interval, min(interval, timeout / 2))
     if group.is_in_order():
-        lines.append("%s consumes in order, and keeps that: children of a split wait for their parent" % name)
-    names = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
-    strange = sorted(printable(one, 60) for one in names if not CONSUMER_NAME.fullmatch(one))
+        yield "%s consumes in order, and keeps that: children of a split wait for their parent" % name
+    holders = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
+    strange = sorted(printable(holder, 60) for holder in holders if not CONSUMER_NAME.fullmatch(holder))
     if strange:
-        words = (
-            "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
-        )
-        lines.append(words % (name, ", ".join(strange[:3])))
-    return ["consumer group " + line for line in lines]
-
-
-def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
-    """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallFailed."""
-    name, groups = settings.consumer_group, logstore.consumer_groups()
-    checkpoints: dict[int, dict[str, Any]] = {}
-    if groups is None or name in groups:
-        try:
-            checkpoints = logstore.checkpoints(name)
-        except CallFailed:
-            if groups is not None:  # else it may not exist
-                raise
-    if groups is None:
-        text = ", could not verify the consumer group, for the key may not list them"
-    elif name in groups:
-        remarks = remarks_on_group(groups[name], checkpoints, settings.heartbeat_interval)
-        text = "; ".join([", consumer group %s exists" % name, *remarks])
-    else:
-        full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-        text = ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
-    return text, has_begun(checkpoints)
+        line = "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
+        yield line % (name, ", ".join(strange[:3]))
 
 
 def look_at_all(settings: Settings) -> list[Finding]:
     """Looks at the source and at every target at the same time; the source comes first."""
     with Threads(ASKED_AT_ONCE) as threads:
-        looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
-        looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
-        return [look.result() for look in looks]
+        return list(threads.map(functools.partial(look_at, settings), [None, *settings.targets]))
 
 
 def check_before_start(settings: Settings) -> None:
@@ -1961,7 +1943,7 @@ def check_before_start(settings: Settings) -> None:
 def table(rows: Sequence[Sequence[str]]) -> str:
     """The rows, aligned."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def show_check(settings: Settings) -> int:
@@ -1974,21 +1956,20 @@ def show_check(settings: Settings) -> int:
 
 
 def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
+    """As --status shows it; `behind` is that of all of them, `now` in unix seconds."""
     rows = [("shard", "status", "holder", "checkpoint", "behind", "updated")]
-    for status in statuses:
-        no_time = "expired" if status.checkpoint else "none"
+    for shard, status, holder, checkpoint, arrival, seconds, updated in statuses:
         rows.append((
-            str(status.shard),
-            status.status,
-            status.consumer or "-",
-            local_time(status.checkpoint_time) if status.checkpoint_time else no_time,
-            "-" if status.behind is None else "%.0f s" % status.behind,
-            "%.0f s ago" % (now - status.updated) if status.updated else "never",
+            str(shard),
+            status,
+            holder or "-",
+            local_time(arrival) if arrival else "expired" if checkpoint else "none",
+            "-" if seconds is None else "%.0f s" % seconds,
+            "%.0f s ago" % (now - updated) if updated else "never",
         ))  # fmt: skip
-    holders = {status.consumer for status in statuses if status.consumer}
+    holders = {status.holder for status in statuses} - {""}
     total = "unknown" if behind is None else "%.0f s" % behind
-    rows.append(("all", "%d in all" % len(statuses), "%d in all" % len(holders), "", total, ""))
-    return table(rows)
+    return table([*rows, ("all", "%d in all" % len(statuses), "%d in all" % len(holders), "", total, "")])
 
 
 def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int:
@@ -1997,10 +1978,9 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     A shard without a valid checkpoint counts as behind: nobody knows how far.
     """
     source, group = settings.source, settings.consumer_group
+    logstore = Logstore(source, CHECK_TIMEOUT)
     try:
-        ask = Threads(ASKED_AT_ONCE).map
-        logstore = Logstore(source, CHECK_TIMEOUT)
-        statuses = read_shard_status(logstore, group, ask=ask)
+        statuses = read_shard_status(logstore, group, ask=Threads(ASKED_AT_ONCE).map)
     except CallFailed as error:
         print("%s, consumer group %s: %s" % (settings.source_name, group, explain(error, source)), file=sys.stderr)
         return 1
@@ -2011,14 +1991,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
         print("this machine's clock is %.0f s %s the service's, by which this is told" % words, file=sys.stderr)
     behind = how_far_behind(statuses)
     if as_json:
-        shards = [
-            {
-                "shard": status.shard, "status": status.status, "holder": status.consumer,
-                "checkpoint": status.checkpoint, "checkpoint_time": status.checkpoint_time,
-                "behind_seconds": status.behind, "updated_time": status.updated,
-            }
-            for status in statuses
-        ]  # fmt: skip
+        shards = [status._asdict() for status in statuses]
         print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
                           "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
     else:
