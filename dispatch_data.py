@@ -1867,21 +1867,17 @@ def look_at(settings: Settings, target: TargetSettings | None) -> Finding:
 def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
     """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallFailed."""
     name, groups = settings.consumer_group, logstore.consumer_groups()
-    if groups is not None and name not in groups:
-        full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-        return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full), False
-    try:
-        checkpoints = logstore.checkpoints(name)
-    except CallFailed:
-        if groups is not None:  # else it may not exist
-            raise
-        checkpoints = {}
     if groups is None:
         text = ", could not verify the consumer group, for the key may not list them"
-    else:
+        with contextlib.suppress(CallFailed):  # it may not exist
+            return text, has_begun(logstore.checkpoints(name))
+        return text, False
+    if name in groups:
+        checkpoints = logstore.checkpoints(name)
         remarks = remarks_on_group(groups[name], checkpoints, settings.heartbeat_interval)
-        text = "; ".join([", consumer group %s exists" % name, *remarks])
-    return text, has_begun(checkpoints)
+        return "; ".join([", consumer group %s exists" % name, *remarks]), has_begun(checkpoints)
+    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
+    return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full), False
 
 
 def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
