@@ -1776,6 +1776,9 @@ class Threads(concurrent.futures.ThreadPoolExecutor):
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 ASKED_AT_ONCE = 32  # shards or places that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
+# How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
+CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
+FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
 
 
 class ShardStatus(NamedTuple):
@@ -1832,14 +1835,11 @@ def how_far_behind(statuses: Sequence[ShardStatus]) -> float | None:
     return max(known, default=0.0) if len(known) == len(statuses) else None
 
 
-FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
-
-
 class Finding(NamedTuple):
     """What a look at the source or at one target has shown."""
 
     subject: str
-    verdict: str  # one of the four above
+    verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
     text: str
     cause: str = ""  # the same for places that the same thing is wrong with
     group_has_begun: bool = False  # whether the consumer group has a checkpoint; of the source only
@@ -1883,10 +1883,6 @@ def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
 def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
     """Whether a group with these checkpoints, by shard, has any."""
     return any(entry["checkpoint"] for entry in checkpoints.values())
-
-
-# How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
-CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
 
 
 def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], interval: int) -> Iterator[str]:
