@@ -1842,7 +1842,7 @@ class Finding(NamedTuple):
     verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
     text: str
     cause: str = ""  # the same for places that the same thing is wrong with
-    group_has_begun: bool = False  # whether the consumer group has a checkpoint; of the source only
+    group_has_begun: bool = True  # unless a look at the source has shown that no shard has a checkpoint
 
 
 def look_at(settings: Settings, target: TargetSettings | None) -> Finding:
@@ -1851,7 +1851,7 @@ def look_at(settings: Settings, target: TargetSettings | None) -> Finding:
     logstore = Logstore(place, CHECK_TIMEOUT, keeps_connections=False)
     try:
         count = len(logstore.shards())
-        of_group, group_has_begun = ("", False) if target else look_at_group(logstore, settings)
+        of_group, group_has_begun = ("", True) if target else look_at_group(logstore, settings)
         text = "%d shard%s%s" % (count, "" if count == 1 else "s", of_group)
         return Finding(subject, FINE, text, "", group_has_begun)
     except CallFailed as failure:
@@ -1926,7 +1926,7 @@ def check_before_start(settings: Settings) -> None:
             log.warning("%s: %s: %s", finding.subject, finding.verdict, finding.text)
     lines = ["%s: %s" % (", ".join(one.subject for one in alike), alike[0].text) for alike in wrong.values()]
     source = findings[0]
-    if lines and (source.verdict == WRONG or (source.verdict == FINE and not source.group_has_begun)):
+    if lines and (source.verdict == WRONG or not source.group_has_begun):
         raise CannotStart("\n".join(lines))
     for line in lines:
         log.error("%s; its logs, and no others, wait until that is mended", line)
