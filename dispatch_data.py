@@ -837,8 +837,7 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[Pu
 
 # ---- failures: what the answers of the service mean, and the one way to try again ------------------------------------
 
-FIRST_PAUSE = 0.1  # seconds
-LONGEST_PAUSE = 5.0  # seconds
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds
 CONNECT_TIMEOUT = 10  # seconds
 ANSWER_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see Line
 SLOWEST_LINE = 10 * 1000  # bytes a second; what moves no faster is given up
@@ -857,14 +856,11 @@ class Fault(enum.Enum):
     CONSUMER = "this consumer is not, or no longer, the holder of the shard"
 
 
+RUN_OUT_ADVICE = "{SLS_STS_TOKEN} has run out: set a new key and token and start again"
+PERMISSION_ADVICE = "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy"
+PASSING_ADVICE = "the service has trouble of its own, which should pass"
 # What the service's error codes mean, and what to do about them; {SLS_...} stands for the variable that decides. By the
 # service's page of error codes, the pages of its calls, and the consumer libraries; a few are this program's own.
-RUN_OUT_ADVICE = "{SLS_STS_TOKEN} has run out: set a new key and token and start again"
-CLOCK_ADVICE = "this machine's clock must be right to 15 minutes"
-MADE_AGAIN_ADVICE = "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again"
-PASSING_ADVICE = "the service has trouble of its own, which should pass"
-REJECTED_ADVICE = "the service won't take this LogGroup, see SLS_REJECTED_DIR"
-FORGOTTEN_ADVICE = "the service has forgotten this consumer, another joins"
 # fmt: off
 MEANINGS = {
     Fault.KEY: {
@@ -876,18 +872,17 @@ MEANINGS = {
         "ProjectNotExist": "{SLS_PROJECT} must exist in the region of {SLS_ENDPOINT}",
         "LogStoreNotExist": "{SLS_LOGSTORE} must exist in the project",
         "ProjectForbidden": "the account of {SLS_PROJECT} is in arrears, or the project is locked",
-        "Unauthorized": "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy",
+        "Unauthorized": PERMISSION_ADVICE,
         "KeyRefused": "what {SLS_CREDENTIALS} names gives no key: is the RAM role attached to this instance, does it "
                       "trust the pod's service account?",
-        "RequestTimeExpired": CLOCK_ADVICE,
-        "RequestTimeTooSkewed": CLOCK_ADVICE,
+        "RequestTimeExpired RequestTimeTooSkewed": "this machine's clock must be right to 15 minutes",
         "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: delete one that nobody "
                                     "uses, in the console or by `aliyunlog log delete_consumer_group`, or ask for more",
         "ConsumerGroupNotExist": "the consumer group was deleted, and its checkpoints with it: start the copies again "
                                  "to make it anew, from SLS_CURSOR_START on",
         "ShardNotExist": "the shard, or the logstore it was in, is gone",
-        "InvalidCursor": MADE_AGAIN_ADVICE,
-        "InvalidShardCheckPoint": MADE_AGAIN_ADVICE,
+        "InvalidCursor InvalidShardCheckPoint":
+            "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again",
     },
     Fault.TIME: {
         "WriteQuotaExceed": "the project's write quota is used up: ask for more in the console",
@@ -896,8 +891,7 @@ MEANINGS = {
         "ShardReadQuotaExceed": "the shard is read at its limit, by this group or by others",
         "ExceedQuota": "a quota of the project is used up: ask for more in the console",
         "MetaOperationQpsLimitExceeded": "too many calls a second, of all programs in the account",
-        "InternalServerError": PASSING_ADVICE,
-        "ServerBusy": PASSING_ADVICE,
+        "InternalServerError ServerBusy": PASSING_ADVICE,
         "NoAnswer": "{SLS_ENDPOINT} must be reachable from here: look at its name, the network, the proxy variables",
         "NoKey": "what {SLS_CREDENTIALS} names must be reachable, and have a key that is good by this machine's clock",
         "CertificateNotTrusted": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs",
@@ -907,32 +901,32 @@ MEANINGS = {
                          "way, at the proxy variables (http_proxy, https_proxy, no_proxy)",
     },
     Fault.LOG_GROUP: {
-        "PostBodyTooLarge": REJECTED_ADVICE,
-        "PostBodyInvalid": REJECTED_ADVICE,
-        "InvalidKey": REJECTED_ADVICE,
-        "InvalidEncoding": REJECTED_ADVICE,
-        "InvalidTimestamp": REJECTED_ADVICE,
-        "PostBodyUncompressError": REJECTED_ADVICE,
+        "PostBodyTooLarge PostBodyInvalid PostBodyUncompressError InvalidKey InvalidEncoding InvalidTimestamp":
+            "the service won't take this LogGroup, see SLS_REJECTED_DIR",
         "ParameterInvalid": "the service won't take this call; if it is a put, see SLS_REJECTED_DIR",
         "RequestEntityTooLarge": "a gateway on the way to {SLS_ENDPOINT} won't let a put of this size pass",
     },
     Fault.CONSUMER: {
-        "ConsumerNotExist": FORGOTTEN_ADVICE,
-        "ConsumerNotExsit": FORGOTTEN_ADVICE,
-        "NotExistConsumerWithBody": FORGOTTEN_ADVICE,
+        "ConsumerNotExist ConsumerNotExsit NotExistConsumerWithBody":
+            "the service has forgotten this consumer, another joins",
         "ConsumerNotMatch": "another consumer holds the shard",
     },
 }
 # fmt: on
-CODES = {code: (fault, advice) for fault, advices in MEANINGS.items() for code, advice in advices.items()}
-# Unauthorized is also what an unknown key is answered with, and more; only the message tells.
-UNAUTHORIZED = (
-    ("accesskeyid not found", Fault.KEY, "{SLS_AK_ID} must be a key that exists"),
-    ("accesskeyid is disabled", Fault.KEY, "{SLS_AK_ID} is disabled: enable it, or set another"),
-    ("expired", Fault.KEY, RUN_OUT_ADVICE),
-    ("token", Fault.KEY, "{SLS_STS_TOKEN} must be the token that came with {SLS_AK_ID}"),
-    ("forbidden", Fault.SETTING, "the account of {SLS_AK_ID} is in arrears, or its Log Service is locked"),
-)
+CODES = {
+    code: (fault, advice)
+    for fault, advices in MEANINGS.items()
+    for codes, advice in advices.items()
+    for code in codes.split()
+}
+# Unauthorized is also what an unknown key is answered with, and more; only the message tells, the first of these in it.
+UNAUTHORIZED = {
+    "accesskeyid not found": (Fault.KEY, "{SLS_AK_ID} must be a key that exists"),
+    "accesskeyid is disabled": (Fault.KEY, "{SLS_AK_ID} is disabled: enable it, or set another"),
+    "expired": (Fault.KEY, RUN_OUT_ADVICE),
+    "token": (Fault.KEY, "{SLS_STS_TOKEN} must be the token that came with {SLS_AK_ID}"),
+    "forbidden": (Fault.SETTING, "the account of {SLS_AK_ID} is in arrears, or its Log Service is locked"),
+}
 
 
 def printable(text: str, longest: int = 300) -> str:
@@ -957,18 +951,14 @@ class CallFailed(Exception):
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
         self.code, self.message, self.status = code.replace("SecurityToken.", "SecurityToken"), message, status
+        super().__init__("%s%s: %s" % ("%d " % status if status else "", self.code, printable(message)))
+        self.fault, self.advice = CODES.get(self.code, (Fault.TIME if status in (None, 429) else Fault.SETTING, ""))
         if status is not None and status >= 500 and code != "NotTheService":  # whatever it says
             self.fault, self.advice = Fault.TIME, PASSING_ADVICE
-        else:
-            self.fault, self.advice = CODES.get(self.code, (Fault.TIME if status in (None, 429) else Fault.SETTING, ""))
-        self.is_missing_permission = self.code == "Unauthorized" and self.fault == Fault.SETTING
-        for words, fault, advice in UNAUTHORIZED:
-            if self.is_missing_permission and words in message.lower():
-                self.fault, self.advice, self.is_missing_permission = fault, advice, False
-        super().__init__(str(self))
-
-    def __str__(self) -> str:
-        return "%s%s: %s" % ("%d " % self.status if self.status else "", self.code, printable(self.message))
+        elif code == "Unauthorized":
+            told = (meaning for words, meaning in UNAUTHORIZED.items() if words in message.lower())
+            self.fault, self.advice = next(told, (self.fault, self.advice))
+        self.is_missing_permission = self.advice == PERMISSION_ADVICE
 
     @classmethod
     def without_answer(cls, error: Exception) -> CallFailed:
@@ -1078,13 +1068,7 @@ class Trying:
         self.subject, self.calls, self.failing, self.place = subject, calls, failing, place
         self.lock = threading.Lock()
         self.open: set[object] = set()  # what has failed and is yet to be done
-        self.forget()
-
-    def forget(self) -> None:
-        self.failures = 0
-        self.since = self.last = 0.0
-        self.codes: set[str] = set()
-        self.intervals = GrowingIntervals()
+        self.failures = 0  # since all was well
 
     def until_done(
         self, what: object, call: Callable[[], Any], goes_on: Callable[[], bool], longest: float = LONGEST_PAUSE
@@ -1100,11 +1084,12 @@ class Trying:
         code = error.code if isinstance(error, CallFailed) else type(error).__name__
         with self.lock:
             self.last = time.monotonic()
-            self.since = self.since or self.last
+            if not self.failures:  # this one begins the trouble
+                self.since, self.intervals = self.last, GrowingIntervals()
+                self.codes: set[str] = set()
             self.failures += 1
             self.open.add(what)
-            is_due = self.intervals.is_due()
-            if code in self.codes and not is_due:
+            if not self.intervals.is_due() and code in self.codes:
                 return
             self.codes.add(code)
             failures, seconds = self.failures, self.last - self.since
@@ -1115,19 +1100,16 @@ class Trying:
 
     def passed(self, what: object) -> None:
         """Takes note that `what` has been done, or is nobody's business any more."""
-        if what in self.open:
-            with self.lock:
-                self.open.discard(what)
+        self.open.discard(what)
 
     def settle(self) -> None:
         """Says when it is over; to be called now and then."""
         with self.lock:
             if not self.failures or self.open or time.monotonic() - self.last < self.QUIET:
                 return
-            line = "%s: %s recovered after %d failed tries in %.0f s"
-            values = self.subject, self.calls, self.failures, self.last - self.since
-            self.forget()
-        log.warning(line, *values)
+            told = self.subject, self.calls, self.failures, self.last - self.since
+            self.failures = 0
+        log.warning("%s: %s recovered after %d failed tries in %.0f s", *told)
 
 
 # ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
@@ -1803,31 +1785,31 @@ class Threads(concurrent.futures.ThreadPoolExecutor):
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 ASKED_AT_ONCE = 32  # shards or places that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
+# How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
+CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
+FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
 
 
 class ShardStatus(NamedTuple):
-    """How far a consumer group is with one shard."""
+    """How far a consumer group is with one shard; the fields are named as in --status --json."""
 
     shard: int
     status: str  # "readwrite" or "readonly"
-    consumer: str  # that holds it, or did when the checkpoint was saved; "" before that
+    holder: str  # consumer that holds it, or did when the checkpoint was saved; "" before that
     checkpoint: str  # cursor, "" before the first
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
-    behind: float | None  # seconds since then, 0 with nothing left to deliver; None: nobody knows
-    updated: float | None  # unix seconds: when the checkpoint was saved
+    behind_seconds: float | None  # since then, 0 with nothing left to deliver; None: nobody knows
+    updated_time: float | None  # unix seconds: when the checkpoint was saved
 
 
 def read_shard_status(
-    logstore: Logstore,
-    consumer_group: str,
-    only: Sequence[int] | None = None,
-    ask: Callable[..., Iterable[ShardStatus]] = map,
+    logstore: Logstore, group: str, only: Sequence[int] | None = None, ask: Callable[..., Iterable[ShardStatus]] = map
 ) -> list[ShardStatus]:
     """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
     `ask` is `map`, or an executor's to ask of many at a time. Raises CallFailed.
     """
-    entries = logstore.checkpoints(consumer_group)
+    entries = logstore.checkpoints(group)
     shards = [shard for shard in logstore.shards() if only is None or shard["shardID"] in only]
     return sorted(ask(lambda shard: look_at_shard(logstore, shard, entries.get(shard["shardID"], {})), shards))
 
@@ -1839,30 +1821,27 @@ def look_at_shard(logstore: Logstore, shard: Mapping[str, Any], entry: Mapping[s
     checkpoint nobody knows how far behind it is: where it begins is decided when a copy first gets it.
     """
     number, checkpoint = shard["shardID"], entry.get("checkpoint") or ""
-    arrival = behind = None
     end = logstore.cursor(number, "end")
-    if checkpoint:
-        try:
-            arrival = logstore.arrival_time(number, checkpoint)
-        except CallFailed as error:
-            if error.code != "InvalidCursor":
-                raise
-    if checkpoint == end:
+    try:
+        arrival = logstore.arrival_time(number, checkpoint) if checkpoint else None
+    except CallFailed as error:
+        if error.code != "InvalidCursor":
+            raise
+        arrival = None  # it has expired
+    behind = None
+    if checkpoint == end or (arrival is None and logstore.cursor(number, "begin") == end):
         behind = 0.0
     elif arrival is not None:
         seconds = logstore.client.service_time() - arrival
         behind = max(0.0, seconds) if seconds > -CLOCKS_AGREE else None
-    elif end == logstore.cursor(number, "begin"):
-        behind = 0.0
     updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
     return ShardStatus(number, shard["status"], entry.get("consumer") or "", checkpoint, arrival, behind, updated)
 
 
-def how_far_behind(statuses: Iterable[ShardStatus]) -> float | None:
+def how_far_behind(statuses: Sequence[ShardStatus]) -> float | None:
     """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
-    seconds = [status.behind for status in statuses]
-    known = [behind for behind in seconds if behind is not None]
-    return max(known, default=0.0) if len(known) == len(seconds) else None
+    known = [status.behind_seconds for status in statuses if status.behind_seconds is not None]
+    return max(known, default=0.0) if len(known) == len(statuses) else None
 
 
 class Finding(NamedTuple):
@@ -1872,89 +1851,71 @@ class Finding(NamedTuple):
     verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
     text: str
     cause: str = ""  # the same for places that the same thing is wrong with
-    group_has_begun: bool = False  # whether the consumer group has a checkpoint
+    group_has_begun: bool = True  # unless a look at the source has shown that no shard has a checkpoint
 
 
-FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
-
-
-def look_at(place: Place, subject: str, settings: Settings | None = None) -> Finding:
-    """Tries a place with calls that only read; `settings` come with the source, for a look at its consumer group."""
+def look_at(settings: Settings, target: TargetSettings | None) -> Finding:
+    """Tries a target or, for None, the source and its consumer group, with calls that only read."""
+    subject, place = (target.name, target.place) if target else (settings.source_name, settings.source)
     logstore = Logstore(place, CHECK_TIMEOUT, keeps_connections=False)
     try:
         count = len(logstore.shards())
-        text = "%d shard%s" % (count, "" if count == 1 else "s")
-        if not settings:
-            return Finding(subject, FINE, text)
-        of_group, group_has_begun = look_at_group(logstore, settings)
-        return Finding(subject, FINE, text + of_group, "", group_has_begun)
-    except CallFailed as error:
-        failure = error
-    text = explain(failure, place)
-    if failure.may_pass():
-        return Finding(subject, UNREACHABLE, text)
-    if failure.is_missing_permission and not settings:
-        words = "the key may not look, whether it may write the first put will show: %s"
-        return Finding(subject, UNVERIFIED, words % failure)
-    return Finding(subject, WRONG, text, failure.code + failure.advice.format(**place.names))
-
-
-def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
-    return any(entry["checkpoint"] for entry in checkpoints.values())
-
-
-# How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
-CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
-
-
-def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], interval: int) -> list[str]:
-    """What there is to say of a consumer group that exists: an SDK's ConsumerGroupEntity, its checkpoints by shard.
-
-    `interval` is SLS_HEARTBEAT_INTERVAL. The group's timeout and order are the service's, and stay as they are found.
-    """
-    name, timeout, lines = group.get_consumer_group_name(), group.get_timeout(), []
-    if timeout != 2 * interval:
-        words = "%s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; heartbeats every %g s"
-        lines.append(words % (name, timeout, interval, 2 * interval, min(interval, timeout / 2)))
-    if group.is_in_order():
-        lines.append("%s consumes in order, and keeps that: children of a split wait for their parent" % name)
-    names = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
-    strange = sorted(printable(one, 60) for one in names if not CONSUMER_NAME.fullmatch(one))
-    if strange:
-        words = (
-            "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
-        )
-        lines.append(words % (name, ", ".join(strange[:3])))
-    return ["consumer group " + line for line in lines]
+        of_group, group_has_begun = ("", True) if target else look_at_group(logstore, settings)
+        text = "%d shard%s%s" % (count, "" if count == 1 else "s", of_group)
+        return Finding(subject, FINE, text, "", group_has_begun)
+    except CallFailed as failure:
+        text = explain(failure, place)
+        if failure.may_pass():
+            return Finding(subject, UNREACHABLE, text)
+        if failure.is_missing_permission and target:
+            words = "the key may not look, whether it may write the first put will show: %s"
+            return Finding(subject, UNVERIFIED, words % failure)
+        return Finding(subject, WRONG, text, failure.code + failure.advice.format(**place.names))
 
 
 def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
     """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallFailed."""
     name, groups = settings.consumer_group, logstore.consumer_groups()
-    checkpoints: dict[int, dict[str, Any]] = {}
-    if groups is None or name in groups:
-        try:
-            checkpoints = logstore.checkpoints(name)
-        except CallFailed:
-            if groups is not None:  # else it may not exist
-                raise
     if groups is None:
         text = ", could not verify the consumer group, for the key may not list them"
-    elif name in groups:
+        with contextlib.suppress(CallFailed):  # it may not exist
+            return text, has_begun(logstore.checkpoints(name))
+        return text, False
+    if name in groups:
+        checkpoints = logstore.checkpoints(name)
         remarks = remarks_on_group(groups[name], checkpoints, settings.heartbeat_interval)
-        text = "; ".join([", consumer group %s exists" % name, *remarks])
-    else:
-        full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-        text = ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full)
-    return text, has_begun(checkpoints)
+        return "; ".join([", consumer group %s exists" % name, *remarks]), has_begun(checkpoints)
+    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
+    return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full), False
+
+
+def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether a group with these checkpoints, by shard, has any."""
+    return any(entry["checkpoint"] for entry in checkpoints.values())
+
+
+def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], interval: int) -> Iterator[str]:
+    """What there is to say of a consumer group that exists: an SDK's ConsumerGroupEntity, its checkpoints by shard.
+
+    `interval` is SLS_HEARTBEAT_INTERVAL. The group's timeout and order are the service's, and stay as they are found.
+    """
+    name, timeout = "consumer group " + group.get_consumer_group_name(), group.get_timeout()
+    if timeout != 2 * interval:
+        line = "%s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; heartbeats every %g s"
+        yield line % (name, timeout, interval, 2 * interval, min(interval, timeout / 2))
+    if group.is_in_order():
+        yield "%s consumes in order, and keeps that: children of a split wait for their parent" % name
+    holders = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
+    strange = sorted(printable(holder, 60) for holder in holders if not CONSUMER_NAME.fullmatch(holder))
+    if strange:
+        line = "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
+        yield line % (name, ", ".join(strange[:3]))
 
 
 def look_at_all(settings: Settings) -> list[Finding]:
     """Looks at the source and at every target at the same time; the source comes first."""
     with Threads(ASKED_AT_ONCE) as threads:
-        looks = [threads.submit(look_at, settings.source, settings.source_name, settings)]
-        looks += [threads.submit(look_at, target.place, target.name) for target in settings.targets]
-        return [look.result() for look in looks]
+        return list(threads.map(functools.partial(look_at, settings), [None, *settings.targets]))
 
 
 def check_before_start(settings: Settings) -> None:
@@ -1974,7 +1935,7 @@ def check_before_start(settings: Settings) -> None:
             log.warning("%s: %s: %s", finding.subject, finding.verdict, finding.text)
     lines = ["%s: %s" % (", ".join(one.subject for one in alike), alike[0].text) for alike in wrong.values()]
     source = findings[0]
-    if lines and (source.verdict == WRONG or (source.verdict == FINE and not source.group_has_begun)):
+    if lines and (source.verdict == WRONG or not source.group_has_begun):
         raise CannotStart("\n".join(lines))
     for line in lines:
         log.error("%s; its logs, and no others, wait until that is mended", line)
@@ -1983,7 +1944,7 @@ def check_before_start(settings: Settings) -> None:
 def table(rows: Sequence[Sequence[str]]) -> str:
     """The rows, aligned."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def show_check(settings: Settings) -> int:
@@ -1996,21 +1957,20 @@ def show_check(settings: Settings) -> int:
 
 
 def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
+    """As --status shows it; `behind` is that of all of them, `now` in unix seconds."""
     rows = [("shard", "status", "holder", "checkpoint", "behind", "updated")]
-    for status in statuses:
-        no_time = "expired" if status.checkpoint else "none"
+    for shard, status, holder, checkpoint, arrival, seconds, updated in statuses:
         rows.append((
-            str(status.shard),
-            status.status,
-            status.consumer or "-",
-            local_time(status.checkpoint_time) if status.checkpoint_time else no_time,
-            "-" if status.behind is None else "%.0f s" % status.behind,
-            "%.0f s ago" % (now - status.updated) if status.updated else "never",
+            str(shard),
+            status,
+            holder or "-",
+            local_time(arrival) if arrival else "expired" if checkpoint else "none",
+            "-" if seconds is None else "%.0f s" % seconds,
+            "%.0f s ago" % (now - updated) if updated else "never",
         ))  # fmt: skip
-    holders = {status.consumer for status in statuses if status.consumer}
+    holders = {status.holder for status in statuses} - {""}
     total = "unknown" if behind is None else "%.0f s" % behind
-    rows.append(("all", "%d in all" % len(statuses), "%d in all" % len(holders), "", total, ""))
-    return table(rows)
+    return table([*rows, ("all", "%d in all" % len(statuses), "%d in all" % len(holders), "", total, "")])
 
 
 def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int:
@@ -2019,10 +1979,9 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     A shard without a valid checkpoint counts as behind: nobody knows how far.
     """
     source, group = settings.source, settings.consumer_group
+    logstore = Logstore(source, CHECK_TIMEOUT)
     try:
-        ask = Threads(ASKED_AT_ONCE).map
-        logstore = Logstore(source, CHECK_TIMEOUT)
-        statuses = read_shard_status(logstore, group, ask=ask)
+        statuses = read_shard_status(logstore, group, ask=Threads(ASKED_AT_ONCE).map)
     except CallFailed as error:
         print("%s, consumer group %s: %s" % (settings.source_name, group, explain(error, source)), file=sys.stderr)
         return 1
@@ -2033,14 +1992,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
         print("this machine's clock is %.0f s %s the service's, by which this is told" % words, file=sys.stderr)
     behind = how_far_behind(statuses)
     if as_json:
-        shards = [
-            {
-                "shard": status.shard, "status": status.status, "holder": status.consumer,
-                "checkpoint": status.checkpoint, "checkpoint_time": status.checkpoint_time,
-                "behind_seconds": status.behind, "updated_time": status.updated,
-            }
-            for status in statuses
-        ]  # fmt: skip
+        shards = [status._asdict() for status in statuses]
         print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
                           "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
     else:
