@@ -1878,9 +1878,12 @@ def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
     name, groups = settings.consumer_group, logstore.consumer_groups()
     if groups is None:
         text = ", could not verify the consumer group, for the key may not list them"
-        with contextlib.suppress(CallFailed):  # it may not exist
+        try:
             return text, has_begun(logstore.checkpoints(name))
-        return text, False
+        except CallFailed as error:
+            if error.code != "ConsumerGroupNotExist":
+                raise
+            return text, False
     if name in groups:
         checkpoints = logstore.checkpoints(name)
         remarks = remarks_on_group(groups[name], checkpoints, settings.heartbeat_interval)

@@ -169,6 +169,16 @@ def test_check_does_not_blame_a_key_that_may_not_list_groups(service):
     assert "fine: 4 shards, could not verify the consumer group" in stdout[0]
 
 
+@pytest.mark.parametrize("code, verdict", [("Unauthorized", "wrong: "), ("ServerBusy", "not reachable now: ")])
+def test_a_key_that_may_not_list_groups_is_no_reason_to_overlook_the_rest(service, code, verdict):
+    """That the group's checkpoints can't be read, which a copy could not work without."""
+    with service.add_fault("ListConsumerGroup", status=401, code="Unauthorized"):
+        with service.add_fault("GetCheckPoint", status=401 if code == "Unauthorized" else 503, code=code):
+            status, stdout, _ = run(service, "--check")
+    assert status == 1
+    assert verdict in stdout[0] and code in stdout[0]
+
+
 def test_check_tells_what_the_settings_came_to(service, monkeypatch):
     monkeypatch.setenv("TZ", "Asia/Shanghai")
     changes = {"SLS_TOPIC_TO%d" % number: None for number in (2, 3)}
