@@ -621,23 +621,14 @@ LOG_TAGS_KEY = 6 << 3 | 2
 PACK_ID_TAG = b"\x0a\x0b__pack_id__"  # how a LogTag begins whose Key is __pack_id__
 
 
-class LogGroup:
-    """A LogGroup as it came over the wire, in two pieces: its logs, and all that describes them. It never changes.
+class LogGroup(NamedTuple):
+    """A LogGroup as it came over the wire, in two pieces; its names are those of the SDK's message."""
 
-    `Topic` and `SerializeToString()` are named as in the SDK's message. `logs` are the serialised fields Logs, a view
-    into the pull they came with; `rest` is every other field. With `joinable` false there are Logs in the rest as well.
-    """
-
-    __slots__ = ("Topic", "joinable", "log_count", "logs", "rest")
-
-    def __init__(
-        self, topic: str, log_count: int, logs: bytes | memoryview, rest: bytes, joinable: bool = True
-    ) -> None:
-        self.Topic = topic
-        self.log_count = log_count
-        self.logs = logs
-        self.rest = rest
-        self.joinable = joinable
+    Topic: str
+    log_count: int
+    logs: bytes | memoryview  # the serialised fields Logs, a view into the pull they came with
+    rest: bytes  # every other field
+    joinable: bool = True  # else there are Logs in the rest as well
 
     def SerializeToString(self) -> bytes:
         return b"".join([self.logs, self.rest])
@@ -651,39 +642,38 @@ class Put:
 
     __slots__ = ("log_count", "log_groups", "puts_before", "refusals", "rest", "size")
 
-    def __init__(self, log_groups: list[LogGroup], rest: bytes) -> None:
-        self.log_groups = log_groups
+    def __init__(self, rest: bytes) -> None:
+        self.log_groups: list[LogGroup] = []
         self.rest = rest
-        self.log_count = sum([log_group.log_count for log_group in log_groups])
-        self.size = sum([len(log_group.logs) for log_group in log_groups]) + len(rest)  # bytes, uncompressed
+        self.log_count = 0
+        self.size = len(rest)  # bytes, uncompressed
         self.refusals = 0  # times that it was refused for what it brings, by a target that takes others
         self.puts_before = -1  # that its target had taken when it was refused last
 
     def SerializeToString(self) -> bytes:
         return b"".join([log_group.logs for log_group in self.log_groups] + [self.rest])
 
-    def join(self, log_group: LogGroup) -> None:
+    def join(self, log_group: LogGroup) -> Put:
         self.log_groups.append(log_group)
         self.log_count += log_group.log_count
         self.size += len(log_group.logs)
+        return self
 
     def split(self) -> list[Put]:
         """Those that were joined, each for itself again."""
-        return [Put([log_group], log_group.rest) for log_group in self.log_groups]
+        return [Put(log_group.rest).join(log_group) for log_group in self.log_groups]
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
     """The varint at `position` and the position after it. Raises IndexError at the end, ValueError beyond 64 bits."""
-    number = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-        shift += 7
+    number, shift = data[position] & 0x7F, 7
+    while data[position] >= 0x80:
         if shift > 63:
             raise ValueError("a varint of more than 10 bytes")
+        position += 1
+        number |= (data[position] & 0x7F) << shift
+        shift += 7
+    return number, position + 1
 
 
 def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -751,33 +741,27 @@ def read_log_group_list(data: bytes) -> list[LogGroup]:
     ]
 
 
-def parse_log_group_list(response: PullLogResponse) -> list[LogGroup]:
-    """The LogGroups of a PullLogResponse by way of the SDK's parser. Raises LogException where that refuses too."""
-    log_groups = []
-    for parsed in response.get_loggroup_list().LogGroups:
-        topic = parsed.Topic
-        if isinstance(topic, bytes):  # the SDK's LogGroupRaw, for what is not UTF-8
-            topic = topic.decode("utf-8", "replace")
-        log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), joinable=False))
-    return log_groups
-
-
 def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
     """The LogGroups of a PullLogResponse. Raises ValueError when its bytes are not those that were announced."""
     # The SDK keeps the bytes of a pull in this private attribute until its own parser is asked for; when it is gone
     # from a new release, parsing is the slow way that still works.
     data: Any = getattr(response, "_raw_uncompressed_body", None)
-    if data is None and response.get_raw_size() <= 0:
+    size = response.get_raw_size()
+    if data is None and size <= 0:
         return []
-    if data is not None and len(data) != response.get_raw_size():
-        raise ValueError("a pull of %d bytes, announced as %d" % (len(data), response.get_raw_size()))
+    if data is not None and len(data) != size:
+        raise ValueError("a pull of %d bytes, announced as %d" % (len(data), size))
     with contextlib.suppress(ValueError, IndexError, TypeError):
         return read_log_group_list(data)
+    log_groups = []
     try:
-        log_groups = parse_log_group_list(response)
+        for parsed in response.get_loggroup_list().LogGroups:
+            # The SDK's LogGroupRaw, for what is not UTF-8, has bytes here.
+            topic = parsed.Topic.decode("utf-8", "replace") if isinstance(parsed.Topic, bytes) else parsed.Topic
+            log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), joinable=False))
     except Exception:  # its text would hold the whole pull
-        raise ValueError("a pull of %d bytes is no LogGroupList" % response.get_raw_size()) from None
-    log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", response.get_raw_size())
+        raise ValueError("a pull of %d bytes is no LogGroupList" % size) from None
+    log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", size)
     return log_groups
 
 
@@ -809,16 +793,15 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[Pu
         likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
         put = growing.get(likeness) if log_group.joinable else None
         if (
-            put
-            and put.size + len(log_group.logs) <= JOINED_BYTES
-            and put.log_count + log_group.log_count <= JOINED_LOGS
+            not put
+            or put.size + len(log_group.logs) > JOINED_BYTES
+            or put.log_count + log_group.log_count > JOINED_LOGS
         ):
-            put.join(log_group)
-            continue
-        put = Put([log_group], log_group.rest)
-        puts.append(put)
-        if log_group.joinable:
-            growing[likeness] = put
+            put = Put(log_group.rest)
+            puts.append(put)
+            if log_group.joinable:
+                growing[likeness] = put
+        put.join(log_group)
     return puts
 
 
@@ -2182,7 +2165,7 @@ class Target:
         """
         if self.puts <= puts_before and time.monotonic() >= self.next_probe:
             try:
-                self.write(Put([], NO_LOGS))
+                self.write(Put(NO_LOGS))
                 with self.lock:
                     self.puts += 1
             except Exception:  # any: then nothing is known
