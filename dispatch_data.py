@@ -109,10 +109,9 @@ class Setting(NamedTuple):
 
 def matching(pattern: str, right: str) -> Callable[[str], str]:
     """A check that a text matches `pattern` as a whole; `right` says in words what would."""
-    compiled = re.compile(pattern)
 
     def check(text: str) -> str:
-        if not compiled.fullmatch(text):
+        if not re.fullmatch(pattern, text):
             raise ValueError(right)
         return text
 
@@ -175,6 +174,12 @@ def cursor_start(text: str) -> str | int:
     return start
 
 
+def existing_path(text: str) -> str:
+    if not os.path.exists(text):
+        raise ValueError("a file of CA certificates")
+    return text
+
+
 def writable_directory(text: str) -> str:
     if not (os.path.isdir(text) and os.access(text, os.W_OK)):
         raise ValueError("a directory that exists and can be written to")
@@ -195,21 +200,17 @@ def yes_or_no(text: str) -> bool:
 
 
 # What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
-FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-FULL_WIDTH.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+ASCII_FOR = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+ASCII_FOR.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+FULL_WIDTH = re.compile("[%s]" % "".join(map(chr, ASCII_FOR)))
 # Brackets around one of these mean the character itself.
-LITERAL = re.compile(r"\[([*?[%s])\]" % "".join(map(chr, FULL_WIDTH)))
+LITERAL = re.compile(r"\[([*?[]|%s)\]" % FULL_WIDTH.pattern)
 NO_TOPIC = "[]"  # the Topic spelt so would be written [[]]
-
-
-def full_width(text: str) -> str:
-    """The first full-width character in a text, "" without one."""
-    return next((character for character in text if ord(character) in FULL_WIDTH), "")
 
 
 def topics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names or full_width(LITERAL.sub("", text)):
+    if not names or FULL_WIDTH.search(LITERAL.sub("", text)):
         raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
     if any(name[0] in "'\"" or name[-1] in "'\"" for name in names):
         raise ValueError("topics separated by commas, with quotes around all of them or none")
@@ -219,13 +220,6 @@ def topics(text: str) -> tuple[str, ...]:
     except re.error:
         raise ValueError("topics with ranges such as [a-z] in their brackets") from None
     return names
-
-
-def only_topic(entry: str) -> str | None:
-    """The one Topic that an entry of SLS_TOPIC_TO<n> stands for, "" for NO_TOPIC; None for a pattern."""
-    if entry == NO_TOPIC:
-        return ""
-    return None if set("*?[") & set(LITERAL.sub("", entry)) else LITERAL.sub(r"\1", entry)
 
 
 name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
@@ -238,10 +232,9 @@ url_of_proxy = matching(
     + PORT + "/?",
     "a URL such as http://proxy.example:3128",
 )  # fmt: skip
-ROLE_NAME = r"[A-Za-z0-9._-]{1,64}"
 AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
 key_source = matching(
-    r"ecs(:%s)?|oidc|uri|file:/.+|%s" % (ROLE_NAME, AGENT_URL),
+    r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
     "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>",
 )
 OIDC_NAMES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
@@ -303,16 +296,23 @@ DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 
 KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
-CA_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what requests reads, and so does this program
 PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+SECRET_NAMES = (*KEY_NAMES, *PROXY_NAMES, URI_NAME)
+# What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
+NETWORK_SETTINGS = [Setting(name, existing_path, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
+NETWORK_SETTINGS += [Setting(name, url_of_proxy, "", "a proxy") for name in PROXY_NAMES]
+# What two of the values of SLS_CREDENTIALS take from variables of others.
+TAKEN_SETTINGS = {
+    "oidc": [Setting(name, str, REQUIRED, "") for name in OIDC_NAMES],
+    "uri": [Setting(URI_NAME, matching(AGENT_URL, "http://<agent>"), REQUIRED, "")],
+}
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
-
-
-def split_number(name: str) -> tuple[str, str]:
-    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); '' for the number where there is none, or no sensible one."""
-    stem = name.rstrip("0123456789")
-    digits = name[len(stem) :]
-    return (name, "") if digits.startswith("0") or len(digits) > 9 else (stem, digits)
+NUMBER = "[1-9][0-9]{0,8}"
+NUMBERED = re.compile("(?:%s)(%s)" % ("|".join(NUMBERED_NAMES), NUMBER))
+# An endpoint that names its region, which an address or a host of one's own doesn't.
+REGION = re.compile(
+    r"(?:https?://)?([a-z]{2}-[a-z0-9-]+?)(?:-intranet|-internal|-share|-vpc)*\.(?:log|sls)\.aliyuncs\.com(?:[:/]|$)"
+)
 
 
 class Place(NamedTuple):
@@ -337,28 +337,13 @@ class Place(NamedTuple):
         """The same for two logstores that one client can call: one project, one key."""
         return self[:7]
 
-    @property
-    def auth_version(self) -> str:
-        return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
-
-    @property
-    def host(self) -> str:
-        """Of the endpoint, in lower case."""
-        return re.sub("^https?://|[:/].*$", "", self.endpoint.lower())
-
-    @property
-    def host_region(self) -> str:
-        """The region that the endpoint's host names, "" where it names none, as an address or a host of one's own."""
-        domain = r"([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com"
-        found = re.fullmatch(domain, self.host)
-        return found.group(1) if found else ""
-
     def may_be(self, other: Place) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
         region, so only two regions tell two of one name apart."""
-        regions = {self.host_region, other.host_region}
+        named = [REGION.match(place.endpoint.lower()) for place in (self, other)]
+        are_two_regions = len({region.group(1) for region in named if region}) == 2
         same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
-        return same_name and (len(regions) == 1 or "" in regions)
+        return same_name and not are_two_regions
 
 
 class TargetSettings(NamedTuple):
@@ -411,12 +396,6 @@ class SettingsError(Exception):
         self.problems = list(problems)
 
 
-def type_instead(text: str) -> str:
-    """What to do about the first full-width character in a text; "" without one."""
-    wide = full_width(text)
-    return "; %r is a full-width character, type %r instead" % (wide, wide.translate(FULL_WIDTH)) if wide else ""
-
-
 def unquoted(text: str) -> str:
     """Without what is around a value: space, and quotes, which a shell takes away, but `docker --env-file` doesn't."""
     text = text.strip()
@@ -427,38 +406,34 @@ class EnvironmentReader:
     """Reads settings and gathers what is wrong with them, so that all of it can be told at once."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = {name: unquoted(text) for name, text in environment.items() if name.startswith("SLS_")}
-        self.of_others = environment
+        self.environment = {
+            name: unquoted(text) if name.startswith("SLS_") else text for name, text in environment.items()
+        }
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self.has_topics = any(split_number(name)[0] == "SLS_TOPIC_TO" for name in self.environment)
+        self.has_topics = any(re.fullmatch("SLS_TOPIC_TO(%s)?" % NUMBER, name) for name in environment)
 
-    def problem(self, line: str) -> None:
-        if line not in self.problems:
-            self.problems.append(line)
-
-    def read(self, setting: Setting, suffix: str = "", default: str | None = None) -> Any:
+    def read(self, setting: Setting, suffix: str = "") -> Any:
         """The checked value of a setting; "" where it is empty, or a problem has been noted."""
         name = setting.name + suffix
         text: str | None = self.environment.get(name, "")
-        if not text and not (setting.name == "SLS_LOG_DIR" and name in self.environment):
-            text = setting.default if default is None else default
+        if not text and not (name == "SLS_LOG_DIR" and name in self.environment):
+            text = setting.default
         if text is REQUIRED:
-            self.problem("%s is missing: %s" % (name, setting.meaning))
+            self.problems.append("%s is missing: %s" % (name, setting.meaning))
         elif text:
             try:
                 return setting.check(text)
             except ValueError as right:
-                is_secret = setting.name in KEY_NAMES
+                is_secret = setting.name in SECRET_NAMES
                 shown = "its value (not shown)" if is_secret else repr(text)
-                hint = "" if is_secret else type_instead(text)
-                self.problem("%s: %s is wrong; right would be %s%s" % (name, shown, right, hint))
+                wide = None if is_secret else FULL_WIDTH.search(text)
+                hint = "; %r is a full-width character, type %r instead"
+                self.problems.append(
+                    "%s: %s is wrong; right would be %s" % (name, shown, right)
+                    + (hint % (wide.group(), wide.group().translate(ASCII_FOR)) if wide else "")
+                )
         return ""
-
-    def nearest(self, names: Sequence[str], suffixes: Sequence[str]) -> str:
-        """The first suffix with which one of the names is set; else the last."""
-        set_here = (suffix for suffix in suffixes if any(self.environment.get(name + suffix) for name in names))
-        return next(set_here, suffixes[-1])
 
     def read_place(self, suffixes: Sequence[str], logstore: Setting, logstore_suffix: str) -> Place:
         """The place of one logstore; what the first suffix doesn't set, the next does: _TO2, then _TO, then none.
@@ -466,75 +441,61 @@ class EnvironmentReader:
         Id, secret and token make one key: they are taken together, from where any of them is set, or SLS_CREDENTIALS
         is, which stands in their place.
         """
-        suffix_of_key = self.nearest(KEY_NAMES, suffixes)
-        renews_itself = self.environment.get("SLS_CREDENTIALS" + suffix_of_key)
         values: list[Any] = []
         names = {"SLS_LOGSTORE": logstore.name + logstore_suffix}
         for setting in PLACE_SETTINGS:
-            is_of_key = setting.name in KEY_NAMES
-            suffix = suffix_of_key if is_of_key else self.nearest([setting.name], suffixes)
-            names[setting.name] = setting.name + suffix
-            if is_of_key and renews_itself and setting.name != "SLS_CREDENTIALS":
-                values.append(self.left_out(names[setting.name], "SLS_CREDENTIALS" + suffix))
-                names[setting.name] = "SLS_CREDENTIALS" + suffix  # what advice is to name
+            together = KEY_NAMES if setting.name in KEY_NAMES else (setting.name,)
+            set_here = (suffix for suffix in suffixes if any(self.environment.get(name + suffix) for name in together))
+            suffix = next(set_here, "")
+            name, stands_in = setting.name + suffix, "SLS_CREDENTIALS" + suffix
+            if setting.name in KEY_NAMES and name != stands_in and self.environment.get(stands_in):
+                if self.environment.get(name):
+                    self.problems.append("%s: %s stands in its place; leave out one of them" % (name, stands_in))
+                values.append("")
+                names[setting.name] = stands_in  # what advice is to name
             else:
                 values.append(self.read(setting, suffix))
+                names[setting.name] = name
         values += [self.read(logstore, logstore_suffix), names]
         place = Place(*values)
-        if place.project and place.host.startswith(place.project + "."):
+        if place.project and re.match(r"(https?://)?%s\." % place.project, place.endpoint, re.IGNORECASE):
             words = "%s: %r is wrong; right would be the host without the project"
-            self.problem(words % (names["SLS_ENDPOINT"], place.endpoint))
-        return place._replace(credentials=self.read_key_source(place))
-
-    def left_out(self, name: str, stands_in: str) -> str:
-        """No value, for a setting that must not have one."""
-        if self.environment.get(name):
-            self.problem("%s: %s stands in its place; leave out one of them" % (name, stands_in))
-        return ""
-
-    def read_key_source(self, place: Place) -> str:
-        """SLS_CREDENTIALS, with the URL for `uri`; what it takes from variables of others is checked."""
-        source = place.credentials
-        for name in {"oidc": OIDC_NAMES, "uri": (URI_NAME,)}.get(source, ()):
-            if not self.of_others.get(name):
-                self.problem("%s is missing: %s=%s takes it" % (name, place.names["SLS_CREDENTIALS"], source))
-        if source != "uri":
-            return source
-        url = self.of_others.get(URI_NAME) or ""
-        if url and not re.fullmatch(AGENT_URL, url):
-            self.problem("%s: its value (not shown) is wrong; right would be http://<agent>" % URI_NAME)
-        return url
+            self.problems.append(words % (names["SLS_ENDPOINT"], place.endpoint))
+        meaning = "%s=%s takes it" % (names["SLS_CREDENTIALS"], place.credentials)
+        taken = [self.read(setting._replace(meaning=meaning)) for setting in TAKEN_SETTINGS.get(place.credentials, [])]
+        return place._replace(credentials=taken[0]) if place.credentials == "uri" else place
 
     def unknown_names(self) -> Iterator[str]:
         """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
         plain = [setting.name for setting in PLACE_SETTINGS + SOURCE_SETTINGS + TUNING_SETTINGS]
         plain += [setting.name + "_TO" for setting in PLACE_SETTINGS]
         for name in sorted(self.environment):
-            stem, digits = split_number(name)
-            if name not in plain and not (digits and stem in NUMBERED_NAMES):
-                possible = plain + [stem + (digits or "1") for stem in NUMBERED_NAMES]
+            if name.startswith("SLS_") and name not in plain and not NUMBERED.fullmatch(name):
+                number = re.search(NUMBER + "$", name)
+                possible = plain + [stem + (number.group() if number else "1") for stem in NUMBERED_NAMES]
                 nearest = difflib.get_close_matches(name, possible, 1, 0)
                 yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
 
 
 def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSettings]:
     """The targets in the order of their numbers; what is wrong with them is noted with the reader."""
-    set_names = [split_number(name) for name, text in reader.environment.items() if text]
-    numbers = {int(digits) for stem, digits in set_names if digits and stem in NUMBERED_NAMES}
+    numbered = [NUMBERED.fullmatch(name) for name, text in reader.environment.items() if text]
+    numbers = {int(name.group(1)) for name in numbered if name}
     if not numbers:
-        reader.problem("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
+        reader.problems.append("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
     logstore_setting, topics_setting = TARGET_SETTINGS
     routed: dict[str, int] = {}
     for number in sorted(numbers):
         suffix = str(number)
         place = reader.read_place(["_TO" + suffix, "_TO", ""], logstore_setting, suffix)
         if place.logstore and place.may_be(source):
-            reader.problem(
+            reader.problems.append(
                 "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two regions; "
                 "name another logstore" % (number, place)
             )
-        default = None if reader.has_topics else DEFAULT_TOPICS.get(number)
-        target = TargetSettings(number, place, reader.read(topics_setting, suffix, default))
+        if not reader.has_topics:
+            topics_setting = topics_setting._replace(default=DEFAULT_TOPICS.get(number, REQUIRED))
+        target = TargetSettings(number, place, reader.read(topics_setting, suffix))
         for topic in target.topics:
             if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", LITERAL.sub("", topic)):
                 reader.warnings.append(
@@ -542,7 +503,7 @@ def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSet
                     "spelt like that is written %r" % (number, topic, LITERAL.sub(r"\1", topic).replace("[", "[[]"))
                 )
             if routed.setdefault(topic, number) != number:
-                reader.problem(
+                reader.problems.append(
                     "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
                     % (number, topic, routed[topic])
                 )
@@ -559,17 +520,11 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     consumer_group = reader.read(SOURCE_SETTINGS[1])
     targets = tuple(read_targets(reader, source))
     tuning = [reader.read(setting) for setting in TUNING_SETTINGS]
-    for name in CA_NAMES:  # a typo here must not look like a service that can't be reached
-        if environment.get(name) and not os.path.exists(environment[name]):
-            reader.problem("%s: %r is wrong; right would be a file of CA certificates" % (name, environment[name]))
-    for name in PROXY_NAMES:
-        try:
-            url_of_proxy(environment.get(name) or "proxy")
-        except ValueError as right:
-            reader.problem("%s: its value (not shown) is wrong; right would be %s" % (name, right))
+    for setting in NETWORK_SETTINGS:
+        reader.read(setting)
     warnings = [*reader.unknown_names(), *reader.warnings]
     if reader.problems:
-        raise SettingsError(reader.problems + warnings)
+        raise SettingsError([*dict.fromkeys(reader.problems), *warnings])
     places = [source, *(target.place for target in targets)]
     for name in dict.fromkeys(place.names["SLS_STS_TOKEN"] for place in places if place.security_token):
         warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
@@ -589,15 +544,17 @@ class Routes:
     LONGEST_REMEMBERED = 256  # characters
 
     def __init__(self, targets: Iterable[TargetSettings]) -> None:
+        """`targets` in the order of n."""
         self.exact: dict[str, int] = {}
         self.patterns = []
-        for target in sorted(targets, key=lambda target: target.number):
+        for target in targets:
             for topic in target.topics:
-                exact = only_topic(topic)
-                if exact is None:
+                if topic == NO_TOPIC:
+                    self.exact[""] = target.number
+                elif set("*?[") & set(LITERAL.sub("", topic)):
                     self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
                 else:
-                    self.exact[exact] = target.number
+                    self.exact[LITERAL.sub(r"\1", topic)] = target.number
         # A topic may be a file's path or a container's id: remember many, but not without end.
         self.remembered = functools.lru_cache(maxsize=10000)(self.match)
 
@@ -1516,7 +1473,7 @@ class LeanClient(LogClient):
             place.access_key,
             place.security_token or None,
             source="dispatch_data",
-            auth_version=place.auth_version,
+            auth_version=AUTH_VERSION_4 if place.region else AUTH_VERSION_1,
             region=place.region,
             credentials_provider=self.keys,
         )
