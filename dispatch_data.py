@@ -107,27 +107,32 @@ class Setting(NamedTuple):
     meaning: str
 
 
+def checked(value_of: Callable[[str], object], right: str) -> Callable[[str], Any]:
+    """A check by `value_of`, which returns None or raises ValueError where a text is wrong; `right` says in words what
+    would be right."""
+
+    def check(text: str) -> object:
+        with contextlib.suppress(ValueError):
+            value = value_of(text)
+            if value is not None:
+                return value
+        raise ValueError(right)
+
+    return check
+
+
 def matching(pattern: str, right: str) -> Callable[[str], str]:
-    """A check that a text matches `pattern` as a whole; `right` says in words what would."""
-
-    def check(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(right)
-        return text
-
-    return check
+    """A check that a text matches `pattern` as a whole."""
+    return checked(lambda text: text if re.fullmatch(pattern, text) else None, right)
 
 
-def between(kind: Callable[[str], float], low: float, high: float, right: str) -> Callable[[str], float]:
+def between(kind: type[float], low: float, high: float, right: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
-    plain = re.compile("[0-9]{1,9}" if kind is int else r"[0-9]{1,9}(\.[0-9]{1,9})?")
-
-    def check(text: str) -> float:
-        if not plain.fullmatch(text) or not low <= kind(text) <= high:
-            raise ValueError("%s from %s to %s" % (right, low, high))
-        return kind(text)
-
-    return check
+    plain = "[0-9]{1,9}" if kind is int else r"[0-9]{1,9}(\.[0-9]{1,9})?"
+    return checked(
+        lambda text: kind(text) if re.fullmatch(plain, text) and low <= kind(text) <= high else None,
+        "%s from %s to %s" % (right, low, high),
+    )
 
 
 CLOCKS_AGREE = 5.0  # seconds that two clocks may differ without a word
@@ -174,31 +179,6 @@ def cursor_start(text: str) -> str | int:
     return start
 
 
-def existing_path(text: str) -> str:
-    if not os.path.exists(text):
-        raise ValueError("a file of CA certificates")
-    return text
-
-
-def writable_directory(text: str) -> str:
-    if not (os.path.isdir(text) and os.access(text, os.W_OK)):
-        raise ValueError("a directory that exists and can be written to")
-    return text
-
-
-def ip_address(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        raise ValueError("an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them") from None
-
-
-def yes_or_no(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError("true or false")
-    return text.lower() == "true"
-
-
 # What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
 ASCII_FOR = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 ASCII_FOR.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
@@ -224,6 +204,16 @@ def topics(text: str) -> tuple[str, ...]:
 
 name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
 secret = matching(r"[!-~]+", "printable characters without spaces")
+yes_or_no = checked(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false")
+ca_file = checked(lambda path: path if os.path.exists(path) else None, "a file of CA certificates")
+writable_directory = checked(
+    lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
+    "a directory that exists and can be written to",
+)
+ip_address = checked(
+    lambda text: str(ipaddress.ip_address(text)),
+    "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them",
+)
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
 PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
@@ -233,10 +223,6 @@ url_of_proxy = matching(
     "a URL such as http://proxy.example:3128",
 )  # fmt: skip
 AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
-key_source = matching(
-    r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
-    "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>",
-)
 OIDC_NAMES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 URI_NAME = "ALIBABA_CLOUD_CREDENTIALS_URI"
 REQUIRED = None
@@ -250,7 +236,9 @@ PLACE_SETTINGS = (
     Setting("SLS_AK_ID", secret, REQUIRED, "id of the access key"),
     Setting("SLS_AK_KEY", secret, REQUIRED, "secret of the access key"),
     Setting("SLS_STS_TOKEN", secret, "", "token of a temporary access key, which can't renew itself"),
-    Setting("SLS_CREDENTIALS", key_source, "",
+    Setting("SLS_CREDENTIALS",
+            matching(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
+                     "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"), "",
             "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
             "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_NAME),
     Setting("SLS_REGION", matching(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
@@ -294,12 +282,11 @@ TUNING_SETTINGS = (
 # topic are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
-
 KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
 PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 SECRET_NAMES = (*KEY_NAMES, *PROXY_NAMES, URI_NAME)
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
-NETWORK_SETTINGS = [Setting(name, existing_path, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
+NETWORK_SETTINGS = [Setting(name, ca_file, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
 NETWORK_SETTINGS += [Setting(name, url_of_proxy, "", "a proxy") for name in PROXY_NAMES]
 # What two of the values of SLS_CREDENTIALS take from variables of others.
 TAKEN_SETTINGS = {
@@ -331,11 +318,6 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
-
-    @property
-    def whose_client(self) -> tuple[str, ...]:
-        """The same for two logstores that one client can call: one project, one key."""
-        return self[:7]
 
     def may_be(self, other: Place) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
@@ -389,11 +371,7 @@ class Settings(NamedTuple):
 
 
 class SettingsError(Exception):
-    """The environment won't do; `problems` has one line for each thing to mend."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = list(problems)
+    """The environment won't do; `args` has one line for each thing to mend."""
 
 
 def unquoted(text: str) -> str:
@@ -428,21 +406,23 @@ class EnvironmentReader:
                 is_secret = setting.name in SECRET_NAMES
                 shown = "its value (not shown)" if is_secret else repr(text)
                 wide = None if is_secret else FULL_WIDTH.search(text)
-                hint = "; %r is a full-width character, type %r instead"
-                self.problems.append(
-                    "%s: %s is wrong; right would be %s" % (name, shown, right)
-                    + (hint % (wide.group(), wide.group().translate(ASCII_FOR)) if wide else "")
-                )
+                line = "%s: %s is wrong; right would be %s" % (name, shown, right)
+                if wide:
+                    words = "; %r is a full-width character, type %r instead"
+                    line += words % (wide.group(), wide.group().translate(ASCII_FOR))
+                self.problems.append(line)
         return ""
 
-    def read_place(self, suffixes: Sequence[str], logstore: Setting, logstore_suffix: str) -> Place:
-        """The place of one logstore; what the first suffix doesn't set, the next does: _TO2, then _TO, then none.
+    def read_place(self, number: str = "") -> Place:
+        """The place of target `number`, else of the source; what _TO<n> doesn't set, _TO does, then the source.
 
         Id, secret and token make one key: they are taken together, from where any of them is set, or SLS_CREDENTIALS
         is, which stands in their place.
         """
+        suffixes = ["_TO" + number, "_TO", ""] if number else [""]
+        logstore = TARGET_SETTINGS[0] if number else SOURCE_SETTINGS[0]
         values: list[Any] = []
-        names = {"SLS_LOGSTORE": logstore.name + logstore_suffix}
+        names = {"SLS_LOGSTORE": logstore.name + number}
         for setting in PLACE_SETTINGS:
             together = KEY_NAMES if setting.name in KEY_NAMES else (setting.name,)
             set_here = (suffix for suffix in suffixes if any(self.environment.get(name + suffix) for name in together))
@@ -456,7 +436,7 @@ class EnvironmentReader:
             else:
                 values.append(self.read(setting, suffix))
                 names[setting.name] = name
-        values += [self.read(logstore, logstore_suffix), names]
+        values += [self.read(logstore, number), names]
         place = Place(*values)
         if place.project and re.match(r"(https?://)?%s\." % place.project, place.endpoint, re.IGNORECASE):
             words = "%s: %r is wrong; right would be the host without the project"
@@ -470,9 +450,9 @@ class EnvironmentReader:
         plain = [setting.name for setting in PLACE_SETTINGS + SOURCE_SETTINGS + TUNING_SETTINGS]
         plain += [setting.name + "_TO" for setting in PLACE_SETTINGS]
         for name in sorted(self.environment):
-            if name.startswith("SLS_") and name not in plain and not NUMBERED.fullmatch(name):
-                number = re.search(NUMBER + "$", name)
-                possible = plain + [stem + (number.group() if number else "1") for stem in NUMBERED_NAMES]
+            number = re.search("[^0-9](%s)$" % NUMBER, name)
+            possible = plain + [stem + (number.group(1) if number else "1") for stem in NUMBERED_NAMES]
+            if name.startswith("SLS_") and name not in possible:
                 nearest = difflib.get_close_matches(name, possible, 1, 0)
                 yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
 
@@ -483,11 +463,10 @@ def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSet
     numbers = {int(name.group(1)) for name in numbered if name}
     if not numbers:
         reader.problems.append("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
-    logstore_setting, topics_setting = TARGET_SETTINGS
+    topics_setting = TARGET_SETTINGS[1]
     routed: dict[str, int] = {}
     for number in sorted(numbers):
-        suffix = str(number)
-        place = reader.read_place(["_TO" + suffix, "_TO", ""], logstore_setting, suffix)
+        place = reader.read_place(str(number))
         if place.logstore and place.may_be(source):
             reader.problems.append(
                 "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two regions; "
@@ -495,7 +474,7 @@ def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSet
             )
         if not reader.has_topics:
             topics_setting = topics_setting._replace(default=DEFAULT_TOPICS.get(number, REQUIRED))
-        target = TargetSettings(number, place, reader.read(topics_setting, suffix))
+        target = TargetSettings(number, place, reader.read(topics_setting, str(number)))
         for topic in target.topics:
             if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", LITERAL.sub("", topic)):
                 reader.warnings.append(
@@ -503,20 +482,15 @@ def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSet
                     "spelt like that is written %r" % (number, topic, LITERAL.sub(r"\1", topic).replace("[", "[[]"))
                 )
             if routed.setdefault(topic, number) != number:
-                reader.problems.append(
-                    "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
-                    % (number, topic, routed[topic])
-                )
+                words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
+                reader.problems.append(words % (number, topic, routed[topic]))
         yield target
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """The settings in `environment` (names to texts, as os.environ).
-
-    Raises SettingsError, with every problem there is.
-    """
+    """The settings in `environment`, names to texts. Raises SettingsError, with every problem there is."""
     reader = EnvironmentReader(environment)
-    source = reader.read_place([""], SOURCE_SETTINGS[0], "")
+    source = reader.read_place()
     consumer_group = reader.read(SOURCE_SETTINGS[1])
     targets = tuple(read_targets(reader, source))
     tuning = [reader.read(setting) for setting in TUNING_SETTINGS]
@@ -524,7 +498,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         reader.read(setting)
     warnings = [*reader.unknown_names(), *reader.warnings]
     if reader.problems:
-        raise SettingsError([*dict.fromkeys(reader.problems), *warnings])
+        raise SettingsError(*dict.fromkeys(reader.problems), *warnings)
     places = [source, *(target.place for target in targets)]
     for name in dict.fromkeys(place.names["SLS_STS_TOKEN"] for place in places if place.security_token):
         warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
@@ -592,10 +566,7 @@ class LogGroup(NamedTuple):
 
 
 class Put:
-    """LogGroups that travel together, as one: they are equal in everything but their logs.
-
-    Offers what `LogClient.put_log_raw` asks of a LogGroup, under the name of the SDK's message.
-    """
+    """LogGroups equal in everything but their logs, which travel as one: `LogClient.put_log_raw` takes it for such."""
 
     __slots__ = ("log_count", "log_groups", "puts_before", "refusals", "rest", "size")
 
@@ -2069,9 +2040,9 @@ class Target:
         rejected: RejectedLogGroups | None,
         clients: dict[tuple[Any, ...], LeanClient],
     ) -> None:
-        """`clients` has those of the targets before, by Place.whose_client."""
+        """`clients` has those of the targets before, by all that is in a place but the logstore."""
         self.number, self.place, self.name = settings.number, settings.place, settings.name
-        in_project = self.place.whose_client
+        in_project = self.place[:7]  # one client can call all logstores of one project with one key
         self.logstore = Logstore(self.place, client=clients.get(in_project))
         clients[in_project] = self.logstore.client
         self.write = self.logstore.put  # LogClient.put_log_raw, bound by functools.partial to project and logstore
@@ -3312,9 +3283,9 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         settings = read_settings(environment)
     except SettingsError as error:
-        for problem in error.problems:
+        for problem in error.args:
             print("dispatch_data.py: %s" % problem, file=sys.stderr)
-        if any(" is missing: " in problem for problem in error.problems):
+        if any(" is missing: " in problem for problem in error.args):
             print(FIRST_CONTACT, file=sys.stderr)
         return 2
     if parsed.check or parsed.status:
