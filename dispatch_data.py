@@ -210,10 +210,6 @@ writable_directory = checked(
     lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
     "a directory that exists and can be written to",
 )
-ip_address = checked(
-    lambda text: str(ipaddress.ip_address(text)),
-    "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them",
-)
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
 PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
@@ -275,7 +271,10 @@ TUNING_SETTINGS = (
             "what is logged"),
     Setting("SLS_METRICS_PORT", between(int, 1, 65535, "a port"), "",
             "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere"),
-    Setting("SLS_METRICS_HOST", ip_address, "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
+    Setting("SLS_METRICS_HOST",
+            checked(lambda text: str(ipaddress.ip_address(text)),
+                    "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"),
+            "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
 )
 # fmt: on
 # They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
@@ -431,11 +430,9 @@ class EnvironmentReader:
             if setting.name in KEY_NAMES and name != stands_in and self.environment.get(stands_in):
                 if self.environment.get(name):
                     self.problems.append("%s: %s stands in its place; leave out one of them" % (name, stands_in))
-                values.append("")
-                names[setting.name] = stands_in  # what advice is to name
-            else:
-                values.append(self.read(setting, suffix))
-                names[setting.name] = name
+                setting, name = setting._replace(check=str, default=""), stands_in  # what advice is to name
+            names[setting.name] = name
+            values.append(self.read(setting, suffix))
         values += [self.read(logstore, number), names]
         place = Place(*values)
         if place.project and re.match(r"(https?://)?%s\." % place.project, place.endpoint, re.IGNORECASE):
