@@ -128,7 +128,7 @@ def matching(pattern: str, right: str) -> Callable[[str], str]:
 
 def between(kind: type[float], low: float, high: float, right: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
-    plain = "[0-9]{1,9}" if kind is int else r"[0-9]{1,9}(\.[0-9]{1,9})?"
+    plain = r"[0-9]{1,9}(\.[0-9]{1,9})?"
     return checked(
         lambda text: kind(text) if re.fullmatch(plain, text) and low <= kind(text) <= high else None,
         "%s from %s to %s" % (right, low, high),
@@ -584,10 +584,6 @@ class Put:
         self.size += len(log_group.logs)
         return self
 
-    def split(self) -> list[Put]:
-        """Those that were joined, each for itself again."""
-        return [Put(log_group.rest).join(log_group) for log_group in self.log_groups]
-
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
     """The varint at `position` and the position after it. Raises IndexError at the end, ValueError beyond 64 bits."""
@@ -608,16 +604,15 @@ def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int
     """
     while position < end:
         start = position
-        key, position = read_varint(data, position)
+        key, value = read_varint(data, start)
         wire_type = key & 7
-        value = position
         if wire_type == 2:
-            length, value = read_varint(data, position)
+            length, value = read_varint(data, value)
             position = value + length
         elif wire_type == 0:
-            position = read_varint(data, position)[1]
+            position = read_varint(data, value)[1]
         elif wire_type in (1, 5):
-            position += 8 if wire_type == 1 else 4
+            position = value + (8 if wire_type == 1 else 4)
         else:
             raise ValueError("wire type %d" % wire_type)
         if position > end or key < 8:
@@ -2367,7 +2362,7 @@ class Delivery:
         if blames_log_group(error):
             if len(put.log_groups) > 1:
                 target.putting.passed(put)
-                return [(target, single) for single in put.split()]
+                return [(target, Put(single.rest).join(single)) for single in put.log_groups]
             put.refusals += target.takes_others(put.puts_before)
             put.puts_before = target.puts
             if put.refusals >= REFUSALS and target.keep(put, error):
