@@ -108,8 +108,7 @@ class Setting(NamedTuple):
 
 
 def checked(value_of: Callable[[str], object], right: str) -> Callable[[str], Any]:
-    """A check by `value_of`, which returns None or raises ValueError where a text is wrong; `right` says in words what
-    would be right."""
+    """A check by `value_of`: None and ValueError are what it has for a wrong text; `right` says what would be right."""
 
     def check(text: str) -> object:
         with contextlib.suppress(ValueError):
@@ -185,7 +184,6 @@ ASCII_FOR.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\
 FULL_WIDTH = re.compile("[%s]" % "".join(map(chr, ASCII_FOR)))
 # Brackets around one of these mean the character itself.
 LITERAL = re.compile(r"\[([*?[]|%s)\]" % FULL_WIDTH.pattern)
-NO_TOPIC = "[]"  # the Topic spelt so would be written [[]]
 
 
 def topics(text: str) -> tuple[str, ...]:
@@ -287,11 +285,6 @@ SECRET_NAMES = (*KEY_NAMES, *PROXY_NAMES, URI_NAME)
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
 NETWORK_SETTINGS = [Setting(name, ca_file, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
 NETWORK_SETTINGS += [Setting(name, url_of_proxy, "", "a proxy") for name in PROXY_NAMES]
-# What two of the values of SLS_CREDENTIALS take from variables of others.
-TAKEN_SETTINGS = {
-    "oidc": [Setting(name, str, REQUIRED, "") for name in OIDC_NAMES],
-    "uri": [Setting(URI_NAME, matching(AGENT_URL, "http://<agent>"), REQUIRED, "")],
-}
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
 NUMBER = "[1-9][0-9]{0,8}"
 NUMBERED = re.compile("(?:%s)(%s)" % ("|".join(NUMBERED_NAMES), NUMBER))
@@ -302,8 +295,7 @@ REGION = re.compile(
 
 
 class Place(NamedTuple):
-    """One logstore, and how to reach it, in the order of PLACE_SETTINGS; `names` has the variable that each setting was
-    read from."""
+    """One logstore, and how to reach it, in the order of PLACE_SETTINGS."""
 
     endpoint: str
     access_key_id: str
@@ -313,7 +305,7 @@ class Place(NamedTuple):
     region: str
     project: str
     logstore: str
-    names: Mapping[str, str]
+    names: Mapping[str, str]  # setting, such as SLS_PROJECT -> the variable that it was read from
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
@@ -424,7 +416,7 @@ class EnvironmentReader:
         names = {"SLS_LOGSTORE": logstore.name + number}
         for setting in PLACE_SETTINGS:
             together = KEY_NAMES if setting.name in KEY_NAMES else (setting.name,)
-            set_here = (suffix for suffix in suffixes if any(self.environment.get(name + suffix) for name in together))
+            set_here = (suffix for suffix in suffixes if any(self.environment.get(each + suffix) for each in together))
             suffix = next(set_here, "")
             name, stands_in = setting.name + suffix, "SLS_CREDENTIALS" + suffix
             if setting.name in KEY_NAMES and name != stands_in and self.environment.get(stands_in):
@@ -439,8 +431,12 @@ class EnvironmentReader:
             words = "%s: %r is wrong; right would be the host without the project"
             self.problems.append(words % (names["SLS_ENDPOINT"], place.endpoint))
         meaning = "%s=%s takes it" % (names["SLS_CREDENTIALS"], place.credentials)
-        taken = [self.read(setting._replace(meaning=meaning)) for setting in TAKEN_SETTINGS.get(place.credentials, [])]
-        return place._replace(credentials=taken[0]) if place.credentials == "uri" else place
+        for name in OIDC_NAMES if place.credentials == "oidc" else ():
+            self.read(Setting(name, str, REQUIRED, meaning))
+        if place.credentials == "uri":
+            url = self.read(Setting(URI_NAME, matching(AGENT_URL, "http://<agent>"), REQUIRED, meaning))
+            return place._replace(credentials=url)
+        return place
 
     def unknown_names(self) -> Iterator[str]:
         """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
@@ -520,7 +516,7 @@ class Routes:
         self.patterns = []
         for target in targets:
             for topic in target.topics:
-                if topic == NO_TOPIC:
+                if topic == "[]":  # what has no topic; the topic spelt so is written [[]]
                     self.exact[""] = target.number
                 elif set("*?[") & set(LITERAL.sub("", topic)):
                     self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
@@ -712,11 +708,9 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[Pu
     for log_group in log_groups:
         likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
         put = growing.get(likeness) if log_group.joinable else None
-        if (
-            not put
-            or put.size + len(log_group.logs) > JOINED_BYTES
-            or put.log_count + log_group.log_count > JOINED_LOGS
-        ):
+        if put and (put.size + len(log_group.logs) > JOINED_BYTES or put.log_count + log_group.log_count > JOINED_LOGS):
+            put = None
+        if not put:
             put = Put(log_group.rest)
             puts.append(put)
             if log_group.joinable:
