@@ -289,9 +289,7 @@ NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting
 NUMBER = "[1-9][0-9]{0,8}"
 NUMBERED = re.compile("(?:%s)(%s)" % ("|".join(NUMBERED_NAMES), NUMBER))
 # An endpoint that names its region, which an address or a host of one's own doesn't.
-REGION = re.compile(
-    r"(?:https?://)?([a-z]{2}-[a-z0-9-]+?)(?:-intranet|-internal|-share|-vpc)*\.(?:log|sls)\.aliyuncs\.com(?:[:/]|$)"
-)
+REGION = re.compile(r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)")
 
 
 class Place(NamedTuple):
@@ -313,8 +311,8 @@ class Place(NamedTuple):
     def may_be(self, other: Place) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
         region, so only two regions tell two of one name apart."""
-        named = [REGION.match(place.endpoint.lower()) for place in (self, other)]
-        are_two_regions = len({region.group(1) for region in named if region}) == 2
+        named = [REGION.search(place.endpoint.lower()) for place in (self, other)]
+        are_two_regions = len({region.group(2) for region in named if region}) == 2
         same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
         return same_name and not are_two_regions
 
