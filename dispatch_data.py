@@ -275,8 +275,7 @@ TUNING_SETTINGS = (
             "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
 )
 # fmt: on
-# They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
-# topic are out there.
+# While no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; such logs are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
 KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
