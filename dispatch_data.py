@@ -107,28 +107,31 @@ class Setting(NamedTuple):
     meaning: str
 
 
+def checked(value_of: Callable[[str], object], right: str) -> Callable[[str], Any]:
+    """A check by `value_of`: None and ValueError are what it has for a wrong text; `right` says what would be right."""
+
+    def check(text: str) -> object:
+        with contextlib.suppress(ValueError):
+            value = value_of(text)
+            if value is not None:
+                return value
+        raise ValueError(right)
+
+    return check
+
+
 def matching(pattern: str, right: str) -> Callable[[str], str]:
-    """A check that a text matches `pattern` as a whole; `right` says in words what would."""
-    compiled = re.compile(pattern)
-
-    def check(text: str) -> str:
-        if not compiled.fullmatch(text):
-            raise ValueError(right)
-        return text
-
-    return check
+    """A check that a text matches `pattern` as a whole."""
+    return checked(lambda text: text if re.fullmatch(pattern, text) else None, right)
 
 
-def between(kind: Callable[[str], float], low: float, high: float, right: str) -> Callable[[str], float]:
+def between(kind: type[float], low: float, high: float, right: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
-    plain = re.compile("[0-9]{1,9}" if kind is int else r"[0-9]{1,9}(\.[0-9]{1,9})?")
-
-    def check(text: str) -> float:
-        if not plain.fullmatch(text) or not low <= kind(text) <= high:
-            raise ValueError("%s from %s to %s" % (right, low, high))
-        return kind(text)
-
-    return check
+    plain = r"[0-9]{1,9}(\.[0-9]{1,9})?"
+    return checked(
+        lambda text: kind(text) if re.fullmatch(plain, text) and low <= kind(text) <= high else None,
+        "%s from %s to %s" % (right, low, high),
+    )
 
 
 CLOCKS_AGREE = 5.0  # seconds that two clocks may differ without a word
@@ -175,36 +178,12 @@ def cursor_start(text: str) -> str | int:
     return start
 
 
-def writable_directory(text: str) -> str:
-    if not (os.path.isdir(text) and os.access(text, os.W_OK)):
-        raise ValueError("a directory that exists and can be written to")
-    return text
-
-
-def ip_address(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        raise ValueError("an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them") from None
-
-
-def yes_or_no(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError("true or false")
-    return text.lower() == "true"
-
-
 # What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
-FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-FULL_WIDTH.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+ASCII_FOR = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+ASCII_FOR.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+FULL_WIDTH = re.compile("[%s]" % "".join(map(chr, ASCII_FOR)))
 # Brackets around one of these mean the character itself.
-LITERAL = re.compile(r"\[([*?[%s])\]" % "".join(map(chr, FULL_WIDTH)))
-NO_TOPIC = "[]"  # the Topic spelt so would be written [[]]
-
-
-def full_width(text: str) -> str:
-    """The first full-width character in a text, "" without one."""
-    return next((character for character in text if ord(character) in FULL_WIDTH), "")
+LITERAL = re.compile(r"\[([*?[]|%s)\]" % FULL_WIDTH.pattern)
 
 
 def as_utf8(text: str) -> str:
@@ -222,7 +201,7 @@ def topics(text: str) -> tuple[str, ...]:
     if not text.isprintable():
         raise ValueError("topics in UTF-8, of characters that can be seen")
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names or full_width(LITERAL.sub("", text)):
+    if not names or FULL_WIDTH.search(LITERAL.sub("", text)):
         raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
     if any(name[0] in "'\"" or name[-1] in "'\"" for name in names):
         raise ValueError("topics separated by commas, with quotes around all of them or none")
@@ -234,15 +213,14 @@ def topics(text: str) -> tuple[str, ...]:
     return names
 
 
-def only_topic(entry: str) -> str | None:
-    """The one Topic that an entry of SLS_TOPIC_TO<n> stands for, "" for NO_TOPIC; None for a pattern."""
-    if entry == NO_TOPIC:
-        return ""
-    return None if set("*?[") & set(LITERAL.sub("", entry)) else LITERAL.sub(r"\1", entry)
-
-
 name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
 secret = matching(r"[!-~]+", "printable characters without spaces")
+yes_or_no = checked(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false")
+ca_file = checked(lambda path: path if os.path.exists(path) else None, "a file of CA certificates")
+writable_directory = checked(
+    lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
+    "a directory that exists and can be written to",
+)
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
 PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
@@ -251,12 +229,7 @@ url_of_proxy = matching(
     + PORT + "/?",
     "a URL such as http://proxy.example:3128",
 )  # fmt: skip
-ROLE_NAME = r"[A-Za-z0-9._-]{1,64}"
 AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
-key_source = matching(
-    r"ecs(:%s)?|oidc|uri|file:/.+|%s" % (ROLE_NAME, AGENT_URL),
-    "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>",
-)
 OIDC_NAMES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 URI_NAME = "ALIBABA_CLOUD_CREDENTIALS_URI"
 REQUIRED = None
@@ -270,7 +243,9 @@ PLACE_SETTINGS = (
     Setting("SLS_AK_ID", secret, REQUIRED, "id of the access key"),
     Setting("SLS_AK_KEY", secret, REQUIRED, "secret of the access key"),
     Setting("SLS_STS_TOKEN", secret, "", "token of a temporary access key, which can't renew itself"),
-    Setting("SLS_CREDENTIALS", key_source, "",
+    Setting("SLS_CREDENTIALS",
+            matching(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
+                     "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"), "",
             "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
             "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_NAME),
     Setting("SLS_REGION", matching(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
@@ -307,30 +282,30 @@ TUNING_SETTINGS = (
             "what is logged"),
     Setting("SLS_METRICS_PORT", between(int, 1, 65535, "a port"), "",
             "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere"),
-    Setting("SLS_METRICS_HOST", ip_address, "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
+    Setting("SLS_METRICS_HOST",
+            checked(lambda text: str(ipaddress.ip_address(text)),
+                    "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"),
+            "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
 )
 # fmt: on
-# They apply while no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; logs with that
-# topic are out there.
+# While no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; such logs are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
-
 KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
-CA_NAMES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what requests reads, and so does this program
 PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+SECRET_NAMES = (*KEY_NAMES, *PROXY_NAMES, URI_NAME)
+# What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
+NETWORK_SETTINGS = [Setting(name, ca_file, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
+NETWORK_SETTINGS += [Setting(name, url_of_proxy, "", "a proxy") for name in PROXY_NAMES]
 NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
-
-
-def split_number(name: str) -> tuple[str, str]:
-    """'SLS_LOGSTORE_TO12' as ('SLS_LOGSTORE_TO', '12'); '' for the number where there is none, or no sensible one."""
-    stem = name.rstrip("0123456789")
-    digits = name[len(stem) :]
-    return (name, "") if digits.startswith("0") or len(digits) > 9 else (stem, digits)
+NUMBER = "[1-9][0-9]{0,8}"
+NUMBERED = re.compile("(?:%s)(%s)" % ("|".join(NUMBERED_NAMES), NUMBER))
+# An endpoint that names its region, which an address or a host of one's own doesn't.
+REGION = re.compile(r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)")
 
 
 class Place(NamedTuple):
-    """One logstore, and how to reach it, in the order of PLACE_SETTINGS; `names` has the variable that each setting was
-    read from."""
+    """One logstore, and how to reach it, in the order of PLACE_SETTINGS."""
 
     endpoint: str
     access_key_id: str
@@ -340,38 +315,18 @@ class Place(NamedTuple):
     region: str
     project: str
     logstore: str
-    names: Mapping[str, str]
+    names: Mapping[str, str]  # setting, such as SLS_PROJECT -> the variable that it was read from
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
 
-    @property
-    def whose_client(self) -> tuple[str, ...]:
-        """The same for two logstores that one client can call: one project, one key."""
-        return self[:7]
-
-    @property
-    def auth_version(self) -> str:
-        return AUTH_VERSION_4 if self.region else AUTH_VERSION_1
-
-    @property
-    def host(self) -> str:
-        """Of the endpoint, in lower case."""
-        return re.sub("^https?://|[:/].*$", "", self.endpoint.lower())
-
-    @property
-    def host_region(self) -> str:
-        """The region that the endpoint's host names, "" where it names none, as an address or a host of one's own."""
-        domain = r"([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com"
-        found = re.fullmatch(domain, self.host)
-        return found.group(1) if found else ""
-
     def may_be(self, other: Place) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
         region, so only two regions tell two of one name apart."""
-        regions = {self.host_region, other.host_region}
+        named = [REGION.search(place.endpoint.lower()) for place in (self, other)]
+        are_two_regions = len({region.group(2) for region in named if region}) == 2
         same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
-        return same_name and (len(regions) == 1 or "" in regions)
+        return same_name and not are_two_regions
 
 
 class TargetSettings(NamedTuple):
@@ -417,17 +372,7 @@ class Settings(NamedTuple):
 
 
 class SettingsError(Exception):
-    """The environment won't do; `problems` has one line for each thing to mend."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = list(problems)
-
-
-def type_instead(text: str) -> str:
-    """What to do about the first full-width character in a text; "" without one."""
-    wide = full_width(text)
-    return "; %r is a full-width character, type %r instead" % (wide, wide.translate(FULL_WIDTH)) if wide else ""
+    """The environment won't do; `args` has one line for each thing to mend."""
 
 
 def unquoted(text: str) -> str:
@@ -440,114 +385,99 @@ class EnvironmentReader:
     """Reads settings and gathers what is wrong with them, so that all of it can be told at once."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = {name: unquoted(text) for name, text in environment.items() if name.startswith("SLS_")}
-        self.of_others = environment
+        self.environment = {
+            name: unquoted(text) if name.startswith("SLS_") else text for name, text in environment.items()
+        }
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self.has_topics = any(split_number(name)[0] == "SLS_TOPIC_TO" for name in self.environment)
+        self.has_topics = any(re.fullmatch("SLS_TOPIC_TO(%s)?" % NUMBER, name) for name in environment)
 
-    def problem(self, line: str) -> None:
-        if line not in self.problems:
-            self.problems.append(line)
-
-    def read(self, setting: Setting, suffix: str = "", default: str | None = None) -> Any:
+    def read(self, setting: Setting, suffix: str = "") -> Any:
         """The checked value of a setting; "" where it is empty, or a problem has been noted."""
         name = setting.name + suffix
         text: str | None = self.environment.get(name, "")
-        if not text and not (setting.name == "SLS_LOG_DIR" and name in self.environment):
-            text = setting.default if default is None else default
+        if not text and not (name == "SLS_LOG_DIR" and name in self.environment):
+            text = setting.default
         if text is REQUIRED:
-            self.problem("%s is missing: %s" % (name, setting.meaning))
+            self.problems.append("%s is missing: %s" % (name, setting.meaning))
         elif text:
             try:
                 return setting.check(text)
             except ValueError as right:
-                is_secret = setting.name in KEY_NAMES
+                is_secret = setting.name in SECRET_NAMES
                 shown = "its value (not shown)" if is_secret else repr(text)
-                hint = "" if is_secret else type_instead(text)
-                self.problem("%s: %s is wrong; right would be %s%s" % (name, shown, right, hint))
+                wide = None if is_secret else FULL_WIDTH.search(text)
+                line = "%s: %s is wrong; right would be %s" % (name, shown, right)
+                if wide:
+                    words = "; %r is a full-width character, type %r instead"
+                    line += words % (wide.group(), wide.group().translate(ASCII_FOR))
+                self.problems.append(line)
         return ""
 
-    def nearest(self, names: Sequence[str], suffixes: Sequence[str]) -> str:
-        """The first suffix with which one of the names is set; else the last."""
-        set_here = (suffix for suffix in suffixes if any(self.environment.get(name + suffix) for name in names))
-        return next(set_here, suffixes[-1])
-
-    def read_place(self, suffixes: Sequence[str], logstore: Setting, logstore_suffix: str) -> Place:
-        """The place of one logstore; what the first suffix doesn't set, the next does: _TO2, then _TO, then none.
+    def read_place(self, number: str = "") -> Place:
+        """The place of target `number`, else of the source; what _TO<n> doesn't set, _TO does, then the source.
 
         Id, secret and token make one key: they are taken together, from where any of them is set, or SLS_CREDENTIALS
         is, which stands in their place.
         """
-        suffix_of_key = self.nearest(KEY_NAMES, suffixes)
-        renews_itself = self.environment.get("SLS_CREDENTIALS" + suffix_of_key)
+        suffixes = ["_TO" + number, "_TO", ""] if number else [""]
+        logstore = TARGET_SETTINGS[0] if number else SOURCE_SETTINGS[0]
         values: list[Any] = []
-        names = {"SLS_LOGSTORE": logstore.name + logstore_suffix}
+        names = {"SLS_LOGSTORE": logstore.name + number}
         for setting in PLACE_SETTINGS:
-            is_of_key = setting.name in KEY_NAMES
-            suffix = suffix_of_key if is_of_key else self.nearest([setting.name], suffixes)
-            names[setting.name] = setting.name + suffix
-            if is_of_key and renews_itself and setting.name != "SLS_CREDENTIALS":
-                values.append(self.left_out(names[setting.name], "SLS_CREDENTIALS" + suffix))
-                names[setting.name] = "SLS_CREDENTIALS" + suffix  # what advice is to name
-            else:
-                values.append(self.read(setting, suffix))
-        values += [self.read(logstore, logstore_suffix), names]
+            together = KEY_NAMES if setting.name in KEY_NAMES else (setting.name,)
+            set_here = (suffix for suffix in suffixes if any(self.environment.get(each + suffix) for each in together))
+            suffix = next(set_here, "")
+            name, stands_in = setting.name + suffix, "SLS_CREDENTIALS" + suffix
+            if setting.name in KEY_NAMES and name != stands_in and self.environment.get(stands_in):
+                if self.environment.get(name):
+                    self.problems.append("%s: %s stands in its place; leave out one of them" % (name, stands_in))
+                setting, name = setting._replace(check=str, default=""), stands_in  # what advice is to name
+            names[setting.name] = name
+            values.append(self.read(setting, suffix))
+        values += [self.read(logstore, number), names]
         place = Place(*values)
-        if place.project and place.host.startswith(place.project + "."):
+        if place.project and re.match(r"(https?://)?%s\." % place.project, place.endpoint, re.IGNORECASE):
             words = "%s: %r is wrong; right would be the host without the project"
-            self.problem(words % (names["SLS_ENDPOINT"], place.endpoint))
-        return place._replace(credentials=self.read_key_source(place))
-
-    def left_out(self, name: str, stands_in: str) -> str:
-        """No value, for a setting that must not have one."""
-        if self.environment.get(name):
-            self.problem("%s: %s stands in its place; leave out one of them" % (name, stands_in))
-        return ""
-
-    def read_key_source(self, place: Place) -> str:
-        """SLS_CREDENTIALS, with the URL for `uri`; what it takes from variables of others is checked."""
-        source = place.credentials
-        for name in {"oidc": OIDC_NAMES, "uri": (URI_NAME,)}.get(source, ()):
-            if not self.of_others.get(name):
-                self.problem("%s is missing: %s=%s takes it" % (name, place.names["SLS_CREDENTIALS"], source))
-        if source != "uri":
-            return source
-        url = self.of_others.get(URI_NAME) or ""
-        if url and not re.fullmatch(AGENT_URL, url):
-            self.problem("%s: its value (not shown) is wrong; right would be http://<agent>" % URI_NAME)
-        return url
+            self.problems.append(words % (names["SLS_ENDPOINT"], place.endpoint))
+        meaning = "%s=%s takes it" % (names["SLS_CREDENTIALS"], place.credentials)
+        for name in OIDC_NAMES if place.credentials == "oidc" else ():
+            self.read(Setting(name, str, REQUIRED, meaning))
+        if place.credentials == "uri":
+            url = self.read(Setting(URI_NAME, matching(AGENT_URL, "http://<agent>"), REQUIRED, meaning))
+            return place._replace(credentials=url)
+        return place
 
     def unknown_names(self) -> Iterator[str]:
         """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
         plain = [setting.name for setting in PLACE_SETTINGS + SOURCE_SETTINGS + TUNING_SETTINGS]
         plain += [setting.name + "_TO" for setting in PLACE_SETTINGS]
         for name in sorted(self.environment):
-            stem, digits = split_number(name)
-            if name not in plain and not (digits and stem in NUMBERED_NAMES):
-                possible = plain + [stem + (digits or "1") for stem in NUMBERED_NAMES]
+            number = re.search("[^0-9](%s)$" % NUMBER, name)
+            possible = plain + [stem + (number.group(1) if number else "1") for stem in NUMBERED_NAMES]
+            if name.startswith("SLS_") and name not in possible:
                 nearest = difflib.get_close_matches(name, possible, 1, 0)
                 yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
 
 
 def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSettings]:
     """The targets in the order of their numbers; what is wrong with them is noted with the reader."""
-    set_names = [split_number(name) for name, text in reader.environment.items() if text]
-    numbers = {int(digits) for stem, digits in set_names if digits and stem in NUMBERED_NAMES}
+    numbered = [NUMBERED.fullmatch(name) for name, text in reader.environment.items() if text]
+    numbers = {int(name.group(1)) for name in numbered if name}
     if not numbers:
-        reader.problem("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
-    logstore_setting, topics_setting = TARGET_SETTINGS
+        reader.problems.append("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
+    topics_setting = TARGET_SETTINGS[1]
     routed: dict[str, int] = {}
     for number in sorted(numbers):
-        suffix = str(number)
-        place = reader.read_place(["_TO" + suffix, "_TO", ""], logstore_setting, suffix)
+        place = reader.read_place(str(number))
         if place.logstore and place.may_be(source):
-            reader.problem(
+            reader.problems.append(
                 "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two regions; "
                 "name another logstore" % (number, place)
             )
-        default = None if reader.has_topics else DEFAULT_TOPICS.get(number)
-        target = TargetSettings(number, place, reader.read(topics_setting, suffix, default))
+        if not reader.has_topics:
+            topics_setting = topics_setting._replace(default=DEFAULT_TOPICS.get(number, REQUIRED))
+        target = TargetSettings(number, place, reader.read(topics_setting, str(number)))
         for topic in target.topics:
             if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", LITERAL.sub("", topic)):
                 reader.warnings.append(
@@ -555,34 +485,23 @@ def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSet
                     "spelt like that is written %r" % (number, topic, LITERAL.sub(r"\1", topic).replace("[", "[[]"))
                 )
             if routed.setdefault(topic, number) != number:
-                reader.problem(
-                    "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
-                    % (number, topic, routed[topic])
-                )
+                words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
+                reader.problems.append(words % (number, topic, routed[topic]))
         yield target
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """The settings in `environment` (names to texts, as os.environ).
-
-    Raises SettingsError, with every problem there is.
-    """
+    """The settings in `environment`, names to texts. Raises SettingsError, with every problem there is."""
     reader = EnvironmentReader(environment)
-    source = reader.read_place([""], SOURCE_SETTINGS[0], "")
+    source = reader.read_place()
     consumer_group = reader.read(SOURCE_SETTINGS[1])
     targets = tuple(read_targets(reader, source))
     tuning = [reader.read(setting) for setting in TUNING_SETTINGS]
-    for name in CA_NAMES:  # a typo here must not look like a service that can't be reached
-        if environment.get(name) and not os.path.exists(environment[name]):
-            reader.problem("%s: %r is wrong; right would be a file of CA certificates" % (name, environment[name]))
-    for name in PROXY_NAMES:
-        try:
-            url_of_proxy(environment.get(name) or "proxy")
-        except ValueError as right:
-            reader.problem("%s: its value (not shown) is wrong; right would be %s" % (name, right))
+    for setting in NETWORK_SETTINGS:
+        reader.read(setting)
     warnings = [*reader.unknown_names(), *reader.warnings]
     if reader.problems:
-        raise SettingsError(reader.problems + warnings)
+        raise SettingsError(*dict.fromkeys(reader.problems), *warnings)
     places = [source, *(target.place for target in targets)]
     for name in dict.fromkeys(place.names["SLS_STS_TOKEN"] for place in places if place.security_token):
         warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
@@ -602,15 +521,17 @@ class Routes:
     LONGEST_REMEMBERED = 256  # characters
 
     def __init__(self, targets: Iterable[TargetSettings]) -> None:
+        """`targets` in the order of n."""
         self.exact: dict[str, int] = {}
         self.patterns = []
-        for target in sorted(targets, key=lambda target: target.number):
+        for target in targets:
             for topic in target.topics:
-                exact = only_topic(topic)
-                if exact is None:
+                if topic == "[]":  # what has no topic; the topic spelt so is written [[]]
+                    self.exact[""] = target.number
+                elif set("*?[") & set(LITERAL.sub("", topic)):
                     self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
                 else:
-                    self.exact[exact] = target.number
+                    self.exact[LITERAL.sub(r"\1", topic)] = target.number
         # A topic may be a file's path or a container's id: remember many, but not without end.
         self.remembered = functools.lru_cache(maxsize=10000)(self.match)
 
@@ -634,69 +555,52 @@ LOG_TAGS_KEY = 6 << 3 | 2
 PACK_ID_TAG = b"\x0a\x0b__pack_id__"  # how a LogTag begins whose Key is __pack_id__
 
 
-class LogGroup:
-    """A LogGroup as it came over the wire, in two pieces: its logs, and all that describes them. It never changes.
+class LogGroup(NamedTuple):
+    """A LogGroup as it came over the wire, in two pieces; its names are those of the SDK's message."""
 
-    `Topic` and `SerializeToString()` are named as in the SDK's message. `logs` are the serialised fields Logs, a view
-    into the pull they came with; `rest` is every other field. With `joinable` false there are Logs in the rest as well.
-    """
-
-    __slots__ = ("Topic", "joinable", "log_count", "logs", "rest")
-
-    def __init__(
-        self, topic: str, log_count: int, logs: bytes | memoryview, rest: bytes, joinable: bool = True
-    ) -> None:
-        self.Topic = topic
-        self.log_count = log_count
-        self.logs = logs
-        self.rest = rest
-        self.joinable = joinable
+    Topic: str
+    log_count: int
+    logs: bytes | memoryview  # the serialised fields Logs, a view into the pull they came with
+    rest: bytes  # every other field
+    joinable: bool = True  # else there are Logs in the rest as well
 
     def SerializeToString(self) -> bytes:
         return b"".join([self.logs, self.rest])
 
 
 class Put:
-    """LogGroups that travel together, as one: they are equal in everything but their logs.
-
-    Offers what `LogClient.put_log_raw` asks of a LogGroup, under the name of the SDK's message.
-    """
+    """LogGroups equal in everything but their logs, which travel as one: `LogClient.put_log_raw` takes it for such."""
 
     __slots__ = ("log_count", "log_groups", "puts_before", "refusals", "rest", "size")
 
-    def __init__(self, log_groups: list[LogGroup], rest: bytes) -> None:
-        self.log_groups = log_groups
+    def __init__(self, rest: bytes) -> None:
+        self.log_groups: list[LogGroup] = []
         self.rest = rest
-        self.log_count = sum([log_group.log_count for log_group in log_groups])
-        self.size = sum([len(log_group.logs) for log_group in log_groups]) + len(rest)  # bytes, uncompressed
+        self.log_count = 0
+        self.size = len(rest)  # bytes, uncompressed
         self.refusals = 0  # times that it was refused for what it brings, by a target that takes others
         self.puts_before = -1  # that its target had taken when it was refused last
 
     def SerializeToString(self) -> bytes:
         return b"".join([log_group.logs for log_group in self.log_groups] + [self.rest])
 
-    def join(self, log_group: LogGroup) -> None:
+    def join(self, log_group: LogGroup) -> Put:
         self.log_groups.append(log_group)
         self.log_count += log_group.log_count
         self.size += len(log_group.logs)
-
-    def split(self) -> list[Put]:
-        """Those that were joined, each for itself again."""
-        return [Put([log_group], log_group.rest) for log_group in self.log_groups]
+        return self
 
 
 def read_varint(data: bytes, position: int) -> tuple[int, int]:
     """The varint at `position` and the position after it. Raises IndexError at the end, ValueError beyond 64 bits."""
-    number = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-        shift += 7
+    number, shift = data[position] & 0x7F, 7
+    while data[position] >= 0x80:
         if shift > 63:
             raise ValueError("a varint of more than 10 bytes")
+        position += 1
+        number |= (data[position] & 0x7F) << shift
+        shift += 7
+    return number, position + 1
 
 
 def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -706,16 +610,15 @@ def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int
     """
     while position < end:
         start = position
-        key, position = read_varint(data, position)
+        key, value = read_varint(data, start)
         wire_type = key & 7
-        value = position
         if wire_type == 2:
-            length, value = read_varint(data, position)
+            length, value = read_varint(data, value)
             position = value + length
         elif wire_type == 0:
-            position = read_varint(data, position)[1]
+            position = read_varint(data, value)[1]
         elif wire_type in (1, 5):
-            position += 8 if wire_type == 1 else 4
+            position = value + (8 if wire_type == 1 else 4)
         else:
             raise ValueError("wire type %d" % wire_type)
         if position > end or key < 8:
@@ -764,33 +667,27 @@ def read_log_group_list(data: bytes) -> list[LogGroup]:
     ]
 
 
-def parse_log_group_list(response: PullLogResponse) -> list[LogGroup]:
-    """The LogGroups of a PullLogResponse by way of the SDK's parser. Raises LogException where that refuses too."""
-    log_groups = []
-    for parsed in response.get_loggroup_list().LogGroups:
-        topic = parsed.Topic
-        if isinstance(topic, bytes):  # the SDK's LogGroupRaw, for what is not UTF-8
-            topic = topic.decode("utf-8", "replace")
-        log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), joinable=False))
-    return log_groups
-
-
 def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
     """The LogGroups of a PullLogResponse. Raises ValueError when its bytes are not those that were announced."""
     # The SDK keeps the bytes of a pull in this private attribute until its own parser is asked for; when it is gone
     # from a new release, parsing is the slow way that still works.
     data: Any = getattr(response, "_raw_uncompressed_body", None)
-    if data is None and response.get_raw_size() <= 0:
+    size = response.get_raw_size()
+    if data is None and size <= 0:
         return []
-    if data is not None and len(data) != response.get_raw_size():
-        raise ValueError("a pull of %d bytes, announced as %d" % (len(data), response.get_raw_size()))
+    if data is not None and len(data) != size:
+        raise ValueError("a pull of %d bytes, announced as %d" % (len(data), size))
     with contextlib.suppress(ValueError, IndexError, TypeError):
         return read_log_group_list(data)
+    log_groups = []
     try:
-        log_groups = parse_log_group_list(response)
+        for parsed in response.get_loggroup_list().LogGroups:
+            # The SDK's LogGroupRaw, for what is not UTF-8, has bytes here.
+            topic = parsed.Topic.decode("utf-8", "replace") if isinstance(parsed.Topic, bytes) else parsed.Topic
+            log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), joinable=False))
     except Exception:  # its text would hold the whole pull
-        raise ValueError("a pull of %d bytes is no LogGroupList" % response.get_raw_size()) from None
-    log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", response.get_raw_size())
+        raise ValueError("a pull of %d bytes is no LogGroupList" % size) from None
+    log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", size)
     return log_groups
 
 
@@ -821,17 +718,14 @@ def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[Pu
     for log_group in log_groups:
         likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
         put = growing.get(likeness) if log_group.joinable else None
-        if (
-            put
-            and put.size + len(log_group.logs) <= JOINED_BYTES
-            and put.log_count + log_group.log_count <= JOINED_LOGS
-        ):
-            put.join(log_group)
-            continue
-        put = Put([log_group], log_group.rest)
-        puts.append(put)
-        if log_group.joinable:
-            growing[likeness] = put
+        if put and (put.size + len(log_group.logs) > JOINED_BYTES or put.log_count + log_group.log_count > JOINED_LOGS):
+            put = None
+        if not put:
+            put = Put(log_group.rest)
+            puts.append(put)
+            if log_group.joinable:
+                growing[likeness] = put
+        put.join(log_group)
     return puts
 
 
@@ -1531,7 +1425,7 @@ class LeanClient(LogClient):
             place.access_key,
             place.security_token or None,
             source="dispatch_data",
-            auth_version=place.auth_version,
+            auth_version=AUTH_VERSION_4 if place.region else AUTH_VERSION_1,
             region=place.region,
             credentials_provider=self.keys,
         )
@@ -2141,7 +2035,7 @@ class Target:
         """
         if self.puts <= puts_before and time.monotonic() >= self.next_probe:
             try:
-                self.write(Put([], NO_LOGS))
+                self.write(Put(NO_LOGS))
                 with self.lock:
                     self.puts += 1
             except Exception:  # any: then nothing is known
@@ -2346,11 +2240,11 @@ class Delivery:
     def __init__(self, settings: Settings) -> None:
         self.routes = Routes(settings.targets)
         rejected = RejectedLogGroups(settings.rejected_dir) if settings.rejected_dir else None
-        # Targets of one project share its connections: there are no more of them than puts were in the air.
-        clients = {target.place.whose_client: LeanClient(target.place) for target in settings.targets}
+        # Targets that differ in their logstore alone share a client, and so its connections.
+        clients = {target.place[:7]: LeanClient(target.place) for target in settings.targets}
         self.clients = list(clients.values())
         self.targets = {
-            target.number: Target(target, clients[target.place.whose_client], settings.writers, rejected)
+            target.number: Target(target, clients[target.place[:7]], settings.writers, rejected)
             for target in settings.targets
         }
         self.writers = Writers(min(settings.writers * len(self.targets), a_third_of_all_files()))
@@ -2419,7 +2313,7 @@ class Delivery:
         if blames_log_group(error):
             if len(put.log_groups) > 1:
                 target.putting.passed(put)
-                return [(target, single) for single in put.split()]
+                return [(target, Put(single.rest).join(single)) for single in put.log_groups]
             put.refusals += target.takes_others(put.puts_before)
             put.puts_before = target.puts
             if put.refusals >= REFUSALS and target.keep(put, error):
@@ -3170,7 +3064,7 @@ def set_up_logging(settings: Settings) -> None:
         handler.setFormatter(LineFormatter(secrets_of(settings)))
     logging.basicConfig(level=settings.log_level, handlers=handlers)
     if settings.log_level != "DEBUG":
-        # What the SDK would say of failing calls, once each, Trouble says in sums.
+        # What the SDK would say of failing calls, once each, Trying says in sums.
         logging.getLogger("aliyun").setLevel(logging.CRITICAL)
     logging.raiseExceptions = False  # what can't be told, on a full disk, is no reason for a traceback
 
@@ -3327,9 +3221,9 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         settings = read_settings(environment)
     except SettingsError as error:
-        for problem in error.problems:
+        for problem in error.args:
             print("dispatch_data.py: %s" % problem, file=sys.stderr)
-        if any(" is missing: " in problem for problem in error.problems):
+        if any(" is missing: " in problem for problem in error.args):
             print(FIRST_CONTACT, file=sys.stderr)
         return 2
     if parsed.check or parsed.status:

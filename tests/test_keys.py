@@ -844,7 +844,7 @@ def test_each_form_of_the_setting(changes, credentials):
 def test_mistakes_get_one_line(changes, line):
     with pytest.raises(SettingsError) as caught:
         read(**changes)
-    (problem,) = caught.value.problems
+    (problem,) = caught.value.args
     assert re.match(line, problem) and "secret" not in problem
 
 

@@ -159,7 +159,7 @@ MISTAKES = [
 def test_a_mistake_gets_one_line(changes, line):
     with pytest.raises(SettingsError) as caught:
         read(**changes)
-    (problem,) = caught.value.problems
+    (problem,) = caught.value.args
     assert re.match(line, problem), problem
     assert "\n" not in problem and SECRET not in problem and TOKEN not in problem
 
@@ -170,7 +170,7 @@ def test_a_proxy_that_is_no_url_is_refused_and_its_password_not_shown(name):
     for url in [*wrong, "http://a b", "http://h/path", "http://[::1", "http://us[er:pass-word@h", "-", " http://h:1"]:
         with pytest.raises(SettingsError) as caught:
             read(**{name: url})
-        (problem,) = caught.value.problems
+        (problem,) = caught.value.args
         assert problem.startswith(name + ": its value (not shown) is wrong; right would be a URL such as"), problem
         assert "pass-word" not in problem
     for url in ["", "h", "h:80", "http://h:80/", "HTTPS://h", "socks5h://user:p%40ss@h:1080", "u:p@ss@my_proxy:3128"]:
@@ -433,7 +433,7 @@ def test_a_range_that_makes_no_sense_is_refused_or_matches_nothing():
     try:
         read(SLS_TOPIC_TO1="app[z-a]")
     except SettingsError as error:
-        (problem,) = error.problems
+        (problem,) = error.args
         assert problem.startswith("SLS_TOPIC_TO1: 'app[z-a]' is wrong")
     else:
         assert topics_found(["app[z-a]*"], ["appz", "appa", "app"])[0] == [None] * 3
