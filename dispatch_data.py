@@ -3017,26 +3017,25 @@ STANDSTILL = 60.0  # seconds; a loop of the process that has not turned for long
 REQUEST_TIME = 2.0  # seconds that a client has for its request, and again for taking the answer
 ANSWERED_AT_ONCE = 8  # requests, a thread for each; others wait in the kernel
 
-# Name, meaning, and how to read the value, of a target or of the copy; None is unknown.
-TARGET_METRICS: tuple[tuple[str, str, Callable[[Target], float | None]], ...] = (
-    ("log_groups_total", "LogGroups that the target has taken.", lambda target: target.log_groups),
-    ("logs_total", "Logs that the target has taken.", lambda target: target.logs),
-    ("bytes_total", "Bytes that the target has taken, uncompressed.", lambda target: target.bytes),
-    ("put_retries_total", "Puts that failed and were tried again.", lambda target: target.retries),
-    ("set_aside_total", "LogGroups that the target refused for good.", lambda target: target.set_aside),
-    ("puts_failing", "Puts that have failed and are being tried again.", lambda target: len(target.putting.open)),
-)
-COPY_METRICS: tuple[tuple[str, str, Callable[[Dispatcher], float | None]], ...] = (
-    ("unmatched_log_groups_total", "LogGroups that no route matches.", lambda copy: copy.delivery.left_out.log_groups),
-    ("unmatched_logs_total", "Logs that no route matches.", lambda copy: copy.delivery.left_out.logs),
-    ("shards_held", "Shards that this copy holds.", lambda copy: len(copy.held_shards())),
-    ("lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
-     lambda copy: copy.last_lag if copy.held_shards() else None),
-    ("last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.", lambda copy: copy.last_heartbeat),
+# Of what, name, meaning, and how to read the value from a Target, the Dispatcher or Keys; None is unknown.
+METRICS: tuple[tuple[str, str, str, Callable[[Any], float | None]], ...] = (
+    ("target", "log_groups_total", "LogGroups that the target has taken.", lambda it: it.log_groups),
+    ("target", "logs_total", "Logs that the target has taken.", lambda it: it.logs),
+    ("target", "bytes_total", "Bytes that the target has taken, uncompressed.", lambda it: it.bytes),
+    ("target", "put_retries_total", "Puts that failed and were tried again.", lambda it: it.retries),
+    ("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.set_aside),
+    ("target", "puts_failing", "Puts that have failed and are being tried again.", lambda it: len(it.putting.open)),
+    ("copy", "unmatched_log_groups_total", "LogGroups that no route matches.",
+     lambda it: it.delivery.left_out.log_groups),
+    ("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.left_out.logs),
+    ("copy", "shards_held", "Shards that this copy holds.", lambda it: len(it.held_shards())),
+    ("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
+     lambda it: it.last_lag if it.held_shards() else None),
+    ("copy", "last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.",
+     lambda it: it.last_heartbeat),
+    ("key", "credentials_expire_timestamp_seconds", "When the key ends.", lambda it: it.key and it.key.end),
+    ("program", "build_info", "Always 1.", lambda _: 1),
 )  # fmt: skip
-KEY_METRICS: tuple[tuple[str, str, Callable[[Keys], float | None]], ...] = (
-    ("credentials_expire_timestamp_seconds", "When the key ends.", lambda keys: keys.key.end if keys.key else None),
-)
 
 
 def labelled(**labels: object) -> str:
@@ -3044,100 +3043,19 @@ def labelled(**labels: object) -> str:
     return "{%s}" % ",".join("%s=%s" % (name, json.dumps(str(value))) for name, value in labels.items())
 
 
-class Monitoring:
-    """What there is to tell of this copy. It asks nobody: the lag is what the thread that tells has learned last."""
+class Monitoring(socketserver.TCPServer):
+    """Serves what there is to tell of this copy, in threads of its own.
 
-    def __init__(self, dispatcher: Dispatcher, telling: threading.Thread) -> None:
-        self.dispatcher, self.telling = dispatcher, telling
-        self.renewing_keys = [keys for keys in dispatcher.keys if keys.source]
-
-    def metrics(self) -> str:
-        """In Prometheus' text format."""
-        python = "%s %s" % (platform.python_implementation(), platform.python_version())
-        targets = self.dispatcher.delivery.targets.values()
-        tables: Any = (
-            (TARGET_METRICS, [(labelled(target=one.number, logstore=one.place), one) for one in targets]),
-            (COPY_METRICS, [("", self.dispatcher)]),
-            (KEY_METRICS, [(labelled(source=one.name), one) for one in self.renewing_keys]),
-            ([("build_info", "Always 1.", lambda _: 1)], [(labelled(version=__version__, python=python), None)]),
-        )
-        text = ""
-        for table, subjects in tables:
-            for name, meaning, read in table:
-                values = [(labels, read(subject)) for labels, subject in subjects]
-                known = ["dispatch_data_%s%s %s\n" % (name, *value) for value in values if value[1] is not None]
-                kind = "counter" if name.endswith("_total") else "gauge"
-                head = "# HELP dispatch_data_%s %s\n# TYPE dispatch_data_%s %s\n" % (name, meaning, name, kind)
-                text += "".join([head, *known]) if known else ""
-        return text
-
-    def loops(self) -> dict[str, threading.Thread]:
-        """Those without which the process is of no use though it lives."""
-        dispatcher, membership = self.dispatcher, self.dispatcher.membership
-        loops = {
-            "tells": self.telling,
-            "joins": dispatcher,
-            "follows the load": dispatcher.delivery.writers.follower,
-            "ends silent connections": Line.watcher(),
-        }
-        if membership and not membership.reason:  # else they come to their end
-            loops.update({"gives out work": membership, "sends heartbeats": membership.heartbeats})
-            in_flight = list(membership.in_flight.items())
-            loops.update(("delivers shard %d" % shard, thread) for shard, (_, thread) in in_flight)
-        return loops
-
-    def health(self) -> str:
-        """A line for each loop that stands still; one that never turned has its time from the first look."""
-        now = time.monotonic()
-        still = {name: now - turned.setdefault(thread, now) for name, thread in self.loops().items()}
-        line = "the loop that %s has stood still for %.0f s\n"
-        return "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
-
-    def page(self, path: str) -> tuple[int, str]:
-        """HTTP's status, and the text."""
-        if path == "/metrics":
-            return 200, self.metrics()
-        problems = self.health()
-        return (503 if problems else 200, problems or "ok\n") if path == "/healthz" else (404, "")
-
-
-class MonitoringHandler(http.server.BaseHTTPRequestHandler):
-    """Answers one request."""
-
-    server: MonitoringServer
-    server_version, sys_version = USER_AGENT["User-Agent"], ""
-
-    def setup(self) -> None:
-        super().setup()
-        self.rfile.close()  # which would let a client take its time for each byte
-        self.line = Line(self.connection, REQUEST_TIME)
-        self.rfile = self.line.makefile()
-
-    def do_GET(self) -> None:
-        status, text = self.server.monitoring.page(self.path.partition("?")[0])
-        self.line.end = time.monotonic() + REQUEST_TIME
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def finish(self) -> None:
-        self.line.done()
-        super().finish()
-
-    def log_message(self, *_: object) -> None:
-        """Nobody wants a line for each request."""
-
-
-class MonitoringServer(socketserver.TCPServer):
-    """Serves in threads of its own. Raises OSError, such as for a port that is taken, or RuntimeError for threads."""
+    It asks nobody: the lag is what `telling`, the thread that tells, has learned last.
+    """
 
     allow_reuse_address = True
     request_queue_size = 32
 
-    def __init__(self, host: str, port: int, monitoring: Monitoring) -> None:
+    def __init__(self, host: str, port: int, dispatcher: Dispatcher, telling: threading.Thread) -> None:
+        """Raises OSError, such as for a port that is taken, or RuntimeError for threads."""
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.monitoring = monitoring
+        self.dispatcher, self.telling = dispatcher, telling
         super().__init__((host, port), MonitoringHandler)
         for _ in range(ANSWERED_AT_ONCE):
             threading.Thread(target=self.serve, daemon=True).start()
@@ -3149,6 +3067,74 @@ class MonitoringServer(socketserver.TCPServer):
 
     def handle_error(self, *_: object) -> None:
         """A client that goes away in the middle is no news."""
+
+    def metrics(self) -> str:
+        """In Prometheus' text format."""
+        targets, keys = self.dispatcher.delivery.targets.values(), self.dispatcher.keys
+        python = "%s %s" % (platform.python_implementation(), platform.python_version())
+        labels_and_subjects: dict[str, list[tuple[str, Any]]] = {
+            "target": [(labelled(target=one.number, logstore=one.place), one) for one in targets],
+            "copy": [("", self.dispatcher)],
+            "key": [(labelled(source=one.name), one) for one in keys if one.source],
+            "program": [(labelled(version=__version__, python=python), None)],
+        }
+        text = ""
+        for of_what, short_name, meaning, read in METRICS:
+            name = "dispatch_data_" + short_name
+            values = [(name, labels, read(subject)) for labels, subject in labels_and_subjects[of_what]]
+            known = ["%s%s %s\n" % value for value in values if value[2] is not None]
+            if known:
+                kind = "counter" if name.endswith("_total") else "gauge"
+                text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, meaning, name, kind, "".join(known))
+        return text
+
+    def health(self) -> str:
+        """A line for each loop that stands still, of those without which the process is of no use though it lives."""
+        dispatcher, membership = self.dispatcher, self.dispatcher.membership
+        loops: dict[str, threading.Thread] = {
+            "tells": self.telling,
+            "joins": dispatcher,
+            "follows the load": dispatcher.delivery.writers.follower,
+            "ends silent connections": Line.watcher(),
+        }
+        if membership and not membership.reason:  # else they come to their end
+            loops.update({"gives out work": membership, "sends heartbeats": membership.heartbeats})
+            in_flight = list(membership.in_flight.items())
+            loops.update(("delivers shard %d" % shard, thread) for shard, (_, thread) in in_flight)
+        now = time.monotonic()  # one that never turned has its time from the first look
+        still = {name: now - turned.setdefault(thread, now) for name, thread in loops.items()}
+        line = "the loop that %s has stood still for %.0f s\n"
+        return "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
+
+
+class MonitoringHandler(http.server.BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    server: Monitoring
+    server_version, sys_version = USER_AGENT["User-Agent"], ""
+
+    def handle(self) -> None:
+        self.line = Line(self.connection, REQUEST_TIME)  # a timeout of the socket would begin again with each byte
+        try:
+            super().handle()
+        finally:
+            self.line.done()
+
+    def do_GET(self) -> None:
+        path, status, text = self.path.partition("?")[0], 404, ""
+        if path == "/metrics":
+            status, text = 200, self.server.metrics()
+        elif path == "/healthz":
+            problems = self.server.health()
+            status, text = (503, problems) if problems else (200, "ok\n")
+        self.line.end = time.monotonic() + REQUEST_TIME
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nobody wants a line for each request."""
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -3294,15 +3280,14 @@ def share_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(most_arenas, 2)
 
 
-def serve_monitoring(settings: Settings, monitoring: Monitoring) -> None:
+def serve_monitoring(settings: Settings, dispatcher: Dispatcher, telling: threading.Thread) -> None:
     """Serves it where that is asked for. A port that is taken, perhaps by another copy, is no reason to stop."""
-    if not settings.metrics_port:
-        return
-    place = settings.metrics_host, int(settings.metrics_port)
-    try:
-        MonitoringServer(*place, monitoring)
-    except (OSError, RuntimeError) as error:
-        log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
+    if settings.metrics_port:
+        place = settings.metrics_host, int(settings.metrics_port)
+        try:
+            Monitoring(*place, dispatcher, telling)
+        except (OSError, RuntimeError) as error:
+            log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
 
 
 def run(settings: Settings) -> int:
@@ -3313,7 +3298,7 @@ def run(settings: Settings) -> int:
     try:
         dispatcher = Dispatcher(settings, Delivery(settings))
         telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
-        serve_monitoring(settings, Monitoring(dispatcher, telling))
+        serve_monitoring(settings, dispatcher, telling)
         dispatcher.start()
         telling.start()
     except RuntimeError as error:
