@@ -55,7 +55,6 @@ import struct
 import sys
 import threading
 import time
-import urllib.request
 import uuid
 import weakref
 from collections import Counter, deque
@@ -1120,7 +1119,6 @@ class Trying:
 # ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
 
 METADATA = "http://100.100.100.200/latest/"  # answers on an ECS instance, and nowhere else
-ROLES = "meta-data/ram/security-credentials/"
 NEAR_TIMEOUT = 2.0  # seconds, for the metadata service and local agents
 STS_TIMEOUT = 10.0  # seconds
 FIRST_KEY_TIMEOUT = 15.0  # seconds that calls wait for the outcome of the first try to get a key
@@ -1180,10 +1178,9 @@ def read_key(text: str, role: str = "") -> Key:
         fields = fields.get("Credentials", fields)
         if fields.get("Code", "Success") != "Success":
             raise CallFailed("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
-        key_id, secret, token, expiration = [fields[name] for name in KEY_FIELDS]
-        if not re.fullmatch("[!-~]+ [!-~]+ [!-~]+", " ".join([key_id, secret, token])):
-            raise ValueError
-        return Key(key_id, secret, token, calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ")), role)
+        key_id, key_secret, token, expiration = [secret(fields[name]) for name in KEY_FIELDS]
+        end = calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ"))
+        return Key(key_id, key_secret, token, end, role)
     except (ValueError, TypeError, KeyError, AttributeError):  # their text may show what was to be read
         raise CallFailed("NoKey", "what came isn't JSON with %s" % ", ".join(KEY_FIELDS)) from None
 
@@ -1199,8 +1196,9 @@ def key_of_instance(role: str) -> Key:
         if is_forbidden or failure.status not in (404, 405):
             raise
         headers = {}
-    role = role or ask("GET", METADATA + ROLES, headers)
-    return read_key(ask("GET", METADATA + ROLES + role, headers), role)
+    roles = METADATA + "meta-data/ram/security-credentials/"
+    role = role or ask("GET", roles, headers)
+    return read_key(ask("GET", roles + role, headers), role)
 
 
 def key_of_service_account(_: str) -> Key:
@@ -1247,8 +1245,7 @@ class Keys(CredentialsProvider):
         self.source, _, self.detail = place.credentials.partition(":")
         self.name = place.names.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
         self.renewing = Trying(self.name, "renewals", "no new key yet, trying again", place)
-        key = Key(place.access_key_id, place.access_key, place.security_token)
-        self.key: Key | None = None if self.source else key
+        self.key = None if self.source else Key(place.access_key_id, place.access_key, place.security_token)
         self.failure: CallFailed | None = None  # of the last try
         self.has_tried = threading.Event()
         self.due = self.came = 0.0  # when to renew the key, in unix seconds; when it came, by the monotonic clock
@@ -1303,10 +1300,9 @@ class Keys(CredentialsProvider):
             self.due = 0.0 if self.source == "file" else key.end - min(RENEWED_AHEAD, (key.end - now) / 2)
             self.key, self.came, self.failure = key, time.monotonic(), None
         except Exception as error:  # any: the only thread that can get a key must not end
-            known = (
-                error if isinstance(error, CallFailed) else CallFailed("NoKey", type(error).__name__ + ": %s" % error)
-            )
-            self.failure = CallFailed(known.code, hidden(known.message, self.secrets), known.status)
+            if not isinstance(error, CallFailed):
+                error = CallFailed("NoKey", "%s: %s" % (type(error).__name__, error))
+            self.failure = CallFailed(error.code, hidden(error.message, self.secrets), error.status)
             raise self.trouble() from None
         finally:
             self.has_tried.set()
@@ -3154,9 +3150,9 @@ EXIT_STATUSES = """exit status:
 
 def secrets_of(settings: Settings) -> list[str]:
     """All that must never be shown: the settings' secrets and the passwords of proxies, as written and decoded."""
-    proxies = urllib.request.getproxies()  # the others are nobody's business here, and may be no URLs
-    passwords = [urlsplit(proxies[name]).password for name in ("http", "https", "all") if name in proxies]
-    return settings.secrets() + [form for text in passwords if text for form in (text, unquote(text))]
+    proxies = [os.environ.get(name, "").rpartition("//")[2] for name in PROXY_NAMES]  # with scheme or without
+    passwords = [urlsplit("//" + proxy).password or "" for proxy in proxies]
+    return [*settings.secrets(), *filter(None, passwords + [unquote(password) for password in passwords])]
 
 
 class LineFormatter(logging.Formatter):
@@ -3164,28 +3160,21 @@ class LineFormatter(logging.Formatter):
 
     LONGEST_LINE = 2000  # characters
 
-    def __init__(self, secrets: Iterable[str]) -> None:
-        super().__init__("%(asctime)s %(process)d %(levelname)s %(message)s")
-        self.secrets = list(secrets)
-
     def format(self, record: logging.LogRecord) -> str:
-        lines = hidden(super().format(record), [*self.secrets, *Keys.secrets]).splitlines()
+        lines = hidden(super().format(record), Keys.secrets).splitlines()
         return "\n    ".join(printable(line, self.LONGEST_LINE) for line in lines)
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
     """A log file whose trouble, such as a full disk, is told on stderr and stops nothing."""
 
-    def __init__(self, directory: str) -> None:
-        self.intervals = GrowingIntervals()
-        path = os.path.join(directory, "dispatch_data_%d.log" % os.getpid())
-        super().__init__(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+    intervals = GrowingIntervals()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
-        error = sys.exc_info()[1]
+        told = "dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, sys.exc_info()[1])
         with contextlib.suppress(OSError):  # stderr may be on the same full disk
             if self.intervals.is_due():
-                print("dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, error), file=sys.stderr)
+                print(told, file=sys.stderr)
 
 
 def set_up_logging(settings: Settings) -> None:
@@ -3193,51 +3182,40 @@ def set_up_logging(settings: Settings) -> None:
 
     Raises OSError when the file can't be made.
     """
-    to_stderr = logging.StreamHandler()
-    handlers: list[logging.Handler] = [to_stderr]
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
     if settings.log_dir:
-        handlers.append(LogFile(settings.log_dir))
-        if not sys.stderr.isatty():
-            to_stderr.setLevel(logging.WARNING)
+        handlers[0].setLevel(logging.NOTSET if sys.stderr.isatty() else logging.WARNING)
+        path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
+        handlers.append(LogFile(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8"))
+    Keys.hide(float("inf"), *secrets_of(settings))
     for handler in handlers:
-        handler.setFormatter(LineFormatter(secrets_of(settings)))
+        handler.setFormatter(LineFormatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=handlers)
     if settings.log_level != "DEBUG":
-        # What the SDK would say of failing calls, once each, Trouble says in sums.
+        # What the SDK would say of failing calls, once each, Trying says in sums.
         logging.getLogger("aliyun").setLevel(logging.CRITICAL)
     logging.raiseExceptions = False  # what can't be told, on a full disk, is no reason for a traceback
 
 
 def help_text() -> str:
     """The table of settings and the exit statuses, for --help."""
-    groups = (
-        ("the source, and the targets unless they say otherwise", PLACE_SETTINGS + SOURCE_SETTINGS),
-        ("the targets, n = 1, 2, 3 ...", TARGET_SETTINGS),
-        ("tuning", TUNING_SETTINGS),
-    )
-    lines = ["settings are environment variables:"]
-    for title, settings in groups:
-        lines.append("\n %s:" % title)
+
+    def rows(settings: Iterable[Setting], number: str = "") -> Iterator[str]:
         for setting in settings:
-            numbered = "<n>" if setting in TARGET_SETTINGS else ""
             default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
             if setting.name == "SLS_TOPIC_TO":
                 default = "default, while none is set: " + "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
-            lines.append("  %s%s (%s)\n      %s" % (setting.name, numbered, default, setting.meaning))
-        if settings is TARGET_SETTINGS:
-            names = ", ".join(setting.name for setting in PLACE_SETTINGS)
-            lines.append("  %s with _TO:\n      the same for all targets; with _TO<n>: for target n" % names)
-    return "\n".join([*lines, "", EXIT_STATUSES])
+            yield "  %s%s (%s)\n      %s" % (setting.name, number, default, setting.meaning)
 
-
-def is_ignored(number: int) -> bool:
-    """Whether this process began with a signal ignored, as nohup has SIGHUP. PyPy's getsignal doesn't know that."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            mask = next(line.split()[1] for line in file if line.startswith("SigIgn:"))
-        return bool(int(mask, 16) >> (number - 1) & 1)
-    except (OSError, StopIteration):
-        return signal.getsignal(number) == signal.SIG_IGN
+    return "\n".join([
+        "settings are environment variables:",
+        "\n the source, and the targets unless they say otherwise:", *rows(PLACE_SETTINGS + SOURCE_SETTINGS),
+        "\n the targets, n = 1, 2, 3 ...:", *rows(TARGET_SETTINGS, "<n>"),
+        "  %s with _TO:" % ", ".join(setting.name for setting in PLACE_SETTINGS),
+        "      the same for all targets; with _TO<n>: for target n",
+        "\n tuning:", *rows(TUNING_SETTINGS),
+        "", EXIT_STATUSES,
+    ])  # fmt: skip
 
 
 def catch_stop_signals() -> list[int]:
@@ -3247,8 +3225,12 @@ def catch_stop_signals() -> list[int]:
     where a lock is held. SIGINT is caught also where a shell had it ignored; nohup has SIGHUP ignored, so it stays.
     """
     caught: list[int] = []
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    with contextlib.suppress(OSError, IndexError), open("/proc/self/status", encoding="latin-1") as file:
+        mask = file.read().partition("SigIgn:")[2].split()[0]  # for PyPy, whose getsignal doesn't know
+        is_ignored = bool(int(mask, 16) >> (signal.SIGHUP - 1) & 1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or not is_ignored(number):
+        if number != signal.SIGHUP or not is_ignored:
             signal.signal(number, lambda number, _: caught.append(number))
     return caught
 
@@ -3266,18 +3248,13 @@ def tell(dispatcher: Dispatcher) -> None:
             next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
-def open_as_many_files_as_may_be() -> None:
-    """Raises the soft limit of open files, often 1024, to the hard one: each put in the air needs a connection."""
+def set_limits() -> None:
+    """Lets the process open more files, and keep less memory, than the system would have it by itself."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError):  # the soft limit is often 1024, each put in the air takes a file
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def share_freed_memory() -> None:
-    """Has glibc, where there is one, keep freed memory for all threads, not for each: that would be twice as much."""
-    most_arenas = -8  # M_ARENA_MAX of mallopt
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(most_arenas, 2)
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone; for each thread it would keep twice as much
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def serve_monitoring(settings: Settings, dispatcher: Dispatcher, telling: threading.Thread) -> None:
@@ -3293,8 +3270,7 @@ def serve_monitoring(settings: Settings, dispatcher: Dispatcher, telling: thread
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
-    open_as_many_files_as_may_be()
-    share_freed_memory()
+    set_limits()
     try:
         dispatcher = Dispatcher(settings, Delivery(settings))
         telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
@@ -3310,7 +3286,6 @@ def run(settings: Settings) -> int:
         has_no_key = [keys for keys in dispatcher.keys if keys.has_ended_for_good]
     for keys in has_no_key:
         log.error("%s has run out, says the service: this copy ends, to be started again with another", keys.name)
-    has_joined = dispatcher.membership is not None
     left = dispatcher.stop(STOP_TIME)
     if left:
         log.warning(
@@ -3319,7 +3294,7 @@ def run(settings: Settings) -> int:
         )  # fmt: skip
     for line in str(dispatcher.failure or "").splitlines():
         log.error("%s", line)
-    for line in dispatcher.summary() if has_joined else ():
+    for line in dispatcher.summary() if dispatcher.membership else ():
         log.info("%s", line)
     return 0 if stop_asked else 1
 
