@@ -3048,13 +3048,17 @@ class Monitoring(socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 32
 
-    def __init__(self, host: str, port: int, dispatcher: Dispatcher, telling: threading.Thread) -> None:
-        """Raises OSError, such as for a port that is taken, or RuntimeError for threads."""
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    def __init__(self, settings: Settings, dispatcher: Dispatcher, telling: threading.Thread) -> None:
+        """A port that is taken, perhaps by another copy, is no reason to stop: then this copy goes on without."""
+        place = settings.metrics_host, int(settings.metrics_port)
+        self.address_family = socket.AF_INET6 if ":" in settings.metrics_host else socket.AF_INET
         self.dispatcher, self.telling = dispatcher, telling
-        super().__init__((host, port), MonitoringHandler)
-        for _ in range(ANSWERED_AT_ONCE):
-            threading.Thread(target=self.serve, daemon=True).start()
+        try:
+            super().__init__(place, MonitoringHandler)
+            for _ in range(ANSWERED_AT_ONCE):
+                threading.Thread(target=self.serve, daemon=True).start()
+        except (OSError, RuntimeError) as error:
+            log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
 
     def serve(self) -> None:
         while True:
@@ -3064,8 +3068,8 @@ class Monitoring(socketserver.TCPServer):
     def handle_error(self, *_: object) -> None:
         """A client that goes away in the middle is no news."""
 
-    def metrics(self) -> str:
-        """In Prometheus' text format."""
+    def metrics(self) -> tuple[int, str]:
+        """HTTP's status, and the text, in Prometheus' format."""
         targets, keys = self.dispatcher.delivery.targets.values(), self.dispatcher.keys
         python = "%s %s" % (platform.python_implementation(), platform.python_version())
         labels_and_subjects: dict[str, list[tuple[str, Any]]] = {
@@ -3082,10 +3086,10 @@ class Monitoring(socketserver.TCPServer):
             if known:
                 kind = "counter" if name.endswith("_total") else "gauge"
                 text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, meaning, name, kind, "".join(known))
-        return text
+        return 200, text
 
-    def health(self) -> str:
-        """A line for each loop that stands still, of those without which the process is of no use though it lives."""
+    def health(self) -> tuple[int, str]:
+        """HTTP's status, and a line for each loop that stands still, of those without which a copy is of no use."""
         dispatcher, membership = self.dispatcher, self.dispatcher.membership
         loops: dict[str, threading.Thread] = {
             "tells": self.telling,
@@ -3100,7 +3104,8 @@ class Monitoring(socketserver.TCPServer):
         now = time.monotonic()  # one that never turned has its time from the first look
         still = {name: now - turned.setdefault(thread, now) for name, thread in loops.items()}
         line = "the loop that %s has stood still for %.0f s\n"
-        return "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
+        problems = "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
+        return (503, problems) if problems else (200, "ok\n")
 
 
 class MonitoringHandler(http.server.BaseHTTPRequestHandler):
@@ -3117,12 +3122,9 @@ class MonitoringHandler(http.server.BaseHTTPRequestHandler):
             self.line.done()
 
     def do_GET(self) -> None:
-        path, status, text = self.path.partition("?")[0], 404, ""
-        if path == "/metrics":
-            status, text = 200, self.server.metrics()
-        elif path == "/healthz":
-            problems = self.server.health()
-            status, text = (503, problems) if problems else (200, "ok\n")
+        pages = {"/metrics": self.server.metrics, "/healthz": self.server.health}
+        page = pages.get(self.path.partition("?")[0])
+        status, text = page() if page else (404, "")
         self.line.end = time.monotonic() + REQUEST_TIME
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -3142,10 +3144,6 @@ FIRST_CONTACT = (
     "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
     "python3 -m tests.local_log_service demo"
 )
-EXIT_STATUSES = """exit status:
-  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag
-  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown
-  2  the settings or the arguments are wrong"""
 
 
 def secrets_of(settings: Settings) -> list[str]:
@@ -3214,7 +3212,10 @@ def help_text() -> str:
         "  %s with _TO:" % ", ".join(setting.name for setting in PLACE_SETTINGS),
         "      the same for all targets; with _TO<n>: for target n",
         "\n tuning:", *rows(TUNING_SETTINGS),
-        "", EXIT_STATUSES,
+        "\nexit status:",
+        "  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag",
+        "  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown",
+        "  2  the settings or the arguments are wrong",
     ])  # fmt: skip
 
 
@@ -3257,16 +3258,6 @@ def set_limits() -> None:
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
-def serve_monitoring(settings: Settings, dispatcher: Dispatcher, telling: threading.Thread) -> None:
-    """Serves it where that is asked for. A port that is taken, perhaps by another copy, is no reason to stop."""
-    if settings.metrics_port:
-        place = settings.metrics_host, int(settings.metrics_port)
-        try:
-            Monitoring(*place, dispatcher, telling)
-        except (OSError, RuntimeError) as error:
-            log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
-
-
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
@@ -3274,7 +3265,8 @@ def run(settings: Settings) -> int:
     try:
         dispatcher = Dispatcher(settings, Delivery(settings))
         telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
-        serve_monitoring(settings, dispatcher, telling)
+        if settings.metrics_port:
+            Monitoring(settings, dispatcher, telling)
         dispatcher.start()
         telling.start()
     except RuntimeError as error:
@@ -3327,7 +3319,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
-    """The program; returns the exit status: see EXIT_STATUSES."""
+    """The program; returns the exit status: see `help_text`."""
     parsed = read_arguments(arguments)
     try:
         settings = read_settings(environment)
