@@ -1238,7 +1238,7 @@ class Keys(CredentialsProvider):
     """
 
     known: dict[tuple[str, ...], Keys] = {}
-    secrets: Mapping[str, float] = {}  # what came at run time and must never be shown -> when it ends, unix seconds
+    secrets: Mapping[str, float] = {}  # what must never be shown, of all sources -> when it ends, unix seconds
     lock = threading.RLock()
 
     def __init__(self, place: Place) -> None:

@@ -70,8 +70,9 @@ def test_keys_appear_in_no_answer_of_check_and_status(secret_service):
         assert SECRET not in ended.stdout + ended.stderr and TOKEN not in ended.stdout + ended.stderr
 
 
-def test_the_password_of_a_proxy_is_a_secret(monkeypatch):
-    monkeypatch.setenv("https_proxy", "http://user:p%40ss-word@proxy.test:3128")
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_the_password_of_a_proxy_is_a_secret(monkeypatch, scheme):
+    monkeypatch.setenv("https_proxy", scheme + "user:p%40ss-word@proxy.test:3128")
     monkeypatch.setenv("ftp_proxy", "http://[no URL that anything here reads")
     settings = read_settings(
         {
