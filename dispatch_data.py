@@ -55,7 +55,6 @@ import struct
 import sys
 import threading
 import time
-import urllib.request
 import uuid
 import weakref
 from collections import Counter, deque
@@ -365,10 +364,6 @@ class Settings(NamedTuple):
     def places(self) -> list[Place]:
         """The source and the targets, the source first."""
         return [self.source, *(target.place for target in self.targets)]
-
-    def secrets(self) -> list[str]:
-        """All that must never be shown."""
-        return [text for place in self.places() for text in (place.access_key, place.security_token) if text]
 
 
 class SettingsError(Exception):
@@ -831,7 +826,7 @@ def printable(text: str, longest: int = 300) -> str:
 
 def hidden(text: str, secrets: Iterable[str]) -> str:
     """The text without the secrets."""
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, "***")
     return text
 
@@ -1009,7 +1004,6 @@ class Trying:
 # ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
 
 METADATA = "http://100.100.100.200/latest/"  # answers on an ECS instance, and nowhere else
-ROLES = "meta-data/ram/security-credentials/"
 NEAR_TIMEOUT = 2.0  # seconds, for the metadata service and local agents
 STS_TIMEOUT = 10.0  # seconds
 FIRST_KEY_TIMEOUT = 15.0  # seconds that calls wait for the outcome of the first try to get a key
@@ -1069,10 +1063,9 @@ def read_key(text: str, role: str = "") -> Key:
         fields = fields.get("Credentials", fields)
         if fields.get("Code", "Success") != "Success":
             raise CallFailed("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
-        key_id, secret, token, expiration = [fields[name] for name in KEY_FIELDS]
-        if not re.fullmatch("[!-~]+ [!-~]+ [!-~]+", " ".join([key_id, secret, token])):
-            raise ValueError
-        return Key(key_id, secret, token, calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ")), role)
+        key_id, key_secret, token, expiration = [secret(fields[name]) for name in KEY_FIELDS]
+        end = calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ"))
+        return Key(key_id, key_secret, token, end, role)
     except (ValueError, TypeError, KeyError, AttributeError):  # their text may show what was to be read
         raise CallFailed("NoKey", "what came isn't JSON with %s" % ", ".join(KEY_FIELDS)) from None
 
@@ -1088,8 +1081,9 @@ def key_of_instance(role: str) -> Key:
         if is_forbidden or failure.status not in (404, 405):
             raise
         headers = {}
-    role = role or ask("GET", METADATA + ROLES, headers)
-    return read_key(ask("GET", METADATA + ROLES + role, headers), role)
+    roles = METADATA + "meta-data/ram/security-credentials/"
+    role = role or ask("GET", roles, headers)
+    return read_key(ask("GET", roles + role, headers), role)
 
 
 def key_of_service_account(_: str) -> Key:
@@ -1129,15 +1123,14 @@ class Keys(CredentialsProvider):
     """
 
     known: dict[tuple[str, ...], Keys] = {}
-    secrets: Mapping[str, float] = {}  # what came at run time and must never be shown -> when it ends, unix seconds
+    secrets: Mapping[str, float] = {}  # what must never be shown, of all sources -> when it ends, unix seconds
     lock = threading.RLock()
 
     def __init__(self, place: Place) -> None:
         self.source, _, self.detail = place.credentials.partition(":")
         self.name = place.names.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
         self.renewing = Trying(self.name, "renewals", "no new key yet, trying again", place)
-        key = Key(place.access_key_id, place.access_key, place.security_token)
-        self.key: Key | None = None if self.source else key
+        self.key = None if self.source else Key(place.access_key_id, place.access_key, place.security_token)
         self.failure: CallFailed | None = None  # of the last try
         self.has_tried = threading.Event()
         self.due = self.came = 0.0  # when to renew the key, in unix seconds; when it came, by the monotonic clock
@@ -1192,10 +1185,9 @@ class Keys(CredentialsProvider):
             self.due = 0.0 if self.source == "file" else key.end - min(RENEWED_AHEAD, (key.end - now) / 2)
             self.key, self.came, self.failure = key, time.monotonic(), None
         except Exception as error:  # any: the only thread that can get a key must not end
-            known = (
-                error if isinstance(error, CallFailed) else CallFailed("NoKey", type(error).__name__ + ": %s" % error)
-            )
-            self.failure = CallFailed(known.code, hidden(known.message, self.secrets), known.status)
+            if not isinstance(error, CallFailed):
+                error = CallFailed("NoKey", "%s: %s" % (type(error).__name__, error))
+            self.failure = CallFailed(error.code, hidden(error.message, self.secrets), error.status)
             raise self.trouble() from None
         finally:
             self.has_tried.set()
@@ -2864,26 +2856,25 @@ STANDSTILL = 60.0  # seconds; a loop of the process that has not turned for long
 REQUEST_TIME = 2.0  # seconds that a client has for its request, and again for taking the answer
 ANSWERED_AT_ONCE = 8  # requests, a thread for each; others wait in the kernel
 
-# Name, meaning, and how to read the value, of a target or of the copy; None is unknown.
-TARGET_METRICS: tuple[tuple[str, str, Callable[[Target], float | None]], ...] = (
-    ("log_groups_total", "LogGroups that the target has taken.", lambda target: target.log_groups),
-    ("logs_total", "Logs that the target has taken.", lambda target: target.logs),
-    ("bytes_total", "Bytes that the target has taken, uncompressed.", lambda target: target.bytes),
-    ("put_retries_total", "Puts that failed and were tried again.", lambda target: target.retries),
-    ("set_aside_total", "LogGroups that the target refused for good.", lambda target: target.set_aside),
-    ("puts_failing", "Puts that have failed and are being tried again.", lambda target: len(target.putting.open)),
-)
-COPY_METRICS: tuple[tuple[str, str, Callable[[Dispatcher], float | None]], ...] = (
-    ("unmatched_log_groups_total", "LogGroups that no route matches.", lambda copy: copy.delivery.left_out.log_groups),
-    ("unmatched_logs_total", "Logs that no route matches.", lambda copy: copy.delivery.left_out.logs),
-    ("shards_held", "Shards that this copy holds.", lambda copy: len(copy.held_shards())),
-    ("lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
-     lambda copy: copy.last_lag if copy.held_shards() else None),
-    ("last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.", lambda copy: copy.last_heartbeat),
+# Of what, name, meaning, and how to read the value from a Target, the Dispatcher or Keys; None is unknown.
+METRICS: tuple[tuple[str, str, str, Callable[[Any], float | None]], ...] = (
+    ("target", "log_groups_total", "LogGroups that the target has taken.", lambda it: it.log_groups),
+    ("target", "logs_total", "Logs that the target has taken.", lambda it: it.logs),
+    ("target", "bytes_total", "Bytes that the target has taken, uncompressed.", lambda it: it.bytes),
+    ("target", "put_retries_total", "Puts that failed and were tried again.", lambda it: it.retries),
+    ("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.set_aside),
+    ("target", "puts_failing", "Puts that have failed and are being tried again.", lambda it: len(it.putting.open)),
+    ("copy", "unmatched_log_groups_total", "LogGroups that no route matches.",
+     lambda it: it.delivery.left_out.log_groups),
+    ("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.left_out.logs),
+    ("copy", "shards_held", "Shards that this copy holds.", lambda it: len(it.held_shards())),
+    ("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
+     lambda it: it.last_lag if it.held_shards() else None),
+    ("copy", "last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.",
+     lambda it: it.last_heartbeat),
+    ("key", "credentials_expire_timestamp_seconds", "When the key ends.", lambda it: it.key and it.key.end),
+    ("program", "build_info", "Always 1.", lambda _: 1),
 )  # fmt: skip
-KEY_METRICS: tuple[tuple[str, str, Callable[[Keys], float | None]], ...] = (
-    ("credentials_expire_timestamp_seconds", "When the key ends.", lambda keys: keys.key.end if keys.key else None),
-)
 
 
 def labelled(**labels: object) -> str:
@@ -2891,37 +2882,59 @@ def labelled(**labels: object) -> str:
     return "{%s}" % ",".join("%s=%s" % (name, json.dumps(str(value))) for name, value in labels.items())
 
 
-class Monitoring:
-    """What there is to tell of this copy. It asks nobody: the lag is what the thread that tells has learned last."""
+class Monitoring(socketserver.TCPServer):
+    """Serves what there is to tell of this copy, in threads of its own.
 
-    def __init__(self, dispatcher: Dispatcher, telling: threading.Thread) -> None:
+    It asks nobody: the lag is what `telling`, the thread that tells, has learned last.
+    """
+
+    allow_reuse_address = True
+    request_queue_size = 32
+
+    def __init__(self, settings: Settings, dispatcher: Dispatcher, telling: threading.Thread) -> None:
+        """A port that is taken, perhaps by another copy, is no reason to stop: then this copy goes on without."""
+        place = settings.metrics_host, int(settings.metrics_port)
+        self.address_family = socket.AF_INET6 if ":" in settings.metrics_host else socket.AF_INET
         self.dispatcher, self.telling = dispatcher, telling
-        self.renewing_keys = [keys for keys in dispatcher.keys if keys.source]
+        try:
+            super().__init__(place, MonitoringHandler)
+            for _ in range(ANSWERED_AT_ONCE):
+                threading.Thread(target=self.serve, daemon=True).start()
+        except (OSError, RuntimeError) as error:
+            log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
 
-    def metrics(self) -> str:
-        """In Prometheus' text format."""
+    def serve(self) -> None:
+        while True:
+            self.handle_request()
+            time.sleep(0.01)  # it returns at once while there is no file for another connection
+
+    def handle_error(self, *_: object) -> None:
+        """A client that goes away in the middle is no news."""
+
+    def metrics(self) -> tuple[int, str]:
+        """HTTP's status, and the text, in Prometheus' format."""
+        targets, keys = self.dispatcher.delivery.targets.values(), self.dispatcher.keys
         python = "%s %s" % (platform.python_implementation(), platform.python_version())
-        targets = self.dispatcher.delivery.targets.values()
-        tables: Any = (
-            (TARGET_METRICS, [(labelled(target=one.number, logstore=one.place), one) for one in targets]),
-            (COPY_METRICS, [("", self.dispatcher)]),
-            (KEY_METRICS, [(labelled(source=one.name), one) for one in self.renewing_keys]),
-            ([("build_info", "Always 1.", lambda _: 1)], [(labelled(version=__version__, python=python), None)]),
-        )
+        labels_and_subjects: dict[str, list[tuple[str, Any]]] = {
+            "target": [(labelled(target=one.number, logstore=one.place), one) for one in targets],
+            "copy": [("", self.dispatcher)],
+            "key": [(labelled(source=one.name), one) for one in keys if one.source],
+            "program": [(labelled(version=__version__, python=python), None)],
+        }
         text = ""
-        for table, subjects in tables:
-            for name, meaning, read in table:
-                values = [(labels, read(subject)) for labels, subject in subjects]
-                known = ["dispatch_data_%s%s %s\n" % (name, *value) for value in values if value[1] is not None]
+        for of_what, short_name, meaning, read in METRICS:
+            name = "dispatch_data_" + short_name
+            values = [(name, labels, read(subject)) for labels, subject in labels_and_subjects[of_what]]
+            known = ["%s%s %s\n" % value for value in values if value[2] is not None]
+            if known:
                 kind = "counter" if name.endswith("_total") else "gauge"
-                head = "# HELP dispatch_data_%s %s\n# TYPE dispatch_data_%s %s\n" % (name, meaning, name, kind)
-                text += "".join([head, *known]) if known else ""
-        return text
+                text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, meaning, name, kind, "".join(known))
+        return 200, text
 
-    def loops(self) -> dict[str, threading.Thread]:
-        """Those without which the process is of no use though it lives."""
+    def health(self) -> tuple[int, str]:
+        """HTTP's status, and a line for each loop that stands still, of those without which a copy is of no use."""
         dispatcher, membership = self.dispatcher, self.dispatcher.membership
-        loops = {
+        loops: dict[str, threading.Thread] = {
             "tells": self.telling,
             "joins": dispatcher,
             "follows the load": dispatcher.delivery.writers.follower,
@@ -2931,71 +2944,38 @@ class Monitoring:
             loops.update({"gives out work": membership, "sends heartbeats": membership.heartbeats})
             in_flight = list(membership.in_flight.items())
             loops.update(("delivers shard %d" % shard, thread) for shard, (_, thread) in in_flight)
-        return loops
-
-    def health(self) -> str:
-        """A line for each loop that stands still; one that never turned has its time from the first look."""
-        now = time.monotonic()
-        still = {name: now - turned.setdefault(thread, now) for name, thread in self.loops().items()}
+        now = time.monotonic()  # one that never turned has its time from the first look
+        still = {name: now - turned.setdefault(thread, now) for name, thread in loops.items()}
         line = "the loop that %s has stood still for %.0f s\n"
-        return "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
-
-    def page(self, path: str) -> tuple[int, str]:
-        """HTTP's status, and the text."""
-        if path == "/metrics":
-            return 200, self.metrics()
-        problems = self.health()
-        return (503 if problems else 200, problems or "ok\n") if path == "/healthz" else (404, "")
+        problems = "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
+        return (503, problems) if problems else (200, "ok\n")
 
 
 class MonitoringHandler(http.server.BaseHTTPRequestHandler):
     """Answers one request."""
 
-    server: MonitoringServer
+    server: Monitoring
     server_version, sys_version = USER_AGENT["User-Agent"], ""
 
-    def setup(self) -> None:
-        super().setup()
-        self.rfile.close()  # which would let a client take its time for each byte
-        self.line = Line(self.connection, REQUEST_TIME)
-        self.rfile = self.line.makefile()
+    def handle(self) -> None:
+        self.line = Line(self.connection, REQUEST_TIME)  # a timeout of the socket would begin again with each byte
+        try:
+            super().handle()
+        finally:
+            self.line.done()
 
     def do_GET(self) -> None:
-        status, text = self.server.monitoring.page(self.path.partition("?")[0])
+        pages = {"/metrics": self.server.metrics, "/healthz": self.server.health}
+        page = pages.get(self.path.partition("?")[0])
+        status, text = page() if page else (404, "")
         self.line.end = time.monotonic() + REQUEST_TIME
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.end_headers()
         self.wfile.write(text.encode())
 
-    def finish(self) -> None:
-        self.line.done()
-        super().finish()
-
     def log_message(self, *_: object) -> None:
         """Nobody wants a line for each request."""
-
-
-class MonitoringServer(socketserver.TCPServer):
-    """Serves in threads of its own. Raises OSError, such as for a port that is taken, or RuntimeError for threads."""
-
-    allow_reuse_address = True
-    request_queue_size = 32
-
-    def __init__(self, host: str, port: int, monitoring: Monitoring) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.monitoring = monitoring
-        super().__init__((host, port), MonitoringHandler)
-        for _ in range(ANSWERED_AT_ONCE):
-            threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self) -> None:
-        while True:
-            self.handle_request()
-            time.sleep(0.01)  # it returns at once while there is no file for another connection
-
-    def handle_error(self, *_: object) -> None:
-        """A client that goes away in the middle is no news."""
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -3007,17 +2987,15 @@ FIRST_CONTACT = (
     "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
     "python3 -m tests.local_log_service demo"
 )
-EXIT_STATUSES = """exit status:
-  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag
-  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown
-  2  the settings or the arguments are wrong"""
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    """All that must never be shown: the settings' secrets and the passwords of proxies, as written and decoded."""
-    proxies = urllib.request.getproxies()  # the others are nobody's business here, and may be no URLs
-    passwords = [urlsplit(proxies[name]).password for name in ("http", "https", "all") if name in proxies]
-    return settings.secrets() + [form for text in passwords if text for form in (text, unquote(text))]
+    """All that must never be shown: secrets, tokens, and the passwords of proxies, as written and decoded."""
+    secrets = [text for place in settings.places() for text in (place.access_key, place.security_token)]
+    for name in PROXY_NAMES:
+        password = urlsplit("//" + os.environ.get(name, "").rpartition("//")[2]).password  # with scheme or without
+        secrets += [password or "", unquote(password or "")]
+    return [text for text in secrets if text]
 
 
 class LineFormatter(logging.Formatter):
@@ -3025,28 +3003,21 @@ class LineFormatter(logging.Formatter):
 
     LONGEST_LINE = 2000  # characters
 
-    def __init__(self, secrets: Iterable[str]) -> None:
-        super().__init__("%(asctime)s %(process)d %(levelname)s %(message)s")
-        self.secrets = list(secrets)
-
     def format(self, record: logging.LogRecord) -> str:
-        lines = hidden(super().format(record), [*self.secrets, *Keys.secrets]).splitlines()
+        lines = hidden(super().format(record), Keys.secrets).splitlines()
         return "\n    ".join(printable(line, self.LONGEST_LINE) for line in lines)
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
     """A log file whose trouble, such as a full disk, is told on stderr and stops nothing."""
 
-    def __init__(self, directory: str) -> None:
-        self.intervals = GrowingIntervals()
-        path = os.path.join(directory, "dispatch_data_%d.log" % os.getpid())
-        super().__init__(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+    intervals = GrowingIntervals()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
-        error = sys.exc_info()[1]
+        told = "dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, sys.exc_info()[1])
         with contextlib.suppress(OSError):  # stderr may be on the same full disk
             if self.intervals.is_due():
-                print("dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, error), file=sys.stderr)
+                print(told, file=sys.stderr)
 
 
 def set_up_logging(settings: Settings) -> None:
@@ -3054,14 +3025,14 @@ def set_up_logging(settings: Settings) -> None:
 
     Raises OSError when the file can't be made.
     """
-    to_stderr = logging.StreamHandler()
-    handlers: list[logging.Handler] = [to_stderr]
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
     if settings.log_dir:
-        handlers.append(LogFile(settings.log_dir))
-        if not sys.stderr.isatty():
-            to_stderr.setLevel(logging.WARNING)
+        handlers[0].setLevel(logging.NOTSET if sys.stderr.isatty() else logging.WARNING)
+        path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
+        handlers.append(LogFile(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8"))
+    Keys.hide(float("inf"), *secrets_of(settings))
     for handler in handlers:
-        handler.setFormatter(LineFormatter(secrets_of(settings)))
+        handler.setFormatter(LineFormatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=handlers)
     if settings.log_level != "DEBUG":
         # What the SDK would say of failing calls, once each, Trying says in sums.
@@ -3071,34 +3042,26 @@ def set_up_logging(settings: Settings) -> None:
 
 def help_text() -> str:
     """The table of settings and the exit statuses, for --help."""
-    groups = (
-        ("the source, and the targets unless they say otherwise", PLACE_SETTINGS + SOURCE_SETTINGS),
-        ("the targets, n = 1, 2, 3 ...", TARGET_SETTINGS),
-        ("tuning", TUNING_SETTINGS),
-    )
-    lines = ["settings are environment variables:"]
-    for title, settings in groups:
-        lines.append("\n %s:" % title)
+
+    def rows(settings: Iterable[Setting], number: str = "") -> Iterator[str]:
         for setting in settings:
-            numbered = "<n>" if setting in TARGET_SETTINGS else ""
             default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
             if setting.name == "SLS_TOPIC_TO":
                 default = "default, while none is set: " + "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
-            lines.append("  %s%s (%s)\n      %s" % (setting.name, numbered, default, setting.meaning))
-        if settings is TARGET_SETTINGS:
-            names = ", ".join(setting.name for setting in PLACE_SETTINGS)
-            lines.append("  %s with _TO:\n      the same for all targets; with _TO<n>: for target n" % names)
-    return "\n".join([*lines, "", EXIT_STATUSES])
+            yield "  %s%s (%s)\n      %s" % (setting.name, number, default, setting.meaning)
 
-
-def is_ignored(number: int) -> bool:
-    """Whether this process began with a signal ignored, as nohup has SIGHUP. PyPy's getsignal doesn't know that."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            mask = next(line.split()[1] for line in file if line.startswith("SigIgn:"))
-        return bool(int(mask, 16) >> (number - 1) & 1)
-    except (OSError, StopIteration):
-        return signal.getsignal(number) == signal.SIG_IGN
+    return "\n".join([
+        "settings are environment variables:",
+        "\n the source, and the targets unless they say otherwise:", *rows(PLACE_SETTINGS + SOURCE_SETTINGS),
+        "\n the targets, n = 1, 2, 3 ...:", *rows(TARGET_SETTINGS, "<n>"),
+        "  %s with _TO:" % ", ".join(setting.name for setting in PLACE_SETTINGS),
+        "      the same for all targets; with _TO<n>: for target n",
+        "\n tuning:", *rows(TUNING_SETTINGS),
+        "\nexit status:",
+        "  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag",
+        "  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown",
+        "  2  the settings or the arguments are wrong",
+    ])  # fmt: skip
 
 
 def catch_stop_signals() -> list[int]:
@@ -3110,8 +3073,12 @@ def catch_stop_signals() -> list[int]:
     caught: list[int] = []
     numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # some supervisors leave theirs blocked
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    with contextlib.suppress(OSError, IndexError), open("/proc/self/status", encoding="latin-1") as file:
+        mask = file.read().partition("SigIgn:")[2].split()[0]  # for PyPy, whose getsignal doesn't know
+        is_ignored = bool(int(mask, 16) >> (signal.SIGHUP - 1) & 1)
     for number in numbers:
-        if number != signal.SIGHUP or not is_ignored(number):
+        if number != signal.SIGHUP or not is_ignored:
             signal.signal(number, lambda number, _: caught.append(number))
     return caught
 
@@ -3129,40 +3096,24 @@ def tell(dispatcher: Dispatcher) -> None:
             next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
-def open_as_many_files_as_may_be() -> None:
-    """Raises the soft limit of open files, often 1024, to the hard one: each put in the air needs a connection."""
+def set_limits() -> None:
+    """Lets the process open more files, and keep less memory, than the system would have it by itself."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
+    with contextlib.suppress(ValueError, OSError):  # the soft limit is often 1024, each put in the air takes a file
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def share_freed_memory() -> None:
-    """Has glibc, where there is one, keep freed memory for all threads, not for each: that would be twice as much."""
-    most_arenas = -8  # M_ARENA_MAX of mallopt
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(most_arenas, 2)
-
-
-def serve_monitoring(settings: Settings, monitoring: Monitoring) -> None:
-    """Serves it where that is asked for. A port that is taken, perhaps by another copy, is no reason to stop."""
-    if not settings.metrics_port:
-        return
-    place = settings.metrics_host, int(settings.metrics_port)
-    try:
-        MonitoringServer(*place, monitoring)
-    except (OSError, RuntimeError) as error:
-        log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone; for each thread it would keep twice as much
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
     stop_asked = catch_stop_signals()
-    open_as_many_files_as_may_be()
-    share_freed_memory()
+    set_limits()
     try:
         dispatcher = Dispatcher(settings, Delivery(settings))
         telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
-        serve_monitoring(settings, Monitoring(dispatcher, telling))
+        if settings.metrics_port:
+            Monitoring(settings, dispatcher, telling)
         dispatcher.start()
         telling.start()
     except RuntimeError as error:
@@ -3174,7 +3125,6 @@ def run(settings: Settings) -> int:
         has_no_key = [keys for keys in dispatcher.keys if keys.has_ended_for_good]
     for keys in has_no_key:
         log.error("%s has run out, says the service: this copy ends, to be started again with another", keys.name)
-    has_joined = dispatcher.membership is not None
     left = dispatcher.stop(STOP_TIME)
     if left:
         log.warning(
@@ -3183,7 +3133,7 @@ def run(settings: Settings) -> int:
         )  # fmt: skip
     for line in str(dispatcher.failure or "").splitlines():
         log.error("%s", line)
-    for line in dispatcher.summary() if has_joined else ():
+    for line in dispatcher.summary() if dispatcher.membership else ():
         log.info("%s", line)
     return 0 if stop_asked else 1
 
@@ -3216,7 +3166,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
-    """The program; returns the exit status: see EXIT_STATUSES."""
+    """The program; returns the exit status: see `help_text`."""
     parsed = read_arguments(arguments)
     try:
         settings = read_settings(environment)

@@ -396,7 +396,7 @@ def test_no_secret_is_written_anywhere_while_all_goes_wrong(service, key_service
 
 
 def test_what_came_at_run_time_is_hidden_from_lines_formatted_later():
-    formatter = LineFormatter([])
+    formatter = LineFormatter("%(levelname)s %(message)s")
     record = dispatch_data.logging.LogRecord("x", 20, "", 0, "new-secret-of-today", (), None)
     assert "new-secret-of-today" in formatter.format(record)
     Keys.hide(time.time(), "new-secret-of-today", "", None)

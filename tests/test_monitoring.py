@@ -255,3 +255,19 @@ def test_clients_that_ask_nothing_hold_up_neither_the_others_nor_the_stop(servic
         client.sendall(b"GET /metrics HTTP/1.1\r\n")
         assert copy.stop(seconds=10) == 0
     assert copy.stderr() == ""
+
+
+def test_a_client_that_trickles_its_request_is_hung_up_on(service, copies, port):
+    """Each byte comes in time, the whole doesn't."""
+    copies.start(SLS_METRICS_PORT=str(port))
+    wait_for_health(service, port, 200)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\n")
+
+        def is_hung_up_on():
+            try:
+                client.sendall(b"a")
+            except ConnectionError:
+                return True
+
+        service.wait_for(is_hung_up_on, LIMIT, "the end of a request without end")

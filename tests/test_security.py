@@ -24,7 +24,7 @@ from copies import (
 from ledgers import assert_all_delivered_once, verdict
 from local_log_service import LocalLogService
 
-from dispatch_data import LeftOut, LineFormatter, Routes, hidden, read_settings, secrets_of
+from dispatch_data import Keys, LeftOut, LineFormatter, Routes, hidden, read_settings, secrets_of
 from dispatch_data import LogGroup as RoutedLogGroup
 
 SECRET = "Very/Secret+Key0"
@@ -70,8 +70,9 @@ def test_keys_appear_in_no_answer_of_check_and_status(secret_service):
         assert SECRET not in ended.stdout + ended.stderr and TOKEN not in ended.stdout + ended.stderr
 
 
-def test_the_password_of_a_proxy_is_a_secret(monkeypatch):
-    monkeypatch.setenv("https_proxy", "http://user:p%40ss-word@proxy.test:3128")
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_the_password_of_a_proxy_is_a_secret(monkeypatch, scheme):
+    monkeypatch.setenv("https_proxy", scheme + "user:p%40ss-word@proxy.test:3128")
     monkeypatch.setenv("ftp_proxy", "http://[no URL that anything here reads")
     settings = read_settings(
         {
@@ -142,7 +143,8 @@ def test_huge_topics_are_not_remembered():
 
 
 def test_a_line_is_one_line_whatever_is_in_it():
-    formatter = LineFormatter([SECRET])
+    Keys.hide(float("inf"), SECRET)
+    formatter = LineFormatter("%(process)d %(levelname)s %(message)s")
     record = logging.LogRecord("x", logging.INFO, "", 0, "a\n2026 forged\x1b[1m %s", (SECRET,), None)
     first, second = formatter.format(record).split("\n")
     assert first.endswith(" INFO a") and second == "    2026 forged\\x1b[1m ***"

@@ -8,7 +8,7 @@ import pytest
 from copies import run_program
 
 import dispatch_data
-from dispatch_data import Routes, SettingsError, read_settings
+from dispatch_data import Routes, SettingsError, read_settings, secrets_of
 
 SECRET = "Secret/key+0"
 TOKEN = "Token/0"
@@ -294,7 +294,7 @@ def test_each_target_takes_what_it_does_not_set_from_the_line_above():
     ]
     assert (one.names["SLS_ENDPOINT"], one.names["SLS_STS_TOKEN"]) == ("SLS_ENDPOINT", "SLS_STS_TOKEN_TO")
     assert settings.source.security_token == TOKEN
-    assert sorted(settings.secrets()) == sorted([SECRET, TOKEN, "key-to", "key-to", "key-30", "token-30"])
+    assert sorted(secrets_of(settings)) == sorted([SECRET, TOKEN, "key-to", "key-to", "key-30", "token-30"])
 
 
 def test_values_may_have_space_around_them():
