@@ -1035,6 +1035,8 @@ def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: ob
     seconds = STS_TIMEOUT if is_far else NEAR_TIMEOUT
     end = time.monotonic() + seconds
     options: Any = {"headers": headers, "data": form, "timeout": seconds, "allow_redirects": False, "stream": True}
+    if is_far:
+        options["auth"] = lambda request: request  # else requests would send what ~/.netrc has by default
     try:
         with requests.Session() as session:
             session.trust_env = is_far  # its proxies, its CAs

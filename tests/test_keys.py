@@ -561,6 +561,17 @@ def test_the_host_of_sts(key_services, sources, monkeypatch, host):
     sources("oidc").renew()
 
 
+def test_passwords_for_others_are_not_sent(key_services, sources, monkeypatch, tmp_path):
+    """As requests does with the default of ~/.netrc, for each host that it doesn't know."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login somebody password for-others\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    sources("oidc").renew()
+    sources("uri").renew()
+    assert set(key_services.last_headers) == {"STS", "agent"}
+    assert not any("authorization" in headers for headers in key_services.last_headers.values())
+
+
 def test_sts_must_be_who_it_says(key_services, sources, monkeypatch):
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     failure = failure_of(sources("oidc"))

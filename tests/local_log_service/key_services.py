@@ -77,6 +77,7 @@ class KeyServices:
         self.ordered: Dict[Tuple[str, str], Answer] = {}
         self.given_out: Counter = Counter()
         self.asked: Counter = Counter()
+        self.last_headers: Dict[str, Dict[str, str]] = {}
         self.through_proxy: List[str] = []
         self.secrets = set(self.oidc_tokens)
         self.port = port
@@ -223,6 +224,7 @@ class KeyServices:
         path = urlsplit(target).path
         giver = "STS" if is_sts else "agent" if path.startswith("/agent") else "metadata"
         self.asked[giver] += 1
+        self.last_headers[giver] = headers
         for (ordered_method, beginning), answer in self.ordered.items():
             if method == ordered_method and path.startswith(beginning):
                 return answer
