@@ -185,6 +185,18 @@ def test_the_systemd_unit_gives_it_time_and_its_journal():
     assert (settings.log_dir, settings.metrics_port, settings.warnings) == ("", 9463, ())
 
 
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
+def test_systemd_finds_nothing_wrong_with_its_unit(tmp_path):
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    unit = re.sub("(?m)^ExecStart=.*", "ExecStart=%s" % program, recipe("systemd"))
+    (tmp_path / "dispatch_data@.service").write_text(unit, encoding="utf-8")
+    command = ["systemd-analyze", "verify", "dispatch_data@.service"]
+    ended = subprocess.run(command, cwd=str(tmp_path), capture_output=True, text=True, timeout=LIMIT)
+    assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
+
+
 def test_the_settings_file_suits_the_shell_systemd_and_containers():
     """Only the shell would take exports and substitutions, and what isn't quoted must be one word to it.
 
@@ -268,6 +280,24 @@ def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
     for command in (["check", "rules", "rules.yml"], ["test", "rules", "tests.yml"]):
         ended = subprocess.run(["promtool", *command], cwd=str(tmp_path), capture_output=True, text=True, timeout=LIMIT)
         assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.skipif(not shutil.which("kubernetes-validate"), reason="kubernetes-validate, of PyPI, is not in the PATH")
+def test_kubernetes_knows_every_field(tmp_path):
+    """The Deployment, the service account, and the two merged as the README says."""
+    deployment = yaml.safe_load(recipe("kubernetes"))
+    account, patch = yaml.safe_load_all(recipe("RRSA"))
+    merged = yaml.safe_load(recipe("kubernetes"))
+    pod, added = merged["spec"]["template"], patch["spec"]["template"]
+    pod["metadata"]["labels"].update(added["metadata"].pop("labels"))
+    pod["spec"]["containers"][0]["env"] += added["spec"]["containers"][0].pop("env")
+    assert [added["metadata"], added["spec"].pop("containers")] == [{}, [{"name": "dispatch-data"}]]  # that was all
+    pod["spec"].update(added["spec"])
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all([deployment, account, merged]), encoding="utf-8")
+    command = ["kubernetes-validate", "--strict", "all.yaml"]
+    ended = subprocess.run(command, cwd=str(tmp_path), capture_output=True, text=True, timeout=LIMIT)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (ended.stdout + ended.stderr).count("passed for resource") == 3
 
 
 def test_the_service_account_is_the_same_in_all_recipes():
