@@ -27,7 +27,6 @@ import base64
 import calendar
 import concurrent.futures
 import contextlib
-import ctypes
 import difflib
 import email.utils
 import enum
@@ -64,6 +63,11 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile is no reason for a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Whoever started this may have closed stdin, stdout or stderr: a socket would get the number, and all that is said.
+    while os.open(os.devnull, os.O_RDWR) < 2:
+        pass
+    sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # For new objects PyPy takes half of the processor's cache, 240 MB of a large one, unless told so before it starts.
     is_told = platform.python_implementation() != "PyPy" or "PYPY_GC_NURSERY" in os.environ
     if not is_told and os.path.isfile(sys.argv[0]):
@@ -76,12 +80,14 @@ try:
     import urllib3
     from aliyun.log import LogClient, LogException
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
-    from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
+    from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig, checkpoint_tracker, heart_beat
     from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
     from aliyun.log.consumer.consumer_client import ConsumerClient
     from aliyun.log.credentials import Credentials, CredentialsProvider
     from aliyun.log.pulllog_response import PullLogResponse
 
+    # The SDK's locks are for several processes: they need /dev/shm and, from Python 3.14 on, one more process.
+    checkpoint_tracker.RLock = heart_beat.RLock = threading.RLock  # type: ignore[attr-defined,assignment]
     # Private, or of newer releases only: what LeanClient and Connector rest on.
     LogClient._getHttpResponse  # type: ignore[attr-defined]  # noqa: B018
     urllib3.HTTPSConnectionPool._new_conn, urllib3.HTTPSConnectionPool._prepare_proxy  # noqa: B018
@@ -3103,7 +3109,9 @@ def set_limits() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # the soft limit is often 1024, each put in the air takes a file
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone; for each thread it would keep twice as much
+    with contextlib.suppress(ImportError, OSError, AttributeError):  # glibc alone would keep as much for each thread
+        import ctypes  # not sooner: libffi keeps a file open
+
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
@@ -3191,20 +3199,9 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     return run(settings)
 
 
-def open_streams() -> None:
-    """Opens what of stdin, stdout and stderr was closed at the start: else a socket would get its number, and what is
-    said there. What their encoding doesn't have is escaped."""
-    while os.open(os.devnull, os.O_RDWR) < 2:
-        pass
-    sys.stdout = sys.stdout or os.fdopen(1, "w")
-    sys.stderr = sys.stderr or os.fdopen(2, "w")
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-
-
 if __name__ == "__main__":
     status = 1
     try:
-        open_streams()
         try:
             status = main()
         except SystemExit as end:  # argparse's way

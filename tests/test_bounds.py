@@ -105,6 +105,35 @@ def test_a_program_that_is_no_file_starts_too():
     assert (answer.returncode, answer.stdout) == (0, "dispatch_data.py %s\n" % __version__)
 
 
+# ---- processes --------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_is_one_process_and_shares_nothing(service, copies):
+    """The SDK's locks are made for several: each is a file in /dev/shm, and Python 3.14 adds a process to clean up."""
+    copy = copies.start()
+    wait_until_begun(service)
+    process = Path("/proc/%d" % copy.process.pid)
+    assert "/dev/shm/" not in (process / "maps").read_text()
+    assert [path.read_text() for path in process.glob("task/*/children") if path.read_text()] == []
+    assert copy.stop() == 0
+    assert copy.stderr() == ""
+
+
+def test_without_shared_memory_it_works_too(service, copies):
+    """As in a container or a chroot that has no /dev/shm."""
+    no_shared_memory = (
+        "import _multiprocessing\n"
+        "def no_lock(*_, **__):\n"
+        "    raise OSError(errno.ENOSYS, 'no /dev/shm')\n"
+        "_multiprocessing.SemLock = no_lock"
+    )
+    copy = copies.start(before=no_shared_memory)
+    feed(service, 20)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
 # ---- open files -------------------------------------------------------------------------------------------------
 
 
