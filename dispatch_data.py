@@ -1336,7 +1336,6 @@ class Line(io.RawIOBase):
 
 
 PLAIN_ANSWER = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
-NOT_PLAIN = {"connection", "transfer-encoding"}
 
 
 def read_plain_answer(reader: io.BufferedReader) -> tuple[int, bytes, Mapping[str, str]] | None:
@@ -1350,7 +1349,9 @@ def read_plain_answer(reader: io.BufferedReader) -> tuple[int, bytes, Mapping[st
     fields = [line.split(":", 1) for line in head.group(1).decode("latin-1").split("\r\n")[:-1]]
     headers = requests.structures.CaseInsensitiveDict((name, value.strip()) for name, value in fields)
     length = headers.get("Content-Length", "")
-    if len(headers) < len(fields) or not re.fullmatch("[0-9]{1,9}", length) or not NOT_PLAIN.isdisjoint(headers):
+    leaves_open = headers.get("Connection", "keep-alive").lower() == "keep-alive"
+    is_plain = leaves_open and "Transfer-Encoding" not in headers and len(headers) == len(fields)
+    if not (is_plain and re.fullmatch("[0-9]{1,9}", length)):
         return None
     reader.read(head.end())
     body = reader.read(int(length))
