@@ -1449,7 +1449,9 @@ class LeanClient(LogClient):
         except OSError as error:
             if line.is_over():
                 raise TimeoutError("timed out") from None
-            if not idle or line.received or not isinstance(error, ConnectionError):  # http.client's are such, too
+            # http.client's RemoteDisconnected is a ConnectionError, too.
+            was_closed_before = idle and isinstance(error, ConnectionError) and not line.received
+            if not was_closed_before:
                 raise
         finally:
             if is_kept:
