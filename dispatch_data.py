@@ -1245,26 +1245,21 @@ class Connector:
         request = session.prepare_request(requests.Request("GET", origin))
         settled = session.merge_environment_settings(origin, {}, None, None, None)
         adapter: Any = session.get_adapter(origin)
-        proxy = requests.utils.select_proxy(origin, settled["proxies"])
-        self.pool: Any = adapter.get_connection_with_tls_context(request, settled["verify"], settled["proxies"])
-        self.pool.conn_kw["socket_options"] = urllib3.connection.HTTPConnection.default_socket_options  # TCP_NODELAY
-        self.has_tunnel = self.pool.proxy and origin.startswith("https:")
-        if self.pool.scheme == "https" and not (self.has_tunnel and self.pool.proxy.scheme == "https"):
+        pool = self.pool = adapter.get_connection_with_tls_context(request, settled["verify"], settled["proxies"])
+        pool.conn_kw["socket_options"] = urllib3.connection.HTTPConnection.default_socket_options  # TCP_NODELAY
+        self.has_tunnel = pool.proxy and origin.startswith("https:")
+        if pool.scheme == "https" and not (self.has_tunnel and pool.proxy.scheme == "https"):
             # One for all connections: to read the CAs takes some 20 ms, to keep them half a MB.
-            self.pool.conn_kw["ssl_context"] = ssl.create_default_context(
-                cafile=self.pool.ca_certs, capath=self.pool.ca_cert_dir
-            )
-            self.pool.ca_certs = self.pool.ca_cert_dir = None
-        # An HTTP proxy is told the whole URL, and who asks, with each request.
-        is_told = adapter.request_url(request, settled["proxies"]) != request.path_url
+            context = ssl.create_default_context(cafile=pool.ca_certs, capath=pool.ca_cert_dir)
+            pool.conn_kw["ssl_context"], pool.ca_certs, pool.ca_cert_dir = context, None, None
+        # An HTTP proxy without a tunnel is told the whole URL, and who asks, with each request.
+        is_told = pool.proxy and not self.has_tunnel
         self.url_start = origin if is_told else ""
-        self.headers = dict(USER_AGENT, **(adapter.proxy_headers(proxy) if is_told else {}))
+        self.headers = dict(USER_AGENT, **(pool.proxy_headers if is_told else {}))
 
     def connect(self, seconds: float) -> Any:
-        """A new HTTPConnection, open, with so much time for each address that the host has.
-
-        Raises OSError, ValueError, HTTPException or HTTPError.
-        """
+        """A new HTTPConnection, open, with so much time for each address that the host has. Raises OSError, ValueError,
+        HTTPException or HTTPError."""
         # Two private methods of urllib3's, for which it has no public ones.
         connection: Any = self.pool._new_conn()
         connection.timeout = seconds
@@ -1278,7 +1273,7 @@ class Connector:
 
 
 class Line(io.RawIOBase):
-    """What one call sends and receives over a socket, as long as its time lasts: from its making until `done`.
+    """What one call receives over a socket, as long as its time lasts: from its making until it is closed.
 
     That is `seconds`, and more for all that moves: SLOWEST_LINE decides. A timeout of the socket would begin again with
     each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and makes each call of
@@ -1292,22 +1287,19 @@ class Line(io.RawIOBase):
         self.sock = sock
         self.end = time.monotonic() + seconds
         self.received = 0
-        self.reader: io.BufferedReader | None = None
+        self.reader = io.BufferedReader(self)
         Line.in_use.add(self)
 
-    def done(self) -> None:
+    def close(self) -> None:
+        """At the end of a with statement. The socket stays as it is."""
         Line.in_use.discard(self)
+        super().close()
 
     def is_over(self) -> bool:
         return time.monotonic() > self.end
 
-    def send(self, data: bytes) -> None:
-        self.end += len(data) / SLOWEST_LINE  # the kernel takes it at once, whenever the line carries it
-        self.sock.sendall(data)
-
-    def makefile(self, *_: object) -> io.BufferedReader:
-        """Called by http.client, to which this stands for the socket; the same each time."""
-        self.reader = self.reader or io.BufferedReader(self)
+    def makefile(self, *_: object) -> object:
+        """Called by http.client, to which this stands for the socket."""
         return self.reader
 
     def readable(self) -> bool:
@@ -1344,61 +1336,31 @@ class Line(io.RawIOBase):
 
 
 PLAIN_ANSWER = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
-NOT_PLAIN = {"connection", "transfer-encoding"}
 
 
-def read_plain_answer(reader: io.BufferedReader) -> tuple[int, bytes, Mapping[str, str]] | None:
-    """An answer as the service's usually are, a 200 of known length, as `exchange` returns it.
-
-    For any other it returns None, and leaves it unread to http.client, which takes longer than the rest of a put does.
-    """
-    head = PLAIN_ANSWER.match(reader.peek())
-    if not head:
-        return None
-    fields = [line.split(":", 1) for line in head.group(1).decode("latin-1").split("\r\n")[:-1]]
-    headers = requests.structures.CaseInsensitiveDict((name, value.strip()) for name, value in fields)
-    length = headers.get("Content-Length", "")
-    if len(headers) < len(fields) or not re.fullmatch("[0-9]{1,9}", length) or not NOT_PLAIN.isdisjoint(headers):
-        return None
-    reader.read(head.end())
-    body = reader.read(int(length))
-    if len(body) < int(length):
-        raise http.client.IncompleteRead(body, int(length) - len(body))
-    return 200, body, headers
-
-
-def exchange(
-    connection: http.client.HTTPConnection, line: Line, method: str, request: bytes
-) -> tuple[int, bytes, Mapping[str, str]]:
-    """Sends one request and returns (status, body, headers) of its answer; only after a whole 200 the connection stays
-    open. Raises OSError or HTTPException."""
-    keeps_open = False
-    try:
-        try:
-            line.send(request)
-        except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
-            if not urllib3.util.wait_for_read(connection.sock, 0):
-                raise
-        plain_answer = read_plain_answer(line.makefile())
-        keeps_open = plain_answer is not None
-        if plain_answer:
-            return plain_answer
-        with http.client.HTTPResponse(line, method=method) as response:  # type: ignore[arg-type]
-            response.begin()
-            while 100 <= response.status < 200:  # such as 103 Early Hints; http.client knows 100 alone
-                response.headers = response.msg = None  # type: ignore[assignment]
-                response.begin()
-            body = response.read()
-            keeps_open = response.status == 200 and not response.will_close
-            return response.status, body, response.headers  # type: ignore[return-value]
-    except OSError:
-        if line.is_over():
-            raise TimeoutError("timed out") from None
-        raise
-    finally:
-        line.done()
-        if not keeps_open:
-            connection.close()
+def read_answer(line: Line) -> tuple[int, bytes, Mapping[str, str], bool]:
+    """(status, body, headers) of an answer, and whether the connection can be used again, as after a whole 200. Raises
+    OSError or HTTPException."""
+    head = PLAIN_ANSWER.match(line.reader.peek())
+    if head:  # as the service's usually are, which http.client would take longer for than the rest of a put takes
+        fields = [field.split(":", 1) for field in head.group(1).decode("latin-1").split("\r\n")[:-1]]
+        headers = requests.structures.CaseInsensitiveDict((name, value.strip()) for name, value in fields)
+        length = headers.get("Content-Length", "")
+        leaves_open = headers.get("Connection", "keep-alive").lower() == "keep-alive"
+        is_plain = leaves_open and "Transfer-Encoding" not in headers and len(headers) == len(fields)
+        if is_plain and re.fullmatch("[0-9]{1,9}", length):
+            line.reader.read(head.end())
+            body = line.reader.read(int(length))
+            if len(body) < int(length):
+                raise http.client.IncompleteRead(body, int(length) - len(body))
+            return 200, body, headers, True
+    response: Any = http.client.HTTPResponse(line)  # type: ignore[arg-type]
+    response.begin()
+    while 100 <= response.status < 200:  # such as 103 Early Hints; http.client knows 100 alone
+        response.headers = response.msg = None
+        response.begin()
+    body = response.read()
+    return response.status, body, response.headers, response.status == 200 and not response.will_close
 
 
 def can_be_used_again(connection: http.client.HTTPConnection, since: float) -> bool:
@@ -1409,9 +1371,9 @@ def can_be_used_again(connection: http.client.HTTPConnection, since: float) -> b
 class LeanClient(LogClient):
     """A LogClient that talks to one project, from many threads, without requests, and tries each call once.
 
-    It is the one place where answers come in: an answer counts only if the service gave it. A private method of the
-    SDK's is overridden, which requests stand behind: `_getHttpResponse(method, url, params, body, headers)`. What it
-    raises, no LogException, passes through LogClient._send, which repeats calls.
+    It is the one place where answers come in: an answer counts only if the service gave it. `_getHttpResponse`, behind
+    which the SDK has requests, is overridden; what it raises, no LogException, passes LogClient._send, which would
+    repeat the call.
     """
 
     preparing = threading.RLock()  # of all clients
@@ -1419,20 +1381,13 @@ class LeanClient(LogClient):
     def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
         """`answer_timeout` is in seconds; None stands for ANSWER_TIMEOUT."""
         self.keys = keys_of(place)
+        version = AUTH_VERSION_4 if place.region else AUTH_VERSION_1
         super().__init__(
-            place.endpoint,
-            place.access_key_id,
-            place.access_key,
-            place.security_token or None,
-            source="dispatch_data",
-            auth_version=AUTH_VERSION_4 if place.region else AUTH_VERSION_1,
-            region=place.region,
-            credentials_provider=self.keys,
+            place.endpoint, None, None, None, "dispatch_data", version, place.region, credentials_provider=self.keys
         )
         # The SDK's sets the process's locale for the Date of each request, at the cost of compressing it.
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
         self.answer_timeout = answer_timeout or ANSWER_TIMEOUT
-        self.timeout = (CONNECT_TIMEOUT, self.answer_timeout)  # type: ignore[assignment]  # what requests takes
         self.keeps_connections = keeps_connections
         Line.watcher()
         self.connector: Connector | None = None
@@ -1447,19 +1402,23 @@ class LeanClient(LogClient):
         try:
             return super().put_log_raw(*args, **named)
         finally:
-            self.end_preparing()
-
-    def end_preparing(self) -> None:
-        with contextlib.suppress(RuntimeError):  # raised in a thread that doesn't hold it, or has ended it
-            self.preparing.release()
+            with contextlib.suppress(RuntimeError):  # raised where the request was sent, for then it is released
+                self.preparing.release()
 
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
-    ) -> Any:
-        self.end_preparing()
+    ) -> tuple[int, bytes, Mapping[str, str]]:
+        """Called by LogClient with what it has signed; (status, body, headers) of the answer. Raises CallFailed."""
+        with contextlib.suppress(RuntimeError):  # raised in a thread that doesn't hold it, for a call that is no put
+            self.preparing.release()
         note_turn(asks=True)
         try:
-            status, answer, answer_headers = self.call(method, url, params, body, headers)
+            scheme, host, path = urlsplit(url)[:3]
+            connector = self.connector = self.connector or Connector("%s://%s" % (scheme, host))
+            path = connector.url_start + path + ("?" + urlencode(params) if params else "")
+            lines = ["%s: %s\r\n" % pair for sent in (headers, connector.headers) for pair in sent.items()]
+            request = ("%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join(lines))).encode("latin-1") + (body or b"")
+            status, answer, answer_headers = self.exchange(connector, request)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallFailed.without_answer(error) from error
         finally:
@@ -1472,26 +1431,42 @@ class LeanClient(LogClient):
         self.last_answer = answer_headers.get("Date") or "", time.monotonic()
         return status, answer, answer_headers
 
-    def call(
-        self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: Mapping[str, str]
+    def exchange(
+        self, connector: Connector, request: bytes, is_repeat: bool = False
     ) -> tuple[int, bytes, Mapping[str, str]]:
-        """(status, body, headers) of the answer. Raises OSError, ValueError, HTTPException or HTTPError."""
-        scheme, host, path = urlsplit(url)[:3]
-        connector = self.connector = self.connector or Connector("%s://%s" % (scheme, host))
-        path = connector.url_start + path + ("?" + urlencode(params) if params else "")
-        lines = ["%s: %s\r\n" % pair for sent in (headers, connector.headers) for pair in sent.items()]
-        request = ("%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join(lines))).encode("latin-1") + (body or b"")
-        connection = self.idle_connection()
-        if connection:
-            line = Line(connection.sock, self.answer_timeout)
-            try:
-                return self.keep(connection, exchange(connection, line, method, request))
-            except ConnectionError:  # http.client's RemoteDisconnected is one too
-                if line.received:
-                    raise  # else it had been closed while it was idle, and a fresh one gets its try
-        connection = connector.connect(min(CONNECT_TIMEOUT, self.answer_timeout))
+        """Sends a request; (status, body, headers) of its answer. Raises what `connect` and `read_answer` do.
+
+        It goes over an idle connection, if there is one. Where that was closed meanwhile, the request is repeated over
+        a fresh one, and never again: each may have been taken.
+        """
+        idle = None if is_repeat else self.idle_connection()
+        connection = idle or connector.connect(min(CONNECT_TIMEOUT, self.answer_timeout))
         line = Line(connection.sock, self.answer_timeout)
-        return self.keep(connection, exchange(connection, line, method, request))
+        is_kept = False
+        try:
+            with line:
+                try:
+                    line.end += len(request) / SLOWEST_LINE  # the kernel takes it at once, whenever the line carries it
+                    line.sock.sendall(request)
+                except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
+                    if not urllib3.util.wait_for_read(line.sock, 0):
+                        raise
+                status, body, headers, leaves_open = read_answer(line)
+            is_kept = leaves_open and self.keeps_connections
+            return status, body, headers
+        except OSError as error:
+            if line.is_over():
+                raise TimeoutError("timed out") from None
+            # http.client's RemoteDisconnected is a ConnectionError, too.
+            was_closed_before = idle and isinstance(error, ConnectionError) and not line.received
+            if not was_closed_before:
+                raise
+        finally:
+            if is_kept:
+                self.idle.append((connection, time.monotonic()))
+            else:
+                connection.close()
+        return self.exchange(connector, request, is_repeat=True)
 
     def idle_connection(self) -> http.client.HTTPConnection | None:
         """A connection to use again, if there is one."""
@@ -1502,15 +1477,6 @@ class LeanClient(LogClient):
                     return connection
                 connection.close()
         return None
-
-    def keep(self, connection: http.client.HTTPConnection, answer: Any) -> Any:
-        """Returns the answer, and keeps the connection for the next call if it is still open."""
-        if connection.sock:
-            if self.keeps_connections:
-                self.idle.append((connection, time.monotonic()))
-            else:
-                connection.close()
-        return answer
 
     def close_what_is_over(self, all_idle: bool) -> None:
         """Closes idle connections that can't be used again, or all of them; to be called often."""
@@ -1532,10 +1498,9 @@ class LeanClient(LogClient):
 
 def position(cursor: str) -> int:
     """A cursor as a number that grows along the shard; -1 for what is no cursor as the service's pages have it."""
-    try:
+    with contextlib.suppress(ValueError):
         return int(base64.b64decode(cursor, validate=True))
-    except ValueError:
-        return -1
+    return -1
 
 
 class Pull(NamedTuple):
@@ -1556,10 +1521,7 @@ class Pull(NamedTuple):
 
 
 class Logstore:
-    """The calls for one logstore. Each is tried once and its answer held to the form that the call must have.
-
-    All raise CallFailed.
-    """
+    """The calls for one logstore, each tried once, its answer held to the form it must have; else CallFailed."""
 
     def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
         self.place = place
@@ -1575,28 +1537,26 @@ class Logstore:
             raise CallFailed("NotTheService", "200, but %s" % printable(repr(error), 100)) from error
 
     @staticmethod
-    def expect(is_right: object, answer: object) -> None:
+    def expect(is_right: object, answer: Any) -> Any:
+        """The answer, if it is right."""
         if not is_right:
             raise CallFailed("NotTheService", "200, but %s" % printable(repr(answer), 100))
+        return answer
 
     def shards(self) -> list[dict[str, Any]]:
         """ListShards: shardID and status ("readwrite" or "readonly") of each, at least one."""
         shards = self.ask(self.client.list_shards).get_shards_info()
-        is_right = is_list(shards, dict) and all({"shardID", "status"} <= set(shard) for shard in shards)
-        self.expect(is_right and shards, shards)
-        return shards
+        return self.expect(shards and is_list(shards, "shardID", "status"), shards)
 
     def cursor(self, shard: int, start: str | int) -> str:
         """GetCursor: of "begin", "end", or of the first LogGroup that arrived at a time (unix seconds) or later."""
         cursor = self.ask(self.client.get_cursor, shard, start).get_cursor()
-        self.expect(isinstance(cursor, str) and cursor, cursor)
-        return cursor
+        return self.expect(cursor and isinstance(cursor, str), cursor)
 
     def arrival_time(self, shard: int, cursor: str) -> int:
         """GetCursorTime: when the LogGroup at the cursor arrived, in unix seconds."""
         seconds = self.ask(self.client.get_cursor_time, shard, cursor).get_cursor_time()
-        self.expect(isinstance(seconds, int), seconds)
-        return seconds
+        return self.expect(isinstance(seconds, int), seconds)
 
     def pull(self, shard: int, cursor: str, count: int) -> Pull:
         """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on."""
@@ -1629,7 +1589,7 @@ class Logstore:
     def checkpoints(self, group: str) -> dict[int, dict[str, Any]]:
         """GetCheckPoint of every shard: checkpoint (a cursor), updateTime (unix microseconds), consumer."""
         entries = self.ask(self.client.get_check_point, group).get_consumer_group_check_points()
-        self.expect(is_list(entries, dict) and all({"shard", "checkpoint"} <= set(one) for one in entries), entries)
+        self.expect(is_list(entries, "shard", "checkpoint"), entries)
         return {entry["shard"]: entry for entry in entries}
 
     def save_checkpoint(self, group: str, consumer: str, shard: int, cursor: str) -> None:
@@ -1640,12 +1600,12 @@ class Logstore:
     def heartbeat(self, group: str, consumer: str, shards: Sequence[int]) -> list[int]:
         """HeartBeat: tells the shards that are held, returns those that may be."""
         held = self.ask(self.client.heart_beat, group, consumer, list(shards)).get_shards()
-        self.expect(is_list(held, int), held)
-        return held
+        return self.expect(isinstance(held, list) and all(isinstance(shard, int) for shard in held), held)
 
 
-def is_list(answer: object, kind: type) -> bool:
-    return isinstance(answer, list) and all(isinstance(entry, kind) for entry in answer)
+def is_list(answer: object, *fields: str) -> bool:
+    """Whether it is a list of objects with these fields."""
+    return isinstance(answer, list) and all(isinstance(one, dict) and {*fields} <= {*one} for one in answer)
 
 
 class Threads(concurrent.futures.ThreadPoolExecutor):
@@ -2966,11 +2926,9 @@ class MonitoringHandler(http.server.BaseHTTPRequestHandler):
     server_version, sys_version = USER_AGENT["User-Agent"], ""
 
     def handle(self) -> None:
-        self.line = Line(self.connection, REQUEST_TIME)  # a timeout of the socket would begin again with each byte
-        try:
+        # A timeout of the socket would begin again with each byte.
+        with Line(self.connection, REQUEST_TIME) as self.line:
             super().handle()
-        finally:
-            self.line.done()
 
     def do_GET(self) -> None:
         pages = {"/metrics": self.server.metrics, "/healthz": self.server.health}

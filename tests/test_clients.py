@@ -15,7 +15,7 @@ import trustme
 from aliyun.log.proto import LogGroup
 from copies import GROUP, PROJECT, SOURCE, feed, make_log_group, settings_for, wait_until_begun, wait_until_delivered
 from ledgers import assert_all_delivered_once
-from local_log_service import LocalLogService
+from local_log_service import ForeignAnswer, LocalLogService
 
 from dispatch_data import (
     ANSWER_TIMEOUT,
@@ -283,6 +283,19 @@ def test_as_many_connections_are_kept_as_calls_were_in_the_air(service, clean_en
     for thread in threads:
         thread.join()
     assert len(taken(service)) == 22 and len(client.idle) == 20
+
+
+@pytest.mark.parametrize("name", ["Connection", "connection"])
+def test_a_connection_that_the_answer_says_will_be_closed_is_not_kept(service, clean_environment, name):
+    """Even before it is: a put over it would have to be repeated."""
+    use_environment(clean_environment, service)
+    client = client_for(service)
+    with service.add_fault("PutLogs", answer=ForeignAnswer(200, {name: "close"}, request_id=True)):
+        put(client)
+    assert not client.idle
+    with service.add_fault("PutLogs", answer=ForeignAnswer(200, {name: "keep-alive"}, request_id=True)):
+        put(client)
+    assert len(client.idle) == 1
 
 
 def test_a_put_that_fails_before_it_is_sent_holds_up_no_other(service, clean_environment):
