@@ -1287,13 +1287,14 @@ class Line(io.RawIOBase):
         self.sock = sock
         self.end = time.monotonic() + seconds
         self.received = 0
-        self.reader = io.BufferedReader(self)
+        self.reader: Any = io.BufferedReader(self)
         Line.in_use.add(self)
 
     def close(self) -> None:
         """At the end of a with statement. The socket stays as it is."""
         Line.in_use.discard(self)
         super().close()
+        self.reader = None  # which holds this: a circle would wait for the garbage collector, with 8 KB
 
     def is_over(self) -> bool:
         return time.monotonic() > self.end
