@@ -9,7 +9,7 @@ Every copy of this program joins one consumer group on the source logstore. The 
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to:
 
     ConsumerWorker, the SDK's loop (here Membership, one consumer of the group)
-      -> SourceClient.pull_logs -> ShardConsumer.pull     a batch of LogGroups from a shard
+      -> Membership.pull_logs -> ShardConsumer.pull       a batch of LogGroups from a shard
       -> ShardConsumer.process
            -> Delivery.deliver -> Routes.find             sorted by Topic, joined where they are alike
               -> Writers -> Target.try_once               LogClient.put_log_raw, tried until the target has taken it
@@ -78,7 +78,6 @@ try:
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
     from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig
     from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
-    from aliyun.log.consumer.consumer_client import ConsumerClient
     from aliyun.log.credentials import Credentials, CredentialsProvider
     from aliyun.log.pulllog_response import PullLogResponse
 
@@ -1984,26 +1983,24 @@ class Target:
         try:
             self.write(put)
         except Exception as error:  # any: whatever kept this put from being taken, it is tried again
-            failure = error
-        else:
-            self.putting.passed(put)
-            with self.lock:
-                self.failures_in_a_row = 0
-                self.puts += 1
-                self.log_groups += len(put.log_groups)
-                self.logs += put.log_count
-                self.bytes += put.size
-                if time.monotonic() < slow:
-                    self.writers_allowed = min(self.writers_allowed + 1, self.most_writers)
-            return None
-        with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
-            with self.lock:
-                self.retries += 1
-                self.failures_in_a_row += not blames_log_group(failure)
-                if time.monotonic() > slow:
-                    self.writers_allowed = max(1, self.writers_allowed // 2)
-            self.putting.failed(put, failure)
-        return failure
+            with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
+                with self.lock:
+                    self.retries += 1
+                    self.failures_in_a_row += not blames_log_group(error)
+                    if time.monotonic() > slow:
+                        self.writers_allowed = max(1, self.writers_allowed // 2)
+                self.putting.failed(put, error)
+            return error
+        self.putting.passed(put)
+        with self.lock:
+            self.failures_in_a_row = 0
+            self.puts += 1
+            self.log_groups += len(put.log_groups)
+            self.logs += put.log_count
+            self.bytes += put.size
+            if time.monotonic() < slow:
+                self.writers_allowed = min(self.writers_allowed + 1, self.most_writers)
+        return None
 
     def done_with(self, put: Put) -> None:
         """Called when a put need not be tried again, for it is set aside, or its batch is given up."""
@@ -2032,17 +2029,13 @@ class Target:
                 self.next_probe = time.monotonic() + HOLD_UP
         put.refusals += self.puts > put.puts_before
         put.puts_before = self.puts
-        return [] if put.refusals >= REFUSALS and self.keep(put, error) else [put]
-
-    def keep(self, put: Put, error: Exception) -> bool:
-        """Sets a LogGroup aside; False if that can't be done, or not now."""
-        if not self.rejected:
-            return False
+        if put.refusals < REFUSALS or not self.rejected:
+            return [put]
         try:
             path = self.rejected.keep(self.number, self.place, put.log_groups[0])
         except OSError as failure:
             self.keeping.failed(put, failure)
-            return False
+            return [put]
         self.done_with(put)
         with self.lock:
             self.set_aside += 1
@@ -2051,7 +2044,7 @@ class Target:
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
                 self.name, printable(put.log_groups[0].Topic, 60), put.log_count, path, self.set_aside, error,
             )  # fmt: skip
-        return True
+        return []
 
     def summary(self) -> str:
         return (
@@ -2279,9 +2272,9 @@ class Delivery:
             raise
 
     def try_all(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
-        """Tries what is left of a batch, until nothing is.
+        """Tries what is left of a batch until nothing is. Puts that failed are tried again soon while others are taken.
 
-        As long as some puts are taken, the others follow soon; raises NothingTaken when none is.
+        Raises NothingTaken when none is, and GivenUp.
         """
         while batch.to_try or batch.trying:
             taken_before = batch.taken
@@ -2314,7 +2307,7 @@ GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop, or i
 class ShardConsumer(ConsumerProcessorBase):
     """One shard from when it is assigned until it is revoked or lost: its beginning, pulls, batches and checkpoint.
 
-    The SDK calls `initialize` once, then `pull` (by way of SourceClient) and `process`, each one after the other but
+    The SDK calls `initialize` once, then `pull` (by way of Membership) and `process`, each one after the other but
     both at the same time: up to two pulls wait while a batch is delivered.
     """
 
@@ -2363,20 +2356,24 @@ class ShardConsumer(ConsumerProcessorBase):
         Else a copy killed before its first checkpoint would let the next begin at a later "end". What the consumer
         before this one has delivered, but could not save, is saved if nobody has been further since.
         """
-        saved = self.source.checkpoints(self.dispatcher.group).get(self.shard_id, {}).get("checkpoint", "")
-        before, delivered = self.dispatcher.unsaved.get(self.shard_id, ("", ""))
+        shard, dispatcher, start = self.shard_id, self.dispatcher, self.dispatcher.settings.cursor_start
+        saved = self.source.checkpoints(dispatcher.group).get(shard, {}).get("checkpoint", "")
+        before, delivered = dispatcher.unsaved.get(shard, ("", ""))
         if not saved:
-            self.send_checkpoint(self.dispatcher.first_cursor(self.shard_id))
+            if start == "end":  # of when the group began: who was born since has logs from then on alone
+                start = dispatcher.group_began or "begin"
+            self.send_checkpoint(dispatcher.first_cursors.get(shard) or self.source.cursor(shard, start))
         elif saved == before:
             self.send_checkpoint(delivered)
         else:
             self.checkpoint = self.delivered = saved
-        self.dispatcher.unsaved.pop(self.shard_id, None)
+        dispatcher.unsaved.pop(shard, None)
 
     def pull(self, cursor: str) -> Pull:
         """Called by the SDK's fetching thread. Returns when there is an answer, however long that takes.
 
-        Raises LogException, which the SDK passes over in silence, when the shard is not wanted any more.
+        Raises LogException, which the SDK passes over in silence, when the shard is not wanted any more, or the SDK was
+        told to fetch again while this was on its way.
         """
         begun_again = self.begun_again
         try:
@@ -2388,14 +2385,14 @@ class ShardConsumer(ConsumerProcessorBase):
             pull = self.dispatcher.pulling.until_done(
                 self.shard_id, lambda: self.pull_once(cursor, count), self.may_begin
             )
+            with self.lock:
+                if begun_again != self.begun_again:
+                    raise GivenUp
+                is_all_delivered = not self.waiting
+                self.waiting += pull.size if pull.log_groups else 0
         except GivenUp:
             time.sleep(0.1)  # the SDK asks again at once
-            raise LogException("GivenUp", "the shard is not wanted any more") from None
-        with self.lock:
-            if begun_again != self.begun_again:
-                raise LogException("GivenUp", "the SDK was told to fetch again while this was on its way")
-            is_all_delivered = not self.waiting
-            self.waiting += pull.size if pull.log_groups else 0
+            raise LogException("GivenUp", "the shard is not wanted any more, or to be fetched again") from None
         if pull.log_groups:
             if len(pull.log_groups) >= count or pull.size >= pull_size / 2:
                 self.next_pull = 0.0  # there is more
@@ -2441,9 +2438,19 @@ class ShardConsumer(ConsumerProcessorBase):
             note_turn()
             in_flight[self.shard_id] = len(batch.log_groups), threading.current_thread()
             try:
-                self.deliver(batch)
+                if (
+                    not self.may_begin()
+                ):  # asked for when it is in flight, so that a stop either waits for it or is seen
+                    raise GivenUp
+                began = time.monotonic()
+                self.dispatcher.delivery.deliver(batch.log_groups, self.may_go_on)
+                self.by_time = len(batch.log_groups) * self.BATCH_TIME / max(0.001, time.monotonic() - began)
+                self.delivered = batch.next_cursor
+                self.save(batch.next_cursor, self.may_go_on)
             finally:
                 del in_flight[self.shard_id]
+            with self.lock:
+                self.waiting -= batch.size
             return None
         except GivenUp:
             time.sleep(0.1)  # the SDK asks again at once
@@ -2455,19 +2462,6 @@ class ShardConsumer(ConsumerProcessorBase):
             self.begun_again += 1
             self.waiting = 0
         return self.checkpoint
-
-    def deliver(self, batch: Pull) -> None:
-        """Raises GivenUp when the batch was not delivered, or its checkpoint not saved."""
-        if not self.may_begin():
-            raise GivenUp
-        began = time.monotonic()
-        self.dispatcher.delivery.deliver(batch.log_groups, self.may_go_on)
-        seconds = max(0.001, time.monotonic() - began)
-        self.by_time = len(batch.log_groups) * self.BATCH_TIME / seconds
-        self.delivered = batch.next_cursor
-        self.save(batch.next_cursor, self.may_go_on)
-        with self.lock:
-            self.waiting -= batch.size
 
     def save(self, cursor: str, goes_on: Callable[[], bool]) -> None:
         """Saves the checkpoint. Raises GivenUp, also when this consumer is lost: then it saves nothing."""
@@ -2488,24 +2482,6 @@ class ShardConsumer(ConsumerProcessorBase):
         """Called by the SDK when the shard is gone; its own would save the cursor of a batch that is not delivered."""
         if self.is_revoked:
             self.membership.shards.pop(self.shard_id, None)
-
-
-class SourceClient(ConsumerClient):
-    """What the SDK asks for each shard: handed to its ShardConsumer, for the SDK's own loses logs where calls fail."""
-
-    membership: Membership
-
-    def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
-        """The SDK's own would write over a group that exists, at each join; see Dispatcher.join_group."""
-
-    def get_check_point(self, shard: int) -> dict[str, str]:
-        return {"checkpoint": self.membership.shards[shard].checkpoint}
-
-    def update_check_point(self, shard: int, consumer: str, check_point: str) -> None:
-        """Called by the SDK's tracker when it has something to flush, which is never."""
-
-    def pull_logs(self, shard_id: int, cursor: str, *_: object, **__: object) -> Pull:  # type: ignore[override]
-        return self.membership.shards[shard_id].pull(cursor)
 
 
 class Heartbeats(threading.Thread):
@@ -2612,8 +2588,8 @@ class Membership(ConsumerWorker):
             # and never leaves a pause between two pulls of a shard, see ShardConsumer.pull.
             max_fetch_log_group_size=-1,
         )  # fmt: skip
-        self.source_client = SourceClient(place.endpoint, "", "", place.project, place.logstore, dispatcher.group, name)
-        self.source_client.membership = self
+        self.mproject, self.mlogstore = place.project, place.logstore  # these four are asked for by the SDK's loggers
+        self.mconsumer_group, self.mconsumer = dispatcher.group, name
         super().__init__(ShardConsumer, config, args=(self,))
         self.daemon = True
         self.name = name
@@ -2621,12 +2597,25 @@ class Membership(ConsumerWorker):
         dispatcher.tasks.done = self.heartbeats.turn.set
 
     @property
-    def consumer_client(self) -> SourceClient:
-        return self.source_client
+    def consumer_client(self) -> Any:
+        """Where the SDK asks for the next four: its own client loses logs where calls fail."""
+        return self
 
     @consumer_client.setter
-    def consumer_client(self, made_by_the_sdk: ConsumerClient) -> None:
+    def consumer_client(self, made_by_the_sdk: object) -> None:
         """ConsumerWorker makes one for itself, and makes the group through it; ours stands in its place."""
+
+    def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
+        """The SDK's own would write over a group that exists, at each join; see Dispatcher.join_group."""
+
+    def get_check_point(self, shard: int) -> dict[str, str]:
+        return {"checkpoint": self.shards[shard].checkpoint}
+
+    def update_check_point(self, shard: int, consumer: str, check_point: str) -> None:
+        """Called by the SDK's tracker when it has something to flush, which is never."""
+
+    def pull_logs(self, shard: int, cursor: str, *_: object, **__: object) -> Pull:
+        return self.shards[shard].pull(cursor)
 
     def now(self) -> float:
         return time.clock_gettime(self.CLOCK)
@@ -2752,14 +2741,6 @@ class Dispatcher(threading.Thread):
             if self.settings.cursor_start == "end":
                 shards = [shard["shardID"] for shard in self.source.shards()]
                 self.first_cursors = {shard: self.source.cursor(shard, "end") for shard in shards}
-
-    def first_cursor(self, shard: int) -> str:
-        """Where a shard without a checkpoint begins. "end" is when the group began: who was born since has logs from
-        then on alone, and is read from the first."""
-        if shard in self.first_cursors:
-            return self.first_cursors[shard]
-        start = self.settings.cursor_start
-        return self.source.cursor(shard, (self.group_began or "begin") if start == "end" else start)
 
     def stop(self, seconds: float) -> dict[int, int]:
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
