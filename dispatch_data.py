@@ -2093,6 +2093,7 @@ class Batch:
                     end = min(end, time.monotonic() + HOLD_UP)
                 if not self.trying or time.monotonic() >= end:
                     failed, self.failed = self.failed, []
+                    self.to_try = [(target, put) for target, put, _ in failed]  # unless others take their place
                     return failed
                 self.change.wait(0.2)
             note_turn()
@@ -2279,7 +2280,6 @@ class Delivery:
         while batch.to_try or batch.trying:
             taken_before = batch.taken
             self.writers.add(batch.to_try, batch)
-            batch.to_try = []
             failed = batch.take_failed(goes_on)
             batch.to_try = [(target, put) for target, tried, why in failed for put in target.after_failure(tried, why)]
             if batch.to_try and batch.taken == taken_before:
@@ -2372,8 +2372,7 @@ class ShardConsumer(ConsumerProcessorBase):
     def pull(self, cursor: str) -> Pull:
         """Called by the SDK's fetching thread. Returns when there is an answer, however long that takes.
 
-        Raises LogException, which the SDK passes over in silence, when the shard is not wanted any more, or the SDK was
-        told to fetch again while this was on its way.
+        Raises LogException, which the SDK passes over in silence, when this is not wanted any more or fetched again.
         """
         begun_again = self.begun_again
         try:
@@ -2392,7 +2391,7 @@ class ShardConsumer(ConsumerProcessorBase):
                 self.waiting += pull.size if pull.log_groups else 0
         except GivenUp:
             time.sleep(0.1)  # the SDK asks again at once
-            raise LogException("GivenUp", "the shard is not wanted any more, or to be fetched again") from None
+            raise LogException("GivenUp", "the shard is not wanted any more or fetched again") from None
         if pull.log_groups:
             if len(pull.log_groups) >= count or pull.size >= pull_size / 2:
                 self.next_pull = 0.0  # there is more
