@@ -2100,13 +2100,6 @@ class Batch:
             if not goes_on():
                 raise GivenUp
 
-    def give_up(self) -> None:
-        """What has not begun never will."""
-        with self.change:
-            self.is_given_up = True
-            for target, put in [*self.to_try, *((target, put) for target, put, _ in self.failed)]:
-                target.done_with(put)
-
 
 class NothingTaken(Exception):
     """Of what was tried of a batch, its targets took nothing."""
@@ -2269,7 +2262,10 @@ class Delivery:
         try:
             until_done(lambda: self.try_all(batch, goes_on), goes_on, failed, LONGEST_PAUSE)
         except BaseException:
-            batch.give_up()
+            with batch.change:
+                batch.is_given_up = True  # what has not begun never will
+                for target, put in [*batch.to_try, *((target, put) for target, put, _ in batch.failed)]:
+                    target.done_with(put)
             raise
 
     def try_all(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
@@ -2360,7 +2356,9 @@ class ShardConsumer(ConsumerProcessorBase):
         saved = self.source.checkpoints(dispatcher.group).get(shard, {}).get("checkpoint", "")
         before, delivered = dispatcher.unsaved.get(shard, ("", ""))
         if not saved:
-            if start == "end":  # of when the group began: who was born since has logs from then on alone
+            # The end is that of when the group began: who was born since has logs from then on alone, and is read from
+            # the first.
+            if start == "end":
                 start = dispatcher.group_began or "begin"
             self.send_checkpoint(dispatcher.first_cursors.get(shard) or self.source.cursor(shard, start))
         elif saved == before:
