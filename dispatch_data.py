@@ -2383,7 +2383,7 @@ class ShardConsumer(ConsumerProcessorBase):
                 self.shard_id, lambda: self.pull_once(cursor, count), self.may_begin
             )
             with self.lock:
-                if begun_again != self.begun_again:
+                if begun_again != self.begun_again:  # the SDK was told so while this was on its way
                     raise GivenUp
                 is_all_delivered = not self.waiting
                 self.waiting += pull.size if pull.log_groups else 0
@@ -2435,9 +2435,7 @@ class ShardConsumer(ConsumerProcessorBase):
             note_turn()
             in_flight[self.shard_id] = len(batch.log_groups), threading.current_thread()
             try:
-                if (
-                    not self.may_begin()
-                ):  # asked for when it is in flight, so that a stop either waits for it or is seen
+                if not self.may_begin():  # asked for now: a stop is seen here, or else sees this batch in flight
                     raise GivenUp
                 began = time.monotonic()
                 self.dispatcher.delivery.deliver(batch.log_groups, self.may_go_on)
