@@ -9,7 +9,7 @@ Every copy of this program joins one consumer group on the source logstore. The 
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to:
 
     ConsumerWorker, the SDK's loop (here Membership, one consumer of the group)
-      -> SourceClient.pull_logs -> ShardConsumer.pull     a batch of LogGroups from a shard
+      -> Membership.pull_logs -> ShardConsumer.pull       a batch of LogGroups from a shard
       -> ShardConsumer.process
            -> Delivery.deliver -> Routes.find             sorted by Topic, joined where they are alike
               -> Writers -> Target.try_once               LogClient.put_log_raw, tried until the target has taken it
@@ -82,7 +82,6 @@ try:
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
     from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig, checkpoint_tracker, heart_beat
     from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
-    from aliyun.log.consumer.consumer_client import ConsumerClient
     from aliyun.log.credentials import Credentials, CredentialsProvider
     from aliyun.log.pulllog_response import PullLogResponse
 
@@ -1640,7 +1639,7 @@ class Threads(concurrent.futures.ThreadPoolExecutor):
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 ASKED_AT_ONCE = 32  # shards or places that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
-# How consumers of this program are called, see `consumer_name`: group, host, process id, when the group began, chance.
+# How consumers of this program are called, see Membership: group, host, process id, when the group began, chance.
 CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
 FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
 
@@ -1860,7 +1859,6 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
-GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
 LOOK_INTERVAL = 0.05  # seconds of load that decide whether more puts at once would help
 BUSY = 0.7  # CPU seconds a second, from which on they would not: Python code runs in one thread at a time
 SLOW = (5.0, 250 * 1000)  # seconds, and bytes a second: puts that take longer want no company
@@ -1868,19 +1866,6 @@ HOLD_UP = 1.0  # seconds for which puts that failed wait for the others of their
 REFUSALS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
 FAILURES = 8  # puts in a row that a target must fail before those that wait for it are not even tried
 NO_LOGS = b"\x1a\x00"  # a LogGroup with the topic "" and no logs
-
-
-class Patience:
-    """Lasts as long as its batch is wanted, and GRACE seconds more."""
-
-    def __init__(self, is_wanted: Callable[[], bool]) -> None:
-        self.is_wanted = is_wanted
-        self.end: float | None = None
-
-    def lasts(self) -> bool:
-        if self.end is None and not self.is_wanted():
-            self.end = time.monotonic() + GRACE
-        return self.end is None or time.monotonic() < self.end
 
 
 class RejectedLogGroups:
@@ -1900,7 +1885,10 @@ class RejectedLogGroups:
         self.used, self.looked = 0, float("-inf")
 
     def keep(self, target: int, place: Place, log_group: LogGroup) -> str:
-        """Returns the path of the file. Raises OSError, also when the directory has MOST_BYTES."""
+        """Returns the path of the file, which is there whole or not at all, whenever the machine stops.
+
+        Raises OSError, also when the directory has MOST_BYTES.
+        """
         data = log_group.SerializeToString()
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         names = place.project[: self.LONGEST_NAME], place.logstore[: self.LONGEST_NAME]
@@ -1915,11 +1903,6 @@ class RejectedLogGroups:
                 used = "it holds %d bytes, as many as are kept; make room" % self.used
                 raise OSError(errno.EDQUOT, used, self.directory)
             self.used += is_new * len(data)
-        self.write(path, data)
-        return path
-
-    def write(self, path: str, data: bytes) -> None:
-        """Writes a file that is there whole or not at all, whenever the machine stops."""
         unfinished = "%s.%d.unfinished" % (path, threading.get_native_id())
         try:
             with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -1939,6 +1922,7 @@ class RejectedLogGroups:
                 raise
         finally:
             os.close(directory)
+        return path
 
 
 class Target:
@@ -1968,52 +1952,60 @@ class Target:
         try:
             self.write(put)
         except Exception as error:  # any: whatever kept this put from being taken, it is tried again
-            failure = error
-        else:
-            self.putting.passed(put)
-            with self.lock:
-                self.failures_in_a_row = 0
-                self.puts += 1
-                self.log_groups += len(put.log_groups)
-                self.logs += put.log_count
-                self.bytes += put.size
-                if time.monotonic() < slow:
-                    self.writers_allowed = min(self.writers_allowed + 1, self.most_writers)
-            return None
-        with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
-            with self.lock:
-                self.retries += 1
-                self.failures_in_a_row += not blames_log_group(failure)
-                if time.monotonic() > slow:
-                    self.writers_allowed = max(1, self.writers_allowed // 2)
-            self.putting.failed(put, failure)
-        return failure
+            with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
+                with self.lock:
+                    self.retries += 1
+                    self.failures_in_a_row += not blames_log_group(error)
+                    if time.monotonic() > slow:
+                        self.writers_allowed = max(1, self.writers_allowed // 2)
+                self.putting.failed(put, error)
+            return error
+        self.putting.passed(put)
+        with self.lock:
+            self.failures_in_a_row = 0
+            self.puts += 1
+            self.log_groups += len(put.log_groups)
+            self.logs += put.log_count
+            self.bytes += put.size
+            if time.monotonic() < slow:
+                self.writers_allowed = min(self.writers_allowed + 1, self.most_writers)
+        return None
 
-    def takes_others(self, puts_before: int) -> bool:
-        """Whether the target has taken a put since it had taken `puts_before`, or else takes one without logs now.
+    def done_with(self, put: Put) -> None:
+        """Called when a put need not be tried again, for it is set aside, or its batch is given up."""
+        self.putting.passed(put)
+        self.keeping.passed(put)
 
-        If not, no LogGroup is at fault: a header, the key or something on the way may be.
+    def after_failure(self, put: Put, error: Exception) -> list[Put]:
+        """What is to be tried in the place of a put that failed.
+
+        One that is refused for what it brings is split into the LogGroups that were joined. A single one that was
+        refused so REFUSALS times, by a target that took others in between, is set aside where SLS_REJECTED_DIR is set.
         """
-        if self.puts <= puts_before and time.monotonic() >= self.next_probe:
+        if not blames_log_group(error):
+            return [put]
+        if len(put.log_groups) > 1:
+            self.putting.passed(put)
+            return [Put(single.rest).join(single) for single in put.log_groups]
+        # Unless the target takes others, no LogGroup is at fault: a header, the key or something on the way may be.
+        # Where it has taken none since, one without logs is tried.
+        if self.puts <= put.puts_before and time.monotonic() >= self.next_probe:
             try:
                 self.write(Put(NO_LOGS))
                 with self.lock:
                     self.puts += 1
             except Exception:  # any: then nothing is known
                 self.next_probe = time.monotonic() + HOLD_UP
-        return self.puts > puts_before
-
-    def keep(self, put: Put, error: Exception) -> bool:
-        """Sets a LogGroup aside; False if that can't be done, or not now."""
-        if not self.rejected:
-            return False
+        put.refusals += self.puts > put.puts_before
+        put.puts_before = self.puts
+        if put.refusals < REFUSALS or not self.rejected:
+            return [put]
         try:
             path = self.rejected.keep(self.number, self.place, put.log_groups[0])
         except OSError as failure:
             self.keeping.failed(put, failure)
-            return False
-        self.keeping.passed(put)
-        self.putting.passed(put)
+            return [put]
+        self.done_with(put)
         with self.lock:
             self.set_aside += 1
         if self.set_aside_lines.is_due():
@@ -2021,7 +2013,7 @@ class Target:
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
                 self.name, printable(put.log_groups[0].Topic, 60), put.log_count, path, self.set_aside, error,
             )  # fmt: skip
-        return True
+        return []
 
     def summary(self) -> str:
         return (
@@ -2037,9 +2029,9 @@ def blames_log_group(error: Exception) -> bool:
 class Batch:
     """What is to be put of one pull, and what has become of it."""
 
-    def __init__(self, puts: dict[Target, list[Put]]) -> None:
+    def __init__(self, to_try: list[tuple[Target, Put]]) -> None:
         self.change = threading.Condition()
-        self.to_try = [(target, put) for target, share in puts.items() for put in share]
+        self.to_try = to_try
         self.trying = 0  # puts that wait for a writer, or are in the air
         self.taken = 0
         self.failed: list[tuple[Target, Put, Exception]] = []
@@ -2052,33 +2044,34 @@ class Batch:
             if error is None:
                 self.taken += 1
             elif self.is_given_up:
-                target.putting.passed(put)
+                target.done_with(put)
             else:
                 self.failed.append((target, put, error))
             if not self.trying or len(self.failed) == 1:
                 self.change.notify_all()
 
-    def take_failed(self) -> list[tuple[Target, Put, Exception]]:
-        with self.change:
-            failed, self.failed = self.failed, []
-            return failed
+    def take_failed(self, goes_on: Callable[[], bool]) -> list[tuple[Target, Put, Exception]]:
+        """The puts that failed, once all were tried, or those that failed need not wait for the others any longer.
 
-    def give_up(self) -> None:
-        """What has not begun never will."""
-        with self.change:
-            self.is_given_up = True
-            for target, put in [*self.to_try, *((target, put) for target, put, _ in self.failed)]:
-                target.putting.passed(put)
+        Raises GivenUp when `goes_on()` is false before that.
+        """
+        end = float("inf")
+        while True:
+            with self.change:
+                if self.failed:
+                    end = min(end, time.monotonic() + HOLD_UP)
+                if not self.trying or time.monotonic() >= end:
+                    failed, self.failed = self.failed, []
+                    self.to_try = [(target, put) for target, put, _ in failed]  # unless others take their place
+                    return failed
+                self.change.wait(0.2)
+            note_turn()
+            if not goes_on():
+                raise GivenUp
 
 
 class NothingTaken(Exception):
     """Of what was tried of a batch, its targets took nothing."""
-
-
-def raise_unless_nothing_taken(error: Exception) -> None:
-    """For `until_done`: after any other exception nobody knows what is left of a batch, so it is given up whole."""
-    if not isinstance(error, NothingTaken):
-        raise error
 
 
 class Writers:
@@ -2212,16 +2205,16 @@ class Delivery:
         self.join_packs = settings.merge_packs
         self.left_out = LeftOut()
 
-    def sort(self, log_groups: Iterable[LogGroup]) -> dict[Target, list[LogGroup]]:
-        """The LogGroups by their target, in their order; those that go nowhere are counted and left out."""
-        sorted_groups: dict[Target, list[LogGroup]] = {}
+    def sort(self, log_groups: Iterable[LogGroup]) -> list[tuple[Target, Put]]:
+        """What is to be put where, in the order of each target's LogGroups; those that go nowhere are counted."""
+        shares: dict[Target, list[LogGroup]] = {}
         for log_group in log_groups:
             number = self.routes.find(log_group.Topic) if log_group.log_count else None
             if number is None:
                 self.left_out.add(log_group)
             else:
-                sorted_groups.setdefault(self.targets[number], []).append(log_group)
-        return sorted_groups
+                shares.setdefault(self.targets[number], []).append(log_group)
+        return [(target, put) for target, share in shares.items() for put in join_log_groups(share, self.join_packs)]
 
     def deliver(self, log_groups: Iterable[LogGroup], goes_on: Callable[[], bool]) -> None:
         """Returns once every routed LogGroup has been taken by its target.
@@ -2229,57 +2222,34 @@ class Delivery:
         Raises GivenUp when `goes_on()` was false before that; then, as on any other exception, no put of these begins
         any more.
         """
-        shares = self.sort(log_groups)
-        batch = Batch({target: join_log_groups(share, self.join_packs) for target, share in shares.items()})
+        batch = Batch(self.sort(log_groups))
+
+        def failed(error: Exception) -> None:
+            if not isinstance(error, NothingTaken):
+                raise error  # nobody knows what is left of the batch, so it is given up whole
+
         try:
-            try_all = functools.partial(self.try_all, batch, goes_on)
-            until_done(try_all, goes_on, raise_unless_nothing_taken, LONGEST_PAUSE)
-        finally:
-            batch.give_up()
+            until_done(lambda: self.try_all(batch, goes_on), goes_on, failed, LONGEST_PAUSE)
+        except BaseException:
+            with batch.change:
+                batch.is_given_up = True  # what has not begun never will
+                for target, put in [*batch.to_try, *((target, put) for target, put, _ in batch.failed)]:
+                    target.done_with(put)
+            raise
 
     def try_all(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
-        """Tries what is left of a batch, until nothing is.
+        """Tries what is left of a batch until nothing is. Puts that failed are tried again soon while others are taken.
 
-        As long as some puts are taken, the others follow soon; raises NothingTaken when none is.
+        Raises NothingTaken when none is, and GivenUp.
         """
         while batch.to_try or batch.trying:
-            taken_before, to_try, batch.to_try = batch.taken, batch.to_try, []
-            self.writers.add(to_try, batch)
-            self.await_outcome(batch, goes_on)
-            failed = batch.take_failed()
-            batch.to_try = [again for failure in failed for again in self.after_failure(*failure)]
+            taken_before = batch.taken
+            self.writers.add(batch.to_try, batch)
+            failed = batch.take_failed(goes_on)
+            batch.to_try = [(target, put) for target, tried, why in failed for put in target.after_failure(tried, why)]
             if batch.to_try and batch.taken == taken_before:
                 raise NothingTaken from failed[0][2]
             wait(FIRST_PAUSE if batch.to_try else 0.0, goes_on)
-
-    def await_outcome(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
-        """Waits until every put of a batch was tried, or some have failed and need not wait for the others."""
-        end = float("inf")
-        while batch.trying and time.monotonic() < end:
-            if not goes_on():
-                raise GivenUp
-            note_turn()
-            with batch.change:
-                if batch.trying:
-                    batch.change.wait(0.2)
-                if batch.failed:
-                    end = min(end, time.monotonic() + HOLD_UP)
-
-    def after_failure(self, target: Target, put: Put, error: Exception) -> list[tuple[Target, Put]]:
-        """What is to be tried in the place of a put that failed.
-
-        One that is refused for what it brings is split into the LogGroups that were joined. A single one that was
-        refused so REFUSALS times, by a target that took others in between, is set aside where SLS_REJECTED_DIR is set.
-        """
-        if blames_log_group(error):
-            if len(put.log_groups) > 1:
-                target.putting.passed(put)
-                return [(target, Put(single.rest).join(single)) for single in put.log_groups]
-            put.refusals += target.takes_others(put.puts_before)
-            put.puts_before = target.puts
-            if put.refusals >= REFUSALS and target.keep(put, error):
-                return []
-        return [(target, put)]
 
 
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
@@ -2296,11 +2266,13 @@ class Delivery:
 # the consumer and so with all its shards: nothing begins, nothing is saved, batches in flight have their GRACE, then
 # another consumer joins and begins at the service's checkpoints.
 
+GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
+
 
 class ShardConsumer(ConsumerProcessorBase):
     """One shard from when it is assigned until it is revoked or lost: its beginning, pulls, batches and checkpoint.
 
-    The SDK calls `initialize` once, then `pull` (by way of SourceClient) and `process`, each one after the other but
+    The SDK calls `initialize` once, then `pull` (by way of Membership) and `process`, each one after the other but
     both at the same time: up to two pulls wait while a batch is delivered.
     """
 
@@ -2320,21 +2292,28 @@ class ShardConsumer(ConsumerProcessorBase):
         self.delivered = ""  # how far all is delivered; beyond the checkpoint while that is not saved
         self.waiting = 0  # bytes that were pulled and not yet delivered
         self.begun_again = 0  # times that the SDK was told to fetch again: it drops what was pulled before
-        self.by_size = self.pull_bytes() / self.FIRST_SIZE  # LogGroups to ask for
-        self.by_time = float(self.FIRST_COUNT)
+        self.mean_size = float(self.FIRST_SIZE)  # bytes of a LogGroup, by the last pull
+        self.by_time = float(self.FIRST_COUNT)  # LogGroups that take BATCH_TIME, by the last batch
         self.next_pull = 0.0
+        self.grace_end = float("inf")
         self.lock = threading.Lock()
         self._preprocessor = lambda pull: pull  # what the SDK calls in between, for which its own would parse
 
-    def is_wanted(self) -> bool:
+    def may_begin(self) -> bool:
         """Whether anything may begin. Once it is false it stays so."""
-        return not (self.is_revoked or self.dispatcher.is_stopping() or self.membership.is_lost())
+        return not (self.is_revoked or self.dispatcher.is_stopping or self.membership.is_lost())
+
+    def may_go_on(self) -> bool:
+        """Whether a batch that has begun may go on: as long as others may begin, and GRACE seconds more."""
+        if self.grace_end == float("inf") and not self.may_begin():
+            self.grace_end = time.monotonic() + GRACE
+        return time.monotonic() < self.grace_end
 
     def initialize(self, shard: int) -> None:
         """Called by the SDK before the first pull. Raises GivenUp."""
         super().initialize(shard)
         self.membership.shards[shard] = self
-        self.dispatcher.beginning.until_done(shard, self.begin, self.is_wanted)
+        self.dispatcher.beginning.until_done(shard, self.begin, self.may_begin)
 
     def begin(self) -> None:
         """Finds where the shard begins, and sees to it that the service knows before anything is read.
@@ -2342,55 +2321,58 @@ class ShardConsumer(ConsumerProcessorBase):
         Else a copy killed before its first checkpoint would let the next begin at a later "end". What the consumer
         before this one has delivered, but could not save, is saved if nobody has been further since.
         """
-        saved = self.dispatcher.checkpoints().get(self.shard_id, {}).get("checkpoint", "")
-        before, delivered = self.dispatcher.unsaved.get(self.shard_id, ("", ""))
+        shard, dispatcher, start = self.shard_id, self.dispatcher, self.dispatcher.settings.cursor_start
+        saved = self.source.checkpoints(dispatcher.group).get(shard, {}).get("checkpoint", "")
+        before, delivered = dispatcher.unsaved.get(shard, ("", ""))
         if not saved:
-            self.send_checkpoint(self.dispatcher.first_cursor(self.shard_id))
+            # The end is that of when the group began: who was born since has logs from then on alone, and is read from
+            # the first.
+            if start == "end":
+                start = dispatcher.group_began or "begin"
+            self.send_checkpoint(dispatcher.first_cursors.get(shard) or self.source.cursor(shard, start))
         elif saved == before:
             self.send_checkpoint(delivered)
         else:
             self.checkpoint = self.delivered = saved
-        self.dispatcher.unsaved.pop(self.shard_id, None)
+        dispatcher.unsaved.pop(shard, None)
 
     def pull(self, cursor: str) -> Pull:
         """Called by the SDK's fetching thread. Returns when there is an answer, however long that takes.
 
-        Raises LogException, which the SDK passes over in silence, when the shard is not wanted any more.
+        Raises LogException, which the SDK passes over in silence, when this is not wanted any more or fetched again.
         """
         begun_again = self.begun_again
         try:
-            wait(self.next_pull - time.monotonic(), self.is_wanted)
-            wait(float("inf"), lambda: self.waiting > 0 and self.membership.is_full() and self.is_wanted())
+            wait(self.next_pull - time.monotonic(), self.may_begin)
+            wait(float("inf"), lambda: self.waiting > 0 and self.membership.is_full() and self.may_begin())
             self.next_pull = time.monotonic() + self.dispatcher.settings.fetch_interval
-            pull = self.dispatcher.pulling.until_done(self.shard_id, lambda: self.pull_once(cursor), self.is_wanted)
+            pull_size = min(self.FULL_PULL, self.MEMORY / 3 / max(1, len(self.membership.heartbeats.held)))  # bytes
+            count = int(max(1, min(self.MOST_COUNT, pull_size / self.mean_size, self.by_time)))
+            pull = self.dispatcher.pulling.until_done(
+                self.shard_id, lambda: self.pull_once(cursor, count), self.may_begin
+            )
+            with self.lock:
+                if begun_again != self.begun_again:  # the SDK was told so while this was on its way
+                    raise GivenUp
+                is_all_delivered = not self.waiting
+                self.waiting += pull.size if pull.log_groups else 0
         except GivenUp:
             time.sleep(0.1)  # the SDK asks again at once
-            raise LogException("GivenUp", "the shard is not wanted any more") from None
-        with self.lock:
-            if begun_again != self.begun_again:
-                raise LogException("GivenUp", "the SDK was told to fetch again while this was on its way")
-            is_all_delivered = not self.waiting
-            self.waiting += pull.size if pull.log_groups else 0
+            raise LogException("GivenUp", "the shard is not wanted any more or fetched again") from None
         if pull.log_groups:
-            if len(pull.log_groups) >= self.count() or pull.size >= self.pull_bytes() / 2:
+            if len(pull.log_groups) >= count or pull.size >= pull_size / 2:
                 self.next_pull = 0.0  # there is more
-            self.by_size = self.pull_bytes() * len(pull.log_groups) / max(1, pull.size)
+            self.mean_size = max(1, pull.size) / len(pull.log_groups)
         elif pull.next_cursor != self.checkpoint and is_all_delivered:
             # The cursor has moved over nothing, a gap or what a filter left out, of which the SDK makes no batch.
             with contextlib.suppress(GivenUp):
-                self.save(pull.next_cursor, self.is_wanted)
+                self.save(pull.next_cursor, self.may_begin)
         return pull
 
-    def count(self) -> int:
-        return int(max(1, min(self.MOST_COUNT, self.by_size, self.by_time)))
-
-    def pull_bytes(self) -> float:
-        return min(self.FULL_PULL, self.MEMORY / 3 / max(1, len(self.membership.heartbeats.held)))
-
-    def pull_once(self, cursor: str) -> Pull:
+    def pull_once(self, cursor: str, count: int) -> Pull:
         """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is."""
         try:
-            return self.source.pull(self.shard_id, cursor, self.count())
+            return self.source.pull(self.shard_id, cursor, count)
         except CallFailed as error:
             # By this code the SDK would go on at the newest log and skip what lies between.
             if error.code != "InvalidCursor":
@@ -2399,10 +2381,10 @@ class ShardConsumer(ConsumerProcessorBase):
             newest = self.source.cursor(self.shard_id, "end")
             if position(oldest) <= position(cursor) <= position(newest):
                 raise  # the cursor is fine, and so will be the next answer
-        pull = self.source.pull(self.shard_id, oldest, self.count())
+        pull = self.source.pull(self.shard_id, oldest, count)
         saved, arrived = "an unknown time", "now"
         with contextlib.suppress(CallFailed, KeyError):
-            saved = local_time(self.dispatcher.checkpoints()[self.shard_id]["updateTime"] / 1e6)
+            saved = local_time(self.source.checkpoints(self.dispatcher.group)[self.shard_id]["updateTime"] / 1e6)
             arrived = local_time(self.source.arrival_time(self.shard_id, oldest))
         log.error(
             "%s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from then on "
@@ -2417,42 +2399,39 @@ class ShardConsumer(ConsumerProcessorBase):
         Returns None when that is done, else the checkpoint, from which the SDK is to fetch again: had this raised, or
         returned False, the SDK would go on with the next batch, and a checkpoint would come to lie beyond this one.
         """
+        in_flight = self.membership.in_flight
         try:
-            with self.membership.batch_in_flight(self.shard_id, len(batch.log_groups)):
-                self.deliver(batch)
+            note_turn()
+            in_flight[self.shard_id] = len(batch.log_groups), threading.current_thread()
+            try:
+                if not self.may_begin():  # asked for now: a stop is seen here, or else sees this batch in flight
+                    raise GivenUp
+                began = time.monotonic()
+                self.dispatcher.delivery.deliver(batch.log_groups, self.may_go_on)
+                self.by_time = len(batch.log_groups) * self.BATCH_TIME / max(0.001, time.monotonic() - began)
+                self.delivered = batch.next_cursor
+                self.save(batch.next_cursor, self.may_go_on)
+            finally:
+                del in_flight[self.shard_id]
+            with self.lock:
+                self.waiting -= batch.size
             return None
         except GivenUp:
             time.sleep(0.1)  # the SDK asks again at once
         except Exception:
             with contextlib.suppress(Exception):  # telling must not fail where the batch did
                 log.exception("shard %s: a batch failed and is fetched again", self.shard_id)
-            wait(LONGEST_PAUSE, self.is_wanted)
+            wait(LONGEST_PAUSE, self.may_begin)
         with self.lock:
             self.begun_again += 1
             self.waiting = 0
         return self.checkpoint
 
-    def deliver(self, batch: Pull) -> None:
-        """Raises GivenUp when the batch was not delivered, or its checkpoint not saved."""
-        if not self.is_wanted():
-            raise GivenUp
-        patience = Patience(self.is_wanted)
-        began = time.monotonic()
-        self.dispatcher.delivery.deliver(batch.log_groups, patience.lasts)
-        seconds = max(0.001, time.monotonic() - began)
-        self.by_time = len(batch.log_groups) * self.BATCH_TIME / seconds
-        self.delivered = batch.next_cursor
-        self.save(batch.next_cursor, patience.lasts)
-        with self.lock:
-            self.waiting -= batch.size
-
     def save(self, cursor: str, goes_on: Callable[[], bool]) -> None:
         """Saves the checkpoint. Raises GivenUp, also when this consumer is lost: then it saves nothing."""
-
-        def may_save() -> bool:
-            return goes_on() and not self.membership.is_lost()
-
-        self.dispatcher.saving.until_done(self.shard_id, lambda: self.send_checkpoint(cursor), may_save)
+        self.dispatcher.saving.until_done(
+            self.shard_id, lambda: self.send_checkpoint(cursor), lambda: goes_on() and not self.membership.is_lost()
+        )
 
     def send_checkpoint(self, cursor: str) -> None:
         try:
@@ -2469,24 +2448,6 @@ class ShardConsumer(ConsumerProcessorBase):
             self.membership.shards.pop(self.shard_id, None)
 
 
-class SourceClient(ConsumerClient):
-    """What the SDK asks for each shard: handed to its ShardConsumer, for the SDK's own loses logs where calls fail."""
-
-    membership: Membership
-
-    def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
-        """The SDK's own would write over a group that exists, at each join; see Dispatcher.find_group."""
-
-    def get_check_point(self, shard: int) -> dict[str, str]:
-        return {"checkpoint": self.membership.shards[shard].checkpoint}
-
-    def update_check_point(self, shard: int, consumer: str, check_point: str) -> None:
-        """Called by the SDK's tracker when it has something to flush, which is never."""
-
-    def pull_logs(self, shard_id: int, cursor: str, *_: object, **__: object) -> Pull:  # type: ignore[override]
-        return self.membership.shards[shard_id].pull(cursor)
-
-
 class Heartbeats(threading.Thread):
     """Tells the service that this consumer lives, and learns what it holds.
 
@@ -2497,10 +2458,12 @@ class Heartbeats(threading.Thread):
     TURN = 0.05  # seconds between turns of the SDK's loop, which begins pulls and batches; less after a task
     SHORTEST_TURN = 0.005
 
-    def __init__(self, membership: Membership, interval: float) -> None:
+    def __init__(self, membership: Membership) -> None:
         super().__init__(daemon=True)
         self.membership = membership
-        self.interval = interval  # seconds
+        settings = membership.dispatcher.settings
+        self.interval = min(settings.heartbeat_interval, membership.group_timeout / 2)  # seconds
+        self.source = Logstore(settings.source, keeps_connections=False)
         self.held: list[int] = []
         self.listed: set[int] = set()  # to the service: those held, and those that were revoked and still end a batch
         self.lock = threading.Lock()
@@ -2536,11 +2499,11 @@ class Heartbeats(threading.Thread):
         membership = self.membership
         sent = membership.now()
         # Time for several tries before the service forgets this consumer, each over a connection of its own.
-        membership.heart.client.answer_timeout = max(0.5, (membership.silent_until - sent) / 3)
+        self.source.client.answer_timeout = max(0.5, (membership.silent_until - sent) / 3)
         with self.lock:
             listed = sorted(self.listed)
         try:
-            answer = membership.heart.heartbeat(membership.dispatcher.group, membership.name, listed)
+            answer = self.source.heartbeat(membership.dispatcher.group, membership.name, listed)
         except CallFailed as error:
             if error.fault == Fault.CONSUMER:
                 membership.lose(str(error))
@@ -2566,17 +2529,21 @@ class Membership(ConsumerWorker):
 
     def __init__(self, dispatcher: Dispatcher, group_timeout: float) -> None:
         """`group_timeout` in seconds, the service's."""
-        place, settings = dispatcher.settings.source, dispatcher.settings
+        place = dispatcher.settings.source
         self.dispatcher = dispatcher
-        self.heart = Logstore(place, keeps_connections=False)
         self.group_timeout = group_timeout
         self.silent_until = self.now() + group_timeout  # then the service forgets this consumer
         self.shards: dict[int, ShardConsumer] = {}
         self.reason = ""  # why it was lost
         # shard -> LogGroups of the batch that is being delivered, and who does that
         self.in_flight: dict[int, tuple[int, threading.Thread]] = {}
-        self.change = threading.Condition()
-        name = consumer_name(dispatcher.group, dispatcher.group_began)
+        self.lock = threading.Lock()
+        # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
+        # process id repeat themselves in containers. It says when the group began, so that who begins its last shard
+        # knows it as well as who began its first.
+        host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
+        words = dispatcher.group[:20], host[:12], os.getpid(), dispatcher.group_began, uuid.uuid4().hex[:12]
+        name = "%s-%s-%d-%08x%s" % words
         config = LogHubConfig(
             place.endpoint, place.access_key_id, place.access_key, place.project, place.logstore,
             dispatcher.group, name, shared_executor=dispatcher.tasks,
@@ -2585,28 +2552,40 @@ class Membership(ConsumerWorker):
             # and never leaves a pause between two pulls of a shard, see ShardConsumer.pull.
             max_fetch_log_group_size=-1,
         )  # fmt: skip
-        self.source_client = SourceClient(place.endpoint, "", "", place.project, place.logstore, dispatcher.group, name)
-        self.source_client.membership = self
+        self.mproject, self.mlogstore = place.project, place.logstore  # these four are asked for by the SDK's loggers
+        self.mconsumer_group, self.mconsumer = dispatcher.group, name
         super().__init__(ShardConsumer, config, args=(self,))
         self.daemon = True
         self.name = name
-        interval = min(settings.heartbeat_interval, group_timeout / 2)
-        self.heart_beat = self.heartbeats = Heartbeats(self, interval)
+        self.heart_beat = self.heartbeats = Heartbeats(self)
         dispatcher.tasks.done = self.heartbeats.turn.set
 
     @property
-    def consumer_client(self) -> SourceClient:
-        return self.source_client
+    def consumer_client(self) -> Any:
+        """Where the SDK asks for the next four: its own client loses logs where calls fail."""
+        return self
 
     @consumer_client.setter
-    def consumer_client(self, made_by_the_sdk: ConsumerClient) -> None:
+    def consumer_client(self, made_by_the_sdk: object) -> None:
         """ConsumerWorker makes one for itself, and makes the group through it; ours stands in its place."""
+
+    def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
+        """The SDK's own would write over a group that exists, at each join; see Dispatcher.join_group."""
+
+    def get_check_point(self, shard: int) -> dict[str, str]:
+        return {"checkpoint": self.shards[shard].checkpoint}
+
+    def update_check_point(self, shard: int, consumer: str, check_point: str) -> None:
+        """Called by the SDK's tracker when it has something to flush, which is never."""
+
+    def pull_logs(self, shard: int, cursor: str, *_: object, **__: object) -> Pull:
+        return self.shards[shard].pull(cursor)
 
     def now(self) -> float:
         return time.clock_gettime(self.CLOCK)
 
     def goes_on(self) -> bool:
-        return not (self.is_lost() or self.dispatcher.is_stopped())
+        return not (self.is_lost() or self.dispatcher.is_stopped)
 
     def is_lost(self) -> bool:
         """Whether the service may have given the shards to others. Nothing but its answers can tell that it has not."""
@@ -2620,7 +2599,7 @@ class Membership(ConsumerWorker):
         return sum([shard.waiting for shard in list(self.shards.values())]) > ShardConsumer.MEMORY
 
     def lose(self, reason: str) -> None:
-        with self.change:
+        with self.lock:
             is_first, self.reason = not self.reason, self.reason or reason
         if is_first:
             with contextlib.suppress(Exception):
@@ -2630,25 +2609,12 @@ class Membership(ConsumerWorker):
         if shard in self.shards:
             self.shards[shard].is_revoked = True
 
-    @contextlib.contextmanager
-    def batch_in_flight(self, shard: int, log_groups: int) -> Iterator[None]:
-        note_turn()
-        with self.change:
-            self.in_flight[shard] = log_groups, threading.current_thread()
-        try:
-            yield
-        finally:
-            with self.change:
-                del self.in_flight[shard]
-                self.change.notify_all()
-
     def end(self, seconds: float) -> dict[int, int]:
         """Waits for the batches in flight, `seconds` at the most, when no other begins; what is left of them then."""
         self.shut_down_flag = True  # the SDK's loop ends
         self.heartbeats.turn.set()
-        with self.change:
-            self.change.wait_for(lambda: not self.in_flight, seconds)
-            return {shard: log_groups for shard, (log_groups, _) in self.in_flight.items()}
+        wait(seconds, lambda: bool(self.in_flight))
+        return {shard: log_groups for shard, (log_groups, _) in list(self.in_flight.items())}
 
 
 class Dispatcher(threading.Thread):
@@ -2675,25 +2641,25 @@ class Dispatcher(threading.Thread):
         self.unsaved: dict[int, tuple[str, str]] = {}  # shard -> checkpoint, what the lost consumer delivered since
         self.first_cursors: dict[int, str] = {}  # of the shards that were there when the group began at the "end"
         self.failure: CannotStart | None = None
-        self.stop_asked, self.stopped = threading.Event(), threading.Event()
-        self.is_stopping, self.is_stopped = self.stop_asked.is_set, self.stopped.is_set
-
-    def goes_on(self) -> bool:
-        return not self.is_stopping()
+        self.is_stopping = False  # asked to: no batch begins
+        self.is_stopped = False  # no batch is in flight either, or they have had their time
 
     def run(self) -> None:
         try:
             check_before_start(self.settings)
-            self.joining.until_done("group", self.find_group, self.goes_on)
             while True:
-                membership = self.joining.until_done("join", self.join_group, self.goes_on)
+                membership = self.joining.until_done("join", self.join_group, lambda: not self.is_stopping)
                 while membership.is_alive() and membership.goes_on():
                     note_turn()
                     time.sleep(TICK)
-                if self.is_stopped():
+                if self.is_stopped:
                     return
                 membership.lose("the SDK's loop has ended by itself")
-                self.take_leave_of(membership)
+                membership.end(GRACE + 1)
+                # What it has delivered, but may not save, is kept for the next.
+                for shard, consumer in list(membership.shards.items()):  # tasks of the SDK may still change it
+                    if consumer.delivered != consumer.checkpoint:
+                        self.unsaved[shard] = consumer.checkpoint, consumer.delivered
         except CannotStart as error:
             self.failure = error
         except GivenUp:
@@ -2701,85 +2667,63 @@ class Dispatcher(threading.Thread):
         except Exception:
             log.exception("a defect of this program")
 
-    def find_group(self) -> None:
-        """Sees to it that the group is there, as it is found; makes it where there is none. Raises CannotStart."""
-        interval, group = self.settings.heartbeat_interval, None
+    def join_group(self) -> Membership:
+        """Joins as a new consumer; at the first time it makes the group where there is none. Raises CannotStart."""
+        timeout = 2 * self.settings.heartbeat_interval
         try:
             group = (self.source.consumer_groups() or {}).get(self.group)
-            if group is None:
-                self.source.make_consumer_group(self.group, 2 * interval)
+            if not (group or self.membership):
+                self.source.make_consumer_group(self.group, timeout)
         except CallFailed as error:
-            if error.code != "ConsumerGroupAlreadyExist":  # another copy was faster, or the key may not list groups
-                raise self.cannot_join(error) from error
-        checkpoints = self.checkpoints()
-        for line in remarks_on_group(group, checkpoints, interval) if group else ():
+            if error.code == "ConsumerGroupAlreadyExist":  # another copy was faster, or the key may not list groups
+                group = (self.source.consumer_groups() or {}).get(self.group)
+            elif error.may_pass() or self.membership:
+                raise
+            else:  # what will not pass by itself ends a start; later there may be somebody to mend it
+                text = "%s: can't join the consumer group: %s"
+                raise CannotStart(text % (self.name, explain(error, self.settings.source))) from error
+        if not self.membership:
+            self.find_beginning(group)
+        self.membership = Membership(self, group.get_timeout() if group else timeout)
+        self.membership.start()
+        routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in self.settings.targets]
+        log.info("consumer %s of %s, targets: %s", self.membership.name, self.settings.source, ", ".join(routes))
+        for note in self.settings.notes:
+            log.info("%s", note)
+        return self.membership
+
+    def find_beginning(self, group: Any) -> None:
+        """Finds when the group began, and says what there is to say of it: an SDK's ConsumerGroupEntity, or None."""
+        checkpoints = self.source.checkpoints(self.group)
+        for line in remarks_on_group(group, checkpoints, self.settings.heartbeat_interval) if group else ():
             log.warning("%s: %s", self.name, line)
-        self.group_began = when_group_began(checkpoints)
-        if not has_begun(checkpoints):
+        if has_begun(checkpoints):  # the names of its consumers tell when, unless none was of this program
+            names = [CONSUMER_NAME.fullmatch(entry.get("consumer") or "") for entry in checkpoints.values()]
+            self.group_began = min([int(name.group(1), 16) for name in names if name and name.group(1)], default=0)
+        else:
             self.group_began = int(self.source.client.service_time())  # no later than the ends: nothing lies between
             if self.settings.cursor_start == "end":
                 shards = [shard["shardID"] for shard in self.source.shards()]
                 self.first_cursors = {shard: self.source.cursor(shard, "end") for shard in shards}
 
-    def join_group(self) -> Membership:
-        """Joins as a new consumer. Raises CannotStart."""
-        try:
-            group = (self.source.consumer_groups() or {}).get(self.group)
-        except CallFailed as error:
-            raise self.cannot_join(error) from error
-        membership = Membership(self, group.get_timeout() if group else 2 * self.settings.heartbeat_interval)
-        self.membership = membership
-        membership.start()
-        routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in self.settings.targets]
-        log.info("consumer %s of %s, targets: %s", membership.name, self.settings.source, ", ".join(routes))
-        for note in self.settings.notes:
-            log.info("%s", note)
-        return membership
-
-    def cannot_join(self, error: CallFailed) -> Exception:
-        """What will not pass by itself is said, and ends a start; later there may be somebody to mend it."""
-        if error.may_pass() or self.membership:
-            return error
-        return CannotStart("%s: can't join the consumer group: %s" % (self.name, explain(error, self.settings.source)))
-
-    def take_leave_of(self, membership: Membership) -> None:
-        """Ends a lost consumer, and keeps what it has delivered, but may not save, for the next."""
-        membership.end(GRACE + 1)
-        for shard, consumer in list(membership.shards.items()):  # tasks of the SDK may still change it
-            if consumer.delivered != consumer.checkpoint:
-                self.unsaved[shard] = consumer.checkpoint, consumer.delivered
-
-    def checkpoints(self) -> dict[int, dict[str, Any]]:
-        return self.source.checkpoints(self.group)
-
-    def first_cursor(self, shard: int) -> str:
-        """Where a shard without a checkpoint begins. "end" is when the group began: who was born since has logs from
-        then on alone, and is read from the first."""
-        if shard in self.first_cursors:
-            return self.first_cursors[shard]
-        start = self.settings.cursor_start
-        return self.source.cursor(shard, (self.group_began or "begin") if start == "end" else start)
-
     def stop(self, seconds: float) -> dict[int, int]:
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
         end, and how many LogGroups they have."""
-        self.stop_asked.set()
+        self.is_stopping = True
         left = self.membership.end(seconds) if self.membership else {}
-        self.stopped.set()
+        self.is_stopped = True
         return left
-
-    def troubles(self) -> list[Trying]:
-        of_targets = [(target.putting, target.keeping) for target in self.delivery.targets.values()]
-        of_source = self.joining, self.beginning, self.beating, self.pulling, self.saving
-        of_keys = [keys.renewing for keys in self.keys]
-        return [trying for part in (of_source, *of_targets, of_keys) for trying in part]
 
     def held_shards(self) -> list[int]:
         return sorted(self.membership.heartbeats.held) if self.membership else []
 
     def settle(self) -> None:
         """What is to be done now and then."""
-        for trying in self.troubles():
+        all_tries = [self.joining, self.beginning, self.beating, self.pulling, self.saving]
+        all_tries += [keys.renewing for keys in self.keys]
+        for target in self.delivery.targets.values():
+            all_tries += [target.putting, target.keeping]
+        for trying in all_tries:
             trying.settle()
         clients = [self.source.client, *self.delivery.clients]
         are_many = sum(len(client.idle) for client in clients) > a_third_of_all_files()
@@ -2801,22 +2745,6 @@ class Dispatcher(threading.Thread):
         shards = ",".join(map(str, self.held_shards())) or "none"
         state = f"source={self.settings.source} group={self.group} shards={shards} lag_seconds={lag}"
         return [*lines, f"summary {state} {self.delivery.left_out.summary()}"]
-
-
-def when_group_began(checkpoints: Mapping[int, Mapping[str, Any]]) -> int:
-    """In unix seconds, by the names of the consumers that saved checkpoints; 0 where none was of this program."""
-    names = [CONSUMER_NAME.fullmatch(entry.get("consumer") or "") for entry in checkpoints.values()]
-    return min([int(name.group(1), 16) for name in names if name and name.group(1)], default=0)
-
-
-def consumer_name(consumer_group: str, group_began: int) -> str:
-    """A name of at most 63 characters that no other consumer has, also not one of this copy before.
-
-    Host and process id repeat themselves in containers. It says when the group began, so that who begins its last shard
-    knows it as well as who began its first.
-    """
-    host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
-    return "%s-%s-%d-%08x%s" % (consumer_group[:20], host[:12], os.getpid(), group_began, uuid.uuid4().hex[:12])
 
 
 # ---- monitoring: what the process counts, and whether its loops turn, over HTTP --------------------------------------

@@ -280,8 +280,8 @@ FAILURES_WITHIN = {
     "handed out, and then": ("Writers.add", "original(self, *arguments)", "MemoryError"),
     "before a put": ("Target.try_once", "pass", "MemoryError"),
     "after a put": ("Target.try_once", "original(self, *arguments)", "MemoryError"),
-    "what to do after a failure": ("Delivery.after_failure", "pass", "MemoryError"),
-    "waiting for the outcome": ("Delivery.await_outcome", "pass", "MemoryError"),
+    "what to do after a failure": ("Target.after_failure", "pass", "MemoryError"),
+    "waiting for the outcome": ("Batch.take_failed", "pass", "MemoryError"),
     "the checkpoint": ("ShardConsumer.save", "pass", "MemoryError"),
     "a pull": ("ShardConsumer.pull_once", "pass", "MemoryError"),
     "a heartbeat": ("Heartbeats.beat", "pass", "MemoryError"),
@@ -299,6 +299,7 @@ def test_whatever_fails_within_a_batch_loses_nothing(service, copies, name, part
     assert_nothing_lost(service, most_repeated=10 * 120 * 5)
     assert "Traceback" not in copy.stderr() or "a batch failed and is fetched again" in copy.stderr()
     assert copy.stop() == 0
+    assert re.findall(r"failing=(\d+)", copy.log())[-3:] == ["0"] * 3, "puts of a batch given up count as failing"
 
 
 def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):

@@ -19,7 +19,7 @@ LIMIT = 20.0  # seconds
 
 
 class Client:
-    """Stands in the place of SourceClient: a shard of pulls that number themselves."""
+    """Stands in the place of Membership: a shard of pulls that number themselves."""
 
     mproject = mlogstore = mconsumer_group = mconsumer = "x"
 
