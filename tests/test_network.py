@@ -55,6 +55,7 @@ class Link:
     def entering(self):
         """Lines of Python with which a program goes to the far end."""
         return (
+            "import ctypes\n"
             "if ctypes.CDLL(None).setns(os.open('/run/netns/%s', os.O_RDONLY), 0x40000000):  # CLONE_NEWNET\n"
             "    sys.exit('no such namespace')\n" % self.namespace
         )
