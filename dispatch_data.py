@@ -404,6 +404,7 @@ class EnvironmentReader:
             try:
                 return setting.check(text)
             except ValueError as right:
+                text = as_utf8(text)
                 is_secret = setting.name in SECRET_NAMES
                 shown = "its value (not shown)" if is_secret else repr(text)
                 wide = None if is_secret else FULL_WIDTH.search(text)

@@ -41,6 +41,12 @@ def test_topics_are_utf_8_whatever_the_locale(service, copies):
     assert_all_delivered_once(service, {"日志": "nginx", "访问_1": "nginx", "click": "click"})
 
 
+def test_full_width_characters_are_told_whatever_the_locale(service):
+    answer = run_program(settings_for(service, SLS_TOPIC_TO1="nginx\uff0cclick".encode(), **NO_LOCALE))
+    assert answer.returncode == 2
+    assert r"'\uff0c' is a full-width character, type ',' instead" in answer.stderr
+
+
 @pytest.mark.parametrize("topic", ["日志".encode("gbk"), "nginx\u200b".encode(), b"\xff"], ids=repr)
 def test_topics_that_nobody_could_mean_are_told(service, topic):
     answer = run_program(settings_for(service, SLS_TOPIC_TO1=topic, **NO_LOCALE))
