@@ -42,10 +42,14 @@ class Link:
             self.ip("link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self.namespace)
         except subprocess.CalledProcessError as error:
             pytest.skip("this machine gives nobody a network namespace with a link: %s" % error.stderr)
-        self.ip("address", "add", self.near_address + "/24", "dev", self.near)
-        self.ip("link", "set", self.near, "up")
-        self.ip_there("address", "add", self.far_address + "/24", "dev", self.far)
-        self.ip_there("link", "set", self.far, "up")
+        try:
+            self.ip("address", "add", self.near_address + "/24", "dev", self.near)
+            self.ip("link", "set", self.near, "up")
+            self.ip_there("address", "add", self.far_address + "/24", "dev", self.far)
+            self.ip_there("link", "set", self.far, "up")
+        except BaseException:
+            self.__exit__()  # what stayed would be in the way of others
+            raise
         return self
 
     def __exit__(self, *_):
