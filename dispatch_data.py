@@ -454,9 +454,9 @@ class EnvironmentReader:
         plain = [setting.name for setting in PLACE_SETTINGS + SOURCE_SETTINGS + TUNING_SETTINGS]
         plain += [setting.name + "_TO" for setting in PLACE_SETTINGS]
         for name in sorted(self.environment):
-            number = re.search("[^0-9](%s)$" % NUMBER, name)
-            possible = plain + [stem + (number.group(1) if number else "1") for stem in NUMBERED_NAMES]
-            if name.startswith("SLS_") and name not in possible:
+            if name.startswith("SLS_") and name not in plain and not NUMBERED.fullmatch(name):
+                number = re.search("[^0-9](%s)$" % NUMBER, name)
+                possible = plain + [stem + (number.group(1) if number else "1") for stem in NUMBERED_NAMES]
                 nearest = difflib.get_close_matches(name, possible, 1, 0)
                 yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
 
@@ -1403,15 +1403,17 @@ class LeanClient(LogClient):
         try:
             return super().put_log_raw(*args, **named)
         finally:
-            with contextlib.suppress(RuntimeError):  # raised where the request was sent, for then it is released
-                self.preparing.release()
+            self.end_preparing()
+
+    def end_preparing(self) -> None:
+        with contextlib.suppress(RuntimeError):  # raised in a thread that doesn't hold it, or has ended it
+            self.preparing.release()
 
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """Called by LogClient with what it has signed; (status, body, headers) of the answer. Raises CallFailed."""
-        with contextlib.suppress(RuntimeError):  # raised in a thread that doesn't hold it, for a call that is no put
-            self.preparing.release()
+        self.end_preparing()
         note_turn(asks=True)
         try:
             scheme, host, path = urlsplit(url)[:3]
@@ -2195,13 +2197,14 @@ class Delivery:
     def __init__(self, settings: Settings) -> None:
         self.routes = Routes(settings.targets)
         rejected = RejectedLogGroups(settings.rejected_dir) if settings.rejected_dir else None
-        # Targets that differ in their logstore alone share a client, and so its connections.
-        clients = {target.place[:7]: LeanClient(target.place) for target in settings.targets}
+        clients: dict[tuple[Any, ...], LeanClient] = {}
+        self.targets: dict[int, Target] = {}
+        for target in settings.targets:
+            all_but_logstore = target.place[:7]  # targets that are equal in it share a client, and so its connections
+            if all_but_logstore not in clients:
+                clients[all_but_logstore] = LeanClient(target.place)
+            self.targets[target.number] = Target(target, clients[all_but_logstore], settings.writers, rejected)
         self.clients = list(clients.values())
-        self.targets = {
-            target.number: Target(target, clients[target.place[:7]], settings.writers, rejected)
-            for target in settings.targets
-        }
         self.writers = Writers(min(settings.writers * len(self.targets), a_third_of_all_files()))
         self.join_packs = settings.merge_packs
         self.left_out = LeftOut()
