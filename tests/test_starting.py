@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from copies import LIMIT, feed, joined, run_program, settings_for, wait_until_delivered
+from copies import feed, run_program, settings_for, wait_until_begun, wait_until_delivered
 from ledgers import assert_all_delivered_once
 
 # As cron's jobs and small containers have it, with nothing of Python's to make up for it.
@@ -27,7 +27,7 @@ def started_after(line):
 
 
 def assert_works(service, copy):
-    service.wait_for(lambda: joined(service), LIMIT, "a start saved for each shard")
+    wait_until_begun(service)
     feed(service, 20)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -59,7 +59,7 @@ def test_topics_that_nobody_could_mean_are_told(service, topic):
 def test_closed_streams_are_no_sockets(service, copies):
     """Else what the interpreter says as it dies might go into a put."""
     copy = copies.start(before=started_after("os.closerange(0, 3)"))
-    service.wait_for(lambda: joined(service), LIMIT, "a start saved for each shard")
+    wait_until_begun(service)
     streams = {os.readlink("/proc/%d/fd/%d" % (copy.process.pid, number)) for number in range(3)}
     assert streams == {os.devnull}
     assert_works(service, copy)
