@@ -395,6 +395,8 @@ def two_copies_dispatch(live: Live) -> str:
         with Copies(live.place, directory) as copies:  # type: ignore[arg-type]
             started = [copies.start(**settings) for _ in range(2)]
             wait_for(lambda: compare(sent, delivered()).lost == 0, "everything delivered")
+            # One may have delivered it all before the other could be stopped in an orderly way.
+            wait_for(lambda: all("INFO consumer " in copy.log() for copy in started), "copies that have joined")
             ended = [copy.stop(signal.SIGTERM, LIMIT) for copy in started]
     finally:
         shutil.rmtree(str(directory))
