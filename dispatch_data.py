@@ -8,15 +8,15 @@
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to:
 
-    ConsumerWorker, the SDK's loop (here Membership, one consumer of the group)
-      -> Membership.pull_logs -> ShardConsumer.pull       a batch of LogGroups from a shard
+    ConsumerWorker, the SDK's loop (here Consumer, one consumer of the group)
+      -> Consumer.pull_logs -> ShardConsumer.pull       a batch of LogGroups from a shard
       -> ShardConsumer.process
-           -> Delivery.deliver -> Routes.find             sorted by Topic, joined where they are alike
-              -> Writers -> Target.try_once               LogClient.put_log_raw, tried until the target has taken it
+           -> Delivery.deliver -> Routes.target_of             sorted by Topic, joined where they are alike
+              -> PutScheduler -> Target.attempt               LogClient.put_log_raw, tried until the target has taken it
            -> ShardConsumer.save                          then the checkpoint, and only then the next batch
 
 Whatever makes it doubtful that this consumer still holds its shards ends it: it saves nothing more, and another joins
-(Dispatcher). Read on in order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery,
+(GroupMember). Read on in order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery,
 consumer, monitoring, command line. Each part knows only those before it.
 """
 
@@ -69,8 +69,8 @@ if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # For new objects PyPy takes half of the processor's cache, 240 MB of a large one, unless told so before it starts.
-    is_told = platform.python_implementation() != "PyPy" or "PYPY_GC_NURSERY" in os.environ
-    if not is_told and os.path.isfile(sys.argv[0]):
+    nursery_is_set = platform.python_implementation() != "PyPy" or "PYPY_GC_NURSERY" in os.environ
+    if not nursery_is_set and os.path.isfile(sys.argv[0]):
         os.environ["PYPY_GC_NURSERY"] = "16MB"
         with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as command_line:
             os.execv(sys.executable, command_line.read().split(b"\0")[:-1])  # noqa: S606
@@ -87,7 +87,7 @@ try:
 
     # The SDK's locks are for several processes: they need /dev/shm and, from Python 3.14 on, one more process.
     checkpoint_tracker.RLock = heart_beat.RLock = threading.RLock  # type: ignore[attr-defined,assignment]
-    # Private, or of newer releases only: what LeanClient and Connector rest on.
+    # Private, or of newer releases only: what PooledLogClient and ConnectionFactory rest on.
     LogClient._getHttpResponse  # type: ignore[attr-defined]  # noqa: B018
     urllib3.HTTPSConnectionPool._new_conn, urllib3.HTTPSConnectionPool._prepare_proxy  # noqa: B018
     requests.adapters.HTTPAdapter.get_connection_with_tls_context  # noqa: B018
@@ -111,7 +111,7 @@ class Setting(NamedTuple):
     meaning: str
 
 
-def checked(value_of: Callable[[str], object], right: str) -> Callable[[str], Any]:
+def validator(value_of: Callable[[str], object], right: str) -> Callable[[str], Any]:
     """A check by `value_of`: None and ValueError are what it has for a wrong text; `right` says what would be right."""
 
     def check(text: str) -> object:
@@ -124,42 +124,42 @@ def checked(value_of: Callable[[str], object], right: str) -> Callable[[str], An
     return check
 
 
-def matching(pattern: str, right: str) -> Callable[[str], str]:
-    """A check that a text matches `pattern` as a whole."""
-    return checked(lambda text: text if re.fullmatch(pattern, text) else None, right)
+def pattern(regex: str, right: str) -> Callable[[str], str]:
+    """A check that a text matches `regex` as a whole."""
+    return validator(lambda text: text if re.fullmatch(regex, text) else None, right)
 
 
-def between(kind: type[float], low: float, high: float, right: str) -> Callable[[str], float]:
+def in_range(kind: type[float], low: float, high: float, right: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
     plain = r"[0-9]{1,9}(\.[0-9]{1,9})?"
-    return checked(
+    return validator(
         lambda text: kind(text) if re.fullmatch(plain, text) and low <= kind(text) <= high else None,
         "%s from %s to %s" % (right, low, high),
     )
 
 
-CLOCKS_AGREE = 5.0  # seconds that two clocks may differ without a word
+CLOCK_TOLERANCE = 5.0  # seconds that two clocks may differ without a word
 
 
-def local_time(unix_seconds: float) -> str:
+def format_local(unix_seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
 
 
-def both_times(unix_seconds: float) -> str:
+def format_with_utc(unix_seconds: float) -> str:
     """A time with its offset, and the same in UTC."""
     local = datetime.fromtimestamp(unix_seconds).astimezone()
     return local.strftime("%Y-%m-%d %H:%M:%S %z") + time.strftime(" (%Y-%m-%d %H:%M:%S UTC)", time.gmtime(unix_seconds))
 
 
 # A date, perhaps with a time, perhaps with its zone: Z, +08:00, +0800, UTC+8 or GMT+8.
-TIME = re.compile(
+TIMESTAMP = re.compile(
     r"(\d{4})-(\d\d?)-(\d\d?)(?:[T ](\d\d?):(\d\d?)(?::(\d\d?)(?:\.\d+)?)?"
     r" ?(?:(Z|UTC|GMT)|(?:UTC|GMT)?([+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
     re.ASCII | re.IGNORECASE,
 )
 
 
-def cursor_start(text: str) -> str | int:
+def parse_cursor_start(text: str) -> str | int:
     """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK.
 
     UTC+8 is eight hours east, as people mean it. No library reads this: dateutil's UTC+8 is west, and zones that it
@@ -168,7 +168,7 @@ def cursor_start(text: str) -> str | int:
     if text in ("begin", "end"):
         return text
     try:
-        *parts, utc, sign, hours, minutes = TIME.fullmatch(text).groups()  # type: ignore[union-attr]
+        *parts, utc, sign, hours, minutes = TIMESTAMP.fullmatch(text).groups()  # type: ignore[union-attr]
         offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
         zone = timezone(-offset if sign == "-" else offset) if utc or sign else None
         year, month, day, hour, minute, second = (int(part or 0) for part in parts)
@@ -177,20 +177,20 @@ def cursor_start(text: str) -> str | int:
         start = -1
     if start < 0:
         raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00")
-    if start > time.time() + CLOCKS_AGREE:
-        raise ValueError("a time that has passed; this machine's clock says %s" % both_times(time.time()))
+    if start > time.time() + CLOCK_TOLERANCE:
+        raise ValueError("a time that has passed; this machine's clock says %s" % format_with_utc(time.time()))
     return start
 
 
 # What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
-ASCII_FOR = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-ASCII_FOR.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
-FULL_WIDTH = re.compile("[%s]" % "".join(map(chr, ASCII_FOR)))
+FULLWIDTH_TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
 # Brackets around one of these mean the character itself.
-LITERAL = re.compile(r"\[([*?[]|%s)\]" % FULL_WIDTH.pattern)
+ESCAPED_WILDCARD = re.compile(r"\[([*?[]|%s)\]" % FULLWIDTH_CHAR.pattern)
 
 
-def as_utf8(text: str) -> str:
+def decode_utf8(text: str) -> str:
     """A text of the environment, read as the service reads it, whatever the locale says that its bytes are.
 
     PyPy takes them for ASCII where no locale is set, as in cron's jobs and in containers.
@@ -200,12 +200,12 @@ def as_utf8(text: str) -> str:
     return text
 
 
-def topics(text: str) -> tuple[str, ...]:
-    text = as_utf8(text)
+def parse_topics(text: str) -> tuple[str, ...]:
+    text = decode_utf8(text)
     if not text.isprintable():
         raise ValueError("topics in UTF-8, of characters that can be seen")
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names or FULL_WIDTH.search(LITERAL.sub("", text)):
+    if not names or FULLWIDTH_CHAR.search(ESCAPED_WILDCARD.sub("", text)):
         raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
     if any(name[0] in "'\"" or name[-1] in "'\"" for name in names):
         raise ValueError("topics separated by commas, with quotes around all of them or none")
@@ -217,77 +217,78 @@ def topics(text: str) -> tuple[str, ...]:
     return names
 
 
-name_of_logstore = matching(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
-secret = matching(r"[!-~]+", "printable characters without spaces")
-yes_or_no = checked(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false")
-ca_file = checked(lambda path: path if os.path.exists(path) else None, "a file of CA certificates")
-writable_directory = checked(
+check_logstore = pattern(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
+check_secret = pattern(r"[!-~]+", "printable characters without spaces")
+check_bool = validator(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false")
+check_ca_file = validator(lambda path: path if os.path.exists(path) else None, "a file of CA certificates")
+check_directory = validator(
     lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
     "a directory that exists and can be written to",
 )
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
 PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
-url_of_proxy = matching(
+check_proxy = pattern(
     r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
     + PORT + "/?",
     "a URL such as http://proxy.example:3128",
 )  # fmt: skip
 AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
-OIDC_NAMES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
-URI_NAME = "ALIBABA_CLOUD_CREDENTIALS_URI"
+OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
+URI_VARIABLE = "ALIBABA_CLOUD_CREDENTIALS_URI"
 REQUIRED = None
 
 # fmt: off
 # What the source needs, and each target may have for itself: with _TO for all targets, with _TO<n> for one of them.
-PLACE_SETTINGS = (
+LOGSTORE_SETTINGS = (
     Setting("SLS_ENDPOINT",
-            matching("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
+            pattern("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
             REQUIRED, "the service's host in the project's region; https:// in front turns TLS on"),
-    Setting("SLS_AK_ID", secret, REQUIRED, "id of the access key"),
-    Setting("SLS_AK_KEY", secret, REQUIRED, "secret of the access key"),
-    Setting("SLS_STS_TOKEN", secret, "", "token of a temporary access key, which can't renew itself"),
+    Setting("SLS_AK_ID", check_secret, REQUIRED, "id of the access key"),
+    Setting("SLS_AK_KEY", check_secret, REQUIRED, "secret of the access key"),
+    Setting("SLS_STS_TOKEN", check_secret, "", "token of a temporary access key, which can't renew itself"),
     Setting("SLS_CREDENTIALS",
-            matching(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
+            pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
                      "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"), "",
             "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
-            "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_NAME),
-    Setting("SLS_REGION", matching(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
+            "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE),
+    Setting("SLS_REGION", pattern(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
             "", "the project's region: switches signatures from v1 to v4"),
     Setting("SLS_PROJECT",
-            matching("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
+            pattern("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
             REQUIRED, "the project"),
 )
 SOURCE_SETTINGS = (
-    Setting("SLS_LOGSTORE", name_of_logstore, REQUIRED, "the source logstore"),
-    Setting("SLS_CG", matching(r"[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"),
+    Setting("SLS_LOGSTORE", check_logstore, REQUIRED, "the source logstore"),
+    Setting("SLS_CG", pattern(r"[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"),
             REQUIRED, "the consumer group, the same for all copies"),
 )
 TARGET_SETTINGS = (
-    Setting("SLS_LOGSTORE_TO", name_of_logstore, REQUIRED, "the logstore of target n; n is any number from 1"),
-    Setting("SLS_TOPIC_TO", topics, REQUIRED,
+    Setting("SLS_LOGSTORE_TO", check_logstore, REQUIRED, "the logstore of target n; n is any number from 1"),
+    Setting("SLS_TOPIC_TO", parse_topics, REQUIRED,
             "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
             "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]"),
 )
 TUNING_SETTINGS = (
-    Setting("SLS_CURSOR_START", cursor_start, "begin",
+    Setting("SLS_CURSOR_START", parse_cursor_start, "begin",
             "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; "
             "without an offset or Z it is local time"),
-    Setting("SLS_HEARTBEAT_INTERVAL", between(int, 1, 300, "whole seconds"), "20",
+    Setting("SLS_HEARTBEAT_INTERVAL", in_range(int, 1, 300, "whole seconds"), "20",
             "seconds; a new group's timeout is twice as long: then a silent copy loses its shards"),
-    Setting("SLS_FETCH_INTERVAL", between(float, 0.01, 60, "seconds"), "0.4", "seconds between looks at an idle shard"),
-    Setting("SLS_WRITERS", between(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target"),
-    Setting("SLS_MERGE_PACKS", yes_or_no, "false",
+    Setting("SLS_FETCH_INTERVAL", in_range(float, 0.01, 60, "seconds"), "0.4",
+            "seconds between looks at an idle shard"),
+    Setting("SLS_WRITERS", in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target"),
+    Setting("SLS_MERGE_PACKS", check_bool, "false",
             "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up"),
-    Setting("SLS_REJECTED_DIR", writable_directory, "",
+    Setting("SLS_REJECTED_DIR", check_directory, "",
             "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait"),
-    Setting("SLS_LOG_DIR", writable_directory, ".", "where the log file goes; empty: no file, stderr alone"),
-    Setting("SLS_LOG_LEVEL", matching("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO",
+    Setting("SLS_LOG_DIR", check_directory, ".", "where the log file goes; empty: no file, stderr alone"),
+    Setting("SLS_LOG_LEVEL", pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO",
             "what is logged"),
-    Setting("SLS_METRICS_PORT", between(int, 1, 65535, "a port"), "",
+    Setting("SLS_METRICS_PORT", in_range(int, 1, 65535, "a port"), "",
             "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere"),
     Setting("SLS_METRICS_HOST",
-            checked(lambda text: str(ipaddress.ip_address(text)),
+            validator(lambda text: str(ipaddress.ip_address(text)),
                     "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"),
             "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
 )
@@ -295,21 +296,23 @@ TUNING_SETTINGS = (
 # While no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; such logs are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 
-KEY_NAMES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
-PROXY_NAMES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-SECRET_NAMES = (*KEY_NAMES, *PROXY_NAMES, URI_NAME)
+CREDENTIAL_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
+PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+SECRET_VARIABLES = (*CREDENTIAL_VARIABLES, *PROXY_VARIABLES, URI_VARIABLE)
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
-NETWORK_SETTINGS = [Setting(name, ca_file, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
-NETWORK_SETTINGS += [Setting(name, url_of_proxy, "", "a proxy") for name in PROXY_NAMES]
-NUMBERED_NAMES = [setting.name + "_TO" for setting in PLACE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
-NUMBER = "[1-9][0-9]{0,8}"
-NUMBERED = re.compile("(?:%s)(%s)" % ("|".join(NUMBERED_NAMES), NUMBER))
+NETWORK_SETTINGS = [Setting(name, check_ca_file, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
+NETWORK_SETTINGS += [Setting(name, check_proxy, "", "a proxy") for name in PROXY_VARIABLES]
+TARGET_STEMS = [setting.name + "_TO" for setting in LOGSTORE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
+TARGET_NUMBER = "[1-9][0-9]{0,8}"
+TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
 # An endpoint that names its region, which an address or a host of one's own doesn't.
-REGION = re.compile(r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)")
+REGION_PATTERN = re.compile(
+    r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)"
+)
 
 
-class Place(NamedTuple):
-    """One logstore, and how to reach it, in the order of PLACE_SETTINGS."""
+class LogstoreConfig(NamedTuple):
+    """One logstore, and how to reach it, in the order of LOGSTORE_SETTINGS."""
 
     endpoint: str
     access_key_id: str
@@ -319,15 +322,15 @@ class Place(NamedTuple):
     region: str
     project: str
     logstore: str
-    names: Mapping[str, str]  # setting, such as SLS_PROJECT -> the variable that it was read from
+    variables: Mapping[str, str]  # setting, such as SLS_PROJECT -> the variable that it was read from
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
 
-    def may_be(self, other: Place) -> bool:
+    def may_be_same_as(self, other: LogstoreConfig) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
         region, so only two regions tell two of one name apart."""
-        named = [REGION.search(place.endpoint.lower()) for place in (self, other)]
+        named = [REGION_PATTERN.search(config.endpoint.lower()) for config in (self, other)]
         are_two_regions = len({region.group(2) for region in named if region}) == 2
         same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
         return same_name and not are_two_regions
@@ -335,17 +338,17 @@ class Place(NamedTuple):
 
 class TargetSettings(NamedTuple):
     number: int
-    place: Place
+    config: LogstoreConfig
     topics: tuple[str, ...]
 
     @property
     def name(self) -> str:
         """As it is called in what is shown."""
-        return "TO%d %s" % (self.number, self.place)
+        return "TO%d %s" % (self.number, self.config)
 
 
 class Settings(NamedTuple):
-    source: Place
+    source: LogstoreConfig
     consumer_group: str
     targets: tuple[TargetSettings, ...]
     cursor_start: str | int  # "begin", "end" or unix seconds
@@ -366,31 +369,31 @@ class Settings(NamedTuple):
         """As it is called in what is shown."""
         return "source %s" % (self.source,)
 
-    def places(self) -> list[Place]:
+    def logstores(self) -> list[LogstoreConfig]:
         """The source and the targets, the source first."""
-        return [self.source, *(target.place for target in self.targets)]
+        return [self.source, *(target.config for target in self.targets)]
 
 
 class SettingsError(Exception):
     """The environment won't do; `args` has one line for each thing to mend."""
 
 
-def unquoted(text: str) -> str:
+def strip_quotes(text: str) -> str:
     """Without what is around a value: space, and quotes, which a shell takes away, but `docker --env-file` doesn't."""
     text = text.strip()
     return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] in "'\"" and text.count(text[0]) == 2 else text
 
 
-class EnvironmentReader:
+class SettingsParser:
     """Reads settings and gathers what is wrong with them, so that all of it can be told at once."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = {
-            name: unquoted(text) if name.startswith("SLS_") else text for name, text in environment.items()
+            name: strip_quotes(text) if name.startswith("SLS_") else text for name, text in environment.items()
         }
-        self.problems: list[str] = []
+        self.errors: list[str] = []
         self.warnings: list[str] = []
-        self.has_topics = any(re.fullmatch("SLS_TOPIC_TO(%s)?" % NUMBER, name) for name in environment)
+        self.any_topic_set = any(re.fullmatch("SLS_TOPIC_TO(%s)?" % TARGET_NUMBER, name) for name in environment)
 
     def read(self, setting: Setting, suffix: str = "") -> Any:
         """The checked value of a setting; "" where it is empty, or a problem has been noted."""
@@ -399,23 +402,23 @@ class EnvironmentReader:
         if not text and not (name == "SLS_LOG_DIR" and name in self.environment):
             text = setting.default
         if text is REQUIRED:
-            self.problems.append("%s is missing: %s" % (name, setting.meaning))
+            self.errors.append("%s is missing: %s" % (name, setting.meaning))
         elif text:
             try:
                 return setting.check(text)
             except ValueError as right:
-                text = as_utf8(text)
-                is_secret = setting.name in SECRET_NAMES
+                text = decode_utf8(text)
+                is_secret = setting.name in SECRET_VARIABLES
                 shown = "its value (not shown)" if is_secret else repr(text)
-                wide = None if is_secret else FULL_WIDTH.search(text)
+                wide = None if is_secret else FULLWIDTH_CHAR.search(text)
                 line = "%s: %s is wrong; right would be %s" % (name, shown, right)
                 if wide:
                     words = "; %r is a full-width character, type %r instead"
-                    line += words % (wide.group(), wide.group().translate(ASCII_FOR))
-                self.problems.append(line)
+                    line += words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
+                self.errors.append(line)
         return ""
 
-    def read_place(self, number: str = "") -> Place:
+    def read_logstore(self, number: str = "") -> LogstoreConfig:
         """The place of target `number`, else of the source; what _TO<n> doesn't set, _TO does, then the source.
 
         Id, secret and token make one key: they are taken together, from where any of them is set, or SLS_CREDENTIALS
@@ -425,90 +428,91 @@ class EnvironmentReader:
         logstore = TARGET_SETTINGS[0] if number else SOURCE_SETTINGS[0]
         values: list[Any] = []
         names = {"SLS_LOGSTORE": logstore.name + number}
-        for setting in PLACE_SETTINGS:
-            together = KEY_NAMES if setting.name in KEY_NAMES else (setting.name,)
+        for setting in LOGSTORE_SETTINGS:
+            together = CREDENTIAL_VARIABLES if setting.name in CREDENTIAL_VARIABLES else (setting.name,)
             set_here = (suffix for suffix in suffixes if any(self.environment.get(each + suffix) for each in together))
             suffix = next(set_here, "")
             name, stands_in = setting.name + suffix, "SLS_CREDENTIALS" + suffix
-            if setting.name in KEY_NAMES and name != stands_in and self.environment.get(stands_in):
+            if setting.name in CREDENTIAL_VARIABLES and name != stands_in and self.environment.get(stands_in):
                 if self.environment.get(name):
-                    self.problems.append("%s: %s stands in its place; leave out one of them" % (name, stands_in))
+                    self.errors.append("%s: %s stands in its place; leave out one of them" % (name, stands_in))
                 setting, name = setting._replace(check=str, default=""), stands_in  # what advice is to name
             names[setting.name] = name
             values.append(self.read(setting, suffix))
         values += [self.read(logstore, number), names]
-        place = Place(*values)
-        if place.project and re.match(r"(https?://)?%s\." % place.project, place.endpoint, re.IGNORECASE):
+        config = LogstoreConfig(*values)
+        if config.project and re.match(r"(https?://)?%s\." % config.project, config.endpoint, re.IGNORECASE):
             words = "%s: %r is wrong; right would be the host without the project"
-            self.problems.append(words % (names["SLS_ENDPOINT"], place.endpoint))
-        meaning = "%s=%s takes it" % (names["SLS_CREDENTIALS"], place.credentials)
-        for name in OIDC_NAMES if place.credentials == "oidc" else ():
+            self.errors.append(words % (names["SLS_ENDPOINT"], config.endpoint))
+        meaning = "%s=%s takes it" % (names["SLS_CREDENTIALS"], config.credentials)
+        for name in OIDC_VARIABLES if config.credentials == "oidc" else ():
             self.read(Setting(name, str, REQUIRED, meaning))
-        if place.credentials == "uri":
-            url = self.read(Setting(URI_NAME, matching(AGENT_URL, "http://<agent>"), REQUIRED, meaning))
-            return place._replace(credentials=url)
-        return place
+        if config.credentials == "uri":
+            url = self.read(Setting(URI_VARIABLE, pattern(AGENT_URL, "http://<agent>"), REQUIRED, meaning))
+            return config._replace(credentials=url)
+        return config
 
-    def unknown_names(self) -> Iterator[str]:
+    def warn_unknown_variables(self) -> Iterator[str]:
         """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
-        plain = [setting.name for setting in PLACE_SETTINGS + SOURCE_SETTINGS + TUNING_SETTINGS]
-        plain += [setting.name + "_TO" for setting in PLACE_SETTINGS]
+        plain = [setting.name for setting in LOGSTORE_SETTINGS + SOURCE_SETTINGS + TUNING_SETTINGS]
+        plain += [setting.name + "_TO" for setting in LOGSTORE_SETTINGS]
         for name in sorted(self.environment):
-            if name.startswith("SLS_") and name not in plain and not NUMBERED.fullmatch(name):
-                number = re.search("[^0-9](%s)$" % NUMBER, name)
-                possible = plain + [stem + (number.group(1) if number else "1") for stem in NUMBERED_NAMES]
+            if name.startswith("SLS_") and name not in plain and not TARGET_VARIABLE.fullmatch(name):
+                number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
+                possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
                 nearest = difflib.get_close_matches(name, possible, 1, 0)
                 yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
 
 
-def read_targets(reader: EnvironmentReader, source: Place) -> Iterator[TargetSettings]:
+def read_targets(reader: SettingsParser, source: LogstoreConfig) -> Iterator[TargetSettings]:
     """The targets in the order of their numbers; what is wrong with them is noted with the reader."""
-    numbered = [NUMBERED.fullmatch(name) for name, text in reader.environment.items() if text]
+    numbered = [TARGET_VARIABLE.fullmatch(name) for name, text in reader.environment.items() if text]
     numbers = {int(name.group(1)) for name in numbered if name}
     if not numbers:
-        reader.problems.append("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
+        reader.errors.append("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
     topics_setting = TARGET_SETTINGS[1]
     routed: dict[str, int] = {}
     for number in sorted(numbers):
-        place = reader.read_place(str(number))
-        if place.logstore and place.may_be(source):
-            reader.problems.append(
+        config = reader.read_logstore(str(number))
+        if config.logstore and config.may_be_same_as(source):
+            reader.errors.append(
                 "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two regions; "
-                "name another logstore" % (number, place)
+                "name another logstore" % (number, config)
             )
-        if not reader.has_topics:
+        if not reader.any_topic_set:
             topics_setting = topics_setting._replace(default=DEFAULT_TOPICS.get(number, REQUIRED))
-        target = TargetSettings(number, place, reader.read(topics_setting, str(number)))
+        target = TargetSettings(number, config, reader.read(topics_setting, str(number)))
         for topic in target.topics:
-            if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", LITERAL.sub("", topic)):
+            if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", ESCAPED_WILDCARD.sub("", topic)):
                 reader.warnings.append(
                     "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the topic "
-                    "spelt like that is written %r" % (number, topic, LITERAL.sub(r"\1", topic).replace("[", "[[]"))
+                    "spelt like that is written %r"
+                    % (number, topic, ESCAPED_WILDCARD.sub(r"\1", topic).replace("[", "[[]"))
                 )
             if routed.setdefault(topic, number) != number:
                 words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
-                reader.problems.append(words % (number, topic, routed[topic]))
+                reader.errors.append(words % (number, topic, routed[topic]))
         yield target
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The settings in `environment`, names to texts. Raises SettingsError, with every problem there is."""
-    reader = EnvironmentReader(environment)
-    source = reader.read_place()
+    reader = SettingsParser(environment)
+    source = reader.read_logstore()
     consumer_group = reader.read(SOURCE_SETTINGS[1])
     targets = tuple(read_targets(reader, source))
     tuning = [reader.read(setting) for setting in TUNING_SETTINGS]
     for setting in NETWORK_SETTINGS:
         reader.read(setting)
-    warnings = [*reader.unknown_names(), *reader.warnings]
-    if reader.problems:
-        raise SettingsError(*dict.fromkeys(reader.problems), *warnings)
-    places = [source, *(target.place for target in targets)]
-    for name in dict.fromkeys(place.names["SLS_STS_TOKEN"] for place in places if place.security_token):
+    warnings = [*reader.warn_unknown_variables(), *reader.warnings]
+    if reader.errors:
+        raise SettingsError(*dict.fromkeys(reader.errors), *warnings)
+    configs = [source, *(target.config for target in targets)]
+    for name in dict.fromkeys(config.variables["SLS_STS_TOKEN"] for config in configs if config.security_token):
         warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
-    start = tuning[0] if isinstance(tuning[0], str) else both_times(tuning[0])
+    start = tuning[0] if isinstance(tuning[0], str) else format_with_utc(tuning[0])
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % start]
-    if not reader.has_topics:
+    if not reader.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
     return Settings(source, consumer_group, targets, *[*tuning, tuple(warnings), tuple(notes)])
 
@@ -519,7 +523,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 class Routes:
     """Finds the target of a topic: a topic named exactly beats any pattern, patterns are tried in the order of n."""
 
-    LONGEST_REMEMBERED = 256  # characters
+    MAX_CACHED_LENGTH = 256  # characters
 
     def __init__(self, targets: Iterable[TargetSettings]) -> None:
         """`targets` in the order of n."""
@@ -529,19 +533,19 @@ class Routes:
             for topic in target.topics:
                 if topic == "[]":  # what has no topic; the topic spelt so is written [[]]
                     self.exact[""] = target.number
-                elif set("*?[") & set(LITERAL.sub("", topic)):
+                elif set("*?[") & set(ESCAPED_WILDCARD.sub("", topic)):
                     self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
                 else:
-                    self.exact[LITERAL.sub(r"\1", topic)] = target.number
+                    self.exact[ESCAPED_WILDCARD.sub(r"\1", topic)] = target.number
         # A topic may be a file's path or a container's id: remember many, but not without end.
-        self.remembered = functools.lru_cache(maxsize=10000)(self.match)
+        self.cached = functools.lru_cache(maxsize=10000)(self.match_uncached)
 
-    def find(self, topic: str) -> int | None:
+    def target_of(self, topic: str) -> int | None:
         """The number of the topic's target, None when no route matches."""
-        return self.remembered(topic) if len(topic) <= self.LONGEST_REMEMBERED else self.match(topic)
+        return self.cached(topic) if len(topic) <= self.MAX_CACHED_LENGTH else self.match_uncached(topic)
 
-    def match(self, topic: str) -> int | None:
-        """As `find`, without remembering."""
+    def match_uncached(self, topic: str) -> int | None:
+        """As `target_of`, without remembering."""
         if topic in self.exact:
             return self.exact[topic]
         return next((number for matches, number in self.patterns if matches(topic)), None)
@@ -562,30 +566,30 @@ class LogGroup(NamedTuple):
     Topic: str
     log_count: int
     logs: bytes | memoryview  # the serialised fields Logs, a view into the pull they came with
-    rest: bytes  # every other field
-    joinable: bool = True  # else there are Logs in the rest as well
+    envelope: bytes  # every other field
+    mergeable: bool = True  # else there are Logs in the rest as well
 
     def SerializeToString(self) -> bytes:
-        return b"".join([self.logs, self.rest])
+        return b"".join([self.logs, self.envelope])
 
 
-class Put:
+class PutRequest:
     """LogGroups equal in everything but their logs, which travel as one: `LogClient.put_log_raw` takes it for such."""
 
-    __slots__ = ("log_count", "log_groups", "puts_before", "refusals", "rest", "size")
+    __slots__ = ("accepted_at_last_rejection", "envelope", "log_count", "log_groups", "rejections", "size")
 
     def __init__(self, rest: bytes) -> None:
         self.log_groups: list[LogGroup] = []
-        self.rest = rest
+        self.envelope = rest
         self.log_count = 0
         self.size = len(rest)  # bytes, uncompressed
-        self.refusals = 0  # times that it was refused for what it brings, by a target that takes others
-        self.puts_before = -1  # that its target had taken when it was refused last
+        self.rejections = 0  # times that it was refused for what it brings, by a target that takes others
+        self.accepted_at_last_rejection = -1  # that its target had taken when it was refused last
 
     def SerializeToString(self) -> bytes:
-        return b"".join([log_group.logs for log_group in self.log_groups] + [self.rest])
+        return b"".join([log_group.logs for log_group in self.log_groups] + [self.envelope])
 
-    def join(self, log_group: LogGroup) -> Put:
+    def add(self, log_group: LogGroup) -> PutRequest:
         self.log_groups.append(log_group)
         self.log_count += log_group.log_count
         self.size += len(log_group.logs)
@@ -647,15 +651,17 @@ def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGr
         raise ValueError("a log that goes beyond its LogGroup")
     rest_start = position
     topic = b""
-    joinable = True
+    mergeable = True
     for key, _, value, field_end in read_fields(data, rest_start, end):
         if key == TOPIC_KEY:
             topic = data[value:field_end]
         elif key == LOGS_KEY:
             log_count += 1
-            joinable = False
+            mergeable = False
     # A topic should be UTF-8; one that isn't must still find the catch-all.
-    return LogGroup(topic.decode("utf-8", "replace"), log_count, view[start:rest_start], data[rest_start:end], joinable)
+    return LogGroup(
+        topic.decode("utf-8", "replace"), log_count, view[start:rest_start], data[rest_start:end], mergeable
+    )
 
 
 def read_log_group_list(data: bytes) -> list[LogGroup]:
@@ -685,7 +691,7 @@ def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
         for parsed in response.get_loggroup_list().LogGroups:
             # The SDK's LogGroupRaw, for what is not UTF-8, has bytes here.
             topic = parsed.Topic.decode("utf-8", "replace") if isinstance(parsed.Topic, bytes) else parsed.Topic
-            log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), joinable=False))
+            log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), mergeable=False))
     except Exception:  # its text would hold the whole pull
         raise ValueError("a pull of %d bytes is no LogGroupList" % size) from None
     log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", size)
@@ -704,70 +710,72 @@ def without_pack_id(rest: bytes) -> bytes:
 
 
 # The service takes 10 MB a put; older limits, 3 MB and 4096 logs, are what every region and agent has kept to.
-JOINED_BYTES = 3 * 1000 * 1000
-JOINED_LOGS = 4096
+MAX_MERGED_BYTES = 3 * 1000 * 1000
+MAX_MERGED_LOGS = 4096
 
 
-def join_log_groups(log_groups: Iterable[LogGroup], join_packs: bool) -> list[Put]:
-    """Puts together LogGroups that are equal in everything but their logs, within JOINED_BYTES and JOINED_LOGS.
+def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[PutRequest]:
+    """Puts together LogGroups that are equal in everything but their logs, within MAX_MERGED_BYTES and MAX_MERGED_LOGS.
 
-    The order of logs is kept, no LogGroup is split. With `join_packs`, an agent's packs count as equal, and the
+    The order of logs is kept, no LogGroup is split. With `merge_packs`, an agent's packs count as equal, and the
     outcome bears the number of the first.
     """
-    puts: list[Put] = []
-    growing: dict[bytes, Put] = {}
+    puts: list[PutRequest] = []
+    growing: dict[bytes, PutRequest] = {}
     for log_group in log_groups:
-        likeness = without_pack_id(log_group.rest) if join_packs else log_group.rest
-        put = growing.get(likeness) if log_group.joinable else None
-        if put and (put.size + len(log_group.logs) > JOINED_BYTES or put.log_count + log_group.log_count > JOINED_LOGS):
+        merge_key = without_pack_id(log_group.envelope) if merge_packs else log_group.envelope
+        put = growing.get(merge_key) if log_group.mergeable else None
+        if put and (
+            put.size + len(log_group.logs) > MAX_MERGED_BYTES or put.log_count + log_group.log_count > MAX_MERGED_LOGS
+        ):
             put = None
         if not put:
-            put = Put(log_group.rest)
+            put = PutRequest(log_group.envelope)
             puts.append(put)
-            if log_group.joinable:
-                growing[likeness] = put
-        put.join(log_group)
+            if log_group.mergeable:
+                growing[merge_key] = put
+        put.add(log_group)
     return puts
 
 
 # ---- failures: what the answers of the service mean, and the one way to try again ------------------------------------
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds
+INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
 CONNECT_TIMEOUT = 10  # seconds
-ANSWER_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see Line
-SLOWEST_LINE = 10 * 1000  # bytes a second; what moves no faster is given up
-LONGEST_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
+RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see DeadlineStream
+MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
+MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
 REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
 
-class Fault(enum.Enum):
+class ErrorKind(enum.Enum):
     """Whose fault it is that a call failed."""
 
-    TIME = "will pass"
-    SETTING = "has to be mended by somebody"
-    KEY = "as well, but a key that renews itself may do so"
-    LOG_GROUP = "blames what the put brings"
-    CONSUMER = "this consumer is not, or no longer, the holder of the shard"
+    TRANSIENT = "will pass"
+    CONFIG = "has to be mended by somebody"
+    CREDENTIALS = "as well, but a key that renews itself may do so"
+    REJECTED = "blames what the put brings"
+    FENCED = "this consumer is not, or no longer, the holder of the shard"
 
 
-RUN_OUT_ADVICE = "{SLS_STS_TOKEN} has run out: set a new key and token and start again"
-PERMISSION_ADVICE = "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy"
-PASSING_ADVICE = "the service has trouble of its own, which should pass"
+EXPIRED_TOKEN_HINT = "{SLS_STS_TOKEN} has run out: set a new key and token and start again"  # noqa: S105
+PERMISSION_HINT = "the account of {SLS_AK_ID} needs the permission, see the README's RAM policy"
+OUTAGE_HINT = "the service has trouble of its own, which should pass"
 # What the service's error codes mean, and what to do about them; {SLS_...} stands for the variable that decides. By the
 # service's page of error codes, the pages of its calls, and the consumer libraries; a few are this program's own.
 # fmt: off
-MEANINGS = {
-    Fault.KEY: {
+ERROR_CATALOGUE = {
+    ErrorKind.CREDENTIALS: {
         "InvalidAccessKeyId": "{SLS_AK_ID} must be a key that exists and is enabled",
         "SignatureNotMatch": "{SLS_AK_KEY} must be the secret of {SLS_AK_ID}",
-        "SecurityTokenExpired": RUN_OUT_ADVICE,
+        "SecurityTokenExpired": EXPIRED_TOKEN_HINT,
     },
-    Fault.SETTING: {
+    ErrorKind.CONFIG: {
         "ProjectNotExist": "{SLS_PROJECT} must exist in the region of {SLS_ENDPOINT}",
         "LogStoreNotExist": "{SLS_LOGSTORE} must exist in the project",
         "ProjectForbidden": "the account of {SLS_PROJECT} is in arrears, or the project is locked",
-        "Unauthorized": PERMISSION_ADVICE,
+        "Unauthorized": PERMISSION_HINT,
         "KeyRefused": "what {SLS_CREDENTIALS} names gives no key: is the RAM role attached to this instance, does it "
                       "trust the pod's service account?",
         "RequestTimeExpired RequestTimeTooSkewed": "this machine's clock must be right to 15 minutes",
@@ -779,14 +787,14 @@ MEANINGS = {
         "InvalidCursor InvalidShardCheckPoint":
             "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again",
     },
-    Fault.TIME: {
+    ErrorKind.TRANSIENT: {
         "WriteQuotaExceed": "the project's write quota is used up: ask for more in the console",
         "ShardWriteQuotaExceed": "the logstore's shards are full (5 MB/s each): split some, or let the service do it",
         "ReadQuotaExceed": "the project's read quota is used up: ask for more in the console",
         "ShardReadQuotaExceed": "the shard is read at its limit, by this group or by others",
         "ExceedQuota": "a quota of the project is used up: ask for more in the console",
         "MetaOperationQpsLimitExceeded": "too many calls a second, of all programs in the account",
-        "InternalServerError ServerBusy": PASSING_ADVICE,
+        "InternalServerError ServerBusy": OUTAGE_HINT,
         "NoAnswer": "{SLS_ENDPOINT} must be reachable from here: look at its name, the network, the proxy variables",
         "NoKey": "what {SLS_CREDENTIALS} names must be reachable, and have a key that is good by this machine's clock",
         "CertificateNotTrusted": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs",
@@ -795,49 +803,49 @@ MEANINGS = {
         "NotTheService": "something else answers for {SLS_ENDPOINT}: look at its name, at gateways and portals on the "
                          "way, at the proxy variables (http_proxy, https_proxy, no_proxy)",
     },
-    Fault.LOG_GROUP: {
+    ErrorKind.REJECTED: {
         "PostBodyTooLarge PostBodyInvalid PostBodyUncompressError InvalidKey InvalidEncoding InvalidTimestamp":
             "the service won't take this LogGroup, see SLS_REJECTED_DIR",
         "ParameterInvalid": "the service won't take this call; if it is a put, see SLS_REJECTED_DIR",
         "RequestEntityTooLarge": "a gateway on the way to {SLS_ENDPOINT} won't let a put of this size pass",
     },
-    Fault.CONSUMER: {
+    ErrorKind.FENCED: {
         "ConsumerNotExist ConsumerNotExsit NotExistConsumerWithBody":
             "the service has forgotten this consumer, another joins",
         "ConsumerNotMatch": "another consumer holds the shard",
     },
 }
 # fmt: on
-CODES = {
+ERROR_BY_CODE = {
     code: (fault, advice)
-    for fault, advices in MEANINGS.items()
+    for fault, advices in ERROR_CATALOGUE.items()
     for codes, advice in advices.items()
     for code in codes.split()
 }
 # Unauthorized is also what an unknown key is answered with, and more; only the message tells, the first of these in it.
 UNAUTHORIZED = {
-    "accesskeyid not found": (Fault.KEY, "{SLS_AK_ID} must be a key that exists"),
-    "accesskeyid is disabled": (Fault.KEY, "{SLS_AK_ID} is disabled: enable it, or set another"),
-    "expired": (Fault.KEY, RUN_OUT_ADVICE),
-    "token": (Fault.KEY, "{SLS_STS_TOKEN} must be the token that came with {SLS_AK_ID}"),
-    "forbidden": (Fault.SETTING, "the account of {SLS_AK_ID} is in arrears, or its Log Service is locked"),
+    "accesskeyid not found": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} must be a key that exists"),
+    "accesskeyid is disabled": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} is disabled: enable it, or set another"),
+    "expired": (ErrorKind.CREDENTIALS, EXPIRED_TOKEN_HINT),
+    "token": (ErrorKind.CREDENTIALS, "{SLS_STS_TOKEN} must be the token that came with {SLS_AK_ID}"),
+    "forbidden": (ErrorKind.CONFIG, "the account of {SLS_AK_ID} is in arrears, or its Log Service is locked"),
 }
 
 
-def printable(text: str, longest: int = 300) -> str:
+def escape_for_log(text: str, longest: int = 300) -> str:
     """The text, safe to show on one line: what isn't printable is escaped, what is too long is cut."""
     shown = text if len(text) <= longest else text[:longest] + "..."
     return shown if shown.isprintable() else repr(shown)[1:-1]
 
 
-def hidden(text: str, secrets: Iterable[str]) -> str:
+def redact(text: str, secrets: Iterable[str]) -> str:
     """The text without the secrets."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, "***")
     return text
 
 
-class CallFailed(Exception):
+class CallError(Exception):
     """One call that the service refused, or that got no answer of the service.
 
     It is no LogException, for those LogClient repeats, some ten times, a second apart. `status` is None without an
@@ -846,17 +854,19 @@ class CallFailed(Exception):
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
         self.code, self.message, self.status = code.replace("SecurityToken.", "SecurityToken"), message, status
-        super().__init__("%s%s: %s" % ("%d " % status if status else "", self.code, printable(message)))
-        self.fault, self.advice = CODES.get(self.code, (Fault.TIME if status in (None, 429) else Fault.SETTING, ""))
+        super().__init__("%s%s: %s" % ("%d " % status if status else "", self.code, escape_for_log(message)))
+        self.kind, self.hint = ERROR_BY_CODE.get(
+            self.code, (ErrorKind.TRANSIENT if status in (None, 429) else ErrorKind.CONFIG, "")
+        )
         if status is not None and status >= 500 and code != "NotTheService":  # whatever it says
-            self.fault, self.advice = Fault.TIME, PASSING_ADVICE
+            self.kind, self.hint = ErrorKind.TRANSIENT, OUTAGE_HINT
         elif code == "Unauthorized":
             told = (meaning for words, meaning in UNAUTHORIZED.items() if words in message.lower())
-            self.fault, self.advice = next(told, (self.fault, self.advice))
-        self.is_missing_permission = self.advice == PERMISSION_ADVICE
+            self.kind, self.hint = next(told, (self.kind, self.hint))
+        self.is_missing_permission = self.hint == PERMISSION_HINT
 
     @classmethod
-    def without_answer(cls, error: Exception) -> CallFailed:
+    def from_exception(cls, error: Exception) -> CallError:
         """For a call that ended in an exception; urllib3's stand for those of the operating system."""
         cause = error.__cause__ or error
         text = "%s: %s" % (type(cause).__name__, cause)
@@ -866,7 +876,7 @@ class CallFailed(Exception):
         return cls("TooManyOpenFiles" if no_file else "NoAnswer", text)
 
     @classmethod
-    def by_answer(cls, status: int, headers: Mapping[str, str], body: bytes) -> CallFailed:
+    def from_response(cls, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
         """For an answer that is no success: an error of the service, or not of the service at all."""
         if REQUEST_ID in headers:
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -875,19 +885,19 @@ class CallFailed(Exception):
         text = "%s %s" % (headers.get("Content-Type", ""), body[:100].decode("utf-8", "replace"))
         return cls("RequestEntityTooLarge" if status == 413 else "NotTheService", text.strip(), status)
 
-    def may_pass(self) -> bool:
+    def is_transient(self) -> bool:
         """Whether time alone may mend it; else somebody has to change a key, a name or a clock."""
-        return self.fault == Fault.TIME
+        return self.kind == ErrorKind.TRANSIENT
 
 
-def explain(error: Exception, place: Place) -> str:
+def describe_error(error: Exception, config: LogstoreConfig) -> str:
     """An error in one line, with what to do about it."""
-    if not isinstance(error, CallFailed):
-        return printable(repr(error))
-    return "; ".join(filter(None, [str(error), error.advice.format(**place.names)]))
+    if not isinstance(error, CallError):
+        return escape_for_log(repr(error))
+    return "; ".join(filter(None, [str(error), error.hint.format(**config.variables)]))
 
 
-class GrowingIntervals:
+class LogThrottle:
     """Says when it is time for another line about what happens again and again: at once, then ever less often."""
 
     FIRST, LONGEST = 10.0, 600.0  # seconds
@@ -895,7 +905,7 @@ class GrowingIntervals:
     def __init__(self) -> None:
         self.next, self.interval = 0.0, self.FIRST
 
-    def is_due(self) -> bool:
+    def admit(self) -> bool:
         now = time.monotonic()
         if now < self.next:
             return False
@@ -903,15 +913,15 @@ class GrowingIntervals:
         return True
 
 
-class GivenUp(Exception):
+class Cancelled(Exception):
     """What was tried is not wanted any more."""
 
 
-class CannotStart(Exception):
+class StartupError(Exception):
     """The program can't do what it is for; the text has a line for each reason. Nothing tries again after it."""
 
 
-# When the loop of each thread last turned, by the monotonic clock; see Monitoring.
+# When the loop of each thread last turned, by the monotonic clock; see MetricsServer.
 turned: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
 
 
@@ -928,79 +938,79 @@ def wait(seconds: float, goes_on: Callable[[], bool]) -> None:
         time.sleep(max(0.0, min(0.05, end - time.monotonic())))
 
 
-def until_done(
+def retry(
     call: Callable[[], Any], goes_on: Callable[[], bool], failed: Callable[[Exception], object], longest: float
 ) -> Any:
     """Calls until that succeeds, and returns its value: the one way of this program to try again.
 
     Before each further try it waits, exponentially longer up to `longest` seconds, and spread so that copies don't try
-    in step. Raises GivenUp once `goes_on()` is false, and CannotStart as `call` does.
+    in step. Raises Cancelled once `goes_on()` is false, and StartupError as `call` does.
     """
-    pause = FIRST_PAUSE
+    pause = INITIAL_BACKOFF
     while goes_on():
         try:
             return call()
-        except (GivenUp, CannotStart):
+        except (Cancelled, StartupError):
             raise
         except Exception as error:
             failed(error)
         wait(min(pause, longest) * random.uniform(0.5, 1.0), goes_on)
-        pause = min(pause * 2, LONGEST_PAUSE)
-    raise GivenUp
+        pause = min(pause * 2, MAX_BACKOFF)
+    raise Cancelled
 
 
-class Trying:
+class RetryLog:
     """Calls of one kind to one place, tried until they are done, and what is told of those that fail.
 
     The first failure is told, then sums at growing intervals, then the end: when whatever failed has been done after
-    all, and nothing failed for QUIET seconds.
+    all, and nothing failed for RECOVERY_QUIET seconds.
     """
 
-    QUIET = 5.0
+    RECOVERY_QUIET = 5.0
 
-    def __init__(self, subject: str, calls: str, failing: str, place: Place) -> None:
+    def __init__(self, subject: str, calls: str, failing: str, config: LogstoreConfig) -> None:
         """`calls` names them, such as "puts"; `failing` says what happens to one that failed."""
-        self.subject, self.calls, self.failing, self.place = subject, calls, failing, place
+        self.subject, self.calls, self.failing, self.config = subject, calls, failing, config
         self.lock = threading.Lock()
-        self.open: set[object] = set()  # what has failed and is yet to be done
+        self.failing_now: set[object] = set()  # what has failed and is yet to be done
         self.failures = 0  # since all was well
 
-    def until_done(
-        self, what: object, call: Callable[[], Any], goes_on: Callable[[], bool], longest: float = LONGEST_PAUSE
+    def retry(
+        self, what: object, call: Callable[[], Any], goes_on: Callable[[], bool], longest: float = MAX_BACKOFF
     ) -> Any:
         """As the function of that name, and tells of what fails. `what` tells one thing to be done from another."""
         try:
-            return until_done(call, goes_on, functools.partial(self.failed, what), longest)
+            return retry(call, goes_on, functools.partial(self.on_failure, what), longest)
         finally:
-            self.passed(what)
+            self.on_done(what)
 
-    def failed(self, what: object, error: Exception) -> None:
+    def on_failure(self, what: object, error: Exception) -> None:
         """Takes note of a failure; `what` failed, and will be tried again."""
-        code = error.code if isinstance(error, CallFailed) else type(error).__name__
+        code = error.code if isinstance(error, CallError) else type(error).__name__
         with self.lock:
             self.last = time.monotonic()
             if not self.failures:  # this one begins the trouble
-                self.since, self.intervals = self.last, GrowingIntervals()
+                self.since, self.intervals = self.last, LogThrottle()
                 self.codes: set[str] = set()
             self.failures += 1
-            self.open.add(what)
-            if not self.intervals.is_due() and code in self.codes:
+            self.failing_now.add(what)
+            if not self.intervals.admit() and code in self.codes:
                 return
             self.codes.add(code)
             failures, seconds = self.failures, self.last - self.since
-        line = "%s: %s: %s" % (self.subject, self.failing, explain(error, self.place))
+        line = "%s: %s: %s" % (self.subject, self.failing, describe_error(error, self.config))
         if failures > 1:
             line += " (%d failed tries in %.0f s)" % (failures, seconds)
-        log.log(logging.WARNING if isinstance(error, CallFailed) and error.may_pass() else logging.ERROR, "%s", line)
+        log.log(logging.WARNING if isinstance(error, CallError) and error.is_transient() else logging.ERROR, "%s", line)
 
-    def passed(self, what: object) -> None:
+    def on_done(self, what: object) -> None:
         """Takes note that `what` has been done, or is nobody's business any more."""
-        self.open.discard(what)
+        self.failing_now.discard(what)
 
-    def settle(self) -> None:
+    def report_recovery(self) -> None:
         """Says when it is over; to be called now and then."""
         with self.lock:
-            if not self.failures or self.open or time.monotonic() - self.last < self.QUIET:
+            if not self.failures or self.failing_now or time.monotonic() - self.last < self.RECOVERY_QUIET:
                 return
             told = self.subject, self.calls, self.failures, self.last - self.since
             self.failures = 0
@@ -1009,17 +1019,17 @@ class Trying:
 
 # ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
 
-METADATA = "http://100.100.100.200/latest/"  # answers on an ECS instance, and nowhere else
-NEAR_TIMEOUT = 2.0  # seconds, for the metadata service and local agents
+ECS_METADATA_URL = "http://100.100.100.200/latest/"  # answers on an ECS instance, and nowhere else
+LOCAL_TIMEOUT = 2.0  # seconds, for the metadata service and local agents
 STS_TIMEOUT = 10.0  # seconds
-FIRST_KEY_TIMEOUT = 15.0  # seconds that calls wait for the outcome of the first try to get a key
-KEY_LIFE = 3600  # seconds, of a key that STS is asked for
-RENEWED_AHEAD = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
-LOOK_FOR_KEY = 1.0  # seconds between looks at whether it is time for another key
-KEY_FIELDS = ("AccessKeyId", "AccessKeySecret", "SecurityToken", "Expiration")
+FIRST_CREDENTIALS_TIMEOUT = 15.0  # seconds that calls wait for the outcome of the first try to get a key
+STS_DURATION = 3600  # seconds, of a key that STS is asked for
+REFRESH_MARGIN = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
+REFRESH_POLL = 1.0  # seconds between looks at whether it is time for another key
+CREDENTIAL_FIELDS = ("AccessKeyId", "AccessKeySecret", "SecurityToken", "Expiration")
 
 
-class Key(Credentials):
+class AccessKey(Credentials):
     """An access key that ends at `end` (unix seconds); `role` says whose it is, "" where that is not known."""
 
     def __init__(self, key_id: str, secret: str, token: str, end: float = float("inf"), role: str = "") -> None:
@@ -1028,17 +1038,17 @@ class Key(Credentials):
 
     def __str__(self) -> str:
         tense = "ended" if time.time() >= self.end else "ends"
-        return "%s%s %s" % ("role %s, " % self.role if self.role else "", tense, both_times(self.end))
+        return "%s%s %s" % ("role %s, " % self.role if self.role else "", tense, format_with_utc(self.end))
 
 
-def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: object = None) -> str:
-    """What is answered to one short request with 200. Raises CallFailed.
+def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: object = None) -> str:
+    """What is answered to one short request with 200. Raises CallError.
 
     http:// is for what is near, and asked without a proxy; https:// is for STS. requests' timeout begins again with
     each byte: so the body is read byte by byte, as long as there is time.
     """
     is_far, body = url.startswith("https:"), b""
-    seconds = STS_TIMEOUT if is_far else NEAR_TIMEOUT
+    seconds = STS_TIMEOUT if is_far else LOCAL_TIMEOUT
     end = time.monotonic() + seconds
     options: Any = {"headers": headers, "data": form, "timeout": seconds, "allow_redirects": False, "stream": True}
     if is_far:
@@ -1053,7 +1063,7 @@ def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: ob
                         raise requests.Timeout("the answer has no end")
     except requests.RequestException as error:
         reason = getattr(error.args[0], "reason", error) if error.args else error  # without the URL, a secret maybe
-        raise CallFailed("NoKey", "%s: %s" % (type(reason).__name__, reason)) from None
+        raise CallError("NoKey", "%s: %s" % (type(reason).__name__, reason)) from None
     text = body.decode("utf-8", "replace").strip()
     if answer.status_code == 200:
         return text
@@ -1061,90 +1071,92 @@ def ask(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: ob
     words = re.findall(r'["<](?:Code|Message)(?:"\s*:\s*"|>)([^"<]+)', text)
     code = "NoKey" if answer.status_code == 429 or "Throttling" in "".join(words) else "KeyRefused"
     where = "%s%s" % (urlsplit(url).hostname, urlsplit(url).path)
-    raise CallFailed(code, ": ".join([where, *words]), answer.status_code)
+    raise CallError(code, ": ".join([where, *words]), answer.status_code)
 
 
-def read_key(text: str, role: str = "") -> Key:
-    """The key in the JSON that all sources give, STS inside of another object. Raises CallFailed."""
+def parse_credentials(text: str, role: str = "") -> AccessKey:
+    """The key in the JSON that all sources give, STS inside of another object. Raises CallError."""
     try:
         fields = json.loads(text)
         fields = fields.get("Credentials", fields)
         if fields.get("Code", "Success") != "Success":
-            raise CallFailed("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
-        key_id, key_secret, token, expiration = [secret(fields[name]) for name in KEY_FIELDS]
+            raise CallError("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
+        key_id, key_secret, token, expiration = [check_secret(fields[name]) for name in CREDENTIAL_FIELDS]
         end = calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ"))
-        return Key(key_id, key_secret, token, end, role)
+        return AccessKey(key_id, key_secret, token, end, role)
     except (ValueError, TypeError, KeyError, AttributeError):  # their text may show what was to be read
-        raise CallFailed("NoKey", "what came isn't JSON with %s" % ", ".join(KEY_FIELDS)) from None
+        raise CallError("NoKey", "what came isn't JSON with %s" % ", ".join(CREDENTIAL_FIELDS)) from None
 
 
-def key_of_instance(role: str) -> Key:
+def from_ecs_metadata(role: str) -> AccessKey:
     """From the metadata service of the ECS instance: in its hardened form or, where it has none, in the older one."""
     headers = {"X-aliyun-ecs-metadata-token-ttl-seconds": "21600"}
     try:
-        headers = {"X-aliyun-ecs-metadata-token": ask("PUT", METADATA + "api/token", headers)}
-        Keys.hide(time.time(), *headers.values())
-    except CallFailed as failure:
+        headers = {"X-aliyun-ecs-metadata-token": http_request("PUT", ECS_METADATA_URL + "api/token", headers)}
+        CredentialSource.hide(time.time(), *headers.values())
+    except CallError as failure:
         is_forbidden = os.environ.get("ALIBABA_CLOUD_IMDSV1_DISABLED", "").lower() in ("1", "true")
         if is_forbidden or failure.status not in (404, 405):
             raise
         headers = {}
-    roles = METADATA + "meta-data/ram/security-credentials/"
-    role = role or ask("GET", roles, headers)
-    return read_key(ask("GET", roles + role, headers), role)
+    roles = ECS_METADATA_URL + "meta-data/ram/security-credentials/"
+    role = role or http_request("GET", roles, headers)
+    return parse_credentials(http_request("GET", roles + role, headers), role)
 
 
-def key_of_service_account(_: str) -> Key:
+def from_oidc(_: str) -> AccessKey:
     """From STS, in exchange for the OIDC token of the pod's service account (RRSA), which the cluster renews."""
-    role, provider, token_file = [os.environ[name] for name in OIDC_NAMES]
+    role, provider, token_file = [os.environ[name] for name in OIDC_VARIABLES]
     with open(token_file, encoding="ascii") as file:
         token = file.read().strip()
-    Keys.hide(time.time() + KEY_LIFE, token)
+    CredentialSource.hide(time.time() + STS_DURATION, token)
     query = {"Action": "AssumeRoleWithOIDC", "Version": "2015-04-01", "Format": "JSON",
              "Timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
-    form = {"RoleArn": role, "OIDCProviderArn": provider, "OIDCToken": token, "DurationSeconds": KEY_LIFE,
+    form = {"RoleArn": role, "OIDCProviderArn": provider, "OIDCToken": token, "DurationSeconds": STS_DURATION,
             "RoleSessionName": os.environ.get("ALIBABA_CLOUD_ROLE_SESSION_NAME") or "dispatch_data"}  # fmt: skip
     host = os.environ.get("ALIBABA_CLOUD_STS_ENDPOINT") or "sts.aliyuncs.com"  # the cluster sets that of its region
-    return read_key(ask("POST", "https://%s/?%s" % (host, urlencode(query)), form=form), role)
+    return parse_credentials(http_request("POST", "https://%s/?%s" % (host, urlencode(query)), form=form), role)
 
 
-def key_of_file(path: str) -> Key:
+def from_file(path: str) -> AccessKey:
     with open(path, encoding="utf-8") as file:
         if os.fstat(file.fileno()).st_mode & 0o007:
-            raise CallFailed("KeyRefused", "others can get at %s: chmod 600 it, or 640" % path)
-        return read_key(file.read())
+            raise CallError("KeyRefused", "others can get at %s: chmod 600 it, or 640" % path)
+        return parse_credentials(file.read())
 
 
-KEY_SOURCES = {
-    "ecs": key_of_instance,
-    "oidc": key_of_service_account,
-    "http": lambda rest: read_key(ask("GET", "http:" + rest)),
-    "file": key_of_file,
+CREDENTIAL_SOURCES = {
+    "ecs": from_ecs_metadata,
+    "oidc": from_oidc,
+    "http": lambda rest: parse_credentials(http_request("GET", "http:" + rest)),
+    "file": from_file,
 }
 
 
-class Keys(CredentialsProvider):
+class CredentialSource(CredentialsProvider):
     """The key of one source for all who sign with it: the SDK asks at each signature, from many threads.
 
     One thread renews it ahead of its end, and everybody else goes on with the key there is until that has really ended.
     A key of the settings stays what it is; its `source` is "".
     """
 
-    known: dict[tuple[str, ...], Keys] = {}
+    known: dict[tuple[str, ...], CredentialSource] = {}
     secrets: Mapping[str, float] = {}  # what must never be shown, of all sources -> when it ends, unix seconds
     lock = threading.RLock()
 
-    def __init__(self, place: Place) -> None:
-        self.source, _, self.detail = place.credentials.partition(":")
-        self.name = place.names.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
-        self.renewing = Trying(self.name, "renewals", "no new key yet, trying again", place)
-        self.key = None if self.source else Key(place.access_key_id, place.access_key, place.security_token)
-        self.failure: CallFailed | None = None  # of the last try
-        self.has_tried = threading.Event()
-        self.due = self.came = 0.0  # when to renew the key, in unix seconds; when it came, by the monotonic clock
-        self.has_ended_for_good = False
+    def __init__(self, config: LogstoreConfig) -> None:
+        self.source, _, self.detail = config.credentials.partition(":")
+        self.name = config.variables.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
+        self.refresh_retries = RetryLog(self.name, "renewals", "no new key yet, trying again", config)
+        self.key = None if self.source else AccessKey(config.access_key_id, config.access_key, config.security_token)
+        self.failure: CallError | None = None  # of the last try
+        self.first_try_done = threading.Event()
+        self.refresh_at = self.refreshed_at = (
+            0.0  # when to renew the key, in unix seconds; when it came, by the monotonic clock
+        )
+        self.is_expired = False
         if self.source == "http":
-            url = urlsplit(place.credentials)
+            url = urlsplit(config.credentials)
             self.hide(float("inf"), url.password, unquote(url.password or ""), url.query)
 
     def __str__(self) -> str:
@@ -1156,84 +1168,84 @@ class Keys(CredentialsProvider):
     def hide(cls, end: float, *texts: str | None) -> None:
         """No log shows these texts from now on, until some time after their `end` (unix seconds): clocks may differ."""
         with cls.lock:
-            kept = {text: its_end for text, its_end in cls.secrets.items() if its_end > time.time() - KEY_LIFE}
+            kept = {text: its_end for text, its_end in cls.secrets.items() if its_end > time.time() - STS_DURATION}
             cls.secrets = {**kept, **{text: end for text in texts if text}}
 
-    def get_credentials(self) -> Key:
-        """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallFailed."""
+    def get_credentials(self) -> AccessKey:
+        """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallError."""
         if not self.key:
-            self.has_tried.wait(FIRST_KEY_TIMEOUT)
+            self.first_try_done.wait(FIRST_CREDENTIALS_TIMEOUT)
         key = self.key
         if key and time.time() < key.end:
             return key
-        raise self.trouble()
+        raise self.unavailable()
 
-    def trouble(self) -> CallFailed:
+    def unavailable(self) -> CallError:
         """Why there is no other key, and how it stands with the one before."""
-        failure = self.failure or CallFailed("NoKey", "another is on its way")
+        failure = self.failure or CallError("NoKey", "another is on its way")
         before = "the key at hand: %s; " % self.key if self.key else ""
-        return CallFailed(failure.code, before + failure.message, failure.status)
+        return CallError(failure.code, before + failure.message, failure.status)
 
-    def keep_renewed(self) -> None:
+    def refresh_loop(self) -> None:
         """For ever, in the one thread that asks the source."""
         while True:
-            if time.time() >= self.due:
-                self.renewing.until_done("key", self.renew, lambda: True)
-            time.sleep(LOOK_FOR_KEY)
+            if time.time() >= self.refresh_at:
+                self.refresh_retries.retry("key", self.refresh, lambda: True)
+            time.sleep(REFRESH_POLL)
 
-    def renew(self) -> None:
-        """Gets a key from its source; the one before stays where that fails. Raises CallFailed."""
+    def refresh(self) -> None:
+        """Gets a key from its source; the one before stays where that fails. Raises CallError."""
         try:
-            key = KEY_SOURCES[self.source](self.detail)
+            key = CREDENTIAL_SOURCES[self.source](self.detail)
             self.hide(key.end, key.access_key_secret, key.security_token)
             now = time.time()
             if key.end <= now:
-                raise CallFailed("NoKey", "what came is dead: %s, now is %s" % (key, both_times(now)))
+                raise CallError("NoKey", "what came is dead: %s, now is %s" % (key, format_with_utc(now)))
             # A file may be written anew at any time, and costs nothing to look at.
-            self.due = 0.0 if self.source == "file" else key.end - min(RENEWED_AHEAD, (key.end - now) / 2)
-            self.key, self.came, self.failure = key, time.monotonic(), None
+            self.refresh_at = 0.0 if self.source == "file" else key.end - min(REFRESH_MARGIN, (key.end - now) / 2)
+            self.key, self.refreshed_at, self.failure = key, time.monotonic(), None
         except Exception as error:  # any: the only thread that can get a key must not end
-            if not isinstance(error, CallFailed):
-                error = CallFailed("NoKey", "%s: %s" % (type(error).__name__, error))
-            self.failure = CallFailed(error.code, hidden(error.message, self.secrets), error.status)
-            raise self.trouble() from None
+            if not isinstance(error, CallError):
+                error = CallError("NoKey", "%s: %s" % (type(error).__name__, error))
+            self.failure = CallError(error.code, redact(error.message, self.secrets), error.status)
+            raise self.unavailable() from None
         finally:
-            self.has_tried.set()
+            self.first_try_done.set()
 
-    def take_note(self, failure: CallFailed, token: str) -> None:
+    def on_auth_failure(self, failure: CallError, token: str) -> None:
         """Looks at why the service refused a call that was signed with a key of this token."""
-        if not token or failure.fault != Fault.KEY:
+        if not token or failure.kind != ErrorKind.CREDENTIALS:
             return
         if not self.source:
-            self.has_ended_for_good |= failure.advice == RUN_OUT_ADVICE
+            self.is_expired |= failure.hint == EXPIRED_TOKEN_HINT
             return
-        failure.fault, failure.advice = Fault.TIME, "{SLS_CREDENTIALS} is asked for another key"
-        if self.key and self.key.security_token == token and time.monotonic() - self.came > LONGEST_PAUSE:
-            self.due = 0.0
+        failure.kind, failure.hint = ErrorKind.TRANSIENT, "{SLS_CREDENTIALS} is asked for another key"
+        if self.key and self.key.security_token == token and time.monotonic() - self.refreshed_at > MAX_BACKOFF:
+            self.refresh_at = 0.0
 
 
-def keys_of(place: Place) -> Keys:
+def credentials_for(config: LogstoreConfig) -> CredentialSource:
     """The same for all places whose key comes from the same source."""
-    identity = place.credentials, place.access_key_id, place.access_key, place.security_token
-    with Keys.lock:
-        if identity not in Keys.known:
-            keys = Keys(place)
-            if keys.source:
-                threading.Thread(target=keys.keep_renewed, daemon=True).start()
-            Keys.known[identity] = keys
-        return Keys.known[identity]
+    identity = config.credentials, config.access_key_id, config.access_key, config.security_token
+    with CredentialSource.lock:
+        if identity not in CredentialSource.known:
+            credential_source = CredentialSource(config)
+            if credential_source.source:
+                threading.Thread(target=credential_source.refresh_loop, daemon=True).start()
+            CredentialSource.known[identity] = credential_source
+        return CredentialSource.known[identity]
 
 
-def keys_that_end(settings: Settings) -> list[Keys]:
+def expiring_credentials(settings: Settings) -> list[CredentialSource]:
     """Each once, that of the source first."""
-    ending = [place for place in settings.places() if place.credentials or place.security_token]
-    return list(dict.fromkeys(keys_of(place) for place in ending))
+    ending = [config for config in settings.logstores() if config.credentials or config.security_token]
+    return list(dict.fromkeys(credentials_for(config) for config in ending))
 
 
 # ---- the service: connections and calls ------------------------------------------------------------------------------
 
 
-class Connector:
+class ConnectionFactory:
     """Opens connections to one origin (scheme://host:port) as requests would: same proxy of any kind, same trusted CAs.
 
     requests reads the environment and builds its objects anew for every call, which costs more than the rest of a put;
@@ -1247,15 +1259,15 @@ class Connector:
         adapter: Any = session.get_adapter(origin)
         pool = self.pool = adapter.get_connection_with_tls_context(request, settled["verify"], settled["proxies"])
         pool.conn_kw["socket_options"] = urllib3.connection.HTTPConnection.default_socket_options  # TCP_NODELAY
-        self.has_tunnel = pool.proxy and origin.startswith("https:")
-        if pool.scheme == "https" and not (self.has_tunnel and pool.proxy.scheme == "https"):
+        self.uses_tunnel = pool.proxy and origin.startswith("https:")
+        if pool.scheme == "https" and not (self.uses_tunnel and pool.proxy.scheme == "https"):
             # One for all connections: to read the CAs takes some 20 ms, to keep them half a MB.
             context = ssl.create_default_context(cafile=pool.ca_certs, capath=pool.ca_cert_dir)
             pool.conn_kw["ssl_context"], pool.ca_certs, pool.ca_cert_dir = context, None, None
         # An HTTP proxy without a tunnel is told the whole URL, and who asks, with each request.
-        is_told = pool.proxy and not self.has_tunnel
-        self.url_start = origin if is_told else ""
-        self.headers = dict(USER_AGENT, **(pool.proxy_headers if is_told else {}))
+        sends_absolute_url = pool.proxy and not self.uses_tunnel
+        self.url_prefix = origin if sends_absolute_url else ""
+        self.headers = dict(USER_AGENT, **(pool.proxy_headers if sends_absolute_url else {}))
 
     def connect(self, seconds: float) -> Any:
         """A new HTTPConnection, open, with so much time for each address that the host has. Raises OSError, ValueError,
@@ -1264,35 +1276,35 @@ class Connector:
         connection: Any = self.pool._new_conn()
         connection.timeout = seconds
         try:
-            self.pool._prepare_proxy(connection) if self.has_tunnel else connection.connect()
-            connection.sock.settimeout(None)  # see Line
+            self.pool._prepare_proxy(connection) if self.uses_tunnel else connection.connect()
+            connection.sock.settimeout(None)  # see DeadlineStream
         except BaseException:
             connection.close()
             raise
         return connection
 
 
-class Line(io.RawIOBase):
+class DeadlineStream(io.RawIOBase):
     """What one call receives over a socket, as long as its time lasts: from its making until it is closed.
 
-    That is `seconds`, and more for all that moves: SLOWEST_LINE decides. A timeout of the socket would begin again with
-    each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and makes each call of
-    the operating system two. So the socket has none; whoever waits for it is woken by the end of the connection.
+    That is `seconds`, and more for all that moves: MIN_THROUGHPUT decides. A timeout of the socket would begin again
+    with each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and makes each
+    call of the operating system two. So the socket has none; who waits for it is woken by the end of the connection.
     """
 
-    LOOK_INTERVAL = 0.1  # seconds between looks at whose time is over
-    in_use: set[Line] = set()
+    CHECK_INTERVAL = 0.1  # seconds between looks at whose time is over
+    in_use: set[DeadlineStream] = set()
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self.sock = sock
         self.end = time.monotonic() + seconds
         self.received = 0
         self.reader: Any = io.BufferedReader(self)
-        Line.in_use.add(self)
+        DeadlineStream.in_use.add(self)
 
     def close(self) -> None:
         """At the end of a with statement. The socket stays as it is."""
-        Line.in_use.discard(self)
+        DeadlineStream.in_use.discard(self)
         super().close()
         self.reader = None  # which holds this: a circle would wait for the garbage collector, with 8 KB
 
@@ -1311,14 +1323,14 @@ class Line(io.RawIOBase):
         if not count and self.is_over():
             raise TimeoutError("timed out")  # for an answer without a length this would be its end
         self.received += count
-        self.end += count / SLOWEST_LINE
+        self.end += count / MIN_THROUGHPUT
         return count
 
     @staticmethod
     @functools.lru_cache(maxsize=None)
     def watcher() -> threading.Thread:
         """The thread that ends the connections of those whose time is over; started by who first asks for it."""
-        thread = threading.Thread(target=Line.watch, daemon=True)
+        thread = threading.Thread(target=DeadlineStream.watch, daemon=True)
         thread.start()
         return thread
 
@@ -1326,8 +1338,8 @@ class Line(io.RawIOBase):
     def watch() -> None:
         while True:
             note_turn()
-            time.sleep(Line.LOOK_INTERVAL)
-            for line in filter(Line.is_over, list(Line.in_use)):
+            time.sleep(DeadlineStream.CHECK_INTERVAL)
+            for line in filter(DeadlineStream.is_over, list(DeadlineStream.in_use)):
                 # The socket itself, for its TLS layer is another thread's. Once that closes it, the kernel forgets what
                 # it has not sent: else a put or a checkpoint that was given up might arrive much later.
                 sock = getattr(line.sock, "socket", line.sock)
@@ -1336,13 +1348,13 @@ class Line(io.RawIOBase):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-PLAIN_ANSWER = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
+SIMPLE_OK = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
 
 
-def read_answer(line: Line) -> tuple[int, bytes, Mapping[str, str], bool]:
+def read_response(line: DeadlineStream) -> tuple[int, bytes, Mapping[str, str], bool]:
     """(status, body, headers) of an answer, and whether the connection can be used again, as after a whole 200. Raises
     OSError or HTTPException."""
-    head = PLAIN_ANSWER.match(line.reader.peek())
+    head = SIMPLE_OK.match(line.reader.peek())
     if head:  # as the service's usually are, which http.client would take longer for than the rest of a put takes
         fields = [field.split(":", 1) for field in head.group(1).decode("latin-1").split("\r\n")[:-1]]
         headers = requests.structures.CaseInsensitiveDict((name, value.strip()) for name, value in fields)
@@ -1364,12 +1376,12 @@ def read_answer(line: Line) -> tuple[int, bytes, Mapping[str, str], bool]:
     return response.status, body, response.headers, response.status == 200 and not response.will_close
 
 
-def can_be_used_again(connection: http.client.HTTPConnection, since: float) -> bool:
+def is_reusable(connection: http.client.HTTPConnection, since: float) -> bool:
     """Whether nobody has closed a connection that has been idle since then, and nothing lies unread on it."""
-    return time.monotonic() - since < LONGEST_IDLE and not urllib3.util.wait_for_read(connection.sock, 0)
+    return time.monotonic() - since < MAX_IDLE and not urllib3.util.wait_for_read(connection.sock, 0)
 
 
-class LeanClient(LogClient):
+class PooledLogClient(LogClient):
     """A LogClient that talks to one project, from many threads, without requests, and tries each call once.
 
     It is the one place where answers come in: an answer counts only if the service gave it. `_getHttpResponse`, behind
@@ -1377,85 +1389,96 @@ class LeanClient(LogClient):
     repeat the call.
     """
 
-    preparing = threading.RLock()  # of all clients
+    signing_lock = threading.RLock()  # of all clients
 
-    def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
-        """`answer_timeout` is in seconds; None stands for ANSWER_TIMEOUT."""
-        self.keys = keys_of(place)
-        version = AUTH_VERSION_4 if place.region else AUTH_VERSION_1
+    def __init__(self, config: LogstoreConfig, response_timeout: float | None = None, keep_alive: bool = True) -> None:
+        """`response_timeout` is in seconds; None stands for RESPONSE_TIMEOUT."""
+        self.credential_source = credentials_for(config)
+        version = AUTH_VERSION_4 if config.region else AUTH_VERSION_1
         super().__init__(
-            place.endpoint, None, None, None, "dispatch_data", version, place.region, credentials_provider=self.keys
+            config.endpoint,
+            None,
+            None,
+            None,
+            "dispatch_data",
+            version,
+            config.region,
+            credentials_provider=self.credential_source,
         )
         # The SDK's sets the process's locale for the Date of each request, at the cost of compressing it.
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
-        self.answer_timeout = answer_timeout or ANSWER_TIMEOUT
-        self.keeps_connections = keeps_connections
-        Line.watcher()
-        self.connector: Connector | None = None
-        self.idle: deque[tuple[http.client.HTTPConnection, float]] = deque()  # and since when, the last used last
-        self.last_answer = "", 0.0  # its Date, and when it came
+        self.response_timeout = response_timeout or RESPONSE_TIMEOUT
+        self.keep_alive = keep_alive
+        DeadlineStream.watcher()
+        self.connector: ConnectionFactory | None = None
+        self.idle_connections: deque[tuple[http.client.HTTPConnection, float]] = (
+            deque()
+        )  # and since when, the last used last
+        self.last_date = "", 0.0  # its Date, and when it came
 
     def put_log_raw(self, *args: Any, **named: Any) -> Any:
         """PutLogs. One thread at a time compresses, hashes and signs: several would wait for each other at each step of
         that, for the interpreter's lock."""
-        self.keys.get_credentials()  # the first may have to be waited for, and not by all
-        self.preparing.acquire()
+        self.credential_source.get_credentials()  # the first may have to be waited for, and not by all
+        self.signing_lock.acquire()
         try:
             return super().put_log_raw(*args, **named)
         finally:
-            self.end_preparing()
+            self.release_signing_lock()
 
-    def end_preparing(self) -> None:
+    def release_signing_lock(self) -> None:
         with contextlib.suppress(RuntimeError):  # raised in a thread that doesn't hold it, or has ended it
-            self.preparing.release()
+            self.signing_lock.release()
 
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> tuple[int, bytes, Mapping[str, str]]:
-        """Called by LogClient with what it has signed; (status, body, headers) of the answer. Raises CallFailed."""
-        self.end_preparing()
+        """Called by LogClient with what it has signed; (status, body, headers) of the answer. Raises CallError."""
+        self.release_signing_lock()
         note_turn(asks=True)
         try:
             scheme, host, path = urlsplit(url)[:3]
-            connector = self.connector = self.connector or Connector("%s://%s" % (scheme, host))
-            path = connector.url_start + path + ("?" + urlencode(params) if params else "")
+            connector = self.connector = self.connector or ConnectionFactory("%s://%s" % (scheme, host))
+            path = connector.url_prefix + path + ("?" + urlencode(params) if params else "")
             lines = ["%s: %s\r\n" % pair for sent in (headers, connector.headers) for pair in sent.items()]
             request = ("%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join(lines))).encode("latin-1") + (body or b"")
-            status, answer, answer_headers = self.exchange(connector, request)
+            status, answer, answer_headers = self.round_trip(connector, request)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
-            raise CallFailed.without_answer(error) from error
+            raise CallError.from_exception(error) from error
         finally:
             note_turn()
         is_put = url.endswith("/shards/lb")
         if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
-            failure = CallFailed.by_answer(status, answer_headers, answer)
-            self.keys.take_note(failure, headers.get("x-acs-security-token", ""))
+            failure = CallError.from_response(status, answer_headers, answer)
+            self.credential_source.on_auth_failure(failure, headers.get("x-acs-security-token", ""))
             raise failure
-        self.last_answer = answer_headers.get("Date") or "", time.monotonic()
+        self.last_date = answer_headers.get("Date") or "", time.monotonic()
         return status, answer, answer_headers
 
-    def exchange(
-        self, connector: Connector, request: bytes, is_repeat: bool = False
+    def round_trip(
+        self, connector: ConnectionFactory, request: bytes, is_repeat: bool = False
     ) -> tuple[int, bytes, Mapping[str, str]]:
-        """Sends a request; (status, body, headers) of its answer. Raises what `connect` and `read_answer` do.
+        """Sends a request; (status, body, headers) of its answer. Raises what `connect` and `read_response` do.
 
         It goes over an idle connection, if there is one. Where that was closed meanwhile, the request is repeated over
         a fresh one, and never again: each may have been taken.
         """
-        idle = None if is_repeat else self.idle_connection()
-        connection = idle or connector.connect(min(CONNECT_TIMEOUT, self.answer_timeout))
-        line = Line(connection.sock, self.answer_timeout)
+        idle = None if is_repeat else self.take_idle()
+        connection = idle or connector.connect(min(CONNECT_TIMEOUT, self.response_timeout))
+        line = DeadlineStream(connection.sock, self.response_timeout)
         is_kept = False
         try:
             with line:
                 try:
-                    line.end += len(request) / SLOWEST_LINE  # the kernel takes it at once, whenever the line carries it
+                    line.end += (
+                        len(request) / MIN_THROUGHPUT
+                    )  # the kernel takes it at once, whenever the line carries it
                     line.sock.sendall(request)
                 except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
                     if not urllib3.util.wait_for_read(line.sock, 0):
                         raise
-                status, body, headers, leaves_open = read_answer(line)
-            is_kept = leaves_open and self.keeps_connections
+                status, body, headers, leaves_open = read_response(line)
+            is_kept = leaves_open and self.keep_alive
             return status, body, headers
         except OSError as error:
             if line.is_over():
@@ -1466,47 +1489,47 @@ class LeanClient(LogClient):
                 raise
         finally:
             if is_kept:
-                self.idle.append((connection, time.monotonic()))
+                self.idle_connections.append((connection, time.monotonic()))
             else:
                 connection.close()
-        return self.exchange(connector, request, is_repeat=True)
+        return self.round_trip(connector, request, is_repeat=True)
 
-    def idle_connection(self) -> http.client.HTTPConnection | None:
+    def take_idle(self) -> http.client.HTTPConnection | None:
         """A connection to use again, if there is one."""
         with contextlib.suppress(IndexError):
             while True:
-                connection, since = self.idle.pop()
-                if can_be_used_again(connection, since):
+                connection, since = self.idle_connections.pop()
+                if is_reusable(connection, since):
                     return connection
                 connection.close()
         return None
 
-    def close_what_is_over(self, all_idle: bool) -> None:
+    def close_stale(self, all_idle: bool) -> None:
         """Closes idle connections that can't be used again, or all of them; to be called often."""
-        for _ in range(len(self.idle)):
+        for _ in range(len(self.idle_connections)):
             with contextlib.suppress(IndexError):
-                connection, since = self.idle.popleft()
-                if not all_idle and can_be_used_again(connection, since):
-                    self.idle.append((connection, since))
+                connection, since = self.idle_connections.popleft()
+                if not all_idle and is_reusable(connection, since):
+                    self.idle_connections.append((connection, since))
                 else:
                     connection.close()
 
-    def service_time(self) -> float:
+    def server_time(self) -> float:
         """The service's clock in unix seconds, by the Date of its last answer; this machine's where there is none."""
         with contextlib.suppress(TypeError, ValueError):
-            date, received = self.last_answer
+            date, received = self.last_date
             return email.utils.parsedate_to_datetime(date).timestamp() + time.monotonic() - received
         return time.time()
 
 
-def position(cursor: str) -> int:
+def cursor_position(cursor: str) -> int:
     """A cursor as a number that grows along the shard; -1 for what is no cursor as the service's pages have it."""
     with contextlib.suppress(ValueError):
         return int(base64.b64decode(cursor, validate=True))
     return -1
 
 
-class Pull(NamedTuple):
+class PullResult(NamedTuple):
     """What a pull brought, under the names that the SDK asks for."""
 
     log_groups: list[LogGroup]
@@ -1523,63 +1546,66 @@ class Pull(NamedTuple):
         return self.next_cursor
 
 
-class Logstore:
-    """The calls for one logstore, each tried once, its answer held to the form it must have; else CallFailed."""
+class LogstoreApi:
+    """The calls for one logstore, each tried once, its answer held to the form it must have; else CallError."""
 
-    def __init__(self, place: Place, answer_timeout: float | None = None, keeps_connections: bool = True) -> None:
-        self.place = place
-        self.client = LeanClient(place, answer_timeout, keeps_connections)
+    def __init__(self, config: LogstoreConfig, response_timeout: float | None = None, keep_alive: bool = True) -> None:
+        self.config = config
+        self.client = PooledLogClient(config, response_timeout, keep_alive)
 
-    def ask(self, call: Callable[..., Any], *arguments: object) -> Any:
+    def call(self, method: Callable[..., Any], *arguments: object) -> Any:
         """What the SDK makes of the answer; whatever it can't make sense of is no answer of the service."""
         try:
-            return call(self.place.project, self.place.logstore, *arguments)
-        except CallFailed:
+            return method(self.config.project, self.config.logstore, *arguments)
+        except CallError:
             raise
         except Exception as error:  # any: the SDK reads all answers as if they were right
-            raise CallFailed("NotTheService", "200, but %s" % printable(repr(error), 100)) from error
+            raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(error), 100)) from error
 
     @staticmethod
-    def expect(is_right: object, answer: Any) -> Any:
+    def validate(is_right: object, answer: Any) -> Any:
         """The answer, if it is right."""
         if not is_right:
-            raise CallFailed("NotTheService", "200, but %s" % printable(repr(answer), 100))
+            raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(answer), 100))
         return answer
 
-    def shards(self) -> list[dict[str, Any]]:
+    def list_shards(self) -> list[dict[str, Any]]:
         """ListShards: shardID and status ("readwrite" or "readonly") of each, at least one."""
-        shards = self.ask(self.client.list_shards).get_shards_info()
-        return self.expect(shards and is_list(shards, "shardID", "status"), shards)
+        shards = self.call(self.client.list_shards).get_shards_info()
+        return self.validate(shards and is_list(shards, "shardID", "status"), shards)
 
-    def cursor(self, shard: int, start: str | int) -> str:
+    def get_cursor(self, shard: int, start: str | int) -> str:
         """GetCursor: of "begin", "end", or of the first LogGroup that arrived at a time (unix seconds) or later."""
-        cursor = self.ask(self.client.get_cursor, shard, start).get_cursor()
-        return self.expect(cursor and isinstance(cursor, str), cursor)
+        cursor = self.call(self.client.get_cursor, shard, start).get_cursor()
+        return self.validate(cursor and isinstance(cursor, str), cursor)
 
     def arrival_time(self, shard: int, cursor: str) -> int:
         """GetCursorTime: when the LogGroup at the cursor arrived, in unix seconds."""
-        seconds = self.ask(self.client.get_cursor_time, shard, cursor).get_cursor_time()
-        return self.expect(isinstance(seconds, int), seconds)
+        seconds = self.call(self.client.get_cursor_time, shard, cursor).get_cursor_time()
+        return self.validate(isinstance(seconds, int), seconds)
 
-    def pull(self, shard: int, cursor: str, count: int) -> Pull:
+    def pull_logs(self, shard: int, cursor: str, count: int) -> PullResult:
         """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on."""
-        response = self.ask(self.client.pull_logs, shard, cursor, count)
+        response = self.call(self.client.pull_logs, shard, cursor, count)
         size, next_cursor = response.get_raw_size(), response.get_next_cursor()
-        self.expect(next_cursor, response.get_all_headers())
+        self.validate(next_cursor, response.get_all_headers())
         try:
             log_groups = log_groups_of(response)
         except ValueError as error:
-            raise CallFailed("UnreadablePull", "shard %d: %s" % (shard, error)) from error
+            raise CallError("UnreadablePull", "shard %d: %s" % (shard, error)) from error
         # A cache or a proxy in confusion may give the answer of an earlier pull; it would lead back.
-        leads_on = position(next_cursor) >= position(cursor) + bool(log_groups) or position(next_cursor) < 0
-        self.expect(leads_on and len(log_groups) <= count, "an answer to another pull")
-        return Pull(log_groups, size, next_cursor)
+        leads_on = (
+            cursor_position(next_cursor) >= cursor_position(cursor) + bool(log_groups)
+            or cursor_position(next_cursor) < 0
+        )
+        self.validate(leads_on and len(log_groups) <= count, "an answer to another pull")
+        return PullResult(log_groups, size, next_cursor)
 
     def consumer_groups(self) -> dict[str, Any] | None:
         """ListConsumerGroup: the SDK's ConsumerGroupEntity by name; None where the key may not list them."""
         try:
-            groups = self.ask(self.client.list_consumer_group).get_consumer_groups()
-        except CallFailed as error:
+            groups = self.call(self.client.list_consumer_group).get_consumer_groups()
+        except CallError as error:
             if error.is_missing_permission:
                 return None
             raise
@@ -1587,23 +1613,23 @@ class Logstore:
 
     def make_consumer_group(self, name: str, timeout: int) -> None:
         """CreateConsumerGroup; `timeout` in seconds. Shards that a split makes are handed out at once."""
-        self.ask(self.client.create_consumer_group, name, timeout, False)
+        self.call(self.client.create_consumer_group, name, timeout, False)
 
     def checkpoints(self, group: str) -> dict[int, dict[str, Any]]:
         """GetCheckPoint of every shard: checkpoint (a cursor), updateTime (unix microseconds), consumer."""
-        entries = self.ask(self.client.get_check_point, group).get_consumer_group_check_points()
-        self.expect(is_list(entries, "shard", "checkpoint"), entries)
+        entries = self.call(self.client.get_check_point, group).get_consumer_group_check_points()
+        self.validate(is_list(entries, "shard", "checkpoint"), entries)
         return {entry["shard"]: entry for entry in entries}
 
     def save_checkpoint(self, group: str, consumer: str, shard: int, cursor: str) -> None:
         """UpdateCheckPoint, refused where another consumer holds the shard."""
         # The SDK forces its update: a copy that was frozen and lost the shard would write over the new holder's.
-        self.ask(self.client.update_check_point, group, shard, cursor, consumer, False)
+        self.call(self.client.update_check_point, group, shard, cursor, consumer, False)
 
     def heartbeat(self, group: str, consumer: str, shards: Sequence[int]) -> list[int]:
         """HeartBeat: tells the shards that are held, returns those that may be."""
-        held = self.ask(self.client.heart_beat, group, consumer, list(shards)).get_shards()
-        return self.expect(isinstance(held, list) and all(isinstance(shard, int) for shard in held), held)
+        held = self.call(self.client.heart_beat, group, consumer, list(shards)).get_shards()
+        return self.validate(isinstance(held, list) and all(isinstance(shard, int) for shard in held), held)
 
 
 def is_list(answer: object, *fields: str) -> bool:
@@ -1611,18 +1637,18 @@ def is_list(answer: object, *fields: str) -> bool:
     return isinstance(answer, list) and all(isinstance(one, dict) and {*fields} <= {*one} for one in answer)
 
 
-class Threads(concurrent.futures.ThreadPoolExecutor):
-    """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
+class ThreadPool(concurrent.futures.ThreadPoolExecutor):
+    """ThreadPool made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
 
     def __init__(self, most: int) -> None:
         super().__init__(most)
-        self.done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
-        self.lines = GrowingIntervals()
+        self.on_task_done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
+        self.throttle = LogThrottle()
         self.submit(int).result()
 
     def submit(self, *args: Any, **named: Any) -> Any:
         future = super().submit(*args, **named)
-        future.add_done_callback(lambda _: self.done())
+        future.add_done_callback(lambda _: self.on_task_done())
         return future
 
     def _adjust_thread_count(self) -> None:
@@ -1632,7 +1658,7 @@ class Threads(concurrent.futures.ThreadPoolExecutor):
         except RuntimeError as error:
             if not self._threads:
                 raise
-            if self.lines.is_due():
+            if self.throttle.admit():
                 count = len(self._threads)
                 log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
 
@@ -1640,9 +1666,9 @@ class Threads(concurrent.futures.ThreadPoolExecutor):
 # ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
-ASKED_AT_ONCE = 32  # shards or places that are asked of at a time, each over a connection of its own
+PROBE_CONCURRENCY = 32  # shards or places that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
-# How consumers of this program are called, see Membership: group, host, process id, when the group began, chance.
+# How consumers of this program are called, see Consumer: group, host, process id, when the group began, chance.
 CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
 FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
 
@@ -1660,48 +1686,51 @@ class ShardStatus(NamedTuple):
 
 
 def read_shard_status(
-    logstore: Logstore, group: str, only: Sequence[int] | None = None, ask: Callable[..., Iterable[ShardStatus]] = map
+    logstore: LogstoreApi,
+    group: str,
+    only: Sequence[int] | None = None,
+    ask: Callable[..., Iterable[ShardStatus]] = map,
 ) -> list[ShardStatus]:
     """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
-    `ask` is `map`, or an executor's to ask of many at a time. Raises CallFailed.
+    `ask` is `map`, or an executor's to ask of many at a time. Raises CallError.
     """
     entries = logstore.checkpoints(group)
-    shards = [shard for shard in logstore.shards() if only is None or shard["shardID"] in only]
-    return sorted(ask(lambda shard: look_at_shard(logstore, shard, entries.get(shard["shardID"], {})), shards))
+    shards = [shard for shard in logstore.list_shards() if only is None or shard["shardID"] in only]
+    return sorted(ask(lambda shard: probe_shard(logstore, shard, entries.get(shard["shardID"], {})), shards))
 
 
-def look_at_shard(logstore: Logstore, shard: Mapping[str, Any], entry: Mapping[str, Any]) -> ShardStatus:
-    """Asks of one shard, as Logstore.shards has it; `entry` is what Logstore.checkpoints has of it. Raises CallFailed.
+def probe_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[str, Any]) -> ShardStatus:
+    """Asks of one shard, as LogstoreApi.list_shards has it; `entry` is of LogstoreApi.checkpoints. Raises CallError.
 
     A shard that holds no log has nothing left to deliver, with a checkpoint, an expired one or none. With logs and no
     checkpoint nobody knows how far behind it is: where it begins is decided when a copy first gets it.
     """
     number, checkpoint = shard["shardID"], entry.get("checkpoint") or ""
-    end = logstore.cursor(number, "end")
+    end = logstore.get_cursor(number, "end")
     try:
         arrival = logstore.arrival_time(number, checkpoint) if checkpoint else None
-    except CallFailed as error:
+    except CallError as error:
         if error.code != "InvalidCursor":
             raise
         arrival = None  # it has expired
     behind = None
-    if checkpoint == end or (arrival is None and logstore.cursor(number, "begin") == end):
+    if checkpoint == end or (arrival is None and logstore.get_cursor(number, "begin") == end):
         behind = 0.0
     elif arrival is not None:
-        seconds = logstore.client.service_time() - arrival
-        behind = max(0.0, seconds) if seconds > -CLOCKS_AGREE else None
+        seconds = logstore.client.server_time() - arrival
+        behind = max(0.0, seconds) if seconds > -CLOCK_TOLERANCE else None
     updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
     return ShardStatus(number, shard["status"], entry.get("consumer") or "", checkpoint, arrival, behind, updated)
 
 
-def how_far_behind(statuses: Sequence[ShardStatus]) -> float | None:
+def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
     """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
     known = [status.behind_seconds for status in statuses if status.behind_seconds is not None]
     return max(known, default=0.0) if len(known) == len(statuses) else None
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """What a look at the source or at one target has shown."""
 
     subject: str
@@ -1711,50 +1740,50 @@ class Finding(NamedTuple):
     group_has_begun: bool = True  # unless a look at the source has shown that no shard has a checkpoint
 
 
-def look_at(settings: Settings, target: TargetSettings | None) -> Finding:
+def probe(settings: Settings, target: TargetSettings | None) -> CheckResult:
     """Tries a target or, for None, the source and its consumer group, with calls that only read."""
-    subject, place = (target.name, target.place) if target else (settings.source_name, settings.source)
-    logstore = Logstore(place, CHECK_TIMEOUT, keeps_connections=False)
+    subject, config = (target.name, target.config) if target else (settings.source_name, settings.source)
+    logstore = LogstoreApi(config, CHECK_TIMEOUT, keep_alive=False)
     try:
-        count = len(logstore.shards())
-        of_group, group_has_begun = ("", True) if target else look_at_group(logstore, settings)
+        count = len(logstore.list_shards())
+        of_group, group_has_begun = ("", True) if target else probe_group(logstore, settings)
         text = "%d shard%s%s" % (count, "" if count == 1 else "s", of_group)
-        return Finding(subject, FINE, text, "", group_has_begun)
-    except CallFailed as failure:
-        text = explain(failure, place)
-        if failure.may_pass():
-            return Finding(subject, UNREACHABLE, text)
+        return CheckResult(subject, FINE, text, "", group_has_begun)
+    except CallError as failure:
+        text = describe_error(failure, config)
+        if failure.is_transient():
+            return CheckResult(subject, UNREACHABLE, text)
         if failure.is_missing_permission and target:
             words = "the key may not look, whether it may write the first put will show: %s"
-            return Finding(subject, UNVERIFIED, words % failure)
-        return Finding(subject, WRONG, text, failure.code + failure.advice.format(**place.names))
+            return CheckResult(subject, UNVERIFIED, words % failure)
+        return CheckResult(subject, WRONG, text, failure.code + failure.hint.format(**config.variables))
 
 
-def look_at_group(logstore: Logstore, settings: Settings) -> tuple[str, bool]:
-    """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallFailed."""
+def probe_group(logstore: LogstoreApi, settings: Settings) -> tuple[str, bool]:
+    """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallError."""
     name, groups = settings.consumer_group, logstore.consumer_groups()
     if groups is None:
         text = ", could not verify the consumer group, for the key may not list them"
         try:
-            return text, has_begun(logstore.checkpoints(name))
-        except CallFailed as error:
+            return text, has_checkpoints(logstore.checkpoints(name))
+        except CallError as error:
             if error.code != "ConsumerGroupNotExist":
                 raise
             return text, False
     if name in groups:
         checkpoints = logstore.checkpoints(name)
-        remarks = remarks_on_group(groups[name], checkpoints, settings.heartbeat_interval)
-        return "; ".join([", consumer group %s exists" % name, *remarks]), has_begun(checkpoints)
+        remarks = group_warnings(groups[name], checkpoints, settings.heartbeat_interval)
+        return "; ".join([", consumer group %s exists" % name, *remarks]), has_checkpoints(checkpoints)
     full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
     return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full), False
 
 
-def has_begun(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
+def has_checkpoints(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
     """Whether a group with these checkpoints, by shard, has any."""
     return any(entry["checkpoint"] for entry in checkpoints.values())
 
 
-def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], interval: int) -> Iterator[str]:
+def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], interval: int) -> Iterator[str]:
     """What there is to say of a consumer group that exists: an SDK's ConsumerGroupEntity, its checkpoints by shard.
 
     `interval` is SLS_HEARTBEAT_INTERVAL. The group's timeout and order are the service's, and stay as they are found.
@@ -1766,28 +1795,28 @@ def remarks_on_group(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], i
     if group.is_in_order():
         yield "%s consumes in order, and keeps that: children of a split wait for their parent" % name
     holders = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
-    strange = sorted(printable(holder, 60) for holder in holders if not CONSUMER_NAME.fullmatch(holder))
+    strange = sorted(escape_for_log(holder, 60) for holder in holders if not CONSUMER_NAME.fullmatch(holder))
     if strange:
         line = "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
         yield line % (name, ", ".join(strange[:3]))
 
 
-def look_at_all(settings: Settings) -> list[Finding]:
+def probe_all(settings: Settings) -> list[CheckResult]:
     """Looks at the source and at every target at the same time; the source comes first."""
-    with Threads(ASKED_AT_ONCE) as threads:
-        return list(threads.map(functools.partial(look_at, settings), [None, *settings.targets]))
+    with ThreadPool(PROBE_CONCURRENCY) as threads:
+        return list(threads.map(functools.partial(probe, settings), [None, *settings.targets]))
 
 
 def check_before_start(settings: Settings) -> None:
-    """Looks at every place and says what is wrong, or could not be found out. Raises CannotStart.
+    """Looks at every place and says what is wrong, or could not be found out. Raises StartupError.
 
     A target that is wrong stops only a group that has not begun: there it may be a typo. Later it holds up its own
     logs, as one that goes missing while the copies run.
     """
     note_turn(asks=True)
-    findings = look_at_all(settings)
+    findings = probe_all(settings)
     note_turn()
-    wrong: dict[str, list[Finding]] = {}
+    wrong: dict[str, list[CheckResult]] = {}
     for finding in findings:
         if finding.verdict == WRONG:
             wrong.setdefault(finding.cause, []).append(finding)
@@ -1796,7 +1825,7 @@ def check_before_start(settings: Settings) -> None:
     lines = ["%s: %s" % (", ".join(one.subject for one in alike), alike[0].text) for alike in wrong.values()]
     source = findings[0]
     if lines and (source.verdict == WRONG or not source.group_has_begun):
-        raise CannotStart("\n".join(lines))
+        raise StartupError("\n".join(lines))
     for line in lines:
         log.error("%s; its logs, and no others, wait until that is mended", line)
 
@@ -1809,9 +1838,18 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def show_check(settings: Settings) -> int:
     """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
-    findings = look_at_all(settings)
+    findings = probe_all(settings)
     rows = [(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]
-    print(table(rows + [(keys.name, str(keys)) for keys in keys_that_end(settings) if keys.source]))
+    print(
+        table(
+            rows
+            + [
+                (credential_source.name, str(credential_source))
+                for credential_source in expiring_credentials(settings)
+                if credential_source.source
+            ]
+        )
+    )
     print("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
     return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
 
@@ -1824,7 +1862,7 @@ def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: flo
             str(shard),
             status,
             holder or "-",
-            local_time(arrival) if arrival else "expired" if checkpoint else "none",
+            format_local(arrival) if arrival else "expired" if checkpoint else "none",
             "-" if seconds is None else "%.0f s" % seconds,
             "%.0f s ago" % (now - updated) if updated else "never",
         ))  # fmt: skip
@@ -1839,18 +1877,20 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     A shard without a valid checkpoint counts as behind: nobody knows how far.
     """
     source, group = settings.source, settings.consumer_group
-    logstore = Logstore(source, CHECK_TIMEOUT)
+    logstore = LogstoreApi(source, CHECK_TIMEOUT)
     try:
-        statuses = read_shard_status(logstore, group, ask=Threads(ASKED_AT_ONCE).map)
-    except CallFailed as error:
-        print("%s, consumer group %s: %s" % (settings.source_name, group, explain(error, source)), file=sys.stderr)
+        statuses = read_shard_status(logstore, group, ask=ThreadPool(PROBE_CONCURRENCY).map)
+    except CallError as error:
+        print(
+            "%s, consumer group %s: %s" % (settings.source_name, group, describe_error(error, source)), file=sys.stderr
+        )
         return 1
-    now = logstore.client.service_time()
+    now = logstore.client.server_time()
     ahead = time.time() - now
-    if abs(ahead) > CLOCKS_AGREE:
+    if abs(ahead) > CLOCK_TOLERANCE:
         words = abs(ahead), "ahead of" if ahead > 0 else "behind"
         print("this machine's clock is %.0f s %s the service's, by which this is told" % words, file=sys.stderr)
-    behind = how_far_behind(statuses)
+    behind = largest_lag(statuses)
     if as_json:
         shards = [status._asdict() for status in statuses]
         print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
@@ -1862,47 +1902,47 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
-LOOK_INTERVAL = 0.05  # seconds of load that decide whether more puts at once would help
-BUSY = 0.7  # CPU seconds a second, from which on they would not: Python code runs in one thread at a time
-SLOW = (5.0, 250 * 1000)  # seconds, and bytes a second: puts that take longer want no company
-HOLD_UP = 1.0  # seconds for which puts that failed wait for the others of their batch
-REFUSALS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
-FAILURES = 8  # puts in a row that a target must fail before those that wait for it are not even tried
-NO_LOGS = b"\x1a\x00"  # a LogGroup with the topic "" and no logs
+SAMPLE_SECONDS = 0.05  # of load that decide whether more puts at once would help
+CPU_BOUND = 0.7  # CPU seconds a second, from which on they would not: Python code runs in one thread at a time
+SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: puts that take longer want no company
+RETRY_LINGER = 1.0  # seconds for which puts that failed wait for the others of their batch
+MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
+BREAKER_THRESHOLD = 8  # puts in a row that a target must fail before those that wait for it are not even tried
+EMPTY_LOG_GROUP = b"\x1a\x00"  # a LogGroup with the topic "" and no logs
 
 
-class RejectedLogGroups:
+class DeadLetterDirectory:
     """Keeps LogGroups that a target refuses for good as files: one each, for the owner alone, on disk for certain.
 
     A file has the bytes of one LogGroup, and a name made of those of its target and of a hash: a LogGroup that is
     refused again after a crash is the same file again.
     """
 
-    MOST_BYTES = 1000 * 1000 * 1000  # of all such files; what goes beyond is not set aside
-    LONGEST_NAME = 64  # characters of a project's or logstore's, for a file's name must not have more than 255
-    LOOK_INTERVAL = 30.0  # seconds between looks at what other copies keep, and what has been taken away
+    MAX_BYTES = 1000 * 1000 * 1000  # of all such files; what goes beyond is not set aside
+    MAX_NAME = 64  # characters of a project's or logstore's, for a file's name must not have more than 255
+    RESCAN_INTERVAL = 30.0  # seconds between looks at what other copies keep, and what has been taken away
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.lock = threading.Lock()
         self.used, self.looked = 0, float("-inf")
 
-    def keep(self, target: int, place: Place, log_group: LogGroup) -> str:
+    def save(self, target: int, config: LogstoreConfig, log_group: LogGroup) -> str:
         """Returns the path of the file, which is there whole or not at all, whenever the machine stops.
 
-        Raises OSError, also when the directory has MOST_BYTES.
+        Raises OSError, also when the directory has MAX_BYTES.
         """
         data = log_group.SerializeToString()
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        names = place.project[: self.LONGEST_NAME], place.logstore[: self.LONGEST_NAME]
+        names = config.project[: self.MAX_NAME], config.logstore[: self.MAX_NAME]
         path = os.path.join(self.directory, "TO%d-%s-%s-%s.loggroup" % (target, *names, digest))
         with self.lock:
-            if time.monotonic() - self.looked > self.LOOK_INTERVAL:
+            if time.monotonic() - self.looked > self.RESCAN_INTERVAL:
                 with os.scandir(self.directory) as entries:
                     self.used = sum(entry.stat().st_size for entry in entries if ".loggroup" in entry.name)
                 self.looked = time.monotonic()
             is_new = not os.path.exists(path)
-            if is_new and self.used + len(data) > self.MOST_BYTES:
+            if is_new and self.used + len(data) > self.MAX_BYTES:
                 used = "it holds %d bytes, as many as are kept; make room" % self.used
                 raise OSError(errno.EDQUOT, used, self.directory)
             self.used += is_new * len(data)
@@ -1932,152 +1972,154 @@ class Target:
     """One target logstore: its writer, what waits for it, and its counts."""
 
     def __init__(
-        self, settings: TargetSettings, client: LeanClient, writers: int, rejected: RejectedLogGroups | None
+        self, settings: TargetSettings, client: PooledLogClient, writers: int, rejected: DeadLetterDirectory | None
     ) -> None:
-        self.number, self.place, self.name = settings.number, settings.place, settings.name
-        self.write = functools.partial(client.put_log_raw, self.place.project, self.place.logstore)
-        self.most_writers = writers
-        self.writers_allowed = 1  # one more after each quick put, half as many after one that ran out of time
-        self.writers_busy = 0
-        self.waiting: deque[tuple[Put, Batch]] = deque()
-        self.failures_in_a_row = 0
+        self.number, self.config, self.name = settings.number, settings.config, settings.name
+        self.write = functools.partial(client.put_log_raw, self.config.project, self.config.logstore)
+        self.max_in_flight = writers
+        self.limit = 1  # one more after each quick put, half as many after one that ran out of time
+        self.in_flight = 0
+        self.queue: deque[tuple[PutRequest, Batch]] = deque()
+        self.consecutive_failures = 0
         self.next_probe = 0.0
         self.lock = threading.Lock()
-        self.puts = self.log_groups = self.logs = self.bytes = self.retries = self.set_aside = 0
+        self.puts = self.log_groups = self.logs = self.bytes = self.retries = self.dead_lettered = 0
         self.rejected = rejected
-        self.putting = Trying(self.name, "puts", "a put failed and is tried again until it is taken", self.place)
-        self.keeping = Trying(self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.place)
-        self.set_aside_lines = GrowingIntervals()
+        self.put_retries = RetryLog(self.name, "puts", "a put failed and is tried again until it is taken", self.config)
+        self.dead_letter_retries = RetryLog(
+            self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.config
+        )
+        self.dead_letter_throttle = LogThrottle()
 
-    def try_once(self, put: Put) -> Exception | None:
+    def attempt(self, put: PutRequest) -> Exception | None:
         """Puts; returns why not, None when the target has taken it. Never raises."""
-        slow = time.monotonic() + SLOW[0] + put.size / SLOW[1]
+        slow = time.monotonic() + SLOW_PUT_SECONDS + put.size / SLOW_PUT_RATE
         try:
             self.write(put)
         except Exception as error:  # any: whatever kept this put from being taken, it is tried again
-            with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
+            with contextlib.suppress(Exception):  # reporter may fail as well, on a full disk or without memory
                 with self.lock:
                     self.retries += 1
-                    self.failures_in_a_row += not blames_log_group(error)
+                    self.consecutive_failures += not is_rejection(error)
                     if time.monotonic() > slow:
-                        self.writers_allowed = max(1, self.writers_allowed // 2)
-                self.putting.failed(put, error)
+                        self.limit = max(1, self.limit // 2)
+                self.put_retries.on_failure(put, error)
             return error
-        self.putting.passed(put)
+        self.put_retries.on_done(put)
         with self.lock:
-            self.failures_in_a_row = 0
+            self.consecutive_failures = 0
             self.puts += 1
             self.log_groups += len(put.log_groups)
             self.logs += put.log_count
             self.bytes += put.size
             if time.monotonic() < slow:
-                self.writers_allowed = min(self.writers_allowed + 1, self.most_writers)
+                self.limit = min(self.limit + 1, self.max_in_flight)
         return None
 
-    def done_with(self, put: Put) -> None:
+    def forget(self, put: PutRequest) -> None:
         """Called when a put need not be tried again, for it is set aside, or its batch is given up."""
-        self.putting.passed(put)
-        self.keeping.passed(put)
+        self.put_retries.on_done(put)
+        self.dead_letter_retries.on_done(put)
 
-    def after_failure(self, put: Put, error: Exception) -> list[Put]:
+    def split_or_reject(self, put: PutRequest, error: Exception) -> list[PutRequest]:
         """What is to be tried in the place of a put that failed.
 
         One that is refused for what it brings is split into the LogGroups that were joined. A single one that was
-        refused so REFUSALS times, by a target that took others in between, is set aside where SLS_REJECTED_DIR is set.
+        refused so MAX_REJECTIONS times, by a target that took others in between, is set aside in SLS_REJECTED_DIR.
         """
-        if not blames_log_group(error):
+        if not is_rejection(error):
             return [put]
         if len(put.log_groups) > 1:
-            self.putting.passed(put)
-            return [Put(single.rest).join(single) for single in put.log_groups]
+            self.put_retries.on_done(put)
+            return [PutRequest(single.envelope).add(single) for single in put.log_groups]
         # Unless the target takes others, no LogGroup is at fault: a header, the key or something on the way may be.
         # Where it has taken none since, one without logs is tried.
-        if self.puts <= put.puts_before and time.monotonic() >= self.next_probe:
+        if self.puts <= put.accepted_at_last_rejection and time.monotonic() >= self.next_probe:
             try:
-                self.write(Put(NO_LOGS))
+                self.write(PutRequest(EMPTY_LOG_GROUP))
                 with self.lock:
                     self.puts += 1
             except Exception:  # any: then nothing is known
-                self.next_probe = time.monotonic() + HOLD_UP
-        put.refusals += self.puts > put.puts_before
-        put.puts_before = self.puts
-        if put.refusals < REFUSALS or not self.rejected:
+                self.next_probe = time.monotonic() + RETRY_LINGER
+        put.rejections += self.puts > put.accepted_at_last_rejection
+        put.accepted_at_last_rejection = self.puts
+        if put.rejections < MAX_REJECTIONS or not self.rejected:
             return [put]
         try:
-            path = self.rejected.keep(self.number, self.place, put.log_groups[0])
+            path = self.rejected.save(self.number, self.config, put.log_groups[0])
         except OSError as failure:
-            self.keeping.failed(put, failure)
+            self.dead_letter_retries.on_failure(put, failure)
             return [put]
-        self.done_with(put)
+        self.forget(put)
         with self.lock:
-            self.set_aside += 1
-        if self.set_aside_lines.is_due():
+            self.dead_lettered += 1
+        if self.dead_letter_throttle.admit():
             log.error(
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
-                self.name, printable(put.log_groups[0].Topic, 60), put.log_count, path, self.set_aside, error,
+                self.name, escape_for_log(put.log_groups[0].Topic, 60), put.log_count, path, self.dead_lettered, error,
             )  # fmt: skip
         return []
 
     def summary(self) -> str:
         return (
-            f"target={self.number} logstore={self.place} groups={self.log_groups} logs={self.logs} bytes={self.bytes} "
-            f"retries={self.retries} failing={len(self.putting.open)} set_aside={self.set_aside}"
+            f"target={self.number} logstore={self.config} groups={self.log_groups} logs={self.logs} bytes={self.bytes} "
+            f"retries={self.retries} failing={len(self.put_retries.failing_now)} set_aside={self.dead_lettered}"
         )
 
 
-def blames_log_group(error: Exception) -> bool:
-    return isinstance(error, CallFailed) and error.fault == Fault.LOG_GROUP
+def is_rejection(error: Exception) -> bool:
+    return isinstance(error, CallError) and error.kind == ErrorKind.REJECTED
 
 
 class Batch:
     """What is to be put of one pull, and what has become of it."""
 
-    def __init__(self, to_try: list[tuple[Target, Put]]) -> None:
+    def __init__(self, pending: list[tuple[Target, PutRequest]]) -> None:
         self.change = threading.Condition()
-        self.to_try = to_try
-        self.trying = 0  # puts that wait for a writer, or are in the air
-        self.taken = 0
-        self.failed: list[tuple[Target, Put, Exception]] = []
-        self.is_given_up = False
+        self.pending = pending
+        self.in_flight = 0  # puts that wait for a writer, or are in the air
+        self.accepted = 0
+        self.failed: list[tuple[Target, PutRequest, Exception]] = []
+        self.is_cancelled = False
 
-    def settle(self, target: Target, put: Put, error: Exception | None) -> None:
+    def on_result(self, target: Target, put: PutRequest, error: Exception | None) -> None:
         """Called when a put has been tried."""
         with self.change:
-            self.trying -= 1
+            self.in_flight -= 1
             if error is None:
-                self.taken += 1
-            elif self.is_given_up:
-                target.done_with(put)
+                self.accepted += 1
+            elif self.is_cancelled:
+                target.forget(put)
             else:
                 self.failed.append((target, put, error))
-            if not self.trying or len(self.failed) == 1:
+            if not self.in_flight or len(self.failed) == 1:
                 self.change.notify_all()
 
-    def take_failed(self, goes_on: Callable[[], bool]) -> list[tuple[Target, Put, Exception]]:
+    def wait_for_failures(self, goes_on: Callable[[], bool]) -> list[tuple[Target, PutRequest, Exception]]:
         """The puts that failed, once all were tried, or those that failed need not wait for the others any longer.
 
-        Raises GivenUp when `goes_on()` is false before that.
+        Raises Cancelled when `goes_on()` is false before that.
         """
         end = float("inf")
         while True:
             with self.change:
                 if self.failed:
-                    end = min(end, time.monotonic() + HOLD_UP)
-                if not self.trying or time.monotonic() >= end:
+                    end = min(end, time.monotonic() + RETRY_LINGER)
+                if not self.in_flight or time.monotonic() >= end:
                     failed, self.failed = self.failed, []
-                    self.to_try = [(target, put) for target, put, _ in failed]  # unless others take their place
+                    self.pending = [(target, put) for target, put, _ in failed]  # unless others take their place
                     return failed
                 self.change.wait(0.2)
             note_turn()
             if not goes_on():
-                raise GivenUp
+                raise Cancelled
 
 
-class NothingTaken(Exception):
+class NoProgress(Exception):
     """Of what was tried of a batch, its targets took nothing."""
 
 
-class Writers:
+class PutScheduler:
     """Puts, for all batches and targets of the process. No thread waits for another try of its put.
 
     How many put at once follows the load. A near service keeps the CPU busy with one, and more would only take turns; a
@@ -2085,82 +2127,82 @@ class Writers:
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.at_once, self.busy = most, 1, 0
-        self.threads = Threads(most)
+        self.most, self.limit, self.workers = most, 1, 0
+        self.threads = ThreadPool(most)
         self.change = threading.Condition()
         self.ready: deque[Target] = deque()  # those that have something to put, and writers left
-        self.follower = threading.Thread(target=self.follow_the_load, daemon=True)
+        self.follower = threading.Thread(target=self.adapt_concurrency, daemon=True)
         self.follower.start()
 
-    def add(self, puts: Sequence[tuple[Target, Put]], batch: Batch) -> None:
+    def submit(self, puts: Sequence[tuple[Target, PutRequest]], batch: Batch) -> None:
         with self.change:
-            batch.trying += len(puts)
+            batch.in_flight += len(puts)
             for target, put in puts:
-                target.waiting.append((put, batch))
-                self.make_ready(target)
+                target.queue.append((put, batch))
+                self.schedule(target)
             self.change.notify_all()
 
-    def make_ready(self, target: Target) -> None:
+    def schedule(self, target: Target) -> None:
         """Sees to it that as many threads as may put what waits for a target."""
-        if target.waiting and target.writers_busy < target.writers_allowed and target not in self.ready:
+        if target.queue and target.in_flight < target.limit and target not in self.ready:
             self.ready.append(target)
-        for _ in range(min(self.at_once - self.busy, len(self.ready))):
-            self.threads.submit(self.write)
-            self.busy += 1
+        for _ in range(min(self.limit - self.workers, len(self.ready))):
+            self.threads.submit(self.work)
+            self.workers += 1
 
-    def write(self) -> None:
+    def work(self) -> None:
         """In a thread of its own: puts what waits, of one ready target after the other."""
         with self.change:
             try:
-                while self.ready and self.busy <= self.at_once:
+                while self.ready and self.workers <= self.limit:
                     target = self.ready.popleft()
                     try:
-                        self.write_next(target)
+                        self.attempt_next(target)
                     finally:
-                        self.make_ready(target)
+                        self.schedule(target)
             finally:
-                self.busy -= 1
+                self.workers -= 1
 
-    def write_next(self, target: Target) -> None:
-        put, batch = target.waiting.popleft()
-        target.writers_busy += 1
-        error: Exception | None = GivenUp()
+    def attempt_next(self, target: Target) -> None:
+        put, batch = target.queue.popleft()
+        target.in_flight += 1
+        error: Exception | None = Cancelled()
         try:
-            self.make_ready(target)
+            self.schedule(target)
             self.change.release()
             try:
-                if not batch.is_given_up:
-                    error = target.try_once(put)
+                if not batch.is_cancelled:
+                    error = target.attempt(put)
             finally:
                 self.change.acquire()
         except Exception as failure:  # any, such as MemoryError: the batch goes on
             error = failure
-        target.writers_busy -= 1
-        batch.settle(target, put, error)
-        while error and target.waiting and target.failures_in_a_row >= FAILURES:
-            put, batch = target.waiting.popleft()
-            batch.settle(target, put, GivenUp())  # not tried, so no refusal counts against it
+        target.in_flight -= 1
+        batch.on_result(target, put, error)
+        while error and target.queue and target.consecutive_failures >= BREAKER_THRESHOLD:
+            put, batch = target.queue.popleft()
+            batch.on_result(target, put, Cancelled())  # not tried, so no refusal counts against it
 
-    def follow_the_load(self) -> None:
+    def adapt_concurrency(self) -> None:
         while True:
             note_turn()
             with self.change:
                 if not self.change.wait_for(lambda: self.ready, 1.0):
                     continue
             cpu, wall = time.process_time(), time.monotonic()
-            time.sleep(LOOK_INTERVAL)
+            time.sleep(SAMPLE_SECONDS)
             busy = (time.process_time() - cpu) / (time.monotonic() - wall)
             with self.change:
-                self.at_once = min(self.most, self.at_once * 2) if busy < BUSY else max(1, self.at_once - 1)
+                self.limit = min(self.most, self.limit * 2) if busy < CPU_BOUND else max(1, self.limit - 1)
                 with contextlib.suppress(Exception):  # any: this thread goes on, and looks again soon
                     for target in list(self.ready):
-                        self.make_ready(target)
+                        self.schedule(target)
 
 
-class LeftOut:
+class UnmatchedCounter:
     """Counts the LogGroups that are put nowhere: no route matches their topic, or they have no logs."""
 
-    MOST_TOPICS, LONGEST_TOPIC = 1000, 60  # counted each for itself; shown, in characters
+    MAX_TOPICS, MAX_TOPIC_LENGTH = 1000, 60  # counted each for itself; shown, in characters
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -2168,14 +2210,14 @@ class LeftOut:
         self.topics: Counter[str] = Counter()
 
     def add(self, log_group: LogGroup) -> None:
-        topic = printable(log_group.Topic, self.LONGEST_TOPIC)
+        topic = escape_for_log(log_group.Topic, self.MAX_TOPIC_LENGTH)
         with self.lock:
             if not log_group.log_count:
                 self.empty += 1
                 return
             self.log_groups += 1
             self.logs += log_group.log_count
-            if topic in self.topics or len(self.topics) < self.MOST_TOPICS:
+            if topic in self.topics or len(self.topics) < self.MAX_TOPICS:
                 self.topics[topic] += 1
 
     def summary(self) -> str:
@@ -2185,7 +2227,7 @@ class LeftOut:
             return f"{counts} unmatched_topics={named}"
 
 
-def a_third_of_all_files() -> int:
+def connection_budget() -> int:
     """How many puts may be in the air, and how many connections idle: each is an open file."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 3)
@@ -2196,64 +2238,66 @@ class Delivery:
 
     def __init__(self, settings: Settings) -> None:
         self.routes = Routes(settings.targets)
-        rejected = RejectedLogGroups(settings.rejected_dir) if settings.rejected_dir else None
-        clients: dict[tuple[Any, ...], LeanClient] = {}
+        rejected = DeadLetterDirectory(settings.rejected_dir) if settings.rejected_dir else None
+        clients: dict[tuple[Any, ...], PooledLogClient] = {}
         self.targets: dict[int, Target] = {}
         for target in settings.targets:
-            all_but_logstore = target.place[:7]  # targets that are equal in it share a client, and so its connections
+            all_but_logstore = target.config[:7]  # targets that are equal in it share a client, and so its connections
             if all_but_logstore not in clients:
-                clients[all_but_logstore] = LeanClient(target.place)
+                clients[all_but_logstore] = PooledLogClient(target.config)
             self.targets[target.number] = Target(target, clients[all_but_logstore], settings.writers, rejected)
         self.clients = list(clients.values())
-        self.writers = Writers(min(settings.writers * len(self.targets), a_third_of_all_files()))
-        self.join_packs = settings.merge_packs
-        self.left_out = LeftOut()
+        self.writers = PutScheduler(min(settings.writers * len(self.targets), connection_budget()))
+        self.merge_packs = settings.merge_packs
+        self.unmatched = UnmatchedCounter()
 
-    def sort(self, log_groups: Iterable[LogGroup]) -> list[tuple[Target, Put]]:
+    def route(self, log_groups: Iterable[LogGroup]) -> list[tuple[Target, PutRequest]]:
         """What is to be put where, in the order of each target's LogGroups; those that go nowhere are counted."""
         shares: dict[Target, list[LogGroup]] = {}
         for log_group in log_groups:
-            number = self.routes.find(log_group.Topic) if log_group.log_count else None
+            number = self.routes.target_of(log_group.Topic) if log_group.log_count else None
             if number is None:
-                self.left_out.add(log_group)
+                self.unmatched.add(log_group)
             else:
                 shares.setdefault(self.targets[number], []).append(log_group)
-        return [(target, put) for target, share in shares.items() for put in join_log_groups(share, self.join_packs)]
+        return [(target, put) for target, share in shares.items() for put in merge_log_groups(share, self.merge_packs)]
 
     def deliver(self, log_groups: Iterable[LogGroup], goes_on: Callable[[], bool]) -> None:
         """Returns once every routed LogGroup has been taken by its target.
 
-        Raises GivenUp when `goes_on()` was false before that; then, as on any other exception, no put of these begins
+        Raises Cancelled when `goes_on()` was false before that; then, as on any other exception, no put of these begins
         any more.
         """
-        batch = Batch(self.sort(log_groups))
+        batch = Batch(self.route(log_groups))
 
         def failed(error: Exception) -> None:
-            if not isinstance(error, NothingTaken):
+            if not isinstance(error, NoProgress):
                 raise error  # nobody knows what is left of the batch, so it is given up whole
 
         try:
-            until_done(lambda: self.try_all(batch, goes_on), goes_on, failed, LONGEST_PAUSE)
+            retry(lambda: self.attempt_round(batch, goes_on), goes_on, failed, MAX_BACKOFF)
         except BaseException:
             with batch.change:
-                batch.is_given_up = True  # what has not begun never will
-                for target, put in [*batch.to_try, *((target, put) for target, put, _ in batch.failed)]:
-                    target.done_with(put)
+                batch.is_cancelled = True  # what has not begun never will
+                for target, put in [*batch.pending, *((target, put) for target, put, _ in batch.failed)]:
+                    target.forget(put)
             raise
 
-    def try_all(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
+    def attempt_round(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
         """Tries what is left of a batch until nothing is. Puts that failed are tried again soon while others are taken.
 
-        Raises NothingTaken when none is, and GivenUp.
+        Raises NoProgress when none is, and Cancelled.
         """
-        while batch.to_try or batch.trying:
-            taken_before = batch.taken
-            self.writers.add(batch.to_try, batch)
-            failed = batch.take_failed(goes_on)
-            batch.to_try = [(target, put) for target, tried, why in failed for put in target.after_failure(tried, why)]
-            if batch.to_try and batch.taken == taken_before:
-                raise NothingTaken from failed[0][2]
-            wait(FIRST_PAUSE if batch.to_try else 0.0, goes_on)
+        while batch.pending or batch.in_flight:
+            taken_before = batch.accepted
+            self.writers.submit(batch.pending, batch)
+            failed = batch.wait_for_failures(goes_on)
+            batch.pending = [
+                (target, put) for target, tried, why in failed for put in target.split_or_reject(tried, why)
+            ]
+            if batch.pending and batch.accepted == taken_before:
+                raise NoProgress from failed[0][2]
+            wait(INITIAL_BACKOFF if batch.pending else 0.0, goes_on)
 
 
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
@@ -2263,10 +2307,10 @@ class Delivery:
 #   2. whoever is lost saves nothing;
 #   3. the group is made at the first join only, never at a later one;
 #   4. the SDK's checkpoint tracker is never told of anything, so it has nothing to flush;
-#   5. what is tried again is so by `until_done`, which ends when the shard is revoked, the consumer lost, the copy
+#   5. what is tried again is so by `retry`, which ends when the shard is revoked, the consumer lost, the copy
 #      stopped, and a batch in flight has had its GRACE.
-# Three things happen to a shard. *Assigned* (Heartbeats.beat): the SDK makes a ShardConsumer for it. *Revoked*
-# (Membership.revoke): its batch in flight is ended, its checkpoint saved, then it moves. *Lost* (Membership.lose), with
+# Three things happen to a shard. *Assigned* (Heartbeat.send): the SDK makes a ShardConsumer for it. *Revoked*
+# (Consumer.revoke): its batch in flight is ended, its checkpoint saved, then it moves. *Lost* (Consumer.lose), with
 # the consumer and so with all its shards: nothing begins, nothing is saved, batches in flight have their GRACE, then
 # another consumer joins and begins at the service's checkpoints.
 
@@ -2276,267 +2320,273 @@ GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop, or i
 class ShardConsumer(ConsumerProcessorBase):
     """One shard from when it is assigned until it is revoked or lost: its beginning, pulls, batches and checkpoint.
 
-    The SDK calls `initialize` once, then `pull` (by way of Membership) and `process`, each one after the other but
+    The SDK calls `initialize` once, then `pull` (by way of Consumer) and `process`, each one after the other but
     both at the same time: up to two pulls wait while a batch is delivered.
     """
 
-    FULL_PULL = 4 * 1000 * 1000  # bytes; what is asked of one pull, and less where many shards share the memory
-    MEMORY = 48 * 1000 * 1000  # bytes of pulls that the shards of the process may hold together, three for each
-    FIRST_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
-    FIRST_COUNT, MOST_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
-    BATCH_TIME = 1.0  # seconds that a batch should take, for so long it holds up a stop, and is repeated after a crash
+    MAX_PULL_BYTES = 4 * 1000 * 1000  # bytes; what is asked of one pull, and less where many shards share the memory
+    PREFETCH_BYTES = 48 * 1000 * 1000  # bytes of pulls that the shards of the process may hold together, three for each
+    INITIAL_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
+    INITIAL_COUNT, MAX_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
+    TARGET_BATCH_SECONDS = (
+        1.0  # seconds that a batch should take, for so long it holds up a stop, and is repeated after a crash
+    )
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, consumer: Consumer) -> None:
         super().__init__()
-        self.membership = membership
-        self.dispatcher = membership.dispatcher
-        self.source = membership.dispatcher.source
+        self.consumer = consumer
+        self.member = consumer.member
+        self.source = consumer.member.source
         self.is_revoked = False
         self.checkpoint = ""  # the service's
         self.delivered = ""  # how far all is delivered; beyond the checkpoint while that is not saved
-        self.waiting = 0  # bytes that were pulled and not yet delivered
-        self.begun_again = 0  # times that the SDK was told to fetch again: it drops what was pulled before
-        self.mean_size = float(self.FIRST_SIZE)  # bytes of a LogGroup, by the last pull
-        self.by_time = float(self.FIRST_COUNT)  # LogGroups that take BATCH_TIME, by the last batch
+        self.buffered_bytes = 0  # bytes that were pulled and not yet delivered
+        self.rewinds = 0  # times that the SDK was told to fetch again: it drops what was pulled before
+        self.mean_log_group_size = float(self.INITIAL_SIZE)  # bytes of a LogGroup, by the last pull
+        self.count_for_target_time = float(
+            self.INITIAL_COUNT
+        )  # LogGroups that take TARGET_BATCH_SECONDS, by the last batch
         self.next_pull = 0.0
-        self.grace_end = float("inf")
+        self.overtime_ends = float("inf")
         self.lock = threading.Lock()
         self._preprocessor = lambda pull: pull  # what the SDK calls in between, for which its own would parse
 
     def may_begin(self) -> bool:
         """Whether anything may begin. Once it is false it stays so."""
-        return not (self.is_revoked or self.dispatcher.is_stopping or self.membership.is_lost())
+        return not (self.is_revoked or self.member.is_stopping or self.consumer.is_lost())
 
     def may_go_on(self) -> bool:
         """Whether a batch that has begun may go on: as long as others may begin, and GRACE seconds more."""
-        if self.grace_end == float("inf") and not self.may_begin():
-            self.grace_end = time.monotonic() + GRACE
-        return time.monotonic() < self.grace_end
+        if self.overtime_ends == float("inf") and not self.may_begin():
+            self.overtime_ends = time.monotonic() + GRACE
+        return time.monotonic() < self.overtime_ends
 
     def initialize(self, shard: int) -> None:
-        """Called by the SDK before the first pull. Raises GivenUp."""
+        """Called by the SDK before the first pull. Raises Cancelled."""
         super().initialize(shard)
-        self.membership.shards[shard] = self
-        self.dispatcher.beginning.until_done(shard, self.begin, self.may_begin)
+        self.consumer.shards[shard] = self
+        self.member.begin_retries.retry(shard, self.load_checkpoint, self.may_begin)
 
-    def begin(self) -> None:
+    def load_checkpoint(self) -> None:
         """Finds where the shard begins, and sees to it that the service knows before anything is read.
 
         Else a copy killed before its first checkpoint would let the next begin at a later "end". What the consumer
         before this one has delivered, but could not save, is saved if nobody has been further since.
         """
-        shard, dispatcher, start = self.shard_id, self.dispatcher, self.dispatcher.settings.cursor_start
-        saved = self.source.checkpoints(dispatcher.group).get(shard, {}).get("checkpoint", "")
-        before, delivered = dispatcher.unsaved.get(shard, ("", ""))
+        shard, member, start = self.shard_id, self.member, self.member.settings.cursor_start
+        saved = self.source.checkpoints(member.group).get(shard, {}).get("checkpoint", "")
+        before, delivered = member.delivered_unsaved.get(shard, ("", ""))
         if not saved:
             # The end is that of when the group began: who was born since has logs from then on alone, and is read from
             # the first.
             if start == "end":
-                start = dispatcher.group_began or "begin"
-            self.send_checkpoint(dispatcher.first_cursors.get(shard) or self.source.cursor(shard, start))
+                start = member.group_start or "begin"
+            self.send_checkpoint(member.end_cursors_at_start.get(shard) or self.source.get_cursor(shard, start))
         elif saved == before:
             self.send_checkpoint(delivered)
         else:
             self.checkpoint = self.delivered = saved
-        dispatcher.unsaved.pop(shard, None)
+        member.delivered_unsaved.pop(shard, None)
 
-    def pull(self, cursor: str) -> Pull:
+    def pull(self, cursor: str) -> PullResult:
         """Called by the SDK's fetching thread. Returns when there is an answer, however long that takes.
 
         Raises LogException, which the SDK passes over in silence, when this is not wanted any more or fetched again.
         """
-        begun_again = self.begun_again
+        rewinds = self.rewinds
         try:
             wait(self.next_pull - time.monotonic(), self.may_begin)
-            wait(float("inf"), lambda: self.waiting > 0 and self.membership.is_full() and self.may_begin())
-            self.next_pull = time.monotonic() + self.dispatcher.settings.fetch_interval
-            pull_size = min(self.FULL_PULL, self.MEMORY / 3 / max(1, len(self.membership.heartbeats.held)))  # bytes
-            count = int(max(1, min(self.MOST_COUNT, pull_size / self.mean_size, self.by_time)))
-            pull = self.dispatcher.pulling.until_done(
-                self.shard_id, lambda: self.pull_once(cursor, count), self.may_begin
-            )
+            wait(float("inf"), lambda: self.buffered_bytes > 0 and self.consumer.buffers_full() and self.may_begin())
+            self.next_pull = time.monotonic() + self.member.settings.fetch_interval
+            pull_size = min(
+                self.MAX_PULL_BYTES, self.PREFETCH_BYTES / 3 / max(1, len(self.consumer.heartbeat_loop.owned))
+            )  # bytes
+            count = int(max(1, min(self.MAX_COUNT, pull_size / self.mean_log_group_size, self.count_for_target_time)))
+            pull = self.member.pull_retries.retry(self.shard_id, lambda: self.pull_once(cursor, count), self.may_begin)
             with self.lock:
-                if begun_again != self.begun_again:  # the SDK was told so while this was on its way
-                    raise GivenUp
-                is_all_delivered = not self.waiting
-                self.waiting += pull.size if pull.log_groups else 0
-        except GivenUp:
+                if rewinds != self.rewinds:  # the SDK was told so while this was on its way
+                    raise Cancelled
+                is_all_delivered = not self.buffered_bytes
+                self.buffered_bytes += pull.size if pull.log_groups else 0
+        except Cancelled:
             time.sleep(0.1)  # the SDK asks again at once
-            raise LogException("GivenUp", "the shard is not wanted any more or fetched again") from None
+            raise LogException("Cancelled", "the shard is not wanted any more or fetched again") from None
         if pull.log_groups:
             if len(pull.log_groups) >= count or pull.size >= pull_size / 2:
                 self.next_pull = 0.0  # there is more
-            self.mean_size = max(1, pull.size) / len(pull.log_groups)
+            self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
         elif pull.next_cursor != self.checkpoint and is_all_delivered:
             # The cursor has moved over nothing, a gap or what a filter left out, of which the SDK makes no batch.
-            with contextlib.suppress(GivenUp):
+            with contextlib.suppress(Cancelled):
                 self.save(pull.next_cursor, self.may_begin)
         return pull
 
-    def pull_once(self, cursor: str, count: int) -> Pull:
+    def pull_once(self, cursor: str, count: int) -> PullResult:
         """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is."""
         try:
-            return self.source.pull(self.shard_id, cursor, count)
-        except CallFailed as error:
+            return self.source.pull_logs(self.shard_id, cursor, count)
+        except CallError as error:
             # By this code the SDK would go on at the newest log and skip what lies between.
             if error.code != "InvalidCursor":
                 raise
-            oldest = self.source.cursor(self.shard_id, "begin")
-            newest = self.source.cursor(self.shard_id, "end")
-            if position(oldest) <= position(cursor) <= position(newest):
+            oldest = self.source.get_cursor(self.shard_id, "begin")
+            newest = self.source.get_cursor(self.shard_id, "end")
+            if cursor_position(oldest) <= cursor_position(cursor) <= cursor_position(newest):
                 raise  # the cursor is fine, and so will be the next answer
-        pull = self.source.pull(self.shard_id, oldest, count)
+        pull = self.source.pull_logs(self.shard_id, oldest, count)
         saved, arrived = "an unknown time", "now"
-        with contextlib.suppress(CallFailed, KeyError):
-            saved = local_time(self.source.checkpoints(self.dispatcher.group)[self.shard_id]["updateTime"] / 1e6)
-            arrived = local_time(self.source.arrival_time(self.shard_id, oldest))
+        with contextlib.suppress(CallError, KeyError):
+            saved = format_local(self.source.checkpoints(self.member.group)[self.shard_id]["updateTime"] / 1e6)
+            arrived = format_local(self.source.arrival_time(self.shard_id, oldest))
         log.error(
             "%s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from then on "
             "and before %s have reached the end of their retention time and are SKIPPED, not delivered",
-            self.dispatcher.name, self.shard_id, cursor, saved, arrived,
+            self.member.name, self.shard_id, cursor, saved, arrived,
         )  # fmt: skip
         return pull
 
-    def process(self, batch: Pull, check_point_tracker: ConsumerCheckpointTracker) -> str | None:  # noqa: ARG002
+    def process(self, batch: PullResult, check_point_tracker: ConsumerCheckpointTracker) -> str | None:  # noqa: ARG002
         """Called by the SDK with each pull that brought something: delivers it, then saves the checkpoint.
 
         Returns None when that is done, else the checkpoint, from which the SDK is to fetch again: had this raised, or
         returned False, the SDK would go on with the next batch, and a checkpoint would come to lie beyond this one.
         """
-        in_flight = self.membership.in_flight
+        in_flight = self.consumer.in_flight
         try:
             note_turn()
             in_flight[self.shard_id] = len(batch.log_groups), threading.current_thread()
             try:
                 if not self.may_begin():  # asked for now: a stop is seen here, or else sees this batch in flight
-                    raise GivenUp
+                    raise Cancelled
                 began = time.monotonic()
-                self.dispatcher.delivery.deliver(batch.log_groups, self.may_go_on)
-                self.by_time = len(batch.log_groups) * self.BATCH_TIME / max(0.001, time.monotonic() - began)
+                self.member.delivery.deliver(batch.log_groups, self.may_go_on)
+                self.count_for_target_time = (
+                    len(batch.log_groups) * self.TARGET_BATCH_SECONDS / max(0.001, time.monotonic() - began)
+                )
                 self.delivered = batch.next_cursor
                 self.save(batch.next_cursor, self.may_go_on)
             finally:
                 del in_flight[self.shard_id]
             with self.lock:
-                self.waiting -= batch.size
+                self.buffered_bytes -= batch.size
             return None
-        except GivenUp:
+        except Cancelled:
             time.sleep(0.1)  # the SDK asks again at once
         except Exception:
-            with contextlib.suppress(Exception):  # telling must not fail where the batch did
+            with contextlib.suppress(Exception):  # reporter must not fail where the batch did
                 log.exception("shard %s: a batch failed and is fetched again", self.shard_id)
-            wait(LONGEST_PAUSE, self.may_begin)
+            wait(MAX_BACKOFF, self.may_begin)
         with self.lock:
-            self.begun_again += 1
-            self.waiting = 0
+            self.rewinds += 1
+            self.buffered_bytes = 0
         return self.checkpoint
 
     def save(self, cursor: str, goes_on: Callable[[], bool]) -> None:
-        """Saves the checkpoint. Raises GivenUp, also when this consumer is lost: then it saves nothing."""
-        self.dispatcher.saving.until_done(
-            self.shard_id, lambda: self.send_checkpoint(cursor), lambda: goes_on() and not self.membership.is_lost()
+        """Saves the checkpoint. Raises Cancelled, also when this consumer is lost: then it saves nothing."""
+        self.member.checkpoint_retries.retry(
+            self.shard_id, lambda: self.send_checkpoint(cursor), lambda: goes_on() and not self.consumer.is_lost()
         )
 
     def send_checkpoint(self, cursor: str) -> None:
         try:
-            self.source.save_checkpoint(self.dispatcher.group, self.membership.name, self.shard_id, cursor)
-        except CallFailed as error:
-            if error.fault == Fault.CONSUMER:
-                self.membership.lose("the checkpoint of shard %d was refused: %s" % (self.shard_id, error))
+            self.source.save_checkpoint(self.member.group, self.consumer.name, self.shard_id, cursor)
+        except CallError as error:
+            if error.kind == ErrorKind.FENCED:
+                self.consumer.lose("the checkpoint of shard %d was refused: %s" % (self.shard_id, error))
             raise
         self.checkpoint = self.delivered = cursor
 
     def shutdown(self, check_point_tracker: ConsumerCheckpointTracker) -> None:  # noqa: ARG002
         """Called by the SDK when the shard is gone; its own would save the cursor of a batch that is not delivered."""
         if self.is_revoked:
-            self.membership.shards.pop(self.shard_id, None)
+            self.consumer.shards.pop(self.shard_id, None)
 
 
-class Heartbeats(threading.Thread):
+class Heartbeat(threading.Thread):
     """Tells the service that this consumer lives, and learns what it holds.
 
     Stands in the place of the SDK's, which counts in wall time, waits a whole interval after a failure, and believes an
     answer that came too late. Here the SDK's one loop waits for its next turn, too.
     """
 
-    TURN = 0.05  # seconds between turns of the SDK's loop, which begins pulls and batches; less after a task
-    SHORTEST_TURN = 0.005
+    LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, which begins pulls and batches; less after a task
+    MIN_LOOP_INTERVAL = 0.005
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, consumer: Consumer) -> None:
         super().__init__(daemon=True)
-        self.membership = membership
-        settings = membership.dispatcher.settings
-        self.interval = min(settings.heartbeat_interval, membership.group_timeout / 2)  # seconds
-        self.source = Logstore(settings.source, keeps_connections=False)
-        self.held: list[int] = []
-        self.listed: set[int] = set()  # to the service: those held, and those that were revoked and still end a batch
+        self.consumer = consumer
+        settings = consumer.member.settings
+        self.interval = min(settings.heartbeat_interval, consumer.group_timeout / 2)  # seconds
+        self.source = LogstoreApi(settings.source, keep_alive=False)
+        self.owned: list[int] = []
+        self.reported: set[int] = set()  # to the service: those held, and those that were revoked and still end a batch
         self.lock = threading.Lock()
         self.turn = threading.Event()
 
     def get_held_shards(self) -> list[int]:
         """Called by the SDK once in each turn."""
         note_turn()
-        if self.turn.wait(self.TURN):
+        if self.turn.wait(self.LOOP_INTERVAL):
             self.turn.clear()
-            time.sleep(self.SHORTEST_TURN)
+            time.sleep(self.MIN_LOOP_INTERVAL)
         with self.lock:
-            self.listed &= {*self.held, *self.membership.shard_consumers}  # one may be revoked before the SDK sees it
-            return self.held[:]
+            self.reported &= {*self.owned, *self.consumer.shard_consumers}  # one may be revoked before the SDK sees it
+            return self.owned[:]
 
     def remove_heart_shard(self, shard: int) -> None:
         """Called by the SDK when nothing of a revoked shard is left: now it may move."""
         with self.lock:
-            self.listed.discard(shard)
+            self.reported.discard(shard)
 
     def shutdown(self) -> None:
         """Called by the SDK at its end; `run` looks for itself."""
 
     def run(self) -> None:
-        membership, beating = self.membership, self.membership.dispatcher.beating
-        with contextlib.suppress(GivenUp):
-            while membership.goes_on():
+        consumer, beating = self.consumer, self.consumer.member.heartbeat_retries
+        with contextlib.suppress(Cancelled):
+            while consumer.goes_on():
                 began = time.monotonic()
-                beating.until_done("heartbeat", self.beat, membership.goes_on, longest=self.interval / 2)
-                wait(began + self.interval - time.monotonic(), membership.goes_on)
+                beating.retry("heartbeat", self.send, consumer.goes_on, longest=self.interval / 2)
+                wait(began + self.interval - time.monotonic(), consumer.goes_on)
 
-    def beat(self) -> None:
-        membership = self.membership
-        sent = membership.now()
+    def send(self) -> None:
+        consumer = self.consumer
+        sent = consumer.boottime()
         # Time for several tries before the service forgets this consumer, each over a connection of its own.
-        self.source.client.answer_timeout = max(0.5, (membership.silent_until - sent) / 3)
+        self.source.client.response_timeout = max(0.5, (consumer.lease_expires - sent) / 3)
         with self.lock:
-            listed = sorted(self.listed)
+            listed = sorted(self.reported)
         try:
-            answer = self.source.heartbeat(membership.dispatcher.group, membership.name, listed)
-        except CallFailed as error:
-            if error.fault == Fault.CONSUMER:
-                membership.lose(str(error))
+            answer = self.source.heartbeat(consumer.member.group, consumer.name, listed)
+        except CallError as error:
+            if error.kind == ErrorKind.FENCED:
+                consumer.lose(str(error))
             raise
-        membership.silent_until = sent + membership.group_timeout
-        membership.dispatcher.last_heartbeat = time.time()
+        consumer.lease_expires = sent + consumer.group_timeout
+        consumer.member.last_heartbeat = time.time()
         with self.lock:
-            letting_go = self.listed - set(self.held)
-            held = [shard for shard in answer if shard not in letting_go]
-            revoked = set(self.held) - set(held)
-            self.listed |= set(held)
-            self.held = held
+            releasing = self.reported - set(self.owned)
+            held = [shard for shard in answer if shard not in releasing]
+            revoked = set(self.owned) - set(held)
+            self.reported |= set(held)
+            self.owned = held
         for shard in revoked:
-            membership.revoke(shard)
+            consumer.revoke(shard)
         self.turn.set()
 
 
-class Membership(ConsumerWorker):
+class Consumer(ConsumerWorker):
     """One consumer, from joining the group to losing it: the SDK's worker, with what it asks of others replaced."""
 
     # It goes on while the process or the machine sleeps.
     CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
-    def __init__(self, dispatcher: Dispatcher, group_timeout: float) -> None:
+    def __init__(self, member: GroupMember, group_timeout: float) -> None:
         """`group_timeout` in seconds, the service's."""
-        place = dispatcher.settings.source
-        self.dispatcher = dispatcher
+        config = member.settings.source
+        self.member = member
         self.group_timeout = group_timeout
-        self.silent_until = self.now() + group_timeout  # then the service forgets this consumer
+        self.lease_expires = self.boottime() + group_timeout  # then the service forgets this consumer
         self.shards: dict[int, ShardConsumer] = {}
         self.reason = ""  # why it was lost
         # shard -> LogGroups of the batch that is being delivered, and who does that
@@ -2546,23 +2596,23 @@ class Membership(ConsumerWorker):
         # process id repeat themselves in containers. It says when the group began, so that who begins its last shard
         # knows it as well as who began its first.
         host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
-        words = dispatcher.group[:20], host[:12], os.getpid(), dispatcher.group_began, uuid.uuid4().hex[:12]
+        words = member.group[:20], host[:12], os.getpid(), member.group_start, uuid.uuid4().hex[:12]
         name = "%s-%s-%d-%08x%s" % words
-        config = LogHubConfig(
-            place.endpoint, place.access_key_id, place.access_key, place.project, place.logstore,
-            dispatcher.group, name, shared_executor=dispatcher.tasks,
-            # Its loops count in wall time, which may step: so it never sleeps, see Heartbeats.get_held_shards,
+        hub_config = LogHubConfig(
+            config.endpoint, config.access_key_id, config.access_key, config.project, config.logstore,
+            member.group, name, shared_executor=member.tasks,
+            # Its loops count in wall time, which may step: so it never sleeps, see Heartbeat.get_held_shards,
             data_fetch_interval=float("-inf"),  # type: ignore[arg-type]
             # and never leaves a pause between two pulls of a shard, see ShardConsumer.pull.
             max_fetch_log_group_size=-1,
         )  # fmt: skip
-        self.mproject, self.mlogstore = place.project, place.logstore  # these four are asked for by the SDK's loggers
-        self.mconsumer_group, self.mconsumer = dispatcher.group, name
-        super().__init__(ShardConsumer, config, args=(self,))
+        self.mproject, self.mlogstore = config.project, config.logstore  # these four are asked for by the SDK's loggers
+        self.mconsumer_group, self.mconsumer = member.group, name
+        super().__init__(ShardConsumer, hub_config, args=(self,))
         self.daemon = True
         self.name = name
-        self.heart_beat = self.heartbeats = Heartbeats(self)
-        dispatcher.tasks.done = self.heartbeats.turn.set
+        self.heart_beat = self.heartbeat_loop = Heartbeat(self)
+        member.tasks.on_task_done = self.heartbeat_loop.turn.set
 
     @property
     def consumer_client(self) -> Any:
@@ -2574,7 +2624,7 @@ class Membership(ConsumerWorker):
         """ConsumerWorker makes one for itself, and makes the group through it; ours stands in its place."""
 
     def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
-        """The SDK's own would write over a group that exists, at each join; see Dispatcher.join_group."""
+        """The SDK's own would write over a group that exists, at each join; see GroupMember.join_group."""
 
     def get_check_point(self, shard: int) -> dict[str, str]:
         return {"checkpoint": self.shards[shard].checkpoint}
@@ -2582,69 +2632,73 @@ class Membership(ConsumerWorker):
     def update_check_point(self, shard: int, consumer: str, check_point: str) -> None:
         """Called by the SDK's tracker when it has something to flush, which is never."""
 
-    def pull_logs(self, shard: int, cursor: str, *_: object, **__: object) -> Pull:
+    def pull_logs(self, shard: int, cursor: str, *_: object, **__: object) -> PullResult:
         return self.shards[shard].pull(cursor)
 
-    def now(self) -> float:
+    def boottime(self) -> float:
         return time.clock_gettime(self.CLOCK)
 
     def goes_on(self) -> bool:
-        return not (self.is_lost() or self.dispatcher.is_stopped)
+        return not (self.is_lost() or self.member.is_stopped)
 
     def is_lost(self) -> bool:
         """Whether the service may have given the shards to others. Nothing but its answers can tell that it has not."""
-        if not self.reason and self.now() > self.silent_until:
+        if not self.reason and self.boottime() > self.lease_expires:
             self.lose("not heard of for longer than the group's timeout, %g s" % self.group_timeout)
         return bool(self.reason)
 
-    def is_full(self) -> bool:
+    def buffers_full(self) -> bool:
         """Whether what was pulled takes all the memory it may; a shard that holds nothing may pull all the same, lest
         those whose targets take nothing hold up the others."""
-        return sum([shard.waiting for shard in list(self.shards.values())]) > ShardConsumer.MEMORY
+        return sum([shard.buffered_bytes for shard in list(self.shards.values())]) > ShardConsumer.PREFETCH_BYTES
 
     def lose(self, reason: str) -> None:
         with self.lock:
             is_first, self.reason = not self.reason, self.reason or reason
         if is_first:
             with contextlib.suppress(Exception):
-                log.warning("%s: consumer %s is lost, another joins: %s", self.dispatcher.name, self.name, reason)
+                log.warning("%s: consumer %s is lost, another joins: %s", self.member.name, self.name, reason)
 
     def revoke(self, shard: int) -> None:
         if shard in self.shards:
             self.shards[shard].is_revoked = True
 
-    def end(self, seconds: float) -> dict[int, int]:
+    def drain(self, seconds: float) -> dict[int, int]:
         """Waits for the batches in flight, `seconds` at the most, when no other begins; what is left of them then."""
         self.shut_down_flag = True  # the SDK's loop ends
-        self.heartbeats.turn.set()
+        self.heartbeat_loop.turn.set()
         wait(seconds, lambda: bool(self.in_flight))
         return {shard: log_groups for shard, (log_groups, _) in list(self.in_flight.items())}
 
 
-class Dispatcher(threading.Thread):
+class GroupMember(threading.Thread):
     """This copy in the consumer group: joins it, and whenever its consumer is lost, joins again."""
 
     def __init__(self, settings: Settings, delivery: Delivery) -> None:
         super().__init__(daemon=True)
-        place = settings.source
+        config = settings.source
         self.settings, self.delivery = settings, delivery
         self.group = settings.consumer_group
         self.last_heartbeat: float | None = None  # unix seconds
         self.last_lag: float | None = None  # see `lag`
-        self.group_began = 0  # unix seconds, the service's; 0 when nobody can tell any more
-        self.source = Logstore(place)
-        self.keys = keys_that_end(settings)
-        self.tasks = Threads(2048)  # for the SDK's tasks, up to three for each shard
+        self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
+        self.source = LogstoreApi(config)
+        self.credential_source = expiring_credentials(settings)
+        self.tasks = ThreadPool(2048)  # for the SDK's tasks, up to three for each shard
         name = self.name = settings.source_name
-        self.joining = Trying(name, "joining", "can't join the consumer group yet, trying again", place)
-        self.beginning = Trying(name, "beginning", "a shard can't begin yet", place)
-        self.beating = Trying(name, "heartbeats", "a heartbeat failed and is tried again", place)
-        self.pulling = Trying(name, "pulls", "a pull failed and is tried again", place)
-        self.saving = Trying(name, "checkpoints", "a checkpoint is not saved yet", place)
-        self.membership: Membership | None = None
-        self.unsaved: dict[int, tuple[str, str]] = {}  # shard -> checkpoint, what the lost consumer delivered since
-        self.first_cursors: dict[int, str] = {}  # of the shards that were there when the group began at the "end"
-        self.failure: CannotStart | None = None
+        self.join_retries = RetryLog(name, "joining", "can't join the consumer group yet, trying again", config)
+        self.begin_retries = RetryLog(name, "beginning", "a shard can't begin yet", config)
+        self.heartbeat_retries = RetryLog(name, "heartbeats", "a heartbeat failed and is tried again", config)
+        self.pull_retries = RetryLog(name, "pulls", "a pull failed and is tried again", config)
+        self.checkpoint_retries = RetryLog(name, "checkpoints", "a checkpoint is not saved yet", config)
+        self.consumer: Consumer | None = None
+        self.delivered_unsaved: dict[
+            int, tuple[str, str]
+        ] = {}  # shard -> checkpoint, what the lost consumer delivered since
+        self.end_cursors_at_start: dict[
+            int, str
+        ] = {}  # of the shards that were there when the group began at the "end"
+        self.failure: StartupError | None = None
         self.is_stopping = False  # asked to: no batch begins
         self.is_stopped = False  # no batch is in flight either, or they have had their time
 
@@ -2652,92 +2706,98 @@ class Dispatcher(threading.Thread):
         try:
             check_before_start(self.settings)
             while True:
-                membership = self.joining.until_done("join", self.join_group, lambda: not self.is_stopping)
-                while membership.is_alive() and membership.goes_on():
+                consumer = self.join_retries.retry("join", self.join_group, lambda: not self.is_stopping)
+                while consumer.is_alive() and consumer.goes_on():
                     note_turn()
-                    time.sleep(TICK)
+                    time.sleep(MAIN_LOOP_INTERVAL)
                 if self.is_stopped:
                     return
-                membership.lose("the SDK's loop has ended by itself")
-                membership.end(GRACE + 1)
+                consumer.lose("the SDK's loop has ended by itself")
+                consumer.drain(GRACE + 1)
                 # What it has delivered, but may not save, is kept for the next.
-                for shard, consumer in list(membership.shards.items()):  # tasks of the SDK may still change it
-                    if consumer.delivered != consumer.checkpoint:
-                        self.unsaved[shard] = consumer.checkpoint, consumer.delivered
-        except CannotStart as error:
+                for shard, its in list(consumer.shards.items()):  # tasks of the SDK may still change it
+                    if its.delivered != its.checkpoint:
+                        self.delivered_unsaved[shard] = its.checkpoint, its.delivered
+        except StartupError as error:
             self.failure = error
-        except GivenUp:
+        except Cancelled:
             pass
         except Exception:
             log.exception("a defect of this program")
 
-    def join_group(self) -> Membership:
-        """Joins as a new consumer; at the first time it makes the group where there is none. Raises CannotStart."""
+    def join_group(self) -> Consumer:
+        """Joins as a new consumer; at the first time it makes the group where there is none. Raises StartupError."""
         timeout = 2 * self.settings.heartbeat_interval
         try:
             group = (self.source.consumer_groups() or {}).get(self.group)
-            if not (group or self.membership):
+            if not (group or self.consumer):
                 self.source.make_consumer_group(self.group, timeout)
-        except CallFailed as error:
+        except CallError as error:
             if error.code == "ConsumerGroupAlreadyExist":  # another copy was faster, or the key may not list groups
                 group = (self.source.consumer_groups() or {}).get(self.group)
-            elif error.may_pass() or self.membership:
+            elif error.is_transient() or self.consumer:
                 raise
             else:  # what will not pass by itself ends a start; later there may be somebody to mend it
                 text = "%s: can't join the consumer group: %s"
-                raise CannotStart(text % (self.name, explain(error, self.settings.source))) from error
-        if not self.membership:
-            self.find_beginning(group)
-        self.membership = Membership(self, group.get_timeout() if group else timeout)
-        self.membership.start()
-        routes = ["%s <- %s" % (target.place, ",".join(target.topics)) for target in self.settings.targets]
-        log.info("consumer %s of %s, targets: %s", self.membership.name, self.settings.source, ", ".join(routes))
+                raise StartupError(text % (self.name, describe_error(error, self.settings.source))) from error
+        if not self.consumer:
+            self.find_group_start(group)
+        self.consumer = Consumer(self, group.get_timeout() if group else timeout)
+        self.consumer.start()
+        routes = ["%s <- %s" % (target.config, ",".join(target.topics)) for target in self.settings.targets]
+        log.info("consumer %s of %s, targets: %s", self.consumer.name, self.settings.source, ", ".join(routes))
         for note in self.settings.notes:
             log.info("%s", note)
-        return self.membership
+        return self.consumer
 
-    def find_beginning(self, group: Any) -> None:
+    def find_group_start(self, group: Any) -> None:
         """Finds when the group began, and says what there is to say of it: an SDK's ConsumerGroupEntity, or None."""
         checkpoints = self.source.checkpoints(self.group)
-        for line in remarks_on_group(group, checkpoints, self.settings.heartbeat_interval) if group else ():
+        for line in group_warnings(group, checkpoints, self.settings.heartbeat_interval) if group else ():
             log.warning("%s: %s", self.name, line)
-        if has_begun(checkpoints):  # the names of its consumers tell when, unless none was of this program
+        if has_checkpoints(checkpoints):  # the names of its consumers tell when, unless none was of this program
             names = [CONSUMER_NAME.fullmatch(entry.get("consumer") or "") for entry in checkpoints.values()]
-            self.group_began = min([int(name.group(1), 16) for name in names if name and name.group(1)], default=0)
+            self.group_start = min([int(name.group(1), 16) for name in names if name and name.group(1)], default=0)
         else:
-            self.group_began = int(self.source.client.service_time())  # no later than the ends: nothing lies between
+            self.group_start = int(self.source.client.server_time())  # no later than the ends: nothing lies between
             if self.settings.cursor_start == "end":
-                shards = [shard["shardID"] for shard in self.source.shards()]
-                self.first_cursors = {shard: self.source.cursor(shard, "end") for shard in shards}
+                shards = [shard["shardID"] for shard in self.source.list_shards()]
+                self.end_cursors_at_start = {shard: self.source.get_cursor(shard, "end") for shard in shards}
 
     def stop(self, seconds: float) -> dict[int, int]:
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
         end, and how many LogGroups they have."""
         self.is_stopping = True
-        left = self.membership.end(seconds) if self.membership else {}
+        left = self.consumer.drain(seconds) if self.consumer else {}
         self.is_stopped = True
         return left
 
     def held_shards(self) -> list[int]:
-        return sorted(self.membership.heartbeats.held) if self.membership else []
+        return sorted(self.consumer.heartbeat_loop.owned) if self.consumer else []
 
-    def settle(self) -> None:
+    def housekeeping(self) -> None:
         """What is to be done now and then."""
-        all_tries = [self.joining, self.beginning, self.beating, self.pulling, self.saving]
-        all_tries += [keys.renewing for keys in self.keys]
+        all_tries = [
+            self.join_retries,
+            self.begin_retries,
+            self.heartbeat_retries,
+            self.pull_retries,
+            self.checkpoint_retries,
+        ]
+        all_tries += [credential_source.refresh_retries for credential_source in self.credential_source]
         for target in self.delivery.targets.values():
-            all_tries += [target.putting, target.keeping]
-        for trying in all_tries:
-            trying.settle()
+            all_tries += [target.put_retries, target.dead_letter_retries]
+        for retries in all_tries:
+            retries.report_recovery()
         clients = [self.source.client, *self.delivery.clients]
-        are_many = sum(len(client.idle) for client in clients) > a_third_of_all_files()
+        are_many = sum(len(client.idle_connections) for client in clients) > connection_budget()
         for client in clients:
-            client.close_what_is_over(all_idle=are_many)
+            client.close_stale(all_idle=are_many)
 
-    def lag(self) -> float | None:
+    def measure_lag(self) -> float | None:
         """Asks for the lag of the shards held, in seconds; None where it is unknown."""
         try:
-            self.last_lag = how_far_behind(read_shard_status(self.source, self.group, self.held_shards()))
+            self.last_lag = largest_lag(read_shard_status(self.source, self.group, self.held_shards()))
         except Exception:  # any: the thread that tells must go on telling
             self.last_lag = None
         return self.last_lag
@@ -2748,26 +2808,27 @@ class Dispatcher(threading.Thread):
         lines = ["summary " + target.summary() for target in self.delivery.targets.values()]
         shards = ",".join(map(str, self.held_shards())) or "none"
         state = f"source={self.settings.source} group={self.group} shards={shards} lag_seconds={lag}"
-        return [*lines, f"summary {state} {self.delivery.left_out.summary()}"]
+        return [*lines, f"summary {state} {self.delivery.unmatched.summary()}"]
 
 
 # ---- monitoring: what the process counts, and whether its loops turn, over HTTP --------------------------------------
 
-STANDSTILL = 60.0  # seconds; a loop of the process that has not turned for longer is stuck
-REQUEST_TIME = 2.0  # seconds that a client has for its request, and again for taking the answer
-ANSWERED_AT_ONCE = 8  # requests, a thread for each; others wait in the kernel
+WATCHDOG_TIMEOUT = 60.0  # seconds; a loop of the process that has not turned for longer is stuck
+REQUEST_TIMEOUT = 2.0  # seconds that a client has for its request, and again for taking the answer
+SERVER_THREADS = 8  # requests, a thread for each; others wait in the kernel
 
-# Of what, name, meaning, and how to read the value from a Target, the Dispatcher or Keys; None is unknown.
+# Of what, name, meaning, and how to read the value from a Target, the GroupMember or CredentialSource; None is unknown.
 METRICS: tuple[tuple[str, str, str, Callable[[Any], float | None]], ...] = (
     ("target", "log_groups_total", "LogGroups that the target has taken.", lambda it: it.log_groups),
     ("target", "logs_total", "Logs that the target has taken.", lambda it: it.logs),
     ("target", "bytes_total", "Bytes that the target has taken, uncompressed.", lambda it: it.bytes),
     ("target", "put_retries_total", "Puts that failed and were tried again.", lambda it: it.retries),
-    ("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.set_aside),
-    ("target", "puts_failing", "Puts that have failed and are being tried again.", lambda it: len(it.putting.open)),
+    ("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.dead_lettered),
+    ("target", "puts_failing", "Puts that have failed and are being tried again.",
+     lambda it: len(it.put_retries.failing_now)),
     ("copy", "unmatched_log_groups_total", "LogGroups that no route matches.",
-     lambda it: it.delivery.left_out.log_groups),
-    ("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.left_out.logs),
+     lambda it: it.delivery.unmatched.log_groups),
+    ("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.unmatched.logs),
     ("copy", "shards_held", "Shards that this copy holds.", lambda it: len(it.held_shards())),
     ("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
      lambda it: it.last_lag if it.held_shards() else None),
@@ -2778,12 +2839,12 @@ METRICS: tuple[tuple[str, str, str, Callable[[Any], float | None]], ...] = (
 )  # fmt: skip
 
 
-def labelled(**labels: object) -> str:
+def prometheus_labels(**labels: object) -> str:
     """Labels as Prometheus has them, whose strings are quoted as JSON's."""
     return "{%s}" % ",".join("%s=%s" % (name, json.dumps(str(value))) for name, value in labels.items())
 
 
-class Monitoring(socketserver.TCPServer):
+class MetricsServer(socketserver.TCPServer):
     """Serves what there is to tell of this copy, in threads of its own.
 
     It asks nobody: the lag is what `telling`, the thread that tells, has learned last.
@@ -2792,17 +2853,17 @@ class Monitoring(socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = 32
 
-    def __init__(self, settings: Settings, dispatcher: Dispatcher, telling: threading.Thread) -> None:
+    def __init__(self, settings: Settings, member: GroupMember, reporter: threading.Thread) -> None:
         """A port that is taken, perhaps by another copy, is no reason to stop: then this copy goes on without."""
-        place = settings.metrics_host, int(settings.metrics_port)
+        config = settings.metrics_host, int(settings.metrics_port)
         self.address_family = socket.AF_INET6 if ":" in settings.metrics_host else socket.AF_INET
-        self.dispatcher, self.telling = dispatcher, telling
+        self.member, self.reporter = member, reporter
         try:
-            super().__init__(place, MonitoringHandler)
-            for _ in range(ANSWERED_AT_ONCE):
+            super().__init__(config, MetricsHandler)
+            for _ in range(SERVER_THREADS):
                 threading.Thread(target=self.serve, daemon=True).start()
         except (OSError, RuntimeError) as error:
-            log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *place, error)
+            log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *config, error)
 
     def serve(self) -> None:
         while True:
@@ -2814,13 +2875,13 @@ class Monitoring(socketserver.TCPServer):
 
     def metrics(self) -> tuple[int, str]:
         """HTTP's status, and the text, in Prometheus' format."""
-        targets, keys = self.dispatcher.delivery.targets.values(), self.dispatcher.keys
+        targets, credential_source = self.member.delivery.targets.values(), self.member.credential_source
         python = "%s %s" % (platform.python_implementation(), platform.python_version())
         labels_and_subjects: dict[str, list[tuple[str, Any]]] = {
-            "target": [(labelled(target=one.number, logstore=one.place), one) for one in targets],
-            "copy": [("", self.dispatcher)],
-            "key": [(labelled(source=one.name), one) for one in keys if one.source],
-            "program": [(labelled(version=__version__, python=python), None)],
+            "target": [(prometheus_labels(target=one.number, logstore=one.config), one) for one in targets],
+            "copy": [("", self.member)],
+            "key": [(prometheus_labels(source=one.name), one) for one in credential_source if one.source],
+            "program": [(prometheus_labels(version=__version__, python=python), None)],
         }
         text = ""
         for of_what, short_name, meaning, read in METRICS:
@@ -2834,40 +2895,40 @@ class Monitoring(socketserver.TCPServer):
 
     def health(self) -> tuple[int, str]:
         """HTTP's status, and a line for each loop that stands still, of those without which a copy is of no use."""
-        dispatcher, membership = self.dispatcher, self.dispatcher.membership
+        member, consumer = self.member, self.member.consumer
         loops: dict[str, threading.Thread] = {
-            "tells": self.telling,
-            "joins": dispatcher,
-            "follows the load": dispatcher.delivery.writers.follower,
-            "ends silent connections": Line.watcher(),
+            "tells": self.reporter,
+            "joins": member,
+            "follows the load": member.delivery.writers.follower,
+            "ends silent connections": DeadlineStream.watcher(),
         }
-        if membership and not membership.reason:  # else they come to their end
-            loops.update({"gives out work": membership, "sends heartbeats": membership.heartbeats})
-            in_flight = list(membership.in_flight.items())
+        if consumer and not consumer.reason:  # else they come to their end
+            loops.update({"gives out work": consumer, "sends heartbeats": consumer.heartbeat_loop})
+            in_flight = list(consumer.in_flight.items())
             loops.update(("delivers shard %d" % shard, thread) for shard, (_, thread) in in_flight)
         now = time.monotonic()  # one that never turned has its time from the first look
         still = {name: now - turned.setdefault(thread, now) for name, thread in loops.items()}
         line = "the loop that %s has stood still for %.0f s\n"
-        problems = "".join(line % (name, seconds) for name, seconds in still.items() if seconds > STANDSTILL)
+        problems = "".join(line % (name, seconds) for name, seconds in still.items() if seconds > WATCHDOG_TIMEOUT)
         return (503, problems) if problems else (200, "ok\n")
 
 
-class MonitoringHandler(http.server.BaseHTTPRequestHandler):
+class MetricsHandler(http.server.BaseHTTPRequestHandler):
     """Answers one request."""
 
-    server: Monitoring
+    server: MetricsServer
     server_version, sys_version = USER_AGENT["User-Agent"], ""
 
     def handle(self) -> None:
         # A timeout of the socket would begin again with each byte.
-        with Line(self.connection, REQUEST_TIME) as self.line:
+        with DeadlineStream(self.connection, REQUEST_TIMEOUT) as self.line:
             super().handle()
 
     def do_GET(self) -> None:
         pages = {"/metrics": self.server.metrics, "/healthz": self.server.health}
         page = pages.get(self.path.partition("?")[0])
         status, text = page() if page else (404, "")
-        self.line.end = time.monotonic() + REQUEST_TIME
+        self.line.end = time.monotonic() + REQUEST_TIMEOUT
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.end_headers()
@@ -2879,43 +2940,43 @@ class MonitoringHandler(http.server.BaseHTTPRequestHandler):
 
 # ---- command line ---------------------------------------------------------------------------------------------------
 
-TICK = 0.1  # seconds between looks at whether something is to be done
+MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 SUMMARY_INTERVAL = 30.0  # seconds
-STOP_TIME = 8.0  # seconds for an orderly stop, which as a whole must not take 10
-FIRST_CONTACT = (
+SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
+FIRST_RUN_HINT = (
     "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
     "python3 -m tests.local_log_service demo"
 )
 
 
-def secrets_of(settings: Settings) -> list[str]:
+def secret_values(settings: Settings) -> list[str]:
     """All that must never be shown: secrets, tokens, and the passwords of proxies, as written and decoded."""
-    secrets = [text for place in settings.places() for text in (place.access_key, place.security_token)]
-    for name in PROXY_NAMES:
+    secrets = [text for config in settings.logstores() for text in (config.access_key, config.security_token)]
+    for name in PROXY_VARIABLES:
         password = urlsplit("//" + os.environ.get(name, "").rpartition("//")[2]).password  # with scheme or without
         secrets += [password or "", unquote(password or "")]
     return [text for text in secrets if text]
 
 
-class LineFormatter(logging.Formatter):
+class RedactingFormatter(logging.Formatter):
     """Hides secrets, and makes sure that nothing which is logged looks like a line of its own or is without end."""
 
     LONGEST_LINE = 2000  # characters
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = hidden(super().format(record), Keys.secrets).splitlines()
-        return "\n    ".join(printable(line, self.LONGEST_LINE) for line in lines)
+        lines = redact(super().format(record), CredentialSource.secrets).splitlines()
+        return "\n    ".join(escape_for_log(line, self.LONGEST_LINE) for line in lines)
 
 
-class LogFile(logging.handlers.RotatingFileHandler):
+class QuietLogFile(logging.handlers.RotatingFileHandler):
     """A log file whose trouble, such as a full disk, is told on stderr and stops nothing."""
 
-    intervals = GrowingIntervals()
+    intervals = LogThrottle()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
         told = "dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, sys.exc_info()[1])
         with contextlib.suppress(OSError):  # stderr may be on the same full disk
-            if self.intervals.is_due():
+            if self.intervals.admit():
                 print(told, file=sys.stderr)
 
 
@@ -2928,13 +2989,13 @@ def set_up_logging(settings: Settings) -> None:
     if settings.log_dir:
         handlers[0].setLevel(logging.NOTSET if sys.stderr.isatty() else logging.WARNING)
         path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
-        handlers.append(LogFile(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8"))
-    Keys.hide(float("inf"), *secrets_of(settings))
+        handlers.append(QuietLogFile(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8"))
+    CredentialSource.hide(float("inf"), *secret_values(settings))
     for handler in handlers:
-        handler.setFormatter(LineFormatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=handlers)
     if settings.log_level != "DEBUG":
-        # What the SDK would say of failing calls, once each, Trying says in sums.
+        # What the SDK would say of failing calls, once each, RetryLog says in sums.
         logging.getLogger("aliyun").setLevel(logging.CRITICAL)
     logging.raiseExceptions = False  # what can't be told, on a full disk, is no reason for a traceback
 
@@ -2951,9 +3012,9 @@ def help_text() -> str:
 
     return "\n".join([
         "settings are environment variables:",
-        "\n the source, and the targets unless they say otherwise:", *rows(PLACE_SETTINGS + SOURCE_SETTINGS),
+        "\n the source, and the targets unless they say otherwise:", *rows(LOGSTORE_SETTINGS + SOURCE_SETTINGS),
         "\n the targets, n = 1, 2, 3 ...:", *rows(TARGET_SETTINGS, "<n>"),
-        "  %s with _TO:" % ", ".join(setting.name for setting in PLACE_SETTINGS),
+        "  %s with _TO:" % ", ".join(setting.name for setting in LOGSTORE_SETTINGS),
         "      the same for all targets; with _TO<n>: for target n",
         "\n tuning:", *rows(TUNING_SETTINGS),
         "\nexit status:",
@@ -2963,7 +3024,7 @@ def help_text() -> str:
     ])  # fmt: skip
 
 
-def catch_stop_signals() -> list[int]:
+def install_signal_handlers() -> list[int]:
     """A list that gets the numbers of SIGTERM, SIGINT and SIGHUP as they come.
 
     It is for the main thread to look at: an exception raised out of the blue, as Ctrl-C does by default, could strike
@@ -2982,20 +3043,20 @@ def catch_stop_signals() -> list[int]:
     return caught
 
 
-def tell(dispatcher: Dispatcher) -> None:
+def report_loop(member: GroupMember) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
     while True:
         note_turn()
-        time.sleep(TICK)
-        dispatcher.settle()
+        time.sleep(MAIN_LOOP_INTERVAL)
+        member.housekeeping()
         if time.monotonic() > next_summary:
-            for line in dispatcher.summary(dispatcher.lag()):
+            for line in member.summary(member.measure_lag()):
                 log.info("%s", line)
             next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
-def set_limits() -> None:
+def tune_process() -> None:
     """Lets the process open more files, and keep less memory, than the system would have it by itself."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # the soft limit is often 1024, each put in the air takes a file
@@ -3008,38 +3069,40 @@ def set_limits() -> None:
 
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
-    stop_asked = catch_stop_signals()
-    set_limits()
+    stop_asked = install_signal_handlers()
+    tune_process()
     try:
-        dispatcher = Dispatcher(settings, Delivery(settings))
-        telling = threading.Thread(target=tell, args=(dispatcher,), daemon=True)
+        member = GroupMember(settings, Delivery(settings))
+        reporter = threading.Thread(target=report_loop, args=(member,), daemon=True)
         if settings.metrics_port:
-            Monitoring(settings, dispatcher, telling)
-        dispatcher.start()
-        telling.start()
+            MetricsServer(settings, member, reporter)
+        member.start()
+        reporter.start()
     except RuntimeError as error:
         log.error("%s; the limit is `ulimit -u`, or the container's", error)
         return 1
-    has_no_key: list[Keys] = []
-    while dispatcher.is_alive() and not stop_asked and not has_no_key:
-        time.sleep(TICK)
-        has_no_key = [keys for keys in dispatcher.keys if keys.has_ended_for_good]
-    for keys in has_no_key:
-        log.error("%s has run out, says the service: this copy ends, to be started again with another", keys.name)
-    left = dispatcher.stop(STOP_TIME)
+    expired: list[CredentialSource] = []
+    while member.is_alive() and not stop_asked and not expired:
+        time.sleep(MAIN_LOOP_INTERVAL)
+        expired = [credential_source for credential_source in member.credential_source if credential_source.is_expired]
+    for credential_source in expired:
+        log.error(
+            "%s has run out, says the service: this copy ends, to be started again with another", credential_source.name
+        )
+    left = member.stop(SHUTDOWN_TIMEOUT)
     if left:
         log.warning(
             "stopped in the middle of a batch of shard %s, %d LogGroups; what was delivered of it is so again by "
             "whoever takes the shard next", ",".join(map(str, sorted(left))), sum(left.values()),
         )  # fmt: skip
-    for line in str(dispatcher.failure or "").splitlines():
+    for line in str(member.failure or "").splitlines():
         log.error("%s", line)
-    for line in dispatcher.summary() if dispatcher.membership else ():
+    for line in member.summary() if member.consumer else ():
         log.info("%s", line)
     return 0 if stop_asked else 1
 
 
-def seconds(text: str) -> float:
+def non_negative_float(text: str) -> float:
     number = float(text)
     if not 0 <= number < float("inf"):
         raise ValueError
@@ -3059,7 +3122,9 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     action.add_argument("--check", action="store_true", help="try the settings, the source and the targets, and end")
     action.add_argument("--status", action="store_true", help="show how far the consumer group is, and end")
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
-    parser.add_argument("--max-lag", type=seconds, metavar="SECONDS", help="with --status: exit status 1 beyond it")
+    parser.add_argument(
+        "--max-lag", type=non_negative_float, metavar="SECONDS", help="with --status: exit status 1 beyond it"
+    )
     parsed = parser.parse_args(arguments)
     if not parsed.status and (parsed.json or parsed.max_lag is not None):
         parser.error("--json and --max-lag go with --status")
@@ -3075,7 +3140,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         for problem in error.args:
             print("dispatch_data.py: %s" % problem, file=sys.stderr)
         if any(" is missing: " in problem for problem in error.args):
-            print(FIRST_CONTACT, file=sys.stderr)
+            print(FIRST_RUN_HINT, file=sys.stderr)
         return 2
     if parsed.check or parsed.status:
         logging.disable(logging.CRITICAL)  # what there is to say goes to stdout
@@ -3108,5 +3173,5 @@ if __name__ == "__main__":
         logging.shutdown()
         with contextlib.suppress(OSError):
             sys.stderr.flush()
-        # A thread that waits for an answer from a dead target, up to ANSWER_TIMEOUT, must not hold up the end.
+        # A thread that waits for an answer from a dead target, up to RESPONSE_TIMEOUT, must not hold up the end.
         os._exit(status)

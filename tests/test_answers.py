@@ -133,7 +133,7 @@ def test_a_strange_way_to_answer_changes_nothing(service, copies, way):
 
 def test_a_stray_answer_is_not_taken_for_that_of_the_next_put(service, copies):
     """An answer 200 lies unread on the kept connection when the next put is refused there."""
-    copies.start(before="LeanClient.close_what_is_over = lambda *_, **__: None")  # which looks as well, now and then
+    copies.start(before="PooledLogClient.close_stale = lambda *_, **__: None")  # which looks as well, now and then
     wait_until_begun(service)
     stray = dict(stray=ForeignAnswer(request_id=True), stray_pause=0.001)  # in a segment of its own
     with service.add_fault("PutLogs", status=403, code="WriteQuotaExceed", share=0.5) as refused:
@@ -170,7 +170,7 @@ def test_answers_cut_short_are_not_believed(service, copies):
 
 def test_an_answer_that_trickles_for_ever_ends(service, copies):
     """Each byte is in time; the whole is not."""
-    copy = copies.start(before="ANSWER_TIMEOUT = 1")
+    copy = copies.start(before="RESPONSE_TIMEOUT = 1")
     wait_until_begun(service)
     with service.add_fault("PutLogs", trickle=0.2) as fault:
         feed(service, 8)

@@ -33,7 +33,7 @@ from copies import (
 from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, puts_arrived
 from relays import Relay
 
-from dispatch_data import LogGroup, Place, RejectedLogGroups, __version__
+from dispatch_data import DeadLetterDirectory, LogGroup, LogstoreConfig, __version__
 
 IS_PYPY = platform.python_implementation() == "PyPy"
 
@@ -258,7 +258,7 @@ def test_where_few_threads_may_be_started_the_limit_is_told_and_all_is_delivered
 # ---- slow lines -------------------------------------------------------------------------------------------------
 
 # A tenth of the time, for a tenth of the bytes.
-TENTH = "ANSWER_TIMEOUT, SLOW = 3.0, (0.5, 250 * 1000)\n"
+TENTH = "RESPONSE_TIMEOUT, SLOW_PUT_SECONDS = 3.0, 0.5\n"
 
 
 def warm_up(service, relay):
@@ -287,7 +287,7 @@ def test_a_line_that_is_slow_from_the_start_gets_no_company_for_its_puts(service
     """One for each target, and each is given its time: 30 KB/s, shared by three, is as slow as may be."""
     with Relay(service) as relay:
         relay.rate = 30 * 1000
-        copy = copies.start(before="ANSWER_TIMEOUT, SLOW = 1.0, (0.1, 250 * 1000)", **relay.settings())
+        copy = copies.start(before="RESPONSE_TIMEOUT, SLOW_PUT_SECONDS = 1.0, 0.1", **relay.settings())
         put_separately(service, ["nginx", "sql_audit", "click"], 12, 15 * 1000, shard=0)
         wait_until_delivered(service)
         assert relay.puts_at_once == 3
@@ -299,7 +299,7 @@ def test_a_line_that_is_slow_from_the_start_gets_no_company_for_its_puts(service
 def test_a_line_that_becomes_too_slow_for_many_puts_gets_fewer(service, copies):
     """Eight of them take longer than any may, so they fail; then it is one at a time, and none is repeated."""
     with Relay(service) as relay:
-        copy = copies.start(before="ANSWER_TIMEOUT, SLOW = 1.0, (0.1, 250 * 1000)", **relay.settings())
+        copy = copies.start(before="RESPONSE_TIMEOUT, SLOW_PUT_SECONDS = 1.0, 0.1", **relay.settings())
         warm_up(service, relay)
         relay.rate, relay.puts_at_once = 30 * 1000, 0
         put_separately(service, ["click"], 8, 12 * 1000, shard=0)
@@ -357,8 +357,8 @@ def sockets_closed_from_the_other_side(copy):
 
 
 NOT_YET = """
-close_what_is_over = LeanClient.close_what_is_over
-LeanClient.close_what_is_over = lambda *one, **named: os.path.exists(%r) or close_what_is_over(*one, **named)
+close_stale = PooledLogClient.close_stale
+PooledLogClient.close_stale = lambda *one, **named: os.path.exists(%r) or close_stale(*one, **named)
 """
 
 
@@ -386,7 +386,7 @@ def test_rare_logs_do_not_meet_connections_that_a_nat_has_forgotten(service, cop
     """What is sent on one gets lost without a word, and would be missed only when its time is over."""
     with Relay(service) as relay:
         relay.forgets_after = 1.5
-        copy = copies.start(before="ANSWER_TIMEOUT, LONGEST_IDLE = 3.0, 0.5", **relay.settings())
+        copy = copies.start(before="RESPONSE_TIMEOUT, MAX_IDLE = 3.0, 0.5", **relay.settings())
         wait_until_begun(service)
         for _ in range(3):
             feed(service, 4, topics=["nginx"])
@@ -404,7 +404,7 @@ def test_rare_logs_do_not_meet_connections_that_a_nat_has_forgotten(service, cop
 # ---- LogGroups that are set aside -------------------------------------------------------------------------------
 
 COUNTING_LOOKS = """
-scandir, RejectedLogGroups.LOOK_INTERVAL = os.scandir, 1e9
+scandir, DeadLetterDirectory.RESCAN_INTERVAL = os.scandir, 1e9
 
 def counted(directory):
     with open(%r, "a") as file:
@@ -430,6 +430,8 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
 
 
 def test_a_log_group_is_set_aside_under_the_longest_names_that_settings_allow(tmp_path):
-    place = Place("", "", "", "", "", "", "p" * 63, "l" * 128, {})
-    path = RejectedLogGroups(str(tmp_path)).keep(10**9 - 1, place, LogGroup("click", 1, b"", b"data", joinable=False))
+    place = LogstoreConfig("", "", "", "", "", "", "p" * 63, "l" * 128, {})
+    path = DeadLetterDirectory(str(tmp_path)).save(
+        10**9 - 1, place, LogGroup("click", 1, b"", b"data", mergeable=False)
+    )
     assert Path(path).read_bytes() == b"data"

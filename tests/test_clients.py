@@ -20,25 +20,25 @@ from ledgers import assert_all_delivered_once
 from local_log_service import ForeignAnswer, LocalLogService
 
 from dispatch_data import (
-    ANSWER_TIMEOUT,
-    CallFailed,
-    Dispatcher,
-    LeanClient,
-    Line,
-    Logstore,
-    Membership,
-    Place,
-    how_far_behind,
+    RESPONSE_TIMEOUT,
+    CallError,
+    Consumer,
+    DeadlineStream,
+    GroupMember,
+    LogstoreApi,
+    LogstoreConfig,
+    PooledLogClient,
+    largest_lag,
     read_settings,
     read_shard_status,
 )
 
-PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 @pytest.fixture
 def clean_environment(monkeypatch):
-    for name in PROXY_NAMES + tuple(map(str.upper, PROXY_NAMES)) + ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+    for name in PROXY_VARIABLES + tuple(map(str.upper, PROXY_VARIABLES)) + ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -49,7 +49,9 @@ def use_environment(monkeypatch, service):
 
 
 def client_for(service, endpoint=None):
-    return LeanClient(Place(endpoint or service.endpoint, "local-id", "local-secret", "", "", "", PROJECT, "nginx", {}))
+    return PooledLogClient(
+        LogstoreConfig(endpoint or service.endpoint, "local-id", "local-secret", "", "", "", PROJECT, "nginx", {})
+    )
 
 
 def put(client):
@@ -93,7 +95,7 @@ def test_tls_trusts_the_bundle_of_the_environment_and_nobody_else(clean_environm
         use_environment(clean_environment, service)
         assert [put(client_for(service))] == taken(service)
         clean_environment.delenv("REQUESTS_CA_BUNDLE")
-        with pytest.raises(CallFailed, match=r"CERTIFICATE_VERIFY_FAILED|certificate verify failed"):
+        with pytest.raises(CallError, match=r"CERTIFICATE_VERIFY_FAILED|certificate verify failed"):
             put(client_for(service))
         assert len(taken(service)) == 1
 
@@ -131,7 +133,7 @@ class Listener(socketserver.ThreadingTCPServer):
 def test_a_proxy_is_told_its_user_and_password(clean_environment, scheme, first_line):
     with Listener() as proxy:
         clean_environment.setenv(scheme + "_proxy", "http://user:p%%40ss@127.0.0.1:%d" % proxy.server_address[1])
-        with pytest.raises(CallFailed) as caught:
+        with pytest.raises(CallError) as caught:
             put(client_for(None, scheme + "://example.test"))
         proxy.shutdown()
     assert proxy.head.startswith(first_line)
@@ -209,15 +211,15 @@ def test_an_answer_that_does_not_come_in_time_ends_whatever_the_line(
             stack.enter_context(behind_a_tls_proxy(clean_environment, service, tmp_path, https))
         client = client_for(service)
         put(client)
-        client.answer_timeout = 0.5
+        client.response_timeout = 0.5
         for _ in range(2):  # over the connection there is, and over a fresh one
-            with service.add_fault("PutLogs", **fault), pytest.raises(CallFailed, match=r"NoAnswer.*timed out"):
+            with service.add_fault("PutLogs", **fault), pytest.raises(CallError, match=r"NoAnswer.*timed out"):
                 put(client)
-            assert not client.idle
-        client.answer_timeout = ANSWER_TIMEOUT
+            assert not client.idle_connections
+        client.response_timeout = RESPONSE_TIMEOUT
         last = put(client)
-        assert last in taken(service) and len(client.idle) == 1
-    assert not Line.in_use
+        assert last in taken(service) and len(client.idle_connections) == 1
+    assert not DeadlineStream.in_use
 
 
 def test_an_answer_of_unknown_length_whose_end_does_not_come_is_none(clean_environment):
@@ -232,22 +234,26 @@ def test_an_answer_of_unknown_length_whose_end_does_not_come_is_none(clean_envir
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silent) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         clean_environment.setenv("http_proxy", "http://127.0.0.1:%d" % server.server_address[1])
-        client = LeanClient(Place("http://test", "id", "key", "", "", "", PROJECT, "nginx", {}), answer_timeout=0.5)
-        with pytest.raises(CallFailed, match=r"NoAnswer.*timed out"):
+        client = PooledLogClient(
+            LogstoreConfig("http://test", "id", "key", "", "", "", PROJECT, "nginx", {}), response_timeout=0.5
+        )
+        with pytest.raises(CallError, match=r"NoAnswer.*timed out"):
             put(client)
         server.shutdown()
 
 
 def test_a_put_that_nobody_reads_ends(clean_environment):
     """More than the kernel keeps for who does not read."""
-    clean_environment.setattr("dispatch_data.SLOWEST_LINE", 1e12)
+    clean_environment.setattr("dispatch_data.MIN_THROUGHPUT", 1e12)
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         clean_environment.setenv("http_proxy", "http://127.0.0.1:%d" % nobody.getsockname()[1])
-        client = LeanClient(Place("http://test", "id", "secret", "", "", "", PROJECT, "nginx", {}), answer_timeout=0.5)
+        client = PooledLogClient(
+            LogstoreConfig("http://test", "id", "secret", "", "", "", PROJECT, "nginx", {}), response_timeout=0.5
+        )
         noise = LogGroup(Topic="nginx", Source="".join(map(chr, random.Random(0).choices(range(33, 127), k=9000000))))
-        with pytest.raises(CallFailed, match=r"NoAnswer.*timed out"):
+        with pytest.raises(CallError, match=r"NoAnswer.*timed out"):
             client.put_log_raw(PROJECT, "nginx", noise)
-    assert not Line.in_use
+    assert not DeadlineStream.in_use
 
 
 def test_a_socks_proxy_is_used_or_its_lack_is_told(service, clean_environment):
@@ -255,7 +261,7 @@ def test_a_socks_proxy_is_used_or_its_lack_is_told(service, clean_environment):
     use_environment(clean_environment, service)
     clean_environment.setenv("http_proxy", "socks5h://127.0.0.1:9")
     clean_environment.setenv("HTTP_PROXY", "socks5h://127.0.0.1:9")
-    with pytest.raises(CallFailed, match="SOCKS") as caught:
+    with pytest.raises(CallError, match="SOCKS") as caught:
         put(client_for(service))
     assert caught.value.code == "NoAnswer" and not taken(service)
 
@@ -273,10 +279,10 @@ def test_as_many_connections_are_kept_as_calls_were_in_the_air(service, clean_en
     use_environment(clean_environment, service)
     client = client_for(service)
     put(client)
-    ((connection, _),) = client.idle
+    ((connection, _),) = client.idle_connections
     socket_before = connection.sock
     put(client)
-    assert client.idle[0][0] is connection and connection.sock is socket_before
+    assert client.idle_connections[0][0] is connection and connection.sock is socket_before
     with service.add_fault("PutLogs", hold=True) as fault:
         threads = [threading.Thread(target=put, args=(client,)) for _ in range(20)]
         for thread in threads:
@@ -284,7 +290,7 @@ def test_as_many_connections_are_kept_as_calls_were_in_the_air(service, clean_en
         service.wait_for(lambda: fault.hits == 20, 10, "twenty puts in the air")
     for thread in threads:
         thread.join()
-    assert len(taken(service)) == 22 and len(client.idle) == 20
+    assert len(taken(service)) == 22 and len(client.idle_connections) == 20
 
 
 @pytest.mark.parametrize("name", ["Connection", "connection"])
@@ -294,10 +300,10 @@ def test_a_connection_that_the_answer_says_will_be_closed_is_not_kept(service, c
     client = client_for(service)
     with service.add_fault("PutLogs", answer=ForeignAnswer(200, {name: "close"}, request_id=True)):
         put(client)
-    assert not client.idle
+    assert not client.idle_connections
     with service.add_fault("PutLogs", answer=ForeignAnswer(200, {name: "keep-alive"}, request_id=True)):
         put(client)
-    assert len(client.idle) == 1
+    assert len(client.idle_connections) == 1
 
 
 def test_a_put_that_fails_before_it_is_sent_holds_up_no_other(service, clean_environment):
@@ -337,52 +343,52 @@ def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
 def test_silence_counts_from_when_a_heartbeat_was_sent(service, clean_environment):
     """To the service it does; an answer may take its time."""
     use_environment(clean_environment, service)
-    dispatcher = Dispatcher(read_settings(settings_for(service)), delivery=None)
+    dispatcher = GroupMember(read_settings(settings_for(service)), delivery=None)
     service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
-    membership = Membership(dispatcher, 20)
+    membership = Consumer(dispatcher, 20)
     with service.add_fault("HeartBeat", delay=0.3):
-        before = membership.now()
-        membership.heartbeats.beat()
-        assert membership.now() >= before + 0.3
-    assert before + 20 <= membership.silent_until < before + 20.3
+        before = membership.boottime()
+        membership.heartbeat_loop.send()
+        assert membership.boottime() >= before + 0.3
+    assert before + 20 <= membership.lease_expires < before + 20.3
 
 
 def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, clean_environment):
     use_environment(clean_environment, service)
-    dispatcher = Dispatcher(read_settings(settings_for(service)), delivery=None)
+    dispatcher = GroupMember(read_settings(settings_for(service)), delivery=None)
     source = dispatcher.source
 
     def lag(*shards):
-        return how_far_behind(read_shard_status(source, GROUP, shards))
+        return largest_lag(read_shard_status(source, GROUP, shards))
 
     service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 2)
     for shard in range(4):
-        service.client().update_check_point(PROJECT, SOURCE, GROUP, shard, source.cursor(shard, "begin"))
+        service.client().update_check_point(PROJECT, SOURCE, GROUP, shard, source.get_cursor(shard, "begin"))
     assert lag(0, 1, 2, 3) == pytest.approx(0, abs=1.5)
     (first,) = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
     service.wait_for(lambda: time.time() > first.received_at + 4, 10, "four seconds of lag")
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=3)
     assert lag(0, 1, 2, 3) >= 2
     assert lag(0, 1) == pytest.approx(0, abs=1.5)
-    assert dispatcher.lag() == 0  # of no shards
+    assert dispatcher.measure_lag() == 0  # of no shards
     with service.add_fault("GetCheckPoint", status=403, code="ReadQuotaExceed"):
-        assert dispatcher.lag() is None
-    service.client().update_check_point(PROJECT, SOURCE, GROUP, 2, source.cursor(2, "end"))
+        assert dispatcher.measure_lag() is None
+    service.client().update_check_point(PROJECT, SOURCE, GROUP, 2, source.get_cursor(2, "end"))
     assert lag(2) == pytest.approx(0, abs=1.5)
 
 
 def test_a_checkpoint_of_a_copy_that_does_not_hold_the_shard_is_refused(service, clean_environment):
     """The SDK's own call would force it over the holder's."""
     use_environment(clean_environment, service)
-    source = Logstore(read_settings(settings_for(service)).source)
+    source = LogstoreApi(read_settings(settings_for(service)).source)
     holder = service.client()
     holder.create_consumer_group(PROJECT, SOURCE, GROUP, 2)
     assert holder.heart_beat(PROJECT, SOURCE, GROUP, "holder", []).get_shards() == [0, 1, 2, 3]
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
-    end = source.cursor(2, "end")
+    end = source.get_cursor(2, "end")
     holder.update_check_point(PROJECT, SOURCE, GROUP, 2, end, "holder", False)
-    with pytest.raises(CallFailed, match="ConsumerNot"):
-        source.save_checkpoint(GROUP, "another", 2, source.cursor(2, "begin"))
+    with pytest.raises(CallError, match="ConsumerNot"):
+        source.save_checkpoint(GROUP, "another", 2, source.get_cursor(2, "begin"))
     assert source.checkpoints(GROUP)[2]["checkpoint"] == end
 
 
@@ -401,14 +407,14 @@ def test_the_sdk_s_client_still_leaves_trying_again_to_us(service, clean_environ
     """If not, LogClient repeats some failures ten times, a second apart, and a copy is slow to stop."""
     use_environment(clean_environment, service)
     with service.add_fault("PutLogs", status=500, code="InternalServerError") as fault:
-        with pytest.raises(CallFailed) as caught:
+        with pytest.raises(CallError) as caught:
             put(client_for(service))
         assert fault.hits == 1
-    assert (caught.value.status, caught.value.code, caught.value.may_pass()) == (500, "InternalServerError", True)
+    assert (caught.value.status, caught.value.code, caught.value.is_transient()) == (500, "InternalServerError", True)
 
 
 @pytest.mark.parametrize(
-    "status, code, may_pass",
+    "status, code, is_transient",
     [
         (403, "ShardWriteQuotaExceed", True),
         (503, "ServerBusy", True),
@@ -417,20 +423,20 @@ def test_the_sdk_s_client_still_leaves_trying_again_to_us(service, clean_environ
         (400, "PostBodyInvalid", False),
     ],
 )
-def test_failures_say_what_the_service_said(service, clean_environment, status, code, may_pass):
+def test_failures_say_what_the_service_said(service, clean_environment, status, code, is_transient):
     use_environment(clean_environment, service)
     with service.add_fault("PutLogs", status=status, code=code):
-        with pytest.raises(CallFailed, match="^%d %s: " % (status, code)) as caught:
+        with pytest.raises(CallError, match="^%d %s: " % (status, code)) as caught:
             put(client_for(service))
-    assert caught.value.may_pass() == may_pass
+    assert caught.value.is_transient() == is_transient
 
 
 def test_without_an_answer_there_is_no_status(service, clean_environment):
     use_environment(clean_environment, service)
     with service.add_fault("PutLogs", cut="before"):
-        with pytest.raises(CallFailed) as caught:
+        with pytest.raises(CallError) as caught:
             put(client_for(service))
-    assert caught.value.status is None and caught.value.may_pass()
+    assert caught.value.status is None and caught.value.is_transient()
 
 
 def test_a_host_with_a_dead_address_costs_no_membership(service, copies):

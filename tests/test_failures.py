@@ -107,7 +107,7 @@ def test_a_put_that_fails_when_its_batch_is_given_up_already_is_failing_no_more(
 def test_a_target_that_takes_nothing_is_not_asked_for_each_put_there_is(service, copies):
     """Else one that is over its quota would get a batch's hundreds of puts, again and again."""
     log_groups = [make_log_group("nginx", Source="10.0.%d.%d" % divmod(number, 250)) for number in range(400)]
-    copy = copies.start(before="ShardConsumer.BATCH_TIME = 1000.0")  # a batch may be all that a pull brings
+    copy = copies.start(before="ShardConsumer.TARGET_BATCH_SECONDS = 1000.0")  # a batch may be all that a pull brings
     service.put(PROJECT, SOURCE, log_groups, shard=0)
     wait_until_delivered(service)
     with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
@@ -162,10 +162,10 @@ def count_logs(log_group):
 
 
 def test_a_put_that_is_never_answered_is_tried_again(service, copies):
-    """After ANSWER_TIMEOUT. What the service held without an answer it has not taken, so nothing is repeated."""
+    """After RESPONSE_TIMEOUT. What the service held without an answer it has not taken, so nothing is repeated."""
     with service.add_fault("PutLogs", hold=True, share=0.5) as fault:
         feed(service, 40)
-        copies.start(before="ANSWER_TIMEOUT = 1")
+        copies.start(before="RESPONSE_TIMEOUT = 1")
         wait_until_delivered(service)
         assert fault.hits >= 3
     assert_all_delivered_once(service)
@@ -331,12 +331,12 @@ def test_no_batch_begins_while_the_heartbeat_is_overdue(service, copies, tmp_pat
     copy = copies.start(
         before="\n".join(
             [
-                "beat = Heartbeats.beat",
+                "beat = Heartbeat.send",
                 "def beat_when_there_is_time(self):",
                 "    while os.path.exists(%r):" % str(late),
                 "        time.sleep(0.01)",
                 "    return beat(self)",
-                "Heartbeats.beat = beat_when_there_is_time",
+                "Heartbeat.send = beat_when_there_is_time",
             ]
         )
     )
@@ -488,7 +488,7 @@ def test_a_batch_that_fails_within_the_program_is_fetched_again(service, copies)
     copies.start(
         before="\n".join(
             [
-                "LONGEST_PAUSE = 0.1",
+                "MAX_BACKOFF = 0.1",
                 "deliver, tries = Delivery.deliver, []",
                 "def fail_at_first(self, log_groups, goes_on):",
                 "    tries.append(log_groups)",

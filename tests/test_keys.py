@@ -37,7 +37,17 @@ from local_log_service.key_services import Answer, KeyServices
 from test_settings import GOOD
 
 import dispatch_data
-from dispatch_data import CallFailed, Fault, Keys, LineFormatter, Place, SettingsError, explain, keys_of, read_settings
+from dispatch_data import (
+    CallError,
+    CredentialSource,
+    ErrorKind,
+    LogstoreConfig,
+    RedactingFormatter,
+    SettingsError,
+    credentials_for,
+    describe_error,
+    read_settings,
+)
 
 LIFE = 6.0  # seconds
 SECONDS = float(os.environ.get("KEYS_SECONDS", "0"))
@@ -81,7 +91,7 @@ def environment_for(key_services, source, directory):
 
 def patch_for(key_services):
     """Lines for `Copies.start(before=...)`: the address of the metadata service is no setting, as it must not be."""
-    return "METADATA = %r" % key_services.metadata
+    return "ECS_METADATA_URL = %r" % key_services.metadata
 
 
 def check(service, key_services, directory, **changes):
@@ -396,10 +406,10 @@ def test_no_secret_is_written_anywhere_while_all_goes_wrong(service, key_service
 
 
 def test_what_came_at_run_time_is_hidden_from_lines_formatted_later():
-    formatter = LineFormatter("%(levelname)s %(message)s")
+    formatter = RedactingFormatter("%(levelname)s %(message)s")
     record = dispatch_data.logging.LogRecord("x", 20, "", 0, "new-secret-of-today", (), None)
     assert "new-secret-of-today" in formatter.format(record)
-    Keys.hide(time.time(), "new-secret-of-today", "", None)
+    CredentialSource.hide(time.time(), "new-secret-of-today", "", None)
     assert formatter.format(record).endswith("INFO ***")
 
 
@@ -409,21 +419,21 @@ NAMES = {"SLS_CREDENTIALS": "SLS_CREDENTIALS_TO"}
 
 
 def place_with(source):
-    return Place("e", "", "", "", source, "", "p", "l", NAMES)
+    return LogstoreConfig("e", "", "", "", source, "", "p", "l", NAMES)
 
 
 def keys_from(source):
     """Keys that nobody renews but who calls `renew`."""
-    return Keys(place_with(source))
+    return CredentialSource(place_with(source))
 
 
 @pytest.fixture
 def sources(key_services, monkeypatch, tmp_path):
-    """Returns the Keys of a source, played by `key_services`."""
+    """Returns the CredentialSource of a source, played by `key_services`."""
     for name, text in key_services.environment().items():
         monkeypatch.setenv(name, text)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:%d" % key_services.port)
-    monkeypatch.setattr(dispatch_data, "METADATA", key_services.metadata)
+    monkeypatch.setattr(dispatch_data, "ECS_METADATA_URL", key_services.metadata)
 
     def keys(source):
         return keys_from({"uri": key_services.agent, "file": "file:%s" % (tmp_path / "key")}.get(source, source))
@@ -432,8 +442,8 @@ def sources(key_services, monkeypatch, tmp_path):
 
 
 def failure_of(keys):
-    with pytest.raises(CallFailed) as caught:
-        keys.renew()
+    with pytest.raises(CallError) as caught:
+        keys.refresh()
     assert keys.key is None and keys.failure.code == caught.value.code
     return caught.value
 
@@ -465,8 +475,8 @@ ODD = [
 
 
 @pytest.mark.parametrize("source", ["ecs:dispatch-data", "uri", "oidc"])
-@pytest.mark.parametrize("status, body, code, words, may_pass", ODD)
-def test_odd_answers(key_services, sources, source, status, body, code, words, may_pass):
+@pytest.mark.parametrize("status, body, code, words, is_transient", ODD)
+def test_odd_answers(key_services, sources, source, status, body, code, words, is_transient):
     text = body if isinstance(body, str) else body(key_services)
     if source == "oidc" and status == 200 and text.startswith("{"):
         text = '{"Credentials": %s}' % text
@@ -474,9 +484,9 @@ def test_odd_answers(key_services, sources, source, status, body, code, words, m
     answer = Answer(status, text, {"Location": key_services.agent} if status == 302 else {})
     key_services.ordered["POST" if source == "oidc" else "GET", path] = answer
     failure = failure_of(sources(source))
-    assert (failure.code, failure.may_pass()) == (code, may_pass)
-    assert re.search(words, explain(failure, Place("", "", "", "", "", "", "", "", NAMES)))
-    assert failure.advice
+    assert (failure.code, failure.is_transient()) == (code, is_transient)
+    assert re.search(words, describe_error(failure, LogstoreConfig("", "", "", "", "", "", "", "", NAMES)))
+    assert failure.hint
     assert key_services.asked["agent"] == (source == "uri"), "no redirect is followed"
 
 
@@ -489,7 +499,7 @@ def test_the_older_form_where_the_hardened_one_does_not_exist(
     key_services.ordered["PUT", "/latest/api/token"] = Answer(status, "<html>no</html>")
     keys = sources("ecs")
     if gets_a_key:
-        keys.renew()
+        keys.refresh()
         assert keys.key.role == "dispatch-data"
     else:
         assert "%d KeyRefused: 127.0.0.1/latest/api/token" % status in str(failure_of(keys))
@@ -531,24 +541,24 @@ def test_what_sts_says_is_shown(key_services, sources, refusal):
     for name, value in attributes.items():
         setattr(key_services, name, value)
     failure = failure_of(sources("oidc"))
-    assert words in str(failure) and failure.fault == Fault.SETTING and "does it trust" in failure.advice
+    assert words in str(failure) and failure.kind == ErrorKind.CONFIG and "does it trust" in failure.hint
 
 
 def test_errors_in_xml_and_throttling(key_services, sources):
     body = "<?xml version='1.0'?><Error><Code>Throttling.User</Code><Message>slow</Message></Error>"
     key_services.ordered["POST", "/"] = Answer(400, body)
     failure = failure_of(sources("oidc"))
-    assert "400 NoKey: sts.aliyuncs.com/: Throttling.User: slow" in str(failure) and failure.may_pass()
+    assert "400 NoKey: sts.aliyuncs.com/: Throttling.User: slow" in str(failure) and failure.is_transient()
 
 
 def test_the_token_of_the_service_account_is_read_anew_each_time(key_services, sources):
     keys = sources("oidc")
-    keys.renew()
+    keys.refresh()
     key_services.oidc_tokens = {"the next token"}
-    with pytest.raises(CallFailed):
-        keys.renew()
+    with pytest.raises(CallError):
+        keys.refresh()
     key_services.write_oidc_token("the next token")
-    keys.renew()
+    keys.refresh()
     assert key_services.given_out["STS"] == 2
 
 
@@ -558,7 +568,7 @@ def test_the_host_of_sts(key_services, sources, monkeypatch, host):
     key_services.trusts = False
     assert "KeyRefused: %s/: " % (host or "sts.aliyuncs.com") in str(failure_of(sources("oidc")))
     key_services.trusts = True
-    sources("oidc").renew()
+    sources("oidc").refresh()
 
 
 def test_passwords_for_others_are_not_sent(key_services, sources, monkeypatch, tmp_path):
@@ -566,8 +576,8 @@ def test_passwords_for_others_are_not_sent(key_services, sources, monkeypatch, t
     netrc = tmp_path / "netrc"
     netrc.write_text("default login somebody password for-others\n")
     monkeypatch.setenv("NETRC", str(netrc))
-    sources("oidc").renew()
-    sources("uri").renew()
+    sources("oidc").refresh()
+    sources("uri").refresh()
     assert set(key_services.last_headers) == {"STS", "agent"}
     assert not any("authorization" in headers for headers in key_services.last_headers.values())
 
@@ -582,18 +592,18 @@ def test_sts_must_be_who_it_says(key_services, sources, monkeypatch):
 def test_the_password_of_an_agent(key_services, sources):
     key_services.password = "secret-0"
     keys = sources("uri")
-    keys.renew()
+    keys.refresh()
     assert str(keys).startswith("http://127.0.0.1:%d, ends " % key_services.port)
     key_services.password = "secret-1"
-    with pytest.raises(CallFailed, match="401 KeyRefused"):
-        keys.renew()
+    with pytest.raises(CallError, match="401 KeyRefused"):
+        keys.refresh()
     assert keys.key, "the key before stays"
 
 
 @pytest.mark.parametrize("beginning", ["", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"])
 def test_a_source_that_never_comes_to_an_end_is_given_up_soon(monkeypatch, beginning):
     """It takes the connection and says nothing, or answers byte by byte for as long as anybody listens."""
-    monkeypatch.setattr(dispatch_data, "NEAR_TIMEOUT", 0.5)
+    monkeypatch.setattr(dispatch_data, "LOCAL_TIMEOUT", 0.5)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(1)
@@ -622,9 +632,9 @@ def test_a_file_that_others_can_read_is_refused(key_services, sources, tmp_path,
     keys = sources("file")
     if is_refused:
         failure = failure_of(keys)
-        assert failure.code == "KeyRefused" and failure.fault == Fault.SETTING and "chmod 600" in str(failure)
+        assert failure.code == "KeyRefused" and failure.kind == ErrorKind.CONFIG and "chmod 600" in str(failure)
     else:
-        keys.renew()
+        keys.refresh()
         assert keys.key.role == ""
 
 
@@ -634,7 +644,7 @@ def test_a_file_that_is_none_or_half_a_key(sources, tmp_path, text):
         (tmp_path / "key").write_bytes(text if isinstance(text, bytes) else text.encode())
         (tmp_path / "key").chmod(0o600)
     failure = failure_of(sources("file"))
-    assert failure.code == "NoKey" and failure.may_pass()
+    assert failure.code == "NoKey" and failure.is_transient()
 
 
 # ---- renewal --------------------------------------------------------------------------------------------------------
@@ -650,9 +660,9 @@ class Source:
         self.asked = self.asking = self.most_at_once = 0
         self.error = None
         self.lock = threading.Lock()
-        monkeypatch.setitem(dispatch_data.KEY_SOURCES, "ecs", self)
-        monkeypatch.setattr(dispatch_data, "LOOK_FOR_KEY", 0.01)
-        monkeypatch.setattr(Keys, "known", {})
+        monkeypatch.setitem(dispatch_data.CREDENTIAL_SOURCES, "ecs", self)
+        monkeypatch.setattr(dispatch_data, "REFRESH_POLL", 0.01)
+        monkeypatch.setattr(CredentialSource, "known", {})
 
     def __call__(self, _):
         with self.lock:
@@ -665,7 +675,9 @@ class Source:
             self.asking -= 1
         if self.error:
             raise self.error
-        return dispatch_data.Key("id-%d" % number, "secret-%d" % number, "token-%d" % number, time.time() + self.life)
+        return dispatch_data.AccessKey(
+            "id-%d" % number, "secret-%d" % number, "token-%d" % number, time.time() + self.life
+        )
 
 
 @pytest.fixture
@@ -680,14 +692,14 @@ def source(monkeypatch):
 def test_a_key_is_renewed_a_quarter_of_an_hour_ahead_or_at_half_its_life(source, life, ahead):
     source.life = life
     keys = keys_from("ecs")
-    keys.renew()
-    assert keys.key.end - keys.due == pytest.approx(ahead, abs=1)
+    keys.refresh()
+    assert keys.key.end - keys.refresh_at == pytest.approx(ahead, abs=1)
 
 
 def test_one_thread_renews_and_nobody_waits_for_it(source, service):
     """The renewal hangs; whoever asks goes on with the key there is, and fails at once when that has ended."""
     source.life = 1.0
-    keys = keys_of(place_with("ecs"))
+    keys = credentials_for(place_with("ecs"))
     first = keys.get_credentials()
     source.may_answer.clear()
     service.wait_for(lambda: source.asking == 1, LIMIT, "a renewal that hangs")
@@ -696,7 +708,7 @@ def test_one_thread_renews_and_nobody_waits_for_it(source, service):
     def call():
         try:
             outcomes.append(keys.get_credentials())
-        except CallFailed as failure:
+        except CallError as failure:
             outcomes.append(failure)
 
     threads = [threading.Thread(target=call) for _ in range(20)]
@@ -706,9 +718,9 @@ def test_one_thread_renews_and_nobody_waits_for_it(source, service):
         thread.join(LIMIT)
     assert len(outcomes) == 20, "somebody waits"
     service.wait_for(lambda: time.time() >= first.end, LIMIT, "the end of the key")
-    with pytest.raises(CallFailed, match=r"NoKey: the key at hand: ended .*; another is on its way") as caught:
+    with pytest.raises(CallError, match=r"NoKey: the key at hand: ended .*; another is on its way") as caught:
         keys.get_credentials()
-    assert caught.value.may_pass()
+    assert caught.value.is_transient()
     source.life = 3600.0
     source.may_answer.set()
     service.wait_for(lambda: keys.key is not first, LIMIT, "another key")
@@ -717,7 +729,7 @@ def test_one_thread_renews_and_nobody_waits_for_it(source, service):
 
 
 def test_many_who_ask_first_get_the_first_key(source):
-    keys = keys_of(place_with("ecs"))
+    keys = credentials_for(place_with("ecs"))
     source.may_answer.clear()
     got = []
     threads = [threading.Thread(target=lambda: got.append(keys.get_credentials())) for _ in range(20)]
@@ -732,8 +744,8 @@ def test_many_who_ask_first_get_the_first_key(source):
 
 def test_renewals_that_fail_are_tried_again_for_ever_whatever_the_reason(source, service):
     source.error = RuntimeError("a defect")
-    keys = keys_of(place_with("ecs"))
-    with pytest.raises(CallFailed, match="NoKey: RuntimeError: a defect"):
+    keys = credentials_for(place_with("ecs"))
+    with pytest.raises(CallError, match="NoKey: RuntimeError: a defect"):
         keys.get_credentials()
     service.wait_for(lambda: source.asked >= 3, LIMIT, "further tries")
     source.error = None
@@ -760,52 +772,52 @@ BLAMING = [
 @pytest.mark.parametrize("code, message, blames_key", BLAMING)
 def test_a_key_that_is_refused_is_replaced_but_not_without_end(source, code, message, blames_key):
     keys = keys_from("ecs")
-    keys.renew()
-    due = keys.due
-    refused = CallFailed(code, message, 500 if code == "InternalServerError" else 401)
-    keys.take_note(refused, keys.key.security_token)
-    assert keys.due == due, "one that has just come is not to blame at once"
-    keys.came -= 60
-    keys.take_note(refused, "token of the key before")
-    assert keys.due == due
-    keys.take_note(CallFailed(code, message, 401), keys.key.security_token)
-    assert (keys.due == 0.0) == blames_key
-    assert ("is asked for another key" in refused.advice) == blames_key
-    assert refused.may_pass() == (blames_key or code == "InternalServerError")
+    keys.refresh()
+    due = keys.refresh_at
+    refused = CallError(code, message, 500 if code == "InternalServerError" else 401)
+    keys.on_auth_failure(refused, keys.key.security_token)
+    assert keys.refresh_at == due, "one that has just come is not to blame at once"
+    keys.refreshed_at -= 60
+    keys.on_auth_failure(refused, "token of the key before")
+    assert keys.refresh_at == due
+    keys.on_auth_failure(CallError(code, message, 401), keys.key.security_token)
+    assert (keys.refresh_at == 0.0) == blames_key
+    assert ("is asked for another key" in refused.hint) == blames_key
+    assert refused.is_transient() == (blames_key or code == "InternalServerError")
 
 
 @pytest.mark.parametrize("code, message, blames_key", BLAMING)
 @pytest.mark.parametrize("token", ["token", ""])
 def test_only_a_token_that_has_run_out_is_the_end(code, message, blames_key, token):
-    keys = Keys(Place("e", "id", "secret", token, "", "", "p", "l", NAMES))
-    refused = CallFailed(code, message, 401)
-    keys.take_note(refused, token)
-    assert keys.has_ended_for_good == (bool(token) and "expired" in (code + message).lower())
-    assert refused.advice == CallFailed(code, message, 401).advice
+    keys = CredentialSource(LogstoreConfig("e", "id", "secret", token, "", "", "p", "l", NAMES))
+    refused = CallError(code, message, 401)
+    keys.on_auth_failure(refused, token)
+    assert keys.is_expired == (bool(token) and "expired" in (code + message).lower())
+    assert refused.hint == CallError(code, message, 401).hint
 
 
 def test_secrets_stay_hidden_until_they_are_of_no_use(monkeypatch):
-    monkeypatch.setattr(Keys, "secrets", {})
-    Keys.hide(float("inf"), "password")
-    Keys.hide(time.time() - dispatch_data.KEY_LIFE - 1, "long ago")
-    Keys.hide(time.time() + 60, "key", "token")
-    Keys.hide(time.time(), "dead, if this clock is right", "", None)
-    assert set(Keys.secrets) == {"password", "key", "token", "dead, if this clock is right"}
+    monkeypatch.setattr(CredentialSource, "secrets", {})
+    CredentialSource.hide(float("inf"), "password")
+    CredentialSource.hide(time.time() - dispatch_data.STS_DURATION - 1, "long ago")
+    CredentialSource.hide(time.time() + 60, "key", "token")
+    CredentialSource.hide(time.time(), "dead, if this clock is right", "", None)
+    assert set(CredentialSource.secrets) == {"password", "key", "token", "dead, if this clock is right"}
 
 
 def test_places_with_one_source_share_one_key(monkeypatch):
-    monkeypatch.setattr(Keys, "known", {})
-    monkeypatch.setattr(Keys, "keep_renewed", lambda _: None)
-    one = Place("e", "", "", "", "file:/one", "", "p", "l", NAMES)
+    monkeypatch.setattr(CredentialSource, "known", {})
+    monkeypatch.setattr(CredentialSource, "refresh_loop", lambda _: None)
+    one = LogstoreConfig("e", "", "", "", "file:/one", "", "p", "l", NAMES)
     same = one._replace(endpoint="f", region="r", project="q", logstore="m")
     other = one._replace(credentials="file:/two")
-    assert keys_of(one) is keys_of(same)
-    assert keys_of(one) is not keys_of(other)
+    assert credentials_for(one) is credentials_for(same)
+    assert credentials_for(one) is not credentials_for(other)
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
 
-TRIO = dict.fromkeys(dispatch_data.OIDC_NAMES, "/x")
+TRIO = dict.fromkeys(dispatch_data.OIDC_VARIABLES, "/x")
 
 
 def read(**changes):
@@ -868,11 +880,11 @@ def test_source_id_secret_and_token_are_taken_from_one_line():
         SLS_AK_KEY_TO2="key",
         SLS_CREDENTIALS_TO3="ecs:other",
     )
-    one, two, three = [target.place for target in settings.targets]
+    one, two, three = [target.config for target in settings.targets]
     assert (one.credentials, one.access_key_id) == ("ecs", "")
     assert (two.credentials, two.access_key_id, two.access_key) == ("", "id", "key")
     assert (three.credentials, three.access_key_id) == ("ecs:other", "")
-    assert [place.names["SLS_AK_ID"] for place in (one, two, three)] == [
+    assert [place.variables["SLS_AK_ID"] for place in (one, two, three)] == [
         "SLS_CREDENTIALS",
         "SLS_AK_ID_TO2",
         "SLS_CREDENTIALS_TO3",
@@ -881,7 +893,7 @@ def test_source_id_secret_and_token_are_taken_from_one_line():
 
 def test_passwords_in_the_url_of_an_agent_are_secrets():
     keys_from("http://user:p%40ss@localhost/key?sesame")
-    assert {"p%40ss", "p@ss", "sesame"} <= set(Keys.secrets)
+    assert {"p%40ss", "p@ss", "sesame"} <= set(CredentialSource.secrets)
 
 
 def test_a_mistake_in_the_settings_is_status_2(service):

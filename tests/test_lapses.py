@@ -245,7 +245,7 @@ def test_a_failure_that_cannot_be_told_loses_nothing(service, copies, before):
 
 
 def test_a_checkpoint_whose_failure_cannot_be_told_repeats_at_most_its_batches(service, copies):
-    copies.start(before=NOTHING_CAN_BE_TOLD + "LONGEST_PAUSE = 0.1\n")
+    copies.start(before=NOTHING_CAN_BE_TOLD + "MAX_BACKOFF = 0.1\n")
     feed(service, 40)
     with service.add_fault("UpdateCheckPoint", code="ServerBusy", status=503, share=0.5) as fault:
         wait_until_delivered(service)
@@ -258,7 +258,7 @@ def test_a_checkpoint_whose_failure_cannot_be_told_repeats_at_most_its_batches(s
 
 
 FAILING_AT_TIMES = """
-LONGEST_PAUSE = 0.1
+MAX_BACKOFF = 0.1
 original, tries = %(name)s, []
 
 def failing_at_times(self, *arguments):
@@ -271,20 +271,20 @@ def failing_at_times(self, *arguments):
 %(name)s = failing_at_times
 """
 FAILURES_WITHIN = {
-    "nothing handed out": ("Writers.add", "pass", "MemoryError"),
+    "nothing handed out": ("PutScheduler.submit", "pass", "MemoryError"),
     "half of it handed out": (
-        "Writers.add",
+        "PutScheduler.submit",
         "original(self, arguments[0][: len(arguments[0]) // 2], arguments[1])",
         'RuntimeError("can\'t start new thread")',
     ),
-    "handed out, and then": ("Writers.add", "original(self, *arguments)", "MemoryError"),
-    "before a put": ("Target.try_once", "pass", "MemoryError"),
-    "after a put": ("Target.try_once", "original(self, *arguments)", "MemoryError"),
-    "what to do after a failure": ("Target.after_failure", "pass", "MemoryError"),
-    "waiting for the outcome": ("Batch.take_failed", "pass", "MemoryError"),
+    "handed out, and then": ("PutScheduler.submit", "original(self, *arguments)", "MemoryError"),
+    "before a put": ("Target.attempt", "pass", "MemoryError"),
+    "after a put": ("Target.attempt", "original(self, *arguments)", "MemoryError"),
+    "what to do after a failure": ("Target.split_or_reject", "pass", "MemoryError"),
+    "waiting for the outcome": ("Batch.wait_for_failures", "pass", "MemoryError"),
     "the checkpoint": ("ShardConsumer.save", "pass", "MemoryError"),
     "a pull": ("ShardConsumer.pull_once", "pass", "MemoryError"),
-    "a heartbeat": ("Heartbeats.beat", "pass", "MemoryError"),
+    "a heartbeat": ("Heartbeat.send", "pass", "MemoryError"),
 }
 
 
@@ -305,9 +305,9 @@ def test_whatever_fails_within_a_batch_loses_nothing(service, copies, name, part
 def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):
     """Those in the air may be repeated; those that had not begun must not, for they are fetched again."""
     half = "original(self, arguments[0][: len(arguments[0]) // 2], arguments[1])"
-    before = FAILING_AT_TIMES % dict(name="Writers.add", partly=half, error="MemoryError")
+    before = FAILING_AT_TIMES % dict(name="PutScheduler.submit", partly=half, error="MemoryError")
     with service.add_fault("PutLogs", hold=True) as fault:
-        copy = copies.start(before=before + "LONGEST_PAUSE = 5.0\n", SLS_WRITERS="1")
+        copy = copies.start(before=before + "MAX_BACKOFF = 5.0\n", SLS_WRITERS="1")
         with pulled_at_once(service):
             feed_separately(service, 40, shard=0)
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a put in the air")
@@ -485,7 +485,7 @@ def end_of(service, shard):
 
 
 FAILING_FIRST = """
-LONGEST_PAUSE, tried = 0.1, set()
+MAX_BACKOFF, tried = 0.1, set()
 original = Delivery.deliver
 
 def failing_first(self, log_groups, goes_on):
@@ -584,15 +584,15 @@ def test_a_batch_that_is_given_up_with_its_shard_begins_no_further_put(service, 
 
 
 REFUSING = """
-write, refused = LeanClient.put_log_raw, []
+write, refused = PooledLogClient.put_log_raw, []
 
 def refuse_at_first(self, project, logstore, put, *arguments, **named):
-    if logstore == "click" and put.SerializeToString() != NO_LOGS and len(refused) < %d:
+    if logstore == "click" and put.SerializeToString() != EMPTY_LOG_GROUP and len(refused) < %d:
         refused.append(put)
-        raise CallFailed("PostBodyInvalid", "refused", 400)
+        raise CallError("PostBodyInvalid", "refused", 400)
     return write(self, project, logstore, put, *arguments, **named)
 
-LeanClient.put_log_raw = refuse_at_first
+PooledLogClient.put_log_raw = refuse_at_first
 """
 
 
@@ -702,7 +702,7 @@ def test_the_first_start_at_the_end_is_not_decided_later_than_its_shards(service
     switch = tmp_path / "asking"
     switch.touch()
     before = """
-cursor, begin = Logstore.cursor, ShardConsumer.begin
+cursor, begin = LogstoreApi.get_cursor, ShardConsumer.load_checkpoint
 
 def take_time(self, shard, start):
     found = cursor(self, shard, start)
@@ -712,10 +712,10 @@ def take_time(self, shard, start):
 
 def begin_but_for_one(self):
     if self.shard_id == 0:
-        raise CallFailed("ServerBusy", "not yet", 503)
+        raise CallError("ServerBusy", "not yet", 503)
     begin(self)
 
-Logstore.cursor, ShardConsumer.begin = take_time, begin_but_for_one
+LogstoreApi.get_cursor, ShardConsumer.load_checkpoint = take_time, begin_but_for_one
 """ % str(switch)
     feed(service, 40)
     wait_until_older(service, service.ledger(PROJECT, SOURCE))

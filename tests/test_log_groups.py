@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import dispatch_data
 from dispatch_data import (
-    JOINED_BYTES,
-    JOINED_LOGS,
+    MAX_MERGED_BYTES,
+    MAX_MERGED_LOGS,
     LogGroup,
-    join_log_groups,
     log_groups_of,
+    merge_log_groups,
     read_log_group_list,
     without_pack_id,
 )
@@ -105,7 +105,7 @@ def test_logs_of_every_length_of_length(size):
         logs = [log, b"\x08\x01\x42" + varint(length) + b"y" * length]
         data = b"".join(b"\x0a" + varint(len(one)) + one for one in logs) + b"\x1a\x01t"
         (read,) = read_log_group_list(list_of([data]))
-        assert (read.log_count, read.Topic, read.rest) == (2, "t", b"\x1a\x01t")
+        assert (read.log_count, read.Topic, read.envelope) == (2, "t", b"\x1a\x01t")
         assert read.SerializeToString() == data
         assert len(ParsedLogGroup.FromString(data).Logs) == 2
 
@@ -117,8 +117,8 @@ def test_equal_to_the_parser_when_fields_are_out_of_order(first, second):
     parsed = ParsedLogGroup.FromString(first + second)
     assert log_group.SerializeToString() == first + second
     assert (log_group.Topic, log_group.log_count) == (parsed.Topic, len(parsed.Logs))
-    logs_in_rest = ParsedLogGroup.FromString(log_group.rest).Logs
-    assert log_group.joinable == (len(logs_in_rest) == 0)
+    logs_in_rest = ParsedLogGroup.FromString(log_group.envelope).Logs
+    assert log_group.mergeable == (len(logs_in_rest) == 0)
 
 
 @given(
@@ -182,14 +182,14 @@ def test_an_empty_pull_has_no_log_groups():
 few_topics = st.sampled_from(("a", "b", None))
 
 
-def logs_by_description(serialised, join_packs=False):
+def logs_by_description(serialised, merge_packs=False):
     """What must not change: for each description of a LogGroup, its logs in their order."""
     sequences = {}
     for data in serialised:
         parsed = ParsedLogGroup.FromString(data)
         logs = [log.SerializeToString() for log in parsed.Logs]
         del parsed.Logs[:]
-        if join_packs:
+        if merge_packs:
             kept = [tag for tag in parsed.LogTags if tag.Key != "__pack_id__"]
             del parsed.LogTags[:]
             parsed.LogTags.extend(kept)
@@ -202,11 +202,11 @@ def copies_of(serialised):
 
 
 @given(st.lists(log_groups(few_topics), max_size=12), st.booleans())
-def test_joining_keeps_every_log_in_its_order_under_its_description(serialised, join_packs):
-    joined = join_log_groups(copies_of(serialised), join_packs)
+def test_joining_keeps_every_log_in_its_order_under_its_description(serialised, merge_packs):
+    joined = merge_log_groups(copies_of(serialised), merge_packs)
     assert len(joined) <= len(serialised)
-    before = logs_by_description(serialised, join_packs)
-    after = logs_by_description([log_group.SerializeToString() for log_group in joined], join_packs)
+    before = logs_by_description(serialised, merge_packs)
+    after = logs_by_description([log_group.SerializeToString() for log_group in joined], merge_packs)
     assert before == after
     assert sum(log_group.log_count for log_group in joined) == sum(map(len, before.values()))
     assert sum(len(put.log_groups) for put in joined) == len(serialised)
@@ -226,8 +226,8 @@ def with_tags(*tags):
     return log_group.SerializeToString()
 
 
-def sizes_joined(serialised, join_packs=False):
-    return [log_group.log_count for log_group in join_log_groups(copies_of(serialised), join_packs)]
+def sizes_joined(serialised, merge_packs=False):
+    return [log_group.log_count for log_group in merge_log_groups(copies_of(serialised), merge_packs)]
 
 
 def test_equal_descriptions_become_one_put():
@@ -251,10 +251,10 @@ def test_tags_in_another_order_stay_apart():
 def test_packs_stay_apart_by_default_and_come_together_when_asked():
     packs = [with_tags(("__path__", "p"), ("__pack_id__", "id-%d" % number)) for number in range(5)]
     assert sizes_joined(packs) == [3] * 5
-    assert sizes_joined(packs, join_packs=True) == [15]
+    assert sizes_joined(packs, merge_packs=True) == [15]
     other = with_tags(("__path__", "q"), ("__pack_id__", "id-9"))
-    assert sizes_joined(packs + [other, packs[0]], join_packs=True) == [18, 3]
-    (joined,) = join_log_groups(copies_of(packs), True)
+    assert sizes_joined(packs + [other, packs[0]], merge_packs=True) == [18, 3]
+    (joined,) = merge_log_groups(copies_of(packs), True)
     assert [(tag.Key, tag.Value) for tag in ParsedLogGroup.FromString(joined.SerializeToString()).LogTags] == [
         ("__path__", "p"),
         ("__pack_id__", "id-0"),
@@ -268,23 +268,23 @@ def test_only_the_tag_of_that_very_name_is_the_pack_id():
 
 def test_joining_stays_within_the_limits():
     by_logs = sizes_joined([small(logs=100).SerializeToString()] * 100)
-    assert sum(by_logs) == 10000 and max(by_logs) <= JOINED_LOGS and len(by_logs) == 3
-    serialised = [small(logs=1, size=JOINED_BYTES // 7).SerializeToString()] * 20
-    joined = join_log_groups(copies_of(serialised), False)
+    assert sum(by_logs) == 10000 and max(by_logs) <= MAX_MERGED_LOGS and len(by_logs) == 3
+    serialised = [small(logs=1, size=MAX_MERGED_BYTES // 7).SerializeToString()] * 20
+    joined = merge_log_groups(copies_of(serialised), False)
     assert [log_group.log_count for log_group in joined] == [6, 6, 6, 2]
     assert [log_group.size for log_group in joined] == [len(log_group.SerializeToString()) for log_group in joined]
-    assert max(log_group.size for log_group in joined) <= JOINED_BYTES
+    assert max(log_group.size for log_group in joined) <= MAX_MERGED_BYTES
 
 
 def test_one_beyond_the_limits_is_not_split():
-    huge = small(logs=JOINED_LOGS + 1).SerializeToString()
-    assert sizes_joined([huge, small().SerializeToString(), huge]) == [JOINED_LOGS + 1, 3, JOINED_LOGS + 1]
+    huge = small(logs=MAX_MERGED_LOGS + 1).SerializeToString()
+    assert sizes_joined([huge, small().SerializeToString(), huge]) == [MAX_MERGED_LOGS + 1, 3, MAX_MERGED_LOGS + 1]
 
 
 def test_what_has_logs_out_of_order_is_never_joined():
     """Its rest holds a log, which joining by equal rests would drop."""
     strange = b"\x1a\x01t" + b"\x0a\x02\x08\x01"
-    joined = join_log_groups(copies_of([strange, strange]), False)
+    joined = merge_log_groups(copies_of([strange, strange]), False)
     assert [log_group.SerializeToString() for log_group in joined] == [strange, strange]
 
 

@@ -111,7 +111,7 @@ def test_the_counts_are_those_of_the_ledgers(service, copies, port, tmp_path):
 
 @pytest.mark.parametrize("name", ['"', "\\", '\\"', 'a\nb{c="d"} 1', "{}", "\\n", ""])
 def test_no_name_breaks_a_label(name):
-    text = "up%s 1\n" % dispatch_data.labelled(target=1, logstore=name)
+    text = "up%s 1\n" % dispatch_data.prometheus_labels(target=1, logstore=name)
     ((sample,),) = [family.samples for family in text_string_to_metric_families(text)]
     assert sample.labels == {"target": "1", "logstore": name}
 
@@ -119,7 +119,7 @@ def test_no_name_breaks_a_label(name):
 # ---- health
 
 STANDS_STILL = """
-STANDSTILL = 2.0
+WATCHDOG_TIMEOUT = 2.0
 
 def stands_still(method):
     def stuck(*arguments):
@@ -130,11 +130,11 @@ def stands_still(method):
 
 """
 HOLDS_A_LOCK = """
-def settle(self, method=Dispatcher.settle):
+def settle(self, method=GroupMember.housekeeping):
     with self.delivery.writers.change:
         stands_still(method)(self)
 
-Dispatcher.settle = settle
+GroupMember.housekeeping = settle
 """
 
 
@@ -145,13 +145,13 @@ def stuck_in(method):
 @pytest.mark.parametrize(
     ("loop", "how"),
     [
-        ("tells", stuck_in("Dispatcher.settle")),
-        ("joins", stuck_in("Membership.is_alive")),
-        ("gives out work", stuck_in("Heartbeats.get_held_shards")),
-        ("sends heartbeats", stuck_in("Heartbeats.beat")),
+        ("tells", stuck_in("GroupMember.housekeeping")),
+        ("joins", stuck_in("Consumer.is_alive")),
+        ("gives out work", stuck_in("Heartbeat.get_held_shards")),
+        ("sends heartbeats", stuck_in("Heartbeat.send")),
         ("follows the load", HOLDS_A_LOCK),
-        ("ends silent connections", "Line.is_over = stands_still(Line.is_over)"),
-        ("delivers shard", stuck_in("Delivery.sort")),
+        ("ends silent connections", "DeadlineStream.is_over = stands_still(DeadlineStream.is_over)"),
+        ("delivers shard", stuck_in("Delivery.route")),
     ],
 )
 def test_a_loop_that_stands_still_is_told(service, copies, port, loop, how):
@@ -194,7 +194,7 @@ def test_the_process_is_well_whatever_the_service_does_for_longer_than_the_minut
     with service.add_fault("*", hold=True):
         # A batch in flight of a lost consumer is waited for, for a second more than GRACE.
         copies.start(
-            before="STANDSTILL, GRACE, SUMMARY_INTERVAL = %f, 1.0, 0.2" % standstill, SLS_METRICS_PORT=str(port)
+            before="WATCHDOG_TIMEOUT, GRACE, SUMMARY_INTERVAL = %f, 1.0, 0.2" % standstill, SLS_METRICS_PORT=str(port)
         )
         service.wait_for(lambda: get(port, "/healthz"), LIMIT, "somebody who listens")
         observe("a copy that has not joined")

@@ -24,7 +24,7 @@ from copies import (
 )
 from ledgers import assert_delivered_once
 
-from dispatch_data import ASKED_AT_ONCE
+from dispatch_data import PROBE_CONCURRENCY
 
 
 def run(service, *arguments, **changes):
@@ -346,7 +346,7 @@ def test_many_shards_are_asked_at_a_time(service):
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         with service.add_fault("GetCursor", hold=True):
             running = thread.submit(run, service, "--status", SLS_LOGSTORE="wide")
-            service.wait_for(lambda: service.calls("GetCursor") == ASKED_AT_ONCE, LIMIT, "calls at a time")
+            service.wait_for(lambda: service.calls("GetCursor") == PROBE_CONCURRENCY, LIMIT, "calls at a time")
         status, stdout, _ = running.result()
     assert status == 0
     assert [line.split()[0] for line in stdout] == ["shard", *map(str, range(128)), "all"]

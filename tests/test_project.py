@@ -10,7 +10,7 @@ from dispatch_data import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (
-    dispatch_data.PLACE_SETTINGS
+    dispatch_data.LOGSTORE_SETTINGS
     + dispatch_data.SOURCE_SETTINGS
     + dispatch_data.TARGET_SETTINGS
     + dispatch_data.TUNING_SETTINGS
@@ -64,7 +64,7 @@ def test_the_example_exports_settings_that_work(tmp_path):
     assert environment.pop("SLS_CREDENTIALS") == "ecs"  # stands in the place of id and secret
     settings = read_settings(environment)
     assert settings.warnings == ()
-    assert [target.place.project for target in settings.targets] == ["other-project", "audit-project"] + [
+    assert [target.config.project for target in settings.targets] == ["other-project", "audit-project"] + [
         "other-project"
     ] * 3
     assert [target.topics for target in settings.targets] == [("ngnix", "nginx"), ("sql_audit",), ("click",)] + [

@@ -196,8 +196,8 @@ def test_whatever_stands_before_the_service_costs_no_log(tmp_path, name, https):
     with LocalLogService(https=https) as service, tempfile.TemporaryDirectory() as directory:
         create_logstores(service)
         with Proxy(name, service, directory) as proxy, Copies(service, tmp_path) as copies:
-            tell_all = "GrowingIntervals.FIRST = GrowingIntervals.LONGEST = 0.0\n"
-            copy = copies.start(before=tell_all + "ANSWER_TIMEOUT = 2", **proxy.settings(https))
+            tell_all = "LogThrottle.FIRST = LogThrottle.LONGEST = 0.0\n"
+            copy = copies.start(before=tell_all + "RESPONSE_TIMEOUT = 2", **proxy.settings(https))
             feed(service, 40)
             service.put(PROJECT, SOURCE, [make_log_group("nginx", 10000) for _ in range(4)])
             wait_until_delivered(service)

@@ -72,7 +72,9 @@ def test_every_setting_has_its_row_in_both_languages_and_its_default():
 def test_every_error_code_has_its_row_in_both_languages():
     rows = table("| code | what to do |")
     listed = {code for cells in rows for code in codes(cells[0])}
-    assert set(dispatch_data.CODES) - {"ConsumerNotExsit"} <= listed  # which is a misspelling of ConsumerNotExist
+    assert (
+        set(dispatch_data.ERROR_BY_CODE) - {"ConsumerNotExsit"} <= listed
+    )  # which is a misspelling of ConsumerNotExist
     for _, english, chinese in rows:
         assert english and IDEOGRAPH.search(chinese) and not IDEOGRAPH.search(english)
 
@@ -175,7 +177,7 @@ def test_the_systemd_unit_gives_it_time_and_its_journal():
     unit.optionxform = str
     unit.read_string(recipe("systemd"))
     service = unit["Service"]
-    assert float(service["TimeoutStopSec"]) > dispatch_data.STOP_TIME + 5
+    assert float(service["TimeoutStopSec"]) > dispatch_data.SHUTDOWN_TIMEOUT + 5
     assert service["RestartPreventExitStatus"] == "2"  # settings that are wrong don't mend themselves
     # The file of settings would win over these, so they are not to be in it.
     unit_sets = dict(pair.split("=") for pair in service["Environment"].replace("%i", "3").split(" "))
@@ -228,7 +230,7 @@ def test_the_probe_of_the_deployment_probes(service, copies):
     deployment = yaml.safe_load(recipe("kubernetes"))
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert pod["terminationGracePeriodSeconds"] > dispatch_data.STOP_TIME + 5
+    assert pod["terminationGracePeriodSeconds"] > dispatch_data.SHUTDOWN_TIMEOUT + 5
     assert deployment["spec"]["selector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
     assert "readinessProbe" not in container
     probe = container["livenessProbe"]["httpGet"]
@@ -351,11 +353,11 @@ def test_log_groups_that_were_set_aside_can_be_put_again(service, installation):
     directory = installation / "rejected"
     directory.mkdir()
     log_groups = [make_log_group("click") for _ in range(3)]
-    place = dispatch_data.Place("", "", "", "", "", "", PROJECT, "click", {})
-    rejected = dispatch_data.RejectedLogGroups(str(directory))
+    place = dispatch_data.LogstoreConfig("", "", "", "", "", "", PROJECT, "click", {})
+    rejected = dispatch_data.DeadLetterDirectory(str(directory))
     for log_group in log_groups:
-        rejected.keep(3, place, dispatch_data.LogGroup("click", 5, log_group, b""))
-    refused = rejected.keep(3, place, dispatch_data.LogGroup("click", 5, make_log_group("click") + b"\x28\x01", b""))
+        rejected.save(3, place, dispatch_data.LogGroup("click", 5, log_group, b""))
+    refused = rejected.save(3, place, dispatch_data.LogGroup("click", 5, make_log_group("click") + b"\x28\x01", b""))
     ended = run_shell(recipe("put again"), installation, service)
     assert ended.returncode == 1 and "PostBodyInvalid" in ended.stderr, "one is refused still"
     assert os.path.exists(refused)

@@ -16,7 +16,7 @@ from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
 import dispatch_data
-from dispatch_data import LogGroup, Place, RejectedLogGroups
+from dispatch_data import DeadLetterDirectory, LogGroup, LogstoreConfig
 
 # A MachineUUID that is a number: the service won't take it, and a dispatcher that doesn't parse can't know.
 POISON = make_log_group("click") + b"\x28\x01"
@@ -79,7 +79,7 @@ def test_a_refusal_after_an_outage_counts_against_nothing_but_what_it_refused(se
     with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
         service.put(PROJECT, SOURCE, [POISON, *others], shard=0)
         copy = copies.start(SLS_REJECTED_DIR=str(rejected_dir), SLS_WRITERS="1")
-        service.wait_for(lambda: fault.hits >= dispatch_data.FAILURES, LIMIT, "puts that fail")
+        service.wait_for(lambda: fault.hits >= dispatch_data.BREAKER_THRESHOLD, LIMIT, "puts that fail")
     wait_until_delivered(service)
     assert_delivered_once(others, arrived_in_targets(service))
     assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]
@@ -155,19 +155,19 @@ def test_without_the_directory_it_waits_and_nothing_is_lost(service, copies, rej
 
 
 def log_group_of(data):
-    return LogGroup("click", 1, b"", data, joinable=False)
+    return LogGroup("click", 1, b"", data, mergeable=False)
 
 
-PLACE = Place("", "", "", "", "", "", PROJECT, "click", {})
+PLACE = LogstoreConfig("", "", "", "", "", "", PROJECT, "click", {})
 
 
 def test_the_directory_is_bounded_in_total(tmp_path, monkeypatch):
-    monkeypatch.setattr(RejectedLogGroups, "MOST_BYTES", 100)
-    rejected = RejectedLogGroups(str(tmp_path))
-    path = rejected.keep(3, PLACE, log_group_of(b"a" * 60))
-    assert rejected.keep(3, PLACE, log_group_of(b"a" * 60)) == path  # the same again takes no more room
+    monkeypatch.setattr(DeadLetterDirectory, "MAX_BYTES", 100)
+    rejected = DeadLetterDirectory(str(tmp_path))
+    path = rejected.save(3, PLACE, log_group_of(b"a" * 60))
+    assert rejected.save(3, PLACE, log_group_of(b"a" * 60)) == path  # the same again takes no more room
     with pytest.raises(OSError, match="as many as are kept; make room"):
-        rejected.keep(3, PLACE, log_group_of(b"b" * 60))
+        rejected.save(3, PLACE, log_group_of(b"b" * 60))
     assert os.listdir(str(tmp_path)) == [os.path.basename(path)]
 
 
@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        RejectedLogGroups(str(tmp_path)).keep(3, PLACE, log_group_of(b"a"))
+        DeadLetterDirectory(str(tmp_path)).save(3, PLACE, log_group_of(b"a"))
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -207,8 +207,8 @@ def test_a_file_system_may_know_no_fsync_of_directories(monkeypatch, rejected_di
         real(file)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    rejected = RejectedLogGroups(str(rejected_dir))
-    place = Place("", "", "", "", "", "", PROJECT, "click", {})
+    rejected = DeadLetterDirectory(str(rejected_dir))
+    place = LogstoreConfig("", "", "", "", "", "", PROJECT, "click", {})
     with contextlib.nullcontext() if is_kept else pytest.raises(OSError):
-        rejected.keep(3, place, LogGroup("click", 5, POISON, b""))
+        rejected.save(3, place, LogGroup("click", 5, POISON, b""))
     assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]

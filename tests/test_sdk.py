@@ -13,13 +13,13 @@ from aliyun.log import LogException
 from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig, shard_worker, worker
 from local_log_service import LocalLogService
 
-from dispatch_data import Pull, Threads
+from dispatch_data import PullResult, ThreadPool
 
 LIMIT = 20.0  # seconds
 
 
 class Client:
-    """Stands in the place of Membership: a shard of pulls that number themselves."""
+    """Stands in the place of Consumer: a shard of pulls that number themselves."""
 
     mproject = mlogstore = mconsumer_group = mconsumer = "x"
 
@@ -45,7 +45,7 @@ class Client:
         time.sleep(0.001)
         if self.failure:
             raise self.failure
-        return Pull([b"log group"], 10, str(int(cursor) + 1))
+        return PullResult([b"log group"], 10, str(int(cursor) + 1))
 
     def pulled(self):
         return [call[2] for call in self.calls if call[0] == "pull_logs"]
@@ -55,9 +55,9 @@ def begin_of(pull):
     return str(int(pull.next_cursor) - 1)
 
 
-class Heartbeats:
+class Heartbeat:
     def __init__(self):
-        self.held, self.calls = [0], []
+        self.owned, self.calls = [0], []
 
     def start(self):
         self.calls.append("start")
@@ -65,7 +65,7 @@ class Heartbeats:
     def get_held_shards(self):
         self.calls.append("get_held_shards")
         time.sleep(0.001)
-        return self.held[:]
+        return self.owned[:]
 
     def remove_heart_shard(self, shard):
         self.calls.append(("remove_heart_shard", shard))
@@ -116,7 +116,7 @@ class Clock:
 
 
 class Worker(ConsumerWorker):
-    """As Membership is made."""
+    """As Consumer is made."""
 
     def __init__(self, tasks):
         self.ours, self.made, self.set_by_the_sdk = Client(), [], []
@@ -126,7 +126,7 @@ class Worker(ConsumerWorker):
         )  # fmt: skip
         super().__init__(Processor, config, args=(self.made,))
         self.daemon = True
-        self.heart_beat = Heartbeats()
+        self.heart_beat = Heartbeat()
 
     @property
     def consumer_client(self):
@@ -161,7 +161,7 @@ def test_the_worker_makes_its_client_and_its_group_through_what_we_override(runn
 
 
 def test_each_turn_of_the_loop_asks_once_what_is_held_and_never_sleeps(monkeypatch, running):
-    """Heartbeats.get_held_shards paces the loop; the wall clock must not."""
+    """Heartbeat.get_held_shards paces the loop; the wall clock must not."""
     clock = Clock(step=-600.0)
     monkeypatch.setattr(worker, "time", clock)
     turns = len(running.heart_beat.calls)
@@ -204,13 +204,13 @@ def test_the_tracker_never_saves_anything(monkeypatch, running):
         tracker.last_check_time = 0
         batches = len(running.made[0].batches)
         wait_for(lambda batches=batches: len(running.made[0].batches) > batches + 3)
-    monkeypatch.setattr(Pull, "get_loggroup_count", lambda _: 0)
+    monkeypatch.setattr(PullResult, "get_loggroup_count", lambda _: 0)
     pulls = len(running.ours.pulled())
     wait_for(lambda: len(running.ours.pulled()) > pulls + 10)
     running.shard_consumers[0].last_success_fetch_time_with_data = 1
     pulls = len(running.ours.pulled())
     wait_for(lambda: len(running.ours.pulled()) > pulls + 10)
-    running.heart_beat.held = []
+    running.heart_beat.owned = []
     wait_for(lambda: not running.shard_consumers)
     assert "update_check_point" not in [call[0] for call in running.ours.calls]
 
@@ -218,7 +218,7 @@ def test_the_tracker_never_saves_anything(monkeypatch, running):
 def test_a_log_exception_of_a_pull_is_passed_over_and_the_cursor_pulled_again(caplog, running):
     """That is how ShardConsumer.pull says that nothing is wanted: no batch, no jump to the end, no line."""
     with caplog.at_level(logging.CRITICAL):
-        running.ours.failure = LogException("GivenUp", "the shard is not wanted any more")
+        running.ours.failure = LogException("Cancelled", "the shard is not wanted any more")
         wait_for(lambda: len(set(running.ours.pulled()[-5:])) == 1)
         batches = len(running.made[0].batches)
         pulls = len(running.ours.pulled())
@@ -232,12 +232,12 @@ def test_a_log_exception_of_a_pull_is_passed_over_and_the_cursor_pulled_again(ca
 
 def test_a_shard_that_is_no_longer_held_is_shut_down_then_let_go_of(running):
     """remove_heart_shard is what lets it move; by then no task of it is left."""
-    running.heart_beat.held = []
+    running.heart_beat.owned = []
     wait_for(lambda: ("remove_heart_shard", 0) in running.heart_beat.calls)
     assert running.made[0].calls == [("initialize", 0), "shutdown"]
     wait_for(lambda: not running.shard_consumers)
     pulls = running.ours.pulled()
-    running.heart_beat.held = [0]
+    running.heart_beat.owned = [0]
     wait_for(lambda: len(running.made) == 2 and running.made[1].batches)
     assert len(running.ours.pulled()) > len(pulls)
 
@@ -252,7 +252,7 @@ def test_the_flag_ends_the_loop_and_leaves_the_threads_to_others(running):
 
 def test_tasks_wait_for_the_threads_that_there_are(monkeypatch):
     """The standard library's executor has queued a task when it asks for a thread by the method that we override."""
-    tasks = Threads(8)
+    tasks = ThreadPool(8)
     assert tasks.submit(lambda: 7).result(LIMIT) == 7
     assert len(tasks._threads) == 1
     asked = []
@@ -268,7 +268,7 @@ def test_tasks_wait_for_the_threads_that_there_are(monkeypatch):
 
 def test_tasks_tell_when_one_has_ended():
     """Else the SDK's loop would see it a turn later."""
-    tasks, ended = Threads(8), threading.Event()
-    tasks.done = ended.set
+    tasks, ended = ThreadPool(8), threading.Event()
+    tasks.on_task_done = ended.set
     tasks.submit(lambda: None)
     assert ended.wait(LIMIT)

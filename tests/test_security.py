@@ -24,7 +24,15 @@ from copies import (
 from ledgers import assert_all_delivered_once, verdict
 from local_log_service import LocalLogService
 
-from dispatch_data import Keys, LeftOut, LineFormatter, Routes, hidden, read_settings, secrets_of
+from dispatch_data import (
+    CredentialSource,
+    RedactingFormatter,
+    Routes,
+    UnmatchedCounter,
+    read_settings,
+    redact,
+    secret_values,
+)
 from dispatch_data import LogGroup as RoutedLogGroup
 
 SECRET = "Very/Secret+Key0"
@@ -86,7 +94,7 @@ def test_the_password_of_a_proxy_is_a_secret(monkeypatch, scheme):
         }
     )
     text = "cannot reach http://user:p%40ss-word@proxy.test:3128 or p@ss-word with " + SECRET
-    assert hidden(text, secrets_of(settings)) == "cannot reach http://user:***@proxy.test:3128 or *** with ***"
+    assert redact(text, secret_values(settings)) == "cannot reach http://user:***@proxy.test:3128 or *** with ***"
 
 
 # ---- hostile logs
@@ -133,18 +141,18 @@ def test_hostile_topics_and_names_forge_no_path(service, copies, tmp_path):
 def test_huge_topics_are_not_remembered():
     """A shard can bring a new one with each LogGroup; memory must not grow with them."""
     settings = type("Target", (), {"number": 1, "topics": ("T*",)})
-    routes, unmatched = Routes([settings]), LeftOut()
+    routes, unmatched = Routes([settings]), UnmatchedCounter()
     for number in range(50):
-        assert routes.find("T" * 10000 + str(number)) == 1
+        assert routes.target_of("T" * 10000 + str(number)) == 1
         unmatched.add(RoutedLogGroup("t" * 10000 + str(number), 1, b"", b""))
-    assert routes.remembered.cache_info().currsize == 0
+    assert routes.cached.cache_info().currsize == 0
     assert sum(map(len, unmatched.topics)) < 50 * 100
     assert len(unmatched.summary()) < 1000
 
 
 def test_a_line_is_one_line_whatever_is_in_it():
-    Keys.hide(float("inf"), SECRET)
-    formatter = LineFormatter("%(process)d %(levelname)s %(message)s")
+    CredentialSource.hide(float("inf"), SECRET)
+    formatter = RedactingFormatter("%(process)d %(levelname)s %(message)s")
     record = logging.LogRecord("x", logging.INFO, "", 0, "a\n2026 forged\x1b[1m %s", (SECRET,), None)
     first, second = formatter.format(record).split("\n")
     assert first.endswith(" INFO a") and second == "    2026 forged\\x1b[1m ***"

@@ -8,7 +8,7 @@ import pytest
 from copies import run_program
 
 import dispatch_data
-from dispatch_data import Routes, SettingsError, read_settings, secrets_of
+from dispatch_data import Routes, SettingsError, read_settings, secret_values
 
 SECRET = "Secret/key+0"
 TOKEN = "Token/0"
@@ -242,7 +242,7 @@ def test_defaults():
     assert settings[3:-2] == ("begin", 20, 0.4, 16, False, "", ".", "INFO", "", "127.0.0.1")
     (target,) = settings.targets
     assert (target.number, target.topics) == (1, ("ngnix", "nginx"))
-    assert target.place[:8] == settings.source._replace(logstore="nginx")[:8]
+    assert target.config[:8] == settings.source._replace(logstore="nginx")[:8]
     settings = read(SLS_LOGSTORE_TO2="b", SLS_LOGSTORE_TO3="c")
     assert [target.topics for target in settings.targets] == [("ngnix", "nginx"), ("sql_audit",), ("click",)]
 
@@ -282,19 +282,19 @@ def test_each_target_takes_what_it_does_not_set_from_the_line_above():
         SLS_AK_KEY_TO30="key-30",
         SLS_STS_TOKEN_TO30="token-30",
     )
-    one, two, thirty = [target.place for target in settings.targets]
+    one, two, thirty = [target.config for target in settings.targets]
     assert one[:8] == (GOOD["SLS_ENDPOINT"], "id-to", "key-to", "", "", "r", "ppp", "nginx")
     assert two[:8] == ("https://e2", "id-to", "key-to", "", "", "r2", "pp2", "b")
     assert thirty[:8] == (GOOD["SLS_ENDPOINT"], "id-30", "key-30", "token-30", "", "r", "ppp", "c")
-    assert [two.names[name] for name in ("SLS_LOGSTORE", "SLS_PROJECT", "SLS_AK_KEY", "SLS_REGION")] == [
+    assert [two.variables[name] for name in ("SLS_LOGSTORE", "SLS_PROJECT", "SLS_AK_KEY", "SLS_REGION")] == [
         "SLS_LOGSTORE_TO2",
         "SLS_PROJECT_TO2",
         "SLS_AK_KEY_TO",
         "SLS_REGION_TO2",
     ]
-    assert (one.names["SLS_ENDPOINT"], one.names["SLS_STS_TOKEN"]) == ("SLS_ENDPOINT", "SLS_STS_TOKEN_TO")
+    assert (one.variables["SLS_ENDPOINT"], one.variables["SLS_STS_TOKEN"]) == ("SLS_ENDPOINT", "SLS_STS_TOKEN_TO")
     assert settings.source.security_token == TOKEN
-    assert sorted(secrets_of(settings)) == sorted([SECRET, TOKEN, "key-to", "key-to", "key-30", "token-30"])
+    assert sorted(secret_values(settings)) == sorted([SECRET, TOKEN, "key-to", "key-to", "key-30", "token-30"])
 
 
 def test_values_may_have_space_around_them():
@@ -378,7 +378,7 @@ def test_routes():
         SLS_LOGSTORE_TO10="c",
         SLS_TOPIC_TO10="ab*,z",
     )
-    find = Routes(settings.targets).find
+    find = Routes(settings.targets).target_of
     assert [find(topic) for topic in ("abc", "abd", "a", "x.log", "12", "z", "", "b", "ABC")] == [
         2,
         1,
@@ -398,7 +398,7 @@ def topics_found(topic_lists, topics):
         **{"SLS_LOGSTORE_TO%d" % (number + 1): "target" for number in range(len(topic_lists))},
         **{"SLS_TOPIC_TO%d" % (number + 1): text for number, text in enumerate(topic_lists)},
     )
-    find = Routes(settings.targets).find
+    find = Routes(settings.targets).target_of
     return [find(topic) for topic in topics], settings.warnings
 
 
@@ -447,7 +447,7 @@ def test_help_and_version_work_without_settings(option):
         assert ended.stdout == "dispatch_data.py %s\n" % dispatch_data.__version__
     else:
         for setting in (
-            dispatch_data.PLACE_SETTINGS
+            dispatch_data.LOGSTORE_SETTINGS
             + dispatch_data.SOURCE_SETTINGS
             + dispatch_data.TARGET_SETTINGS
             + dispatch_data.TUNING_SETTINGS

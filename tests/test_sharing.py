@@ -44,12 +44,12 @@ def test_sharing_joining_and_leaving_loses_and_repeats_nothing(service, copies):
 def test_a_shard_that_is_revoked_before_the_sdk_has_seen_it_moves_all_the_same(service, copies):
     """Else it would be told to the service as held for ever, and nobody get it."""
     stuck = """
-def get_held_shards(self, method=Heartbeats.get_held_shards):
+def get_held_shards(self, method=Heartbeat.get_held_shards):
     while not os.path.exists("go on"):
         time.sleep(0.01)
     return method(self)
-Heartbeats.get_held_shards = get_held_shards
-Membership.revoke = lambda *_: open("revoked", "w").close()
+Heartbeat.get_held_shards = get_held_shards
+Consumer.revoke = lambda *_: open("revoked", "w").close()
 """
     flow = SteadyFeed(service)
     first = copies.start()
@@ -216,10 +216,10 @@ def test_a_copy_that_the_service_has_forgotten_joins_again(service, copies):
 def test_a_shard_that_comes_back_before_it_was_let_go_is_served_on(service, copies):
     """The copy that it was to move to dies, while its batch is still in flight here."""
     noted = """
-def revoke(self, shard, method=Membership.revoke):
+def revoke(self, shard, method=Consumer.revoke):
     open("revoked", "w").close()
     method(self, shard)
-Membership.revoke = revoke
+Consumer.revoke = revoke
 GRACE = 1000.0
 """
     first = copies.start(before=noted)
