@@ -6,18 +6,75 @@
 """Sorts the logs of one Simple Log Service (SLS) logstore into many, by Topic, in real time.
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
-copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to:
+copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Who calls
+whom:
 
-    ConsumerWorker, the SDK's loop (here Consumer, one consumer of the group)
-      -> Consumer.pull_logs -> ShardConsumer.pull       a batch of LogGroups from a shard
-      -> ShardConsumer.process
-           -> Delivery.deliver -> Routes.target_of             sorted by Topic, joined where they are alike
-              -> PutScheduler -> Target.attempt               LogClient.put_log_raw, tried until the target has taken it
-           -> ShardConsumer.save                          then the checkpoint, and only then the next batch
+    main                              the settings, then `run` until a signal comes
+      GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
+        Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
+          ShardConsumer.consume       which begins tasks in threads, one of each kind at a time:
+            load_checkpoint           where the shard begins
+            pull                      up to three batches of LogGroups wait in memory
+            deliver                   the oldest batch:
+              Delivery.deliver        the callback that routes each LogGroup by its Topic
+                PutScheduler, Target  functools.partial of LogClient.put_log_raw, retried until the target accepts
+              save                    then the checkpoint, and only then the next batch
+        Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
-Whatever makes it doubtful that this consumer still holds its shards ends it: it saves nothing more, and another joins
-(GroupMember). Read on in order: settings, routes, log groups (bytes), failures, keys, the service, looking, delivery,
-consumer, monitoring, command line. Each part knows only those before it.
+A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
+Read on in order: topics, settings, LogGroups as bytes, errors and retry, credentials, the service, check and status,
+delivery, consumer, monitoring, command line. Each section needs only those before it.
+
+Threads, by the names that a stack dump shows. All are daemons: the process ends by os._exit, whatever they do.
+
+    MainThread                waits for a signal, or for the end of the group member
+    joins                     GroupMember.run, until the copy stops
+    gives out work            the SDK's loop, one for each Consumer, until its lease is cancelled
+    sends heartbeats          Heartbeat.run, started by the SDK's loop, as long
+    shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
+    put_<n>                   PutScheduler.pool, as many as puts are in flight
+    follows the load          PutScheduler.adapt_concurrency
+    tells                     report_loop: summaries, recoveries, stale connections
+    ends silent connections   Watchdog.run
+    refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
+    serves metrics            MetricsServer.serve, SERVER_THREADS of them
+
+Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
+Consumer.lock; PutScheduler.change, then Batch.change; either of the first with a ThreadPool's own. `signing_lock` lets
+one thread at a time compress and sign, and is given back before the network is waited for.
+
+Global state: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. No other.
+
+What is private to others, or theirs and replaced here; the test goes red when a release changes it:
+
+    aliyun.log.consumer.ConsumerWorker
+      ._get_shard_consumer    ShardConsumer instead of the SDK's, which goes on with the next batch where one fails
+                              test_each_shard_that_is_held_is_consumed_in_each_turn_by_what_we_make
+      .consumer_client        none: it would overwrite the timeout and order of a group that exists, at each join
+                              test_the_worker_makes_its_client_and_its_group_through_what_we_override
+      .heart_beat             Heartbeat: the SDK's counts in wall time, and sleeps in its loop
+                              test_each_turn_of_the_loop_asks_once_what_is_held_and_never_sleeps
+      .shut_down_flag, .shutdown_and_wait, .shard_consumers
+                              Consumer.drain waits for batches in flight
+                              test_the_flag_ends_the_loop_and_leaves_shards_and_threads_to_others
+    aliyun.log.consumer.heart_beat.RLock
+                              threading's: multiprocessing's needs /dev/shm, and one more process from Python 3.14 on
+                              test_without_shared_memory_it_works_too
+    aliyun.log.LogClient._getHttpResponse
+                              PooledLogClient's: requests costs four times as much, and what it raises is not repeated
+                              test_the_sdk_s_client_still_sends_through_the_method_we_override
+    aliyun.log.LogClient._auth._getGMT
+                              one that doesn't set the process's locale for each signature
+                              test_the_sdk_s_client_still_takes_the_date_from_where_we_put_it
+    aliyun.log.pulllog_response.PullLogResponse._raw_uncompressed_body
+                              read by `log_groups_of`; the SDK's parser is slow, on PyPy by a factor of a thousand
+                              test_the_sdk_still_keeps_the_bytes_of_a_pull
+    urllib3.HTTPSConnectionPool._new_conn, ._prepare_proxy, requests' HTTPAdapter.get_connection_with_tls_context
+                              ConnectionFactory opens connections as requests does: test_proxies.py
+    http.client.HTTPResponse  reads from a DeadlineStream: test_answers.py
+    concurrent.futures.ThreadPoolExecutor._adjust_thread_count
+                              ThreadPool's goes on with the threads that there are
+                              test_tasks_wait_for_the_threads_that_there_are
 """
 
 from __future__ import annotations
@@ -78,19 +135,21 @@ if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile
 try:
     import requests
     import urllib3
-    from aliyun.log import LogClient, LogException
+    from aliyun.log import LogClient
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
-    from aliyun.log.consumer import ConsumerProcessorBase, ConsumerWorker, LogHubConfig, checkpoint_tracker, heart_beat
-    from aliyun.log.consumer.checkpoint_tracker import ConsumerCheckpointTracker
+    from aliyun.log.consumer import ConsumerWorker, LogHubConfig, heart_beat
     from aliyun.log.credentials import Credentials, CredentialsProvider
     from aliyun.log.pulllog_response import PullLogResponse
 
-    # The SDK's locks are for several processes: they need /dev/shm and, from Python 3.14 on, one more process.
-    checkpoint_tracker.RLock = heart_beat.RLock = threading.RLock  # type: ignore[attr-defined,assignment]
-    # Private, or of newer releases only: what PooledLogClient and ConnectionFactory rest on.
-    LogClient._getHttpResponse  # type: ignore[attr-defined]  # noqa: B018
-    urllib3.HTTPSConnectionPool._new_conn, urllib3.HTTPSConnectionPool._prepare_proxy  # noqa: B018
-    requests.adapters.HTTPAdapter.get_connection_with_tls_context  # noqa: B018
+    heart_beat.RLock = threading.RLock  # type: ignore[attr-defined,assignment]
+    for owner, name in (
+        (LogClient, "_getHttpResponse"),
+        (ConsumerWorker, "_get_shard_consumer"),
+        (urllib3.HTTPSConnectionPool, "_new_conn"),
+        (urllib3.HTTPSConnectionPool, "_prepare_proxy"),
+        (requests.adapters.HTTPAdapter, "get_connection_with_tls_context"),
+    ):
+        getattr(owner, name)  # so that another release is told apart at once
 except (ImportError, AttributeError) as missing:
     sys.exit("dispatch_data.py: %s; install what it knows: pip install -r requirements.txt" % missing)
 
@@ -838,11 +897,27 @@ def escape_for_log(text: str, longest: int = 300) -> str:
     return shown if shown.isprintable() else repr(shown)[1:-1]
 
 
-def redact(text: str, secrets: Iterable[str]) -> str:
-    """The text without the secrets."""
-    for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
-        text = text.replace(secret, "***")
-    return text
+class Redactor:
+    """Keeps secrets out of all that is shown."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # over:
+        self.secrets: Mapping[str, float] = {}  # text -> when it ends, unix seconds
+
+    def add(self, end: float, *texts: str | None) -> None:
+        """Nothing shows these texts until some time after their `end` (unix seconds), for clocks may differ."""
+        with self.lock:
+            kept = {text: its_end for text, its_end in self.secrets.items() if its_end > time.time() - 3600}
+            self.secrets = {**kept, **{text: end for text in texts if text}}
+
+    def redact(self, text: str) -> str:
+        """The text without the secrets."""
+        for secret in sorted(self.secrets, key=len, reverse=True):  # one may begin with another
+            text = text.replace(secret, "***")
+        return text
+
+
+redactor = Redactor()
 
 
 class CallError(Exception):
@@ -898,7 +973,7 @@ def describe_error(error: Exception, config: LogstoreConfig) -> str:
 
 
 class LogThrottle:
-    """Says when it is time for another line about what happens again and again: at once, then ever less often."""
+    """Admits a line about what happens again and again: the first at once, further ones ever less often."""
 
     FIRST, LONGEST = 10.0, 600.0  # seconds
 
@@ -906,6 +981,7 @@ class LogThrottle:
         self.next, self.interval = 0.0, self.FIRST
 
     def admit(self) -> bool:
+        """Whether this line may be written; if so, the next one has to wait longer."""
         now = time.monotonic()
         if now < self.next:
             return False
@@ -914,56 +990,146 @@ class LogThrottle:
 
 
 class Cancelled(Exception):
-    """What was tried is not wanted any more."""
+    """What was asked for is not wanted any more."""
 
 
 class StartupError(Exception):
-    """The program can't do what it is for; the text has a line for each reason. Nothing tries again after it."""
+    """The program can't do what it is for; the text has a line for each reason. It is not retried."""
 
 
-# When the loop of each thread last turned, by the monotonic clock; see MetricsServer.
-turned: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
+class CancelToken:
+    """Says whether work is still wanted. Once cancelled it stays so, and so do the tokens made of it: at once or, with
+    `grace`, so many seconds later, which leaves time for what has begun."""
+
+    def __init__(self, *parents: CancelToken, grace: float = 0.0) -> None:
+        self.parents, self.grace = parents, grace
+        self.reason = ""
+        self.own_time = float("inf")
+
+    def cancel(self, reason: str = "") -> None:
+        """The first `reason` counts."""
+        self.reason = self.reason or reason
+        self.own_time = min(self.own_time, time.monotonic())
+
+    def cancelled_at(self) -> float:
+        """When it was, or will be, cancelled, by the monotonic clock; infinity as long as nobody knows."""
+        return min([self.own_time, *(parent.cancelled_at() + self.grace for parent in self.parents)])
+
+    def is_cancelled(self) -> bool:
+        cancelled_at = self.cancelled_at()  # first, for it may be now
+        return cancelled_at <= time.monotonic()
+
+    def check(self) -> None:
+        """Raises Cancelled if it is."""
+        if self.is_cancelled():
+            raise Cancelled
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps; raises Cancelled as soon as it is."""
+        end = time.monotonic() + seconds
+        while True:
+            self.check()
+            watchdog.beat()
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(0.05, left))
 
 
-def note_turn(asks: bool = False) -> None:
-    """Notes that this thread's loop turns, or `asks` the service: to wait for an answer is not to stand still."""
-    turned[threading.current_thread()] = float("inf") if asks else time.monotonic()
+class Lease(CancelToken):
+    """A consumer's right to its shards: cancelled when heartbeats don't renew it within the group's timeout; then the
+    service may have given the shards to others. Nothing but the service's answers can tell that it has not."""
+
+    CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the process or the machine sleeps
+
+    def __init__(self, seconds: float, *parents: CancelToken) -> None:
+        """`seconds` is the group's timeout."""
+        super().__init__(*parents)
+        self.seconds = seconds
+        self.expires = self.now() + seconds
+
+    def now(self) -> float:
+        return time.clock_gettime(self.CLOCK)
+
+    def renew(self, sent: float) -> None:
+        """For a heartbeat `sent` then, by the lease's clock, and answered since. A lease that has expired stays so."""
+        if self.now() <= self.expires:
+            self.expires = sent + self.seconds
+
+    def cancelled_at(self) -> float:
+        has_expired = self.now() > self.expires
+        return min(super().cancelled_at(), time.monotonic() if has_expired else float("inf"))
+
+    def why_cancelled(self) -> str:
+        return self.reason or "not heard of for longer than the group's timeout, %g s" % self.seconds
 
 
-def wait(seconds: float, goes_on: Callable[[], bool]) -> None:
-    """Sleeps, but no longer than `goes_on()` is true."""
-    end = time.monotonic() + seconds
-    while goes_on() and time.monotonic() < end:
-        note_turn()
-        time.sleep(max(0.0, min(0.05, end - time.monotonic())))
+class Watchdog:
+    """Knows by name the loops that must not stand still, and ends the connections whose deadline has passed."""
 
+    CHECK_INTERVAL = 0.1  # seconds between looks at the deadlines
 
-def retry(
-    call: Callable[[], Any], goes_on: Callable[[], bool], failed: Callable[[Exception], object], longest: float
-) -> Any:
-    """Calls until that succeeds, and returns its value: the one way of this program to try again.
+    def __init__(self) -> None:
+        self.loops: dict[str, threading.Thread] = {}
+        # When each thread said last that it goes on, by the monotonic clock; infinity while it is excused.
+        self.beats: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
+        self.streams: set[DeadlineStream] = set()
+        self.lock = threading.Lock()  # over its start
+        self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
 
-    Before each further try it waits, exponentially longer up to `longest` seconds, and spread so that copies don't try
-    in step. Raises Cancelled once `goes_on()` is false, and StartupError as `call` does.
-    """
-    pause = INITIAL_BACKOFF
-    while goes_on():
+    @contextlib.contextmanager
+    def watching(self, loop: str) -> Iterator[None]:
+        """Meanwhile the calling thread is the loop of this name, and has to `beat`."""
+        thread = threading.current_thread()
+        self.beat()
+        self.loops[loop] = thread
         try:
-            return call()
-        except (Cancelled, StartupError):
-            raise
-        except Exception as error:
-            failed(error)
-        wait(min(pause, longest) * random.uniform(0.5, 1.0), goes_on)
-        pause = min(pause * 2, MAX_BACKOFF)
-    raise Cancelled
+            yield
+        finally:
+            if self.loops.get(loop) is thread:
+                del self.loops[loop]
+
+    def beat(self) -> None:
+        self.beats[threading.current_thread()] = time.monotonic()
+
+    def excuse(self) -> None:
+        """Until its next beat the calling thread waits for an answer of the service, which is not to stand still."""
+        self.beats[threading.current_thread()] = float("inf")
+
+    def stuck(self, seconds: float) -> dict[str, float]:
+        """The loops that have stood still for longer, and for how many seconds."""
+        now = time.monotonic()
+        still = {loop: now - self.beats.get(thread, now) for loop, thread in list(self.loops.items())}
+        return {loop: seconds_still for loop, seconds_still in still.items() if seconds_still > seconds}
+
+    def start(self) -> None:
+        """Begins to look at deadlines, unless that has begun; to be called before the first connection is opened."""
+        with self.lock:
+            if not self.thread.ident:
+                self.thread.start()
+
+    def run(self) -> None:
+        with self.watching(self.thread.name):
+            while True:
+                self.beat()
+                time.sleep(self.CHECK_INTERVAL)
+                for stream in filter(DeadlineStream.is_over, list(self.streams)):
+                    stream.abort()
+
+
+watchdog = Watchdog()
+
+
+def backoff(failures: int, longest: float = float("inf")) -> float:
+    """Seconds to wait after so many failures in a row: exponential, with jitter so that copies don't retry in step."""
+    return min(INITIAL_BACKOFF * 2 ** min(failures - 1, 30), longest, MAX_BACKOFF) * random.uniform(0.5, 1.0)
 
 
 class RetryLog:
-    """Calls of one kind to one place, tried until they are done, and what is told of those that fail.
+    """Calls of one kind to one place, retried until they succeed, and what is told of those that fail.
 
-    The first failure is told, then sums at growing intervals, then the end: when whatever failed has been done after
-    all, and nothing failed for RECOVERY_QUIET seconds.
+    The first failure is told, then sums at growing intervals, then the end: when whatever failed has succeeded, and
+    nothing has failed for RECOVERY_QUIET seconds.
     """
 
     RECOVERY_QUIET = 5.0
@@ -972,43 +1138,59 @@ class RetryLog:
         """`calls` names them, such as "puts"; `failing` says what happens to one that failed."""
         self.subject, self.calls, self.failing, self.config = subject, calls, failing, config
         self.lock = threading.Lock()
-        self.failing_now: set[object] = set()  # what has failed and is yet to be done
+        self.failing_now: set[object] = set()  # what has failed and is to be retried
         self.failures = 0  # since all was well
+        self.codes: set[str] = set()  # of these, as told
+        self.since = self.last = 0.0  # when the first and the last of these came, by the monotonic clock
+        self.throttle = LogThrottle()
 
-    def retry(
-        self, what: object, call: Callable[[], Any], goes_on: Callable[[], bool], longest: float = MAX_BACKOFF
-    ) -> Any:
-        """As the function of that name, and tells of what fails. `what` tells one thing to be done from another."""
+    def retry(self, what: object, call: Callable[[], Any], token: CancelToken, longest: float = float("inf")) -> Any:
+        """Calls until that succeeds, with backoff of at most `longest` seconds, and returns its value: the one way of
+        this program to try again. `what` tells one thing to be done from another.
+
+        Raises Cancelled once `token` is cancelled, and StartupError as `call` does.
+        """
+        failures = 0
         try:
-            return retry(call, goes_on, functools.partial(self.on_failure, what), longest)
+            while True:
+                token.check()
+                try:
+                    return call()
+                except (Cancelled, StartupError):
+                    raise
+                except Exception as error:
+                    self.on_failure(what, error)
+                failures += 1
+                token.sleep(backoff(failures, longest))
         finally:
             self.on_done(what)
 
     def on_failure(self, what: object, error: Exception) -> None:
-        """Takes note of a failure; `what` failed, and will be tried again."""
+        """Takes note that `what` has failed and will be retried."""
         code = error.code if isinstance(error, CallError) else type(error).__name__
         with self.lock:
             self.last = time.monotonic()
-            if not self.failures:  # this one begins the trouble
-                self.since, self.intervals = self.last, LogThrottle()
-                self.codes: set[str] = set()
+            if not self.failures:
+                self.since, self.throttle, self.codes = self.last, LogThrottle(), set()
             self.failures += 1
             self.failing_now.add(what)
-            if not self.intervals.admit() and code in self.codes:
+            is_new, self.codes = code not in self.codes, self.codes | {code}
+            if not self.throttle.admit() and not is_new:
                 return
-            self.codes.add(code)
             failures, seconds = self.failures, self.last - self.since
-        line = "%s: %s: %s" % (self.subject, self.failing, describe_error(error, self.config))
-        if failures > 1:
-            line += " (%d failed tries in %.0f s)" % (failures, seconds)
-        log.log(logging.WARNING if isinstance(error, CallError) and error.is_transient() else logging.ERROR, "%s", line)
+        with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
+            line = "%s: %s: %s" % (self.subject, self.failing, describe_error(error, self.config))
+            if failures > 1:
+                line += " (%d failed tries in %.0f s)" % (failures, seconds)
+            is_transient = isinstance(error, CallError) and error.is_transient()
+            log.log(logging.WARNING if is_transient else logging.ERROR, "%s", line)
 
     def on_done(self, what: object) -> None:
-        """Takes note that `what` has been done, or is nobody's business any more."""
+        """Takes note that `what` has succeeded, or is nobody's business any more."""
         self.failing_now.discard(what)
 
     def report_recovery(self) -> None:
-        """Says when it is over; to be called now and then."""
+        """Tells when the failures are over; to be called now and then."""
         with self.lock:
             if not self.failures or self.failing_now or time.monotonic() - self.last < self.RECOVERY_QUIET:
                 return
@@ -1017,7 +1199,7 @@ class RetryLog:
         log.warning("%s: %s recovered after %d failed tries in %.0f s", *told)
 
 
-# ---- keys: where they come from, and how they renew themselves -------------------------------------------------------
+# ---- credentials: where access keys come from, and how they are refreshed --------------------------------------------
 
 ECS_METADATA_URL = "http://100.100.100.200/latest/"  # answers on an ECS instance, and nowhere else
 LOCAL_TIMEOUT = 2.0  # seconds, for the metadata service and local agents
@@ -1093,7 +1275,7 @@ def from_ecs_metadata(role: str) -> AccessKey:
     headers = {"X-aliyun-ecs-metadata-token-ttl-seconds": "21600"}
     try:
         headers = {"X-aliyun-ecs-metadata-token": http_request("PUT", ECS_METADATA_URL + "api/token", headers)}
-        CredentialSource.hide(time.time(), *headers.values())
+        redactor.add(time.time(), *headers.values())
     except CallError as failure:
         is_forbidden = os.environ.get("ALIBABA_CLOUD_IMDSV1_DISABLED", "").lower() in ("1", "true")
         if is_forbidden or failure.status not in (404, 405):
@@ -1109,7 +1291,7 @@ def from_oidc(_: str) -> AccessKey:
     role, provider, token_file = [os.environ[name] for name in OIDC_VARIABLES]
     with open(token_file, encoding="ascii") as file:
         token = file.read().strip()
-    CredentialSource.hide(time.time() + STS_DURATION, token)
+    redactor.add(time.time() + STS_DURATION, token)
     query = {"Action": "AssumeRoleWithOIDC", "Version": "2015-04-01", "Format": "JSON",
              "Timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
     form = {"RoleArn": role, "OIDCProviderArn": provider, "OIDCToken": token, "DurationSeconds": STS_DURATION,
@@ -1119,12 +1301,14 @@ def from_oidc(_: str) -> AccessKey:
 
 
 def from_file(path: str) -> AccessKey:
+    """From a file that a sidecar rewrites. Raises CallError, OSError."""
     with open(path, encoding="utf-8") as file:
         if os.fstat(file.fileno()).st_mode & 0o007:
             raise CallError("KeyRefused", "others can get at %s: chmod 600 it, or 640" % path)
         return parse_credentials(file.read())
 
 
+# What stands before the colon of SLS_CREDENTIALS -> how to get a key by what stands after it.
 CREDENTIAL_SOURCES = {
     "ecs": from_ecs_metadata,
     "oidc": from_oidc,
@@ -1134,15 +1318,11 @@ CREDENTIAL_SOURCES = {
 
 
 class CredentialSource(CredentialsProvider):
-    """The key of one source for all who sign with it: the SDK asks at each signature, from many threads.
+    """The access key of one source for all who sign with it: the SDK asks at each signature, from many threads.
 
-    One thread renews it ahead of its end, and everybody else goes on with the key there is until that has really ended.
-    A key of the settings stays what it is; its `source` is "".
+    One thread refreshes it ahead of its end, and everybody else goes on with the key there is until that has really
+    ended. A key of the settings stays what it is; its `source` is "".
     """
-
-    known: dict[tuple[str, ...], CredentialSource] = {}
-    secrets: Mapping[str, float] = {}  # what must never be shown, of all sources -> when it ends, unix seconds
-    lock = threading.RLock()
 
     def __init__(self, config: LogstoreConfig) -> None:
         self.source, _, self.detail = config.credentials.partition(":")
@@ -1151,25 +1331,23 @@ class CredentialSource(CredentialsProvider):
         self.key = None if self.source else AccessKey(config.access_key_id, config.access_key, config.security_token)
         self.failure: CallError | None = None  # of the last try
         self.first_try_done = threading.Event()
-        self.refresh_at = self.refreshed_at = (
-            0.0  # when to renew the key, in unix seconds; when it came, by the monotonic clock
-        )
-        self.is_expired = False
+        self.refresh_at = 0.0  # unix seconds
+        self.refreshed_at = 0.0  # by the monotonic clock
+        self.is_expired = False  # for good: the service has said so of a token of the settings
         if self.source == "http":
             url = urlsplit(config.credentials)
-            self.hide(float("inf"), url.password, unquote(url.password or ""), url.query)
+            redactor.add(float("inf"), url.password, unquote(url.password or ""), url.query)
+
+    def start(self) -> CredentialSource:
+        """Has the key refreshed from now on, in a thread of its own. Returns itself."""
+        if self.source:
+            threading.Thread(target=self.refresh_loop, name="refreshes credentials", daemon=True).start()
+        return self
 
     def __str__(self) -> str:
         """Where the key comes from, whose it is, and when it ends."""
         shown = "//" + urlsplit(self.detail).netloc.rpartition("@")[2] if self.source == "http" else self.detail
         return "%s, %s" % (":".join(filter(None, [self.source, shown])), self.key or "no key yet")
-
-    @classmethod
-    def hide(cls, end: float, *texts: str | None) -> None:
-        """No log shows these texts from now on, until some time after their `end` (unix seconds): clocks may differ."""
-        with cls.lock:
-            kept = {text: its_end for text, its_end in cls.secrets.items() if its_end > time.time() - STS_DURATION}
-            cls.secrets = {**kept, **{text: end for text in texts if text}}
 
     def get_credentials(self) -> AccessKey:
         """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallError."""
@@ -1187,17 +1365,17 @@ class CredentialSource(CredentialsProvider):
         return CallError(failure.code, before + failure.message, failure.status)
 
     def refresh_loop(self) -> None:
-        """For ever, in the one thread that asks the source."""
+        never = CancelToken()
         while True:
             if time.time() >= self.refresh_at:
-                self.refresh_retries.retry("key", self.refresh, lambda: True)
+                self.refresh_retries.retry("key", self.refresh, never)
             time.sleep(REFRESH_POLL)
 
     def refresh(self) -> None:
         """Gets a key from its source; the one before stays where that fails. Raises CallError."""
         try:
             key = CREDENTIAL_SOURCES[self.source](self.detail)
-            self.hide(key.end, key.access_key_secret, key.security_token)
+            redactor.add(key.end, key.access_key_secret, key.security_token)
             now = time.time()
             if key.end <= now:
                 raise CallError("NoKey", "what came is dead: %s, now is %s" % (key, format_with_utc(now)))
@@ -1207,39 +1385,44 @@ class CredentialSource(CredentialsProvider):
         except Exception as error:  # any: the only thread that can get a key must not end
             if not isinstance(error, CallError):
                 error = CallError("NoKey", "%s: %s" % (type(error).__name__, error))
-            self.failure = CallError(error.code, redact(error.message, self.secrets), error.status)
+            self.failure = CallError(error.code, redactor.redact(error.message), error.status)
             raise self.unavailable() from None
         finally:
             self.first_try_done.set()
 
-    def on_auth_failure(self, failure: CallError, token: str) -> None:
-        """Looks at why the service refused a call that was signed with a key of this token."""
+    def on_auth_failure(self, failure: CallError, token: str) -> CallError:
+        """What a refusal means for a call that was signed with the key of this token: where it blames that key, and
+        there will be another, the call can be retried. Raises nothing."""
         if not token or failure.kind != ErrorKind.CREDENTIALS:
-            return
+            return failure
         if not self.source:
             self.is_expired |= failure.hint == EXPIRED_TOKEN_HINT
-            return
+            return failure
         failure.kind, failure.hint = ErrorKind.TRANSIENT, "{SLS_CREDENTIALS} is asked for another key"
         if self.key and self.key.security_token == token and time.monotonic() - self.refreshed_at > MAX_BACKOFF:
             self.refresh_at = 0.0
+        return failure
 
 
-def credentials_for(config: LogstoreConfig) -> CredentialSource:
-    """The same for all places whose key comes from the same source."""
-    identity = config.credentials, config.access_key_id, config.access_key, config.security_token
-    with CredentialSource.lock:
-        if identity not in CredentialSource.known:
-            credential_source = CredentialSource(config)
-            if credential_source.source:
-                threading.Thread(target=credential_source.refresh_loop, daemon=True).start()
-            CredentialSource.known[identity] = credential_source
-        return CredentialSource.known[identity]
+class CredentialSources:
+    """A CredentialSource for each distinct key of the settings, made when it is first asked for."""
 
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.by_key: dict[tuple[str, ...], CredentialSource] = {}
 
-def expiring_credentials(settings: Settings) -> list[CredentialSource]:
-    """Each once, that of the source first."""
-    ending = [config for config in settings.logstores() if config.credentials or config.security_token]
-    return list(dict.fromkeys(credentials_for(config) for config in ending))
+    def of(self, config: LogstoreConfig) -> CredentialSource:
+        """The same for all logstores whose key comes from the same source."""
+        key = config.credentials, config.access_key_id, config.access_key, config.security_token
+        with self.lock:
+            if key not in self.by_key:
+                self.by_key[key] = CredentialSource(config).start()
+            return self.by_key[key]
+
+    def expiring(self, settings: Settings) -> list[CredentialSource]:
+        """Those whose keys end, each once, that of the source first."""
+        ending = [config for config in settings.logstores() if config.credentials or config.security_token]
+        return list(dict.fromkeys(map(self.of, ending)))
 
 
 # ---- the service: connections and calls ------------------------------------------------------------------------------
@@ -1272,7 +1455,6 @@ class ConnectionFactory:
     def connect(self, seconds: float) -> Any:
         """A new HTTPConnection, open, with so much time for each address that the host has. Raises OSError, ValueError,
         HTTPException or HTTPError."""
-        # Two private methods of urllib3's, for which it has no public ones.
         connection: Any = self.pool._new_conn()
         connection.timeout = seconds
         try:
@@ -1285,31 +1467,37 @@ class ConnectionFactory:
 
 
 class DeadlineStream(io.RawIOBase):
-    """What one call receives over a socket, as long as its time lasts: from its making until it is closed.
+    """What one call receives over a socket, until its deadline: from its making until it is closed.
 
-    That is `seconds`, and more for all that moves: MIN_THROUGHPUT decides. A timeout of the socket would begin again
-    with each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and makes each
-    call of the operating system two. So the socket has none; who waits for it is woken by the end of the connection.
+    The deadline is `seconds` away, and farther for all that moves: MIN_THROUGHPUT decides. A socket's own timeout would
+    begin again with each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and
+    makes each call of the operating system two. So the socket has none; the watchdog ends connections that are over.
     """
-
-    CHECK_INTERVAL = 0.1  # seconds between looks at whose time is over
-    in_use: set[DeadlineStream] = set()
 
     def __init__(self, sock: socket.socket, seconds: float) -> None:
         self.sock = sock
-        self.end = time.monotonic() + seconds
+        self.deadline = time.monotonic() + seconds
         self.received = 0
         self.reader: Any = io.BufferedReader(self)
-        DeadlineStream.in_use.add(self)
+        watchdog.streams.add(self)
 
     def close(self) -> None:
         """At the end of a with statement. The socket stays as it is."""
-        DeadlineStream.in_use.discard(self)
+        watchdog.streams.discard(self)
         super().close()
         self.reader = None  # which holds this: a circle would wait for the garbage collector, with 8 KB
 
     def is_over(self) -> bool:
-        return time.monotonic() > self.end
+        return time.monotonic() > self.deadline
+
+    def abort(self) -> None:
+        """Ends the connection under whoever waits for it: called by the watchdog's thread."""
+        # The socket itself, for its TLS layer is another thread's. Once that closes it, the kernel forgets what it has
+        # not sent: else a put or a checkpoint that was given up might arrive much later.
+        sock = getattr(self.sock, "socket", self.sock)
+        with contextlib.suppress(OSError):
+            socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def makefile(self, *_: object) -> object:
         """Called by http.client, to which this stands for the socket."""
@@ -1319,61 +1507,49 @@ class DeadlineStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Called by the reader. Raises OSError, TimeoutError when the deadline has passed."""
         count = self.sock.recv_into(buffer)
         if not count and self.is_over():
             raise TimeoutError("timed out")  # for an answer without a length this would be its end
         self.received += count
-        self.end += count / MIN_THROUGHPUT
+        self.deadline += count / MIN_THROUGHPUT
         return count
 
-    @staticmethod
-    @functools.lru_cache(maxsize=None)
-    def watcher() -> threading.Thread:
-        """The thread that ends the connections of those whose time is over; started by who first asks for it."""
-        thread = threading.Thread(target=DeadlineStream.watch, daemon=True)
-        thread.start()
-        return thread
 
-    @staticmethod
-    def watch() -> None:
-        while True:
-            note_turn()
-            time.sleep(DeadlineStream.CHECK_INTERVAL)
-            for line in filter(DeadlineStream.is_over, list(DeadlineStream.in_use)):
-                # The socket itself, for its TLS layer is another thread's. Once that closes it, the kernel forgets what
-                # it has not sent: else a put or a checkpoint that was given up might arrive much later.
-                sock = getattr(line.sock, "socket", line.sock)
-                with contextlib.suppress(OSError):
-                    socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+class Response(NamedTuple):
+    """One answer. `is_last`: its connection can't be used again, as after anything but a whole 200."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+    is_last: bool
 
 
 SIMPLE_OK = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
 
 
-def read_response(line: DeadlineStream) -> tuple[int, bytes, Mapping[str, str], bool]:
-    """(status, body, headers) of an answer, and whether the connection can be used again, as after a whole 200. Raises
-    OSError or HTTPException."""
-    head = SIMPLE_OK.match(line.reader.peek())
+def read_response(stream: DeadlineStream) -> Response:
+    """Reads one answer. Raises OSError or HTTPException."""
+    head = SIMPLE_OK.match(stream.reader.peek())
     if head:  # as the service's usually are, which http.client would take longer for than the rest of a put takes
         fields = [field.split(":", 1) for field in head.group(1).decode("latin-1").split("\r\n")[:-1]]
         headers = requests.structures.CaseInsensitiveDict((name, value.strip()) for name, value in fields)
         length = headers.get("Content-Length", "")
         leaves_open = headers.get("Connection", "keep-alive").lower() == "keep-alive"
-        is_plain = leaves_open and "Transfer-Encoding" not in headers and len(headers) == len(fields)
-        if is_plain and re.fullmatch("[0-9]{1,9}", length):
-            line.reader.read(head.end())
-            body = line.reader.read(int(length))
+        is_simple = leaves_open and "Transfer-Encoding" not in headers and len(headers) == len(fields)
+        if is_simple and re.fullmatch("[0-9]{1,9}", length):
+            stream.reader.read(head.end())
+            body = stream.reader.read(int(length))
             if len(body) < int(length):
                 raise http.client.IncompleteRead(body, int(length) - len(body))
-            return 200, body, headers, True
-    response: Any = http.client.HTTPResponse(line)  # type: ignore[arg-type]
+            return Response(200, body, headers, is_last=False)
+    response: Any = http.client.HTTPResponse(stream)  # type: ignore[arg-type]
     response.begin()
     while 100 <= response.status < 200:  # such as 103 Early Hints; http.client knows 100 alone
         response.headers = response.msg = None
         response.begin()
     body = response.read()
-    return response.status, body, response.headers, response.status == 200 and not response.will_close
+    return Response(response.status, body, response.headers, response.status != 200 or response.will_close)
 
 
 def is_reusable(connection: http.client.HTTPConnection, since: float) -> bool:
@@ -1382,43 +1558,43 @@ def is_reusable(connection: http.client.HTTPConnection, since: float) -> bool:
 
 
 class PooledLogClient(LogClient):
-    """A LogClient that talks to one project, from many threads, without requests, and tries each call once.
+    """A LogClient that talks to one project, from many threads, over a connection pool, and tries each call once.
 
     It is the one place where answers come in: an answer counts only if the service gave it. `_getHttpResponse`, behind
     which the SDK has requests, is overridden; what it raises, no LogException, passes LogClient._send, which would
     repeat the call.
     """
 
-    signing_lock = threading.RLock()  # of all clients
-
-    def __init__(self, config: LogstoreConfig, response_timeout: float | None = None, keep_alive: bool = True) -> None:
-        """`response_timeout` is in seconds; None stands for RESPONSE_TIMEOUT."""
-        self.credential_source = credentials_for(config)
+    def __init__(
+        self,
+        config: LogstoreConfig,
+        credential_source: CredentialSource | None = None,
+        response_timeout: float | None = None,
+        keep_alive: bool = True,
+        signing_lock: threading.RLock | None = None,
+    ) -> None:
+        """Without a `credential_source` it has its own. `response_timeout` is in seconds; None is RESPONSE_TIMEOUT.
+        Clients that put at the same time share a `signing_lock`."""
+        self.credential_source = credential_source or CredentialSource(config).start()
         version = AUTH_VERSION_4 if config.region else AUTH_VERSION_1
         super().__init__(
-            config.endpoint,
-            None,
-            None,
-            None,
-            "dispatch_data",
-            version,
-            config.region,
+            config.endpoint, None, None, None, "dispatch_data", version, config.region,
             credentials_provider=self.credential_source,
-        )
+        )  # fmt: skip
         # The SDK's sets the process's locale for the Date of each request, at the cost of compressing it.
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
         self.response_timeout = response_timeout or RESPONSE_TIMEOUT
         self.keep_alive = keep_alive
-        DeadlineStream.watcher()
-        self.connector: ConnectionFactory | None = None
-        self.idle_connections: deque[tuple[http.client.HTTPConnection, float]] = (
-            deque()
-        )  # and since when, the last used last
-        self.last_date = "", 0.0  # its Date, and when it came
+        self.connection_factory: ConnectionFactory | None = None  # made with the first call, which knows the origin
+        # The pool: each connection and since when it is idle, the last used last.
+        self.idle_connections: deque[tuple[http.client.HTTPConnection, float]] = deque()
+        self.last_date = "", 0.0  # that of the last answer, and when it came, by the monotonic clock
+        self.signing_lock: Any = signing_lock or threading.RLock()
+        watchdog.start()
 
     def put_log_raw(self, *args: Any, **named: Any) -> Any:
         """PutLogs. One thread at a time compresses, hashes and signs: several would wait for each other at each step of
-        that, for the interpreter's lock."""
+        that, for the interpreter's lock. `_getHttpResponse` gives it back before it waits for the answer."""
         self.credential_source.get_credentials()  # the first may have to be waited for, and not by all
         self.signing_lock.acquire()
         try:
@@ -1427,7 +1603,7 @@ class PooledLogClient(LogClient):
             self.release_signing_lock()
 
     def release_signing_lock(self) -> None:
-        with contextlib.suppress(RuntimeError):  # raised in a thread that doesn't hold it, or has ended it
+        with contextlib.suppress(RuntimeError):  # this thread doesn't hold it: no put, or given back already
             self.signing_lock.release()
 
     def _getHttpResponse(
@@ -1435,64 +1611,69 @@ class PooledLogClient(LogClient):
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """Called by LogClient with what it has signed; (status, body, headers) of the answer. Raises CallError."""
         self.release_signing_lock()
-        note_turn(asks=True)
+        watchdog.excuse()
         try:
             scheme, host, path = urlsplit(url)[:3]
-            connector = self.connector = self.connector or ConnectionFactory("%s://%s" % (scheme, host))
-            path = connector.url_prefix + path + ("?" + urlencode(params) if params else "")
-            lines = ["%s: %s\r\n" % pair for sent in (headers, connector.headers) for pair in sent.items()]
+            factory = self.connection_factory = self.connection_factory or ConnectionFactory(f"{scheme}://{host}")
+            path = factory.url_prefix + path + ("?" + urlencode(params) if params else "")
+            lines = ["%s: %s\r\n" % pair for sent in (headers, factory.headers) for pair in sent.items()]
             request = ("%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join(lines))).encode("latin-1") + (body or b"")
-            status, answer, answer_headers = self.round_trip(connector, request)
+            response = self.round_trip(factory, request)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallError.from_exception(error) from error
         finally:
-            note_turn()
-        is_put = url.endswith("/shards/lb")
-        if status != 200 or REQUEST_ID not in answer_headers or (is_put and answer):
-            failure = CallError.from_response(status, answer_headers, answer)
-            self.credential_source.on_auth_failure(failure, headers.get("x-acs-security-token", ""))
-            raise failure
-        self.last_date = answer_headers.get("Date") or "", time.monotonic()
-        return status, answer, answer_headers
+            watchdog.beat()
+        # The service answers a put with nothing; a 200 that says something, a captive portal's say, took nothing.
+        is_odd_put = url.endswith("/shards/lb") and response.body
+        if response.status != 200 or REQUEST_ID not in response.headers or is_odd_put:
+            failure = CallError.from_response(response.status, response.headers, response.body)
+            raise self.credential_source.on_auth_failure(failure, headers.get("x-acs-security-token", ""))
+        self.last_date = response.headers.get("Date") or "", time.monotonic()
+        return response.status, response.body, response.headers
 
-    def round_trip(
-        self, connector: ConnectionFactory, request: bytes, is_repeat: bool = False
-    ) -> tuple[int, bytes, Mapping[str, str]]:
-        """Sends a request; (status, body, headers) of its answer. Raises what `connect` and `read_response` do.
+    def round_trip(self, factory: ConnectionFactory, request: bytes) -> Response:
+        """Sends a request over an idle connection, if there is one, and reads its answer. Where that connection was
+        closed meanwhile, it is repeated over a fresh one, and never again: each may have been taken.
 
-        It goes over an idle connection, if there is one. Where that was closed meanwhile, the request is repeated over
-        a fresh one, and never again: each may have been taken.
+        Raises what `connect` and `read_response` do.
         """
-        idle = None if is_repeat else self.take_idle()
-        connection = idle or connector.connect(min(CONNECT_TIMEOUT, self.response_timeout))
-        line = DeadlineStream(connection.sock, self.response_timeout)
+        idle = self.take_idle()
+        if idle:
+            stream = self.open_stream(idle, request)
+            try:
+                return self.exchange(idle, stream, request)
+            except ConnectionError:  # http.client's RemoteDisconnected is one
+                if stream.received:
+                    raise
+        connection = factory.connect(min(CONNECT_TIMEOUT, self.response_timeout))
+        return self.exchange(connection, self.open_stream(connection, request), request)
+
+    def open_stream(self, connection: http.client.HTTPConnection, request: bytes) -> DeadlineStream:
+        """With time for the request, too: the kernel takes that at once, whenever the line carries it."""
+        return DeadlineStream(connection.sock, self.response_timeout + len(request) / MIN_THROUGHPUT)
+
+    def exchange(self, connection: http.client.HTTPConnection, stream: DeadlineStream, request: bytes) -> Response:
+        """Sends a request and reads its answer; then the connection is idle again, or closed."""
         is_kept = False
         try:
-            with line:
+            with stream:
                 try:
-                    line.end += (
-                        len(request) / MIN_THROUGHPUT
-                    )  # the kernel takes it at once, whenever the line carries it
-                    line.sock.sendall(request)
+                    stream.sock.sendall(request)
                 except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
-                    if not urllib3.util.wait_for_read(line.sock, 0):
+                    if not urllib3.util.wait_for_read(stream.sock, 0):
                         raise
-                status, body, headers, leaves_open = read_response(line)
-            is_kept = leaves_open and self.keep_alive
-            return status, body, headers
-        except OSError as error:
-            if line.is_over():
+                response = read_response(stream)
+            is_kept = self.keep_alive and not response.is_last
+            return response
+        except OSError:
+            if stream.is_over():
                 raise TimeoutError("timed out") from None
-            # http.client's RemoteDisconnected is a ConnectionError, too.
-            was_closed_before = idle and isinstance(error, ConnectionError) and not line.received
-            if not was_closed_before:
-                raise
+            raise
         finally:
             if is_kept:
                 self.idle_connections.append((connection, time.monotonic()))
             else:
                 connection.close()
-        return self.round_trip(connector, request, is_repeat=True)
 
     def take_idle(self) -> http.client.HTTPConnection | None:
         """A connection to use again, if there is one."""
@@ -1530,28 +1711,25 @@ def cursor_position(cursor: str) -> int:
 
 
 class PullResult(NamedTuple):
-    """What a pull brought, under the names that the SDK asks for."""
+    """What a pull brought: a batch, unless it has no LogGroups."""
 
     log_groups: list[LogGroup]
     size: int  # bytes, uncompressed
     next_cursor: str
 
-    def get_loggroup_count(self) -> int:
-        return len(self.log_groups)
-
-    def get_raw_size(self) -> int:
-        return self.size
-
-    def get_next_cursor(self) -> str:
-        return self.next_cursor
-
 
 class LogstoreApi:
     """The calls for one logstore, each tried once, its answer held to the form it must have; else CallError."""
 
-    def __init__(self, config: LogstoreConfig, response_timeout: float | None = None, keep_alive: bool = True) -> None:
+    def __init__(
+        self,
+        config: LogstoreConfig,
+        credential_source: CredentialSource | None = None,
+        response_timeout: float | None = None,
+        keep_alive: bool = True,
+    ) -> None:
         self.config = config
-        self.client = PooledLogClient(config, response_timeout, keep_alive)
+        self.client = PooledLogClient(config, credential_source, response_timeout, keep_alive)
 
     def call(self, method: Callable[..., Any], *arguments: object) -> Any:
         """What the SDK makes of the answer; whatever it can't make sense of is no answer of the service."""
@@ -1563,42 +1741,40 @@ class LogstoreApi:
             raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(error), 100)) from error
 
     @staticmethod
-    def validate(is_right: object, answer: Any) -> Any:
-        """The answer, if it is right."""
-        if not is_right:
+    def validate(answer: Any, is_valid: object) -> Any:
+        """The answer, if it is valid."""
+        if not is_valid:
             raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(answer), 100))
         return answer
 
     def list_shards(self) -> list[dict[str, Any]]:
         """ListShards: shardID and status ("readwrite" or "readonly") of each, at least one."""
         shards = self.call(self.client.list_shards).get_shards_info()
-        return self.validate(shards and is_list(shards, "shardID", "status"), shards)
+        return self.validate(shards, shards and is_list(shards, "shardID", "status"))
 
     def get_cursor(self, shard: int, start: str | int) -> str:
         """GetCursor: of "begin", "end", or of the first LogGroup that arrived at a time (unix seconds) or later."""
         cursor = self.call(self.client.get_cursor, shard, start).get_cursor()
-        return self.validate(cursor and isinstance(cursor, str), cursor)
+        return self.validate(cursor, cursor and isinstance(cursor, str))
 
     def arrival_time(self, shard: int, cursor: str) -> int:
         """GetCursorTime: when the LogGroup at the cursor arrived, in unix seconds."""
         seconds = self.call(self.client.get_cursor_time, shard, cursor).get_cursor_time()
-        return self.validate(isinstance(seconds, int), seconds)
+        return self.validate(seconds, isinstance(seconds, int))
 
     def pull_logs(self, shard: int, cursor: str, count: int) -> PullResult:
         """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on."""
         response = self.call(self.client.pull_logs, shard, cursor, count)
         size, next_cursor = response.get_raw_size(), response.get_next_cursor()
-        self.validate(next_cursor, response.get_all_headers())
+        self.validate(response.get_all_headers(), next_cursor)
         try:
             log_groups = log_groups_of(response)
         except ValueError as error:
             raise CallError("UnreadablePull", "shard %d: %s" % (shard, error)) from error
         # A cache or a proxy in confusion may give the answer of an earlier pull; it would lead back.
-        leads_on = (
-            cursor_position(next_cursor) >= cursor_position(cursor) + bool(log_groups)
-            or cursor_position(next_cursor) < 0
-        )
-        self.validate(leads_on and len(log_groups) <= count, "an answer to another pull")
+        first, after = cursor_position(cursor), cursor_position(next_cursor)
+        leads_on = after >= first + bool(log_groups) or after < 0
+        self.validate("an answer to another pull", leads_on and len(log_groups) <= count)
         return PullResult(log_groups, size, next_cursor)
 
     def consumer_groups(self) -> dict[str, Any] | None:
@@ -1618,7 +1794,7 @@ class LogstoreApi:
     def checkpoints(self, group: str) -> dict[int, dict[str, Any]]:
         """GetCheckPoint of every shard: checkpoint (a cursor), updateTime (unix microseconds), consumer."""
         entries = self.call(self.client.get_check_point, group).get_consumer_group_check_points()
-        self.validate(is_list(entries, "shard", "checkpoint"), entries)
+        self.validate(entries, is_list(entries, "shard", "checkpoint"))
         return {entry["shard"]: entry for entry in entries}
 
     def save_checkpoint(self, group: str, consumer: str, shard: int, cursor: str) -> None:
@@ -1629,7 +1805,7 @@ class LogstoreApi:
     def heartbeat(self, group: str, consumer: str, shards: Sequence[int]) -> list[int]:
         """HeartBeat: tells the shards that are held, returns those that may be."""
         held = self.call(self.client.heart_beat, group, consumer, list(shards)).get_shards()
-        return self.validate(isinstance(held, list) and all(isinstance(shard, int) for shard in held), held)
+        return self.validate(held, isinstance(held, list) and all(isinstance(shard, int) for shard in held))
 
 
 def is_list(answer: object, *fields: str) -> bool:
@@ -1638,18 +1814,13 @@ def is_list(answer: object, *fields: str) -> bool:
 
 
 class ThreadPool(concurrent.futures.ThreadPoolExecutor):
-    """ThreadPool made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
+    """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(most)
-        self.on_task_done: Callable[[], object] = lambda: None  # called whenever a piece of work is done
+    def __init__(self, most: int, name: str) -> None:
+        """`name` begins those of its threads."""
+        super().__init__(most, thread_name_prefix=name)
         self.throttle = LogThrottle()
-        self.submit(int).result()
-
-    def submit(self, *args: Any, **named: Any) -> Any:
-        future = super().submit(*args, **named)
-        future.add_done_callback(lambda _: self.on_task_done())
-        return future
+        self.submit(int).result()  # the first thread: where not even that can be started, RuntimeError
 
     def _adjust_thread_count(self) -> None:
         """The standard library's, called with the work in the queue already."""
@@ -1740,10 +1911,10 @@ class CheckResult(NamedTuple):
     group_has_begun: bool = True  # unless a look at the source has shown that no shard has a checkpoint
 
 
-def probe(settings: Settings, target: TargetSettings | None) -> CheckResult:
+def probe(settings: Settings, sources: CredentialSources, target: TargetSettings | None) -> CheckResult:
     """Tries a target or, for None, the source and its consumer group, with calls that only read."""
     subject, config = (target.name, target.config) if target else (settings.source_name, settings.source)
-    logstore = LogstoreApi(config, CHECK_TIMEOUT, keep_alive=False)
+    logstore = LogstoreApi(config, sources.of(config), CHECK_TIMEOUT, keep_alive=False)
     try:
         count = len(logstore.list_shards())
         of_group, group_has_begun = ("", True) if target else probe_group(logstore, settings)
@@ -1801,21 +1972,21 @@ def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], int
         yield line % (name, ", ".join(strange[:3]))
 
 
-def probe_all(settings: Settings) -> list[CheckResult]:
+def probe_all(settings: Settings, sources: CredentialSources) -> list[CheckResult]:
     """Looks at the source and at every target at the same time; the source comes first."""
-    with ThreadPool(PROBE_CONCURRENCY) as threads:
-        return list(threads.map(functools.partial(probe, settings), [None, *settings.targets]))
+    with ThreadPool(PROBE_CONCURRENCY, "probe") as threads:
+        return list(threads.map(functools.partial(probe, settings, sources), [None, *settings.targets]))
 
 
-def check_before_start(settings: Settings) -> None:
+def check_before_start(settings: Settings, sources: CredentialSources) -> None:
     """Looks at every place and says what is wrong, or could not be found out. Raises StartupError.
 
     A target that is wrong stops only a group that has not begun: there it may be a typo. Later it holds up its own
     logs, as one that goes missing while the copies run.
     """
-    note_turn(asks=True)
-    findings = probe_all(settings)
-    note_turn()
+    watchdog.excuse()
+    findings = probe_all(settings, sources)
+    watchdog.beat()
     wrong: dict[str, list[CheckResult]] = {}
     for finding in findings:
         if finding.verdict == WRONG:
@@ -1838,20 +2009,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def show_check(settings: Settings) -> int:
     """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
-    findings = probe_all(settings)
-    rows = [(finding.subject, "%s: %s" % (finding.verdict, finding.text)) for finding in findings]
-    print(
-        table(
-            rows
-            + [
-                (credential_source.name, str(credential_source))
-                for credential_source in expiring_credentials(settings)
-                if credential_source.source
-            ]
-        )
-    )
+    sources = CredentialSources()
+    results = probe_all(settings, sources)
+    rows = [(result.subject, "%s: %s" % (result.verdict, result.text)) for result in results]
+    print(table(rows + [(source.name, str(source)) for source in sources.expiring(settings) if source.source]))
     print("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
-    return int(any(finding.verdict in (WRONG, UNREACHABLE) for finding in findings))
+    return int(any(result.verdict in (WRONG, UNREACHABLE) for result in results))
 
 
 def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
@@ -1877,9 +2040,9 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     A shard without a valid checkpoint counts as behind: nobody knows how far.
     """
     source, group = settings.source, settings.consumer_group
-    logstore = LogstoreApi(source, CHECK_TIMEOUT)
+    logstore = LogstoreApi(source, CredentialSources().of(source), CHECK_TIMEOUT)
     try:
-        statuses = read_shard_status(logstore, group, ask=ThreadPool(PROBE_CONCURRENCY).map)
+        statuses = read_shard_status(logstore, group, ask=ThreadPool(PROBE_CONCURRENCY, "probe").map)
     except CallError as error:
         print(
             "%s, consumer group %s: %s" % (settings.source_name, group, describe_error(error, source)), file=sys.stderr
@@ -1972,81 +2135,82 @@ class Target:
     """One target logstore: its writer, what waits for it, and its counts."""
 
     def __init__(
-        self, settings: TargetSettings, client: PooledLogClient, writers: int, rejected: DeadLetterDirectory | None
+        self,
+        settings: TargetSettings,
+        client: PooledLogClient,
+        max_in_flight: int,
+        dead_letters: DeadLetterDirectory | None,
     ) -> None:
         self.number, self.config, self.name = settings.number, settings.config, settings.name
         self.write = functools.partial(client.put_log_raw, self.config.project, self.config.logstore)
-        self.max_in_flight = writers
-        self.limit = 1  # one more after each quick put, half as many after one that ran out of time
-        self.in_flight = 0
-        self.queue: deque[tuple[PutRequest, Batch]] = deque()
-        self.consecutive_failures = 0
+        self.max_in_flight = max_in_flight
+        self.dead_letters = dead_letters
         self.next_probe = 0.0
-        self.lock = threading.Lock()
-        self.puts = self.log_groups = self.logs = self.bytes = self.retries = self.dead_lettered = 0
-        self.rejected = rejected
         self.put_retries = RetryLog(self.name, "puts", "a put failed and is tried again until it is taken", self.config)
         self.dead_letter_retries = RetryLog(
             self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.config
         )
         self.dead_letter_throttle = LogThrottle()
+        # Guarded by PutScheduler.change:
+        self.queue: deque[tuple[PutRequest, Batch]] = deque()
+        self.limit = 1  # of puts in flight
+        self.in_flight = 0
+        self.consecutive_failures = 0
+        self.lock = threading.Lock()  # over the counts
+        self.puts = self.log_groups = self.logs = self.bytes = self.retries = self.dead_lettered = 0
 
     def attempt(self, put: PutRequest) -> Exception | None:
-        """Puts; returns why not, None when the target has taken it. Never raises."""
-        slow = time.monotonic() + SLOW_PUT_SECONDS + put.size / SLOW_PUT_RATE
+        """Puts; returns why not, None when the target has accepted it. Never raises."""
         try:
             self.write(put)
-        except Exception as error:  # any: whatever kept this put from being taken, it is tried again
-            with contextlib.suppress(Exception):  # reporter may fail as well, on a full disk or without memory
-                with self.lock:
-                    self.retries += 1
-                    self.consecutive_failures += not is_rejection(error)
-                    if time.monotonic() > slow:
-                        self.limit = max(1, self.limit // 2)
-                self.put_retries.on_failure(put, error)
+        except Exception as error:  # any: whatever kept this put from being accepted, it is retried
+            with self.lock:
+                self.retries += 1
+            self.put_retries.on_failure(put, error)
             return error
         self.put_retries.on_done(put)
         with self.lock:
-            self.consecutive_failures = 0
             self.puts += 1
             self.log_groups += len(put.log_groups)
             self.logs += put.log_count
             self.bytes += put.size
-            if time.monotonic() < slow:
-                self.limit = min(self.limit + 1, self.max_in_flight)
         return None
 
+    def adapt_limit(self, error: Exception | None, seconds: float, size: int) -> None:
+        """By AIMD: one put more in flight after each that was quick, half as many after one that ran out of time."""
+        is_slow = seconds > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
+        if error is None:
+            self.consecutive_failures = 0
+            self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
+        else:
+            self.consecutive_failures += not is_rejection(error)
+            self.limit = max(1, self.limit // 2) if is_slow else self.limit
+
     def forget(self, put: PutRequest) -> None:
-        """Called when a put need not be tried again, for it is set aside, or its batch is given up."""
+        """For a put that need not be retried, since it is set aside, or its batch is cancelled."""
         self.put_retries.on_done(put)
         self.dead_letter_retries.on_done(put)
 
     def split_or_reject(self, put: PutRequest, error: Exception) -> list[PutRequest]:
-        """What is to be tried in the place of a put that failed.
+        """What is to be tried in the place of a put that failed: itself, as a rule.
 
-        One that is refused for what it brings is split into the LogGroups that were joined. A single one that was
-        refused so MAX_REJECTIONS times, by a target that took others in between, is set aside in SLS_REJECTED_DIR.
+        One that is rejected for what it brings is split into the LogGroups that were merged. A single one that was
+        rejected so MAX_REJECTIONS times, by a target that accepted others in between, becomes a dead letter.
         """
         if not is_rejection(error):
             return [put]
         if len(put.log_groups) > 1:
             self.put_retries.on_done(put)
             return [PutRequest(single.envelope).add(single) for single in put.log_groups]
-        # Unless the target takes others, no LogGroup is at fault: a header, the key or something on the way may be.
-        # Where it has taken none since, one without logs is tried.
-        if self.puts <= put.accepted_at_last_rejection and time.monotonic() >= self.next_probe:
-            try:
-                self.write(PutRequest(EMPTY_LOG_GROUP))
-                with self.lock:
-                    self.puts += 1
-            except Exception:  # any: then nothing is known
-                self.next_probe = time.monotonic() + RETRY_LINGER
+        # Unless the target accepts others, no LogGroup is at fault: a header, the key or something on the way may be.
+        if self.puts <= put.accepted_at_last_rejection:
+            self.probe()
         put.rejections += self.puts > put.accepted_at_last_rejection
         put.accepted_at_last_rejection = self.puts
-        if put.rejections < MAX_REJECTIONS or not self.rejected:
+        if put.rejections < MAX_REJECTIONS or not self.dead_letters:
             return [put]
         try:
-            path = self.rejected.save(self.number, self.config, put.log_groups[0])
+            path = self.dead_letters.save(self.number, self.config, put.log_groups[0])
         except OSError as failure:
             self.dead_letter_retries.on_failure(put, failure)
             return [put]
@@ -2060,6 +2224,17 @@ class Target:
             )  # fmt: skip
         return []
 
+    def probe(self) -> None:
+        """Puts a LogGroup without logs, now and then, to see whether the target accepts anything."""
+        if time.monotonic() < self.next_probe:
+            return
+        try:
+            self.write(PutRequest(EMPTY_LOG_GROUP))
+            with self.lock:
+                self.puts += 1
+        except Exception:  # any: then nothing is known
+            self.next_probe = time.monotonic() + RETRY_LINGER
+
     def summary(self) -> str:
         return (
             f"target={self.number} logstore={self.config} groups={self.log_groups} logs={self.logs} bytes={self.bytes} "
@@ -2068,6 +2243,7 @@ class Target:
 
 
 def is_rejection(error: Exception) -> bool:
+    """Whether the service blames what the put brings."""
     return isinstance(error, CallError) and error.kind == ErrorKind.REJECTED
 
 
@@ -2075,15 +2251,19 @@ class Batch:
     """What is to be put of one pull, and what has become of it."""
 
     def __init__(self, pending: list[tuple[Target, PutRequest]]) -> None:
-        self.change = threading.Condition()
-        self.pending = pending
-        self.in_flight = 0  # puts that wait for a writer, or are in the air
+        self.pending = pending  # what the delivering thread is to submit
+        self.change = threading.Condition()  # over:
+        self.in_flight = 0  # puts that were submitted and have no result yet
         self.accepted = 0
         self.failed: list[tuple[Target, PutRequest, Exception]] = []
         self.is_cancelled = False
 
+    def on_submit(self, count: int) -> None:
+        with self.change:
+            self.in_flight += count
+
     def on_result(self, target: Target, put: PutRequest, error: Exception | None) -> None:
-        """Called when a put has been tried."""
+        """`error` is None for a put that was accepted, Cancelled for one that was not tried."""
         with self.change:
             self.in_flight -= 1
             if error is None:
@@ -2095,11 +2275,9 @@ class Batch:
             if not self.in_flight or len(self.failed) == 1:
                 self.change.notify_all()
 
-    def wait_for_failures(self, goes_on: Callable[[], bool]) -> list[tuple[Target, PutRequest, Exception]]:
-        """The puts that failed, once all were tried, or those that failed need not wait for the others any longer.
-
-        Raises Cancelled when `goes_on()` is false before that.
-        """
+    def wait_for_failures(self, token: CancelToken) -> list[tuple[Target, PutRequest, Exception]]:
+        """The puts that failed, once none is in flight, or RETRY_LINGER seconds after the first of them. Raises
+        Cancelled."""
         end = float("inf")
         while True:
             with self.change:
@@ -2110,93 +2288,95 @@ class Batch:
                     self.pending = [(target, put) for target, put, _ in failed]  # unless others take their place
                     return failed
                 self.change.wait(0.2)
-            note_turn()
-            if not goes_on():
-                raise Cancelled
+            watchdog.beat()
+            token.check()
 
-
-class NoProgress(Exception):
-    """Of what was tried of a batch, its targets took nothing."""
+    def cancel(self) -> None:
+        """No put of it begins any more."""
+        with self.change:
+            self.is_cancelled = True
+            for target, put in [*self.pending, *((target, put) for target, put, _ in self.failed)]:
+                target.forget(put)
 
 
 class PutScheduler:
-    """Puts, for all batches and targets of the process. No thread waits for another try of its put.
+    """Puts, for all batches and targets of the process. No thread waits for the retry of its put.
 
     How many put at once follows the load. A near service keeps the CPU busy with one, and more would only take turns; a
     far one makes it wait. And each target has as many as it can use, so that a slow one takes none from the others.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.limit, self.workers = most, 1, 0
-        self.threads = ThreadPool(most)
-        self.change = threading.Condition()
-        self.ready: deque[Target] = deque()  # those that have something to put, and writers left
-        self.follower = threading.Thread(target=self.adapt_concurrency, daemon=True)
-        self.follower.start()
+    def __init__(self, max_in_flight: int) -> None:
+        self.max_in_flight = max_in_flight
+        self.pool = ThreadPool(max_in_flight, "put")
+        self.change = threading.Condition()  # over:
+        self.limit = 1  # of puts in flight, for all targets together
+        self.workers = 0  # threads of the pool that put
+        self.ready: deque[Target] = deque()  # those that have puts queued, and fewer in flight than their limit
+        threading.Thread(target=self.adapt_concurrency, name="adapts concurrency", daemon=True).start()
 
     def submit(self, puts: Sequence[tuple[Target, PutRequest]], batch: Batch) -> None:
         with self.change:
-            batch.in_flight += len(puts)
+            batch.on_submit(len(puts))
             for target, put in puts:
                 target.queue.append((put, batch))
                 self.schedule(target)
             self.change.notify_all()
 
     def schedule(self, target: Target) -> None:
-        """Sees to it that as many threads as may put what waits for a target."""
+        """Sees to it that as many threads as may put what is queued for a target. Called with `change` held."""
         if target.queue and target.in_flight < target.limit and target not in self.ready:
             self.ready.append(target)
         for _ in range(min(self.limit - self.workers, len(self.ready))):
-            self.threads.submit(self.work)
+            self.pool.submit(self.work)
             self.workers += 1
 
     def work(self) -> None:
-        """In a thread of its own: puts what waits, of one ready target after the other."""
-        with self.change:
+        """In a thread of the pool: puts what is queued, for one ready target after the other."""
+        while True:
+            with self.change:
+                if not self.ready or self.workers > self.limit:
+                    self.workers -= 1
+                    return
+                target = self.ready.popleft()
+                put, batch = target.queue.popleft()
+                target.in_flight += 1
+                with contextlib.suppress(Exception):  # any, such as MemoryError: this thread goes on
+                    self.schedule(target)
+            began = time.monotonic()
             try:
-                while self.ready and self.workers <= self.limit:
-                    target = self.ready.popleft()
-                    try:
-                        self.attempt_next(target)
-                    finally:
-                        self.schedule(target)
-            finally:
-                self.workers -= 1
-
-    def attempt_next(self, target: Target) -> None:
-        put, batch = target.queue.popleft()
-        target.in_flight += 1
-        error: Exception | None = Cancelled()
-        try:
-            self.schedule(target)
-            self.change.release()
-            try:
-                if not batch.is_cancelled:
-                    error = target.attempt(put)
-            finally:
-                self.change.acquire()
-        except Exception as failure:  # any, such as MemoryError: the batch goes on
-            error = failure
-        target.in_flight -= 1
-        batch.on_result(target, put, error)
-        while error and target.queue and target.consecutive_failures >= BREAKER_THRESHOLD:
-            put, batch = target.queue.popleft()
-            batch.on_result(target, put, Cancelled())  # not tried, so no refusal counts against it
+                error = Cancelled() if batch.is_cancelled else target.attempt(put)
+            except Exception as failure:  # any, such as MemoryError: the batch goes on
+                error = failure
+            with self.change:
+                target.in_flight -= 1
+                if not isinstance(error, Cancelled):
+                    target.adapt_limit(error, time.monotonic() - began, put.size)
+                not_tried = [*target.queue] if error and target.consecutive_failures >= BREAKER_THRESHOLD else []
+                if not_tried:
+                    target.queue.clear()
+                with contextlib.suppress(Exception):
+                    self.schedule(target)
+            batch.on_result(target, put, error)
+            for put, batch in not_tried:  # so no rejection counts against them
+                batch.on_result(target, put, Cancelled())
 
     def adapt_concurrency(self) -> None:
-        while True:
-            note_turn()
-            with self.change:
-                if not self.change.wait_for(lambda: self.ready, 1.0):
-                    continue
-            cpu, wall = time.process_time(), time.monotonic()
-            time.sleep(SAMPLE_SECONDS)
-            busy = (time.process_time() - cpu) / (time.monotonic() - wall)
-            with self.change:
-                self.limit = min(self.most, self.limit * 2) if busy < CPU_BOUND else max(1, self.limit - 1)
-                with contextlib.suppress(Exception):  # any: this thread goes on, and looks again soon
-                    for target in list(self.ready):
-                        self.schedule(target)
+        """In a thread of its own: more puts at once while the process rather waits than works, else fewer."""
+        with watchdog.watching("follows the load"):
+            while True:
+                watchdog.beat()
+                with self.change:
+                    if not self.change.wait_for(lambda: self.ready, 1.0):
+                        continue
+                cpu, wall = time.process_time(), time.monotonic()
+                time.sleep(SAMPLE_SECONDS)
+                busy = (time.process_time() - cpu) / (time.monotonic() - wall)
+                with self.change:
+                    self.limit = min(self.max_in_flight, self.limit * 2) if busy < CPU_BOUND else max(1, self.limit - 1)
+                    with contextlib.suppress(Exception):  # any: this thread goes on, and looks again soon
+                        for target in list(self.ready):
+                            self.schedule(target)
 
 
 class UnmatchedCounter:
@@ -2228,7 +2408,7 @@ class UnmatchedCounter:
 
 
 def connection_budget() -> int:
-    """How many puts may be in the air, and how many connections idle: each is an open file."""
+    """How many puts may be in flight, and how many connections idle: each is an open file, and gets a third of all."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 3)
 
@@ -2236,18 +2416,21 @@ def connection_budget() -> int:
 class Delivery:
     """Takes batches of LogGroups to their targets."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, credential_sources: CredentialSources) -> None:
         self.routes = Routes(settings.targets)
-        rejected = DeadLetterDirectory(settings.rejected_dir) if settings.rejected_dir else None
+        dead_letters = DeadLetterDirectory(settings.rejected_dir) if settings.rejected_dir else None
+        signing_lock = threading.RLock()
         clients: dict[tuple[Any, ...], PooledLogClient] = {}
         self.targets: dict[int, Target] = {}
         for target in settings.targets:
             all_but_logstore = target.config[:7]  # targets that are equal in it share a client, and so its connections
             if all_but_logstore not in clients:
-                clients[all_but_logstore] = PooledLogClient(target.config)
-            self.targets[target.number] = Target(target, clients[all_but_logstore], settings.writers, rejected)
+                source = credential_sources.of(target.config)
+                clients[all_but_logstore] = PooledLogClient(target.config, source, signing_lock=signing_lock)
+            client = clients[all_but_logstore]
+            self.targets[target.number] = Target(target, client, settings.writers, dead_letters)
         self.clients = list(clients.values())
-        self.writers = PutScheduler(min(settings.writers * len(self.targets), connection_budget()))
+        self.scheduler = PutScheduler(min(settings.writers * len(self.targets), connection_budget()))
         self.merge_packs = settings.merge_packs
         self.unmatched = UnmatchedCounter()
 
@@ -2262,118 +2445,157 @@ class Delivery:
                 shares.setdefault(self.targets[number], []).append(log_group)
         return [(target, put) for target, share in shares.items() for put in merge_log_groups(share, self.merge_packs)]
 
-    def deliver(self, log_groups: Iterable[LogGroup], goes_on: Callable[[], bool]) -> None:
-        """Returns once every routed LogGroup has been taken by its target.
+    def deliver(self, log_groups: Iterable[LogGroup], token: CancelToken) -> None:
+        """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
 
-        Raises Cancelled when `goes_on()` was false before that; then, as on any other exception, no put of these begins
-        any more.
+        Puts that failed are retried soon while others are accepted, else with backoff. Raises Cancelled when `token` is
+        cancelled before all were; then, as on any other exception, no put of these begins any more.
         """
         batch = Batch(self.route(log_groups))
-
-        def failed(error: Exception) -> None:
-            if not isinstance(error, NoProgress):
-                raise error  # nobody knows what is left of the batch, so it is given up whole
-
+        failures = 0
         try:
-            retry(lambda: self.attempt_round(batch, goes_on), goes_on, failed, MAX_BACKOFF)
+            while batch.pending or batch.in_flight:
+                token.check()
+                accepted_before = batch.accepted
+                self.scheduler.submit(batch.pending, batch)
+                failed = batch.wait_for_failures(token)
+                batch.pending = [
+                    (target, one) for target, put, why in failed for one in target.split_or_reject(put, why)
+                ]
+                if batch.pending:
+                    failures = 0 if batch.accepted > accepted_before else failures + 1
+                    token.sleep(backoff(failures) if failures else INITIAL_BACKOFF)
         except BaseException:
-            with batch.change:
-                batch.is_cancelled = True  # what has not begun never will
-                for target, put in [*batch.pending, *((target, put) for target, put, _ in batch.failed)]:
-                    target.forget(put)
+            batch.cancel()
             raise
-
-    def attempt_round(self, batch: Batch, goes_on: Callable[[], bool]) -> None:
-        """Tries what is left of a batch until nothing is. Puts that failed are tried again soon while others are taken.
-
-        Raises NoProgress when none is, and Cancelled.
-        """
-        while batch.pending or batch.in_flight:
-            taken_before = batch.accepted
-            self.writers.submit(batch.pending, batch)
-            failed = batch.wait_for_failures(goes_on)
-            batch.pending = [
-                (target, put) for target, tried, why in failed for put in target.split_or_reject(tried, why)
-            ]
-            if batch.pending and batch.accepted == taken_before:
-                raise NoProgress from failed[0][2]
-            wait(INITIAL_BACKOFF if batch.pending else 0.0, goes_on)
 
 
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
 #
-# A consumer is one name in the consumer group, from joining it to losing it. What holds for it:
-#   1. a batch's checkpoint is saved before the next batch of its shard begins;
-#   2. whoever is lost saves nothing;
+# A consumer is one name in the consumer group, from joining it to losing its lease. What holds for it:
+#   1. a batch's checkpoint is saved before the next batch of its shard is delivered;
+#   2. whoever has lost the lease saves nothing;
 #   3. the group is made at the first join only, never at a later one;
-#   4. the SDK's checkpoint tracker is never told of anything, so it has nothing to flush;
-#   5. what is tried again is so by `retry`, which ends when the shard is revoked, the consumer lost, the copy
-#      stopped, and a batch in flight has had its GRACE.
-# Three things happen to a shard. *Assigned* (Heartbeat.send): the SDK makes a ShardConsumer for it. *Revoked*
-# (Consumer.revoke): its batch in flight is ended, its checkpoint saved, then it moves. *Lost* (Consumer.lose), with
-# the consumer and so with all its shards: nothing begins, nothing is saved, batches in flight have their GRACE, then
-# another consumer joins and begins at the service's checkpoints.
+#   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
+#   5. what is retried is so by RetryLog.retry, which ends when the shard is revoked, the lease lost, the copy stopped,
+#      and a batch in flight has had its GRACE.
+# Three things happen to a shard. *Assigned* (Heartbeat.send): the SDK's loop makes a ShardConsumer for it. *Revoked*
+# (Consumer.revoke): its batch in flight is ended, its checkpoint saved, then it moves. *Lost*, with the
+# lease of the consumer and so with all its shards: nothing begins, nothing is saved, batches in flight have their GRACE, then another
+# consumer joins and begins at the service's checkpoints.
 
 GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
+MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
 
-class ShardConsumer(ConsumerProcessorBase):
-    """One shard from when it is assigned until it is revoked or lost: its beginning, pulls, batches and checkpoint.
+class ShardConsumer:
+    """One shard from when it is assigned until it is revoked or lost: its checkpoint, pulls and batches.
 
-    The SDK calls `initialize` once, then `pull` (by way of Consumer) and `process`, each one after the other but
-    both at the same time: up to two pulls wait while a batch is delivered.
+    It works in tasks of GroupMember.tasks: one that pulls, up to three batches ahead, and at the same time one that
+    loads the checkpoint, then delivers. A batch that fails stays the first in memory and is delivered again.
     """
 
-    MAX_PULL_BYTES = 4 * 1000 * 1000  # bytes; what is asked of one pull, and less where many shards share the memory
-    PREFETCH_BYTES = 48 * 1000 * 1000  # bytes of pulls that the shards of the process may hold together, three for each
+    MAX_PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
+    PREFETCH_BYTES = 48 * 1000 * 1000  # of batches that the shards of the process may hold together
+    MAX_BATCHES = 3  # that a shard may hold
+    MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
     INITIAL_COUNT, MAX_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
     TARGET_BATCH_SECONDS = (
-        1.0  # seconds that a batch should take, for so long it holds up a stop, and is repeated after a crash
+        1.0  # that a batch should take: for so long it holds up a stop, and is repeated after a crash
     )
 
-    def __init__(self, consumer: Consumer) -> None:
-        super().__init__()
-        self.consumer = consumer
+    def __init__(self, consumer: Consumer, shard: int) -> None:
+        self.consumer, self.shard = consumer, shard
         self.member = consumer.member
         self.source = consumer.member.source
-        self.is_revoked = False
+        self.revoked = CancelToken()
+        self.closing = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)  # nothing begins any more
+        self.closed = CancelToken(self.closing, grace=GRACE)  # nor does what has begun go on
+        # Written by the task that loads the checkpoint and delivers:
         self.checkpoint = ""  # the service's
-        self.delivered = ""  # how far all is delivered; beyond the checkpoint while that is not saved
-        self.buffered_bytes = 0  # bytes that were pulled and not yet delivered
-        self.rewinds = 0  # times that the SDK was told to fetch again: it drops what was pulled before
-        self.mean_log_group_size = float(self.INITIAL_SIZE)  # bytes of a LogGroup, by the last pull
-        self.count_for_target_time = float(
-            self.INITIAL_COUNT
-        )  # LogGroups that take TARGET_BATCH_SECONDS, by the last batch
-        self.next_pull = 0.0
-        self.overtime_ends = float("inf")
-        self.lock = threading.Lock()
-        self._preprocessor = lambda pull: pull  # what the SDK calls in between, for which its own would parse
+        self.delivered = ""  # cursor up to which all is delivered; beyond the checkpoint while that is not saved
+        self.unsaved: PullResult | None = None  # the batch that is delivered, but not checkpointed
+        self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
+        # Written by the task that pulls, but for the first cursor:
+        self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
+        self.mean_log_group_size = float(self.INITIAL_SIZE)  # bytes, by the last pull
+        self.next_pull = 0.0  # by the monotonic clock
+        self.interval = consumer.member.settings.fetch_interval  # seconds until then
+        self.lock = threading.Lock()  # over:
+        self.is_pulling = self.is_delivering = False  # or loading the checkpoint
+        self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
 
-    def may_begin(self) -> bool:
-        """Whether anything may begin. Once it is false it stays so."""
-        return not (self.is_revoked or self.member.is_stopping or self.consumer.is_lost())
+    def consume(self) -> None:
+        """Begins the tasks that may begin: called by the SDK's loop in each turn, and when a task has ended."""
+        if not self.batches and self.cursor and time.monotonic() < self.next_pull:
+            return  # as mostly: an idle shard
+        with self.lock:
+            if self.closing.is_cancelled():
+                return
+            if not self.is_delivering and (self.batches or not self.cursor):
+                self.member.tasks.submit(self.deliver if self.cursor else self.load_checkpoint)
+                self.is_delivering = True
+            if not self.is_pulling and self.cursor and self.has_room() and time.monotonic() >= self.next_pull:
+                self.member.tasks.submit(self.pull)
+                self.is_pulling = True
 
-    def may_go_on(self) -> bool:
-        """Whether a batch that has begun may go on: as long as others may begin, and GRACE seconds more."""
-        if self.overtime_ends == float("inf") and not self.may_begin():
-            self.overtime_ends = time.monotonic() + GRACE
-        return time.monotonic() < self.overtime_ends
+    def has_room(self) -> bool:
+        """Whether another batch may be held. One may in any case, lest shards whose targets take nothing hold up the
+        others by the memory that they share."""
+        may_hold_more = len(self.batches) < self.MAX_BATCHES and self.consumer.buffered_bytes < self.PREFETCH_BYTES
+        return not self.batches or may_hold_more
 
-    def initialize(self, shard: int) -> None:
-        """Called by the SDK before the first pull. Raises Cancelled."""
-        super().initialize(shard)
-        self.consumer.shards[shard] = self
-        self.member.begin_retries.retry(shard, self.load_checkpoint, self.may_begin)
+    def shut_down(self) -> None:
+        """Called by the SDK's loop when the shard is no longer assigned."""
+        self.revoked.cancel()
+
+    def is_shutdown(self) -> bool:
+        """Called by the SDK's loop: whether the shard may move, for nothing of it is in flight."""
+        with self.lock:
+            return self.revoked.is_cancelled() and not self.is_delivering
+
+    def release_memory(self) -> None:
+        """To be called when it is shut down: what it has pulled goes to whoever holds the shard next."""
+        with self.lock:
+            self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
+            self.batches.clear()
+
+    def log_groups_in_flight(self) -> int:
+        """Of the batch that is being delivered, 0 without one."""
+        with self.lock:
+            return len(self.batches[0].log_groups) if self.is_delivering and self.batches else 0
+
+    @contextlib.contextmanager
+    def task(self, what: str, running: str) -> Iterator[None]:
+        """Around a task: whatever ends it, the next one may begin. `running` is the field that says that it runs."""
+        try:
+            yield
+        except Cancelled:
+            pass
+        except Exception:
+            with contextlib.suppress(Exception):  # telling must not fail where the task did
+                log.exception("shard %s: %s failed and is tried again", self.shard, what)
+            with contextlib.suppress(Cancelled):
+                self.closing.sleep(MAX_BACKOFF)
+        finally:
+            with self.lock:
+                setattr(self, running, False)
+            self.consume()
 
     def load_checkpoint(self) -> None:
-        """Finds where the shard begins, and sees to it that the service knows before anything is read.
+        """A task: finds where the shard begins. Until that is known nothing is pulled."""
+        with self.task("its beginning", "is_delivering"):
+            self.member.begin_retries.retry(self.shard, self.find_checkpoint, self.closing)
+            self.cursor = self.checkpoint
+
+    def find_checkpoint(self) -> None:
+        """Asks for the shard's checkpoint or, where it has none, makes one, before anything is read. Raises CallError.
 
         Else a copy killed before its first checkpoint would let the next begin at a later "end". What the consumer
         before this one has delivered, but could not save, is saved if nobody has been further since.
         """
-        shard, member, start = self.shard_id, self.member, self.member.settings.cursor_start
+        shard, member, start = self.shard, self.member, self.member.settings.cursor_start
         saved = self.source.checkpoints(member.group).get(shard, {}).get("checkpoint", "")
         before, delivered = member.delivered_unsaved.get(shard, ("", ""))
         if not saved:
@@ -2388,336 +2610,277 @@ class ShardConsumer(ConsumerProcessorBase):
             self.checkpoint = self.delivered = saved
         member.delivered_unsaved.pop(shard, None)
 
-    def pull(self, cursor: str) -> PullResult:
-        """Called by the SDK's fetching thread. Returns when there is an answer, however long that takes.
+    def pull(self) -> None:
+        """A task: pulls once, and retries until there is an answer."""
+        with self.task("a pull", "is_pulling"):
+            self.next_pull = time.monotonic() + self.interval
+            shards = max(1, len(self.consumer.heartbeat.owned))
+            share = self.PREFETCH_BYTES / self.MAX_BATCHES / shards
+            size = min(self.MAX_PULL_BYTES, share)
+            count = int(max(1, min(self.MAX_COUNT, size / self.mean_log_group_size, self.count_for_target_time)))
+            pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.closing)
+            # Many idle shards are looked at less often, each time a little.
+            shortest, longest = self.member.settings.fetch_interval, shards / self.MAX_IDLE_PULLS
+            self.interval = shortest if pull.log_groups else max(shortest, min(self.interval * 1.5, longest))
+            if pull.log_groups:
+                self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
+                with self.lock:
+                    self.closing.check()  # else nobody would give the memory back
+                    self.consumer.on_buffered(pull.size)
+                    self.batches.append(pull)
+                if len(pull.log_groups) >= count or pull.size >= size / 2:
+                    self.next_pull = 0.0  # there is more
+            elif pull.next_cursor != self.checkpoint and not self.batches:
+                # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
+                self.save(pull.next_cursor, self.closing)
+            self.cursor = pull.next_cursor
 
-        Raises LogException, which the SDK passes over in silence, when this is not wanted any more or fetched again.
-        """
-        rewinds = self.rewinds
+    def pull_once(self, count: int) -> PullResult:
+        """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is. Raises
+        CallError."""
+        cursor = self.cursor
         try:
-            wait(self.next_pull - time.monotonic(), self.may_begin)
-            wait(float("inf"), lambda: self.buffered_bytes > 0 and self.consumer.buffers_full() and self.may_begin())
-            self.next_pull = time.monotonic() + self.member.settings.fetch_interval
-            pull_size = min(
-                self.MAX_PULL_BYTES, self.PREFETCH_BYTES / 3 / max(1, len(self.consumer.heartbeat_loop.owned))
-            )  # bytes
-            count = int(max(1, min(self.MAX_COUNT, pull_size / self.mean_log_group_size, self.count_for_target_time)))
-            pull = self.member.pull_retries.retry(self.shard_id, lambda: self.pull_once(cursor, count), self.may_begin)
-            with self.lock:
-                if rewinds != self.rewinds:  # the SDK was told so while this was on its way
-                    raise Cancelled
-                is_all_delivered = not self.buffered_bytes
-                self.buffered_bytes += pull.size if pull.log_groups else 0
-        except Cancelled:
-            time.sleep(0.1)  # the SDK asks again at once
-            raise LogException("Cancelled", "the shard is not wanted any more or fetched again") from None
-        if pull.log_groups:
-            if len(pull.log_groups) >= count or pull.size >= pull_size / 2:
-                self.next_pull = 0.0  # there is more
-            self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
-        elif pull.next_cursor != self.checkpoint and is_all_delivered:
-            # The cursor has moved over nothing, a gap or what a filter left out, of which the SDK makes no batch.
-            with contextlib.suppress(Cancelled):
-                self.save(pull.next_cursor, self.may_begin)
-        return pull
-
-    def pull_once(self, cursor: str, count: int) -> PullResult:
-        """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is."""
-        try:
-            return self.source.pull_logs(self.shard_id, cursor, count)
+            return self.source.pull_logs(self.shard, cursor, count)
         except CallError as error:
             # By this code the SDK would go on at the newest log and skip what lies between.
             if error.code != "InvalidCursor":
                 raise
-            oldest = self.source.get_cursor(self.shard_id, "begin")
-            newest = self.source.get_cursor(self.shard_id, "end")
+            oldest = self.source.get_cursor(self.shard, "begin")
+            newest = self.source.get_cursor(self.shard, "end")
             if cursor_position(oldest) <= cursor_position(cursor) <= cursor_position(newest):
                 raise  # the cursor is fine, and so will be the next answer
-        pull = self.source.pull_logs(self.shard_id, oldest, count)
+        pull = self.source.pull_logs(self.shard, oldest, count)
         saved, arrived = "an unknown time", "now"
         with contextlib.suppress(CallError, KeyError):
-            saved = format_local(self.source.checkpoints(self.member.group)[self.shard_id]["updateTime"] / 1e6)
-            arrived = format_local(self.source.arrival_time(self.shard_id, oldest))
+            saved = format_local(self.source.checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
+            arrived = format_local(self.source.arrival_time(self.shard, oldest))
         log.error(
             "%s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from then on "
             "and before %s have reached the end of their retention time and are SKIPPED, not delivered",
-            self.member.name, self.shard_id, cursor, saved, arrived,
+            self.member.subject, self.shard, cursor, saved, arrived,
         )  # fmt: skip
         return pull
 
-    def process(self, batch: PullResult, check_point_tracker: ConsumerCheckpointTracker) -> str | None:  # noqa: ARG002
-        """Called by the SDK with each pull that brought something: delivers it, then saves the checkpoint.
-
-        Returns None when that is done, else the checkpoint, from which the SDK is to fetch again: had this raised, or
-        returned False, the SDK would go on with the next batch, and a checkpoint would come to lie beyond this one.
-        """
-        in_flight = self.consumer.in_flight
-        try:
-            note_turn()
-            in_flight[self.shard_id] = len(batch.log_groups), threading.current_thread()
-            try:
-                if not self.may_begin():  # asked for now: a stop is seen here, or else sees this batch in flight
-                    raise Cancelled
+    def deliver(self) -> None:
+        """A task: delivers the oldest batch, then saves its checkpoint; unless both are done, it stays the oldest."""
+        with self.task("a batch", "is_delivering"), watchdog.watching("delivers shard %d" % self.shard):
+            self.closing.check()
+            batch = self.batches[0]
+            if batch is not self.unsaved:
                 began = time.monotonic()
-                self.member.delivery.deliver(batch.log_groups, self.may_go_on)
-                self.count_for_target_time = (
-                    len(batch.log_groups) * self.TARGET_BATCH_SECONDS / max(0.001, time.monotonic() - began)
-                )
-                self.delivered = batch.next_cursor
-                self.save(batch.next_cursor, self.may_go_on)
-            finally:
-                del in_flight[self.shard_id]
+                self.member.delivery.deliver(batch.log_groups, self.closed)
+                seconds = max(0.001, time.monotonic() - began)
+                self.count_for_target_time = len(batch.log_groups) * self.TARGET_BATCH_SECONDS / seconds
+                self.unsaved, self.delivered = batch, batch.next_cursor
+            self.save(batch.next_cursor, self.closed)
+            self.unsaved = None
             with self.lock:
-                self.buffered_bytes -= batch.size
-            return None
-        except Cancelled:
-            time.sleep(0.1)  # the SDK asks again at once
-        except Exception:
-            with contextlib.suppress(Exception):  # reporter must not fail where the batch did
-                log.exception("shard %s: a batch failed and is fetched again", self.shard_id)
-            wait(MAX_BACKOFF, self.may_begin)
-        with self.lock:
-            self.rewinds += 1
-            self.buffered_bytes = 0
-        return self.checkpoint
+                self.batches.popleft()
+                self.consumer.on_buffered(-batch.size)
 
-    def save(self, cursor: str, goes_on: Callable[[], bool]) -> None:
-        """Saves the checkpoint. Raises Cancelled, also when this consumer is lost: then it saves nothing."""
-        self.member.checkpoint_retries.retry(
-            self.shard_id, lambda: self.send_checkpoint(cursor), lambda: goes_on() and not self.consumer.is_lost()
-        )
+    def save(self, cursor: str, token: CancelToken) -> None:
+        """Saves the checkpoint. Raises Cancelled once `token` or the lease is: without it nothing is saved."""
+        token = CancelToken(token, self.consumer.lease)
+        self.member.checkpoint_retries.retry(self.shard, lambda: self.send_checkpoint(cursor), token)
 
     def send_checkpoint(self, cursor: str) -> None:
+        """Raises CallError."""
         try:
-            self.source.save_checkpoint(self.member.group, self.consumer.name, self.shard_id, cursor)
+            self.source.save_checkpoint(self.member.group, self.consumer.name_in_group, self.shard, cursor)
         except CallError as error:
             if error.kind == ErrorKind.FENCED:
-                self.consumer.lose("the checkpoint of shard %d was refused: %s" % (self.shard_id, error))
+                self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
             raise
         self.checkpoint = self.delivered = cursor
 
-    def shutdown(self, check_point_tracker: ConsumerCheckpointTracker) -> None:  # noqa: ARG002
-        """Called by the SDK when the shard is gone; its own would save the cursor of a batch that is not delivered."""
-        if self.is_revoked:
-            self.consumer.shards.pop(self.shard_id, None)
-
 
 class Heartbeat(threading.Thread):
-    """Tells the service that this consumer lives, and learns what it holds.
+    """Renews the consumer's lease, and learns what shards it holds.
 
     Stands in the place of the SDK's, which counts in wall time, waits a whole interval after a failure, and believes an
-    answer that came too late. Here the SDK's one loop waits for its next turn, too.
+    answer that came too late. Here the SDK's loop waits for its next turn, too.
     """
 
-    LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, which begins pulls and batches; less after a task
-    MIN_LOOP_INTERVAL = 0.005
+    LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, in which pulls that are due begin
 
-    def __init__(self, consumer: Consumer) -> None:
-        super().__init__(daemon=True)
-        self.consumer = consumer
+    def __init__(self, consumer: Consumer, group_timeout: float) -> None:
+        super().__init__(name="sends heartbeats", daemon=True)
+        self.consumer, self.group_timeout = consumer, group_timeout
         settings = consumer.member.settings
-        self.interval = min(settings.heartbeat_interval, consumer.group_timeout / 2)  # seconds
-        self.source = LogstoreApi(settings.source, keep_alive=False)
+        self.interval = min(settings.heartbeat_interval, group_timeout / 2)  # seconds
+        credential_source = consumer.member.credential_sources.of(settings.source)
+        self.source = LogstoreApi(settings.source, credential_source, keep_alive=False)
+        self.wake_up = threading.Event()  # for the SDK's loop
+        self.lock = threading.Lock()  # over:
         self.owned: list[int] = []
-        self.reported: set[int] = set()  # to the service: those held, and those that were revoked and still end a batch
-        self.lock = threading.Lock()
-        self.turn = threading.Event()
+        self.reported: set[int] = set()  # to the service: those owned, and those that were revoked and end a batch
 
     def get_held_shards(self) -> list[int]:
-        """Called by the SDK once in each turn."""
-        note_turn()
-        if self.turn.wait(self.LOOP_INTERVAL):
-            self.turn.clear()
-            time.sleep(self.MIN_LOOP_INTERVAL)
+        """Called by the SDK's loop at the beginning of each turn, which so waits here."""
+        watchdog.beat()
+        self.wake_up.wait(self.LOOP_INTERVAL)
+        self.wake_up.clear()
         with self.lock:
-            self.reported &= {*self.owned, *self.consumer.shard_consumers}  # one may be revoked before the SDK sees it
+            # One may be revoked before the loop has made a ShardConsumer for it, whose end it would tell.
+            self.reported &= {*self.owned, *self.consumer.shard_consumers}
             return self.owned[:]
 
     def remove_heart_shard(self, shard: int) -> None:
-        """Called by the SDK when nothing of a revoked shard is left: now it may move."""
+        """Called by the SDK's loop when nothing of a revoked shard is in flight: now it may move."""
+        self.consumer.shard_consumers[shard].release_memory()
         with self.lock:
             self.reported.discard(shard)
 
     def shutdown(self) -> None:
-        """Called by the SDK at its end; `run` looks for itself."""
+        """Called by the SDK's worker at its end; `run` looks at the lease."""
 
     def run(self) -> None:
-        consumer, beating = self.consumer, self.consumer.member.heartbeat_retries
-        with contextlib.suppress(Cancelled):
-            while consumer.goes_on():
+        lease, retries = self.consumer.lease, self.consumer.member.heartbeat_retries
+        with watchdog.watching(self.name), contextlib.suppress(Cancelled):
+            while True:
                 began = time.monotonic()
-                beating.retry("heartbeat", self.send, consumer.goes_on, longest=self.interval / 2)
-                wait(began + self.interval - time.monotonic(), consumer.goes_on)
+                retries.retry("heartbeat", self.send, lease, longest=self.interval / 2)
+                lease.sleep(began + self.interval - time.monotonic())
 
     def send(self) -> None:
-        consumer = self.consumer
-        sent = consumer.boottime()
-        # Time for several tries before the service forgets this consumer, each over a connection of its own.
-        self.source.client.response_timeout = max(0.5, (consumer.lease_expires - sent) / 3)
+        """Sends a heartbeat and takes in its answer. Raises CallError."""
+        consumer, lease = self.consumer, self.consumer.lease
+        sent = lease.now()
+        # Time for several tries before the lease expires, each over a connection of its own.
+        self.source.client.response_timeout = max(0.5, (lease.expires - sent) / 3)
         with self.lock:
-            listed = sorted(self.reported)
+            reported = sorted(self.reported)
         try:
-            answer = self.source.heartbeat(consumer.member.group, consumer.name, listed)
+            answer = self.source.heartbeat(consumer.member.group, consumer.name_in_group, reported)
         except CallError as error:
             if error.kind == ErrorKind.FENCED:
-                consumer.lose(str(error))
+                lease.cancel(str(error))
             raise
-        consumer.lease_expires = sent + consumer.group_timeout
+        lease.renew(sent)
         consumer.member.last_heartbeat = time.time()
         with self.lock:
             releasing = self.reported - set(self.owned)
-            held = [shard for shard in answer if shard not in releasing]
-            revoked = set(self.owned) - set(held)
-            self.reported |= set(held)
-            self.owned = held
+            owned = [shard for shard in answer if shard not in releasing]
+            revoked = set(self.owned) - set(owned)
+            self.reported |= set(owned)
+            self.owned = owned
         for shard in revoked:
             consumer.revoke(shard)
-        self.turn.set()
+        self.wake_up.set()
 
 
 class Consumer(ConsumerWorker):
-    """One consumer, from joining the group to losing it: the SDK's worker, with what it asks of others replaced."""
+    """One consumer, from joining the group to losing its lease: the SDK's worker, with ours in the place of its own
+    client, heartbeat and shard consumers."""
 
-    # It goes on while the process or the machine sleeps.
-    CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    # ConsumerWorker makes a client, which would overwrite the timeout and order of a group that exists, at each join.
+    consumer_client = property(lambda self: self, lambda *_: None)
+
+    def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
+        """All that ConsumerWorker asks of its client; see GroupMember.join_group."""
 
     def __init__(self, member: GroupMember, group_timeout: float) -> None:
         """`group_timeout` in seconds, the service's."""
         config = member.settings.source
         self.member = member
-        self.group_timeout = group_timeout
-        self.lease_expires = self.boottime() + group_timeout  # then the service forgets this consumer
-        self.shards: dict[int, ShardConsumer] = {}
-        self.reason = ""  # why it was lost
-        # shard -> LogGroups of the batch that is being delivered, and who does that
-        self.in_flight: dict[int, tuple[int, threading.Thread]] = {}
-        self.lock = threading.Lock()
+        self.lease = Lease(group_timeout, member.hard_stop)
+        self.lock = threading.Lock()  # over:
+        self.buffered_bytes = 0  # of batches that its shards hold
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
         # process id repeat themselves in containers. It says when the group began, so that who begins its last shard
         # knows it as well as who began its first.
         host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
         words = member.group[:20], host[:12], os.getpid(), member.group_start, uuid.uuid4().hex[:12]
-        name = "%s-%s-%d-%08x%s" % words
+        self.name_in_group = "%s-%s-%d-%08x%s" % words
         hub_config = LogHubConfig(
             config.endpoint, config.access_key_id, config.access_key, config.project, config.logstore,
-            member.group, name, shared_executor=member.tasks,
-            # Its loops count in wall time, which may step: so it never sleeps, see Heartbeat.get_held_shards,
+            member.group, self.name_in_group, shared_executor=member.tasks,
+            # Its loop counts in wall time, which may step: so it never sleeps, see Heartbeat.get_held_shards.
             data_fetch_interval=float("-inf"),  # type: ignore[arg-type]
-            # and never leaves a pause between two pulls of a shard, see ShardConsumer.pull.
-            max_fetch_log_group_size=-1,
         )  # fmt: skip
-        self.mproject, self.mlogstore = config.project, config.logstore  # these four are asked for by the SDK's loggers
-        self.mconsumer_group, self.mconsumer = member.group, name
-        super().__init__(ShardConsumer, hub_config, args=(self,))
-        self.daemon = True
-        self.name = name
-        self.heart_beat = self.heartbeat_loop = Heartbeat(self)
-        member.tasks.on_task_done = self.heartbeat_loop.turn.set
+        super().__init__(None, hub_config)
+        self.daemon, self.name = True, "gives out work"
+        self.heart_beat = self.heartbeat = Heartbeat(self, group_timeout)
 
-    @property
-    def consumer_client(self) -> Any:
-        """Where the SDK asks for the next four: its own client loses logs where calls fail."""
-        return self
+    def run(self) -> None:
+        with watchdog.watching(self.name):
+            super().run()
 
-    @consumer_client.setter
-    def consumer_client(self, made_by_the_sdk: object) -> None:
-        """ConsumerWorker makes one for itself, and makes the group through it; ours stands in its place."""
+    def shutdown_and_wait(self) -> None:
+        """Called by the SDK's loop at its end; see `drain`."""
 
-    def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
-        """The SDK's own would write over a group that exists, at each join; see GroupMember.join_group."""
+    def _get_shard_consumer(self, shard: int) -> ShardConsumer:
+        """Called by the SDK's loop for each shard that is held. Its own goes on with the next batch where one fails,
+        and the checkpoint of that comes to lie beyond the one that failed."""
+        if shard not in self.shard_consumers:
+            self.shard_consumers[shard] = ShardConsumer(self, shard)
+        return self.shard_consumers[shard]
 
-    def get_check_point(self, shard: int) -> dict[str, str]:
-        return {"checkpoint": self.shards[shard].checkpoint}
-
-    def update_check_point(self, shard: int, consumer: str, check_point: str) -> None:
-        """Called by the SDK's tracker when it has something to flush, which is never."""
-
-    def pull_logs(self, shard: int, cursor: str, *_: object, **__: object) -> PullResult:
-        return self.shards[shard].pull(cursor)
-
-    def boottime(self) -> float:
-        return time.clock_gettime(self.CLOCK)
-
-    def goes_on(self) -> bool:
-        return not (self.is_lost() or self.member.is_stopped)
-
-    def is_lost(self) -> bool:
-        """Whether the service may have given the shards to others. Nothing but its answers can tell that it has not."""
-        if not self.reason and self.boottime() > self.lease_expires:
-            self.lose("not heard of for longer than the group's timeout, %g s" % self.group_timeout)
-        return bool(self.reason)
-
-    def buffers_full(self) -> bool:
-        """Whether what was pulled takes all the memory it may; a shard that holds nothing may pull all the same, lest
-        those whose targets take nothing hold up the others."""
-        return sum([shard.buffered_bytes for shard in list(self.shards.values())]) > ShardConsumer.PREFETCH_BYTES
-
-    def lose(self, reason: str) -> None:
+    def on_buffered(self, size: int) -> None:
         with self.lock:
-            is_first, self.reason = not self.reason, self.reason or reason
-        if is_first:
-            with contextlib.suppress(Exception):
-                log.warning("%s: consumer %s is lost, another joins: %s", self.member.name, self.name, reason)
+            self.buffered_bytes += size
 
     def revoke(self, shard: int) -> None:
-        if shard in self.shards:
-            self.shards[shard].is_revoked = True
+        if shard in self.shard_consumers:
+            self.shard_consumers[shard].revoked.cancel()
+
+    def in_flight(self) -> dict[int, int]:
+        """Shard -> LogGroups of its batch in flight."""
+        found = {shard: one.log_groups_in_flight() for shard, one in list(self.shard_consumers.items())}
+        return {shard: log_groups for shard, log_groups in found.items() if log_groups}
 
     def drain(self, seconds: float) -> dict[int, int]:
-        """Waits for the batches in flight, `seconds` at the most, when no other begins; what is left of them then."""
-        self.shut_down_flag = True  # the SDK's loop ends
-        self.heartbeat_loop.turn.set()
-        wait(seconds, lambda: bool(self.in_flight))
-        return {shard: log_groups for shard, (log_groups, _) in list(self.in_flight.items())}
+        """Ends the SDK's loop and waits, `seconds` at the most, for the batches in flight; returns what is left of
+        them. Nothing may begin any more when it is called."""
+        self.shut_down_flag = True
+        self.heartbeat.wake_up.set()
+        end = time.monotonic() + seconds
+        while self.in_flight() and time.monotonic() < end:
+            watchdog.beat()
+            time.sleep(0.05)
+        return self.in_flight()
 
 
 class GroupMember(threading.Thread):
-    """This copy in the consumer group: joins it, and whenever its consumer is lost, joins again."""
+    """This copy in the consumer group: joins it, and joins again whenever its consumer has lost the lease."""
 
-    def __init__(self, settings: Settings, delivery: Delivery) -> None:
-        super().__init__(daemon=True)
+    def __init__(self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources) -> None:
+        super().__init__(name="joins", daemon=True)
         config = settings.source
         self.settings, self.delivery = settings, delivery
-        self.group = settings.consumer_group
-        self.last_heartbeat: float | None = None  # unix seconds
-        self.last_lag: float | None = None  # see `lag`
-        self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
-        self.source = LogstoreApi(config)
-        self.credential_source = expiring_credentials(settings)
-        self.tasks = ThreadPool(2048)  # for the SDK's tasks, up to three for each shard
-        name = self.name = settings.source_name
-        self.join_retries = RetryLog(name, "joining", "can't join the consumer group yet, trying again", config)
-        self.begin_retries = RetryLog(name, "beginning", "a shard can't begin yet", config)
-        self.heartbeat_retries = RetryLog(name, "heartbeats", "a heartbeat failed and is tried again", config)
-        self.pull_retries = RetryLog(name, "pulls", "a pull failed and is tried again", config)
-        self.checkpoint_retries = RetryLog(name, "checkpoints", "a checkpoint is not saved yet", config)
-        self.consumer: Consumer | None = None
-        self.delivered_unsaved: dict[
-            int, tuple[str, str]
-        ] = {}  # shard -> checkpoint, what the lost consumer delivered since
-        self.end_cursors_at_start: dict[
-            int, str
-        ] = {}  # of the shards that were there when the group began at the "end"
+        self.credential_sources = credential_sources
+        self.group, self.subject = settings.consumer_group, settings.source_name
+        self.source = LogstoreApi(config, credential_sources.of(config))
+        self.expiring_credentials = credential_sources.expiring(settings)
+        self.tasks = ThreadPool(2048, "shard task")
+        self.soft_stop = CancelToken()  # asked to stop: no batch begins
+        self.hard_stop = CancelToken()  # nothing is in flight, or has had its time: heartbeats end
+        self.join_retries = RetryLog(self.subject, "joining", "can't join the consumer group yet, trying again", config)
+        self.begin_retries = RetryLog(self.subject, "beginning", "a shard can't begin yet", config)
+        self.heartbeat_retries = RetryLog(self.subject, "heartbeats", "a heartbeat failed and is tried again", config)
+        self.pull_retries = RetryLog(self.subject, "pulls", "a pull failed and is tried again", config)
+        self.checkpoint_retries = RetryLog(self.subject, "checkpoints", "a checkpoint is not saved yet", config)
         self.failure: StartupError | None = None
-        self.is_stopping = False  # asked to: no batch begins
-        self.is_stopped = False  # no batch is in flight either, or they have had their time
+        self.consumer: Consumer | None = None  # the present one, or the last
+        self.last_heartbeat: float | None = None  # unix seconds
+        self.lag: float | None = None  # seconds, as last measured
+        self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
+        self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end when the group began there
+        # Shard -> checkpoint, and the cursor up to which a consumer without lease has delivered since.
+        self.delivered_unsaved: dict[int, tuple[str, str]] = {}
 
     def run(self) -> None:
         try:
-            check_before_start(self.settings)
-            while True:
-                consumer = self.join_retries.retry("join", self.join_group, lambda: not self.is_stopping)
-                while consumer.is_alive() and consumer.goes_on():
-                    note_turn()
-                    time.sleep(MAIN_LOOP_INTERVAL)
-                if self.is_stopped:
-                    return
-                consumer.lose("the SDK's loop has ended by itself")
-                consumer.drain(GRACE + 1)
-                # What it has delivered, but may not save, is kept for the next.
-                for shard, its in list(consumer.shards.items()):  # tasks of the SDK may still change it
-                    if its.delivered != its.checkpoint:
-                        self.delivered_unsaved[shard] = its.checkpoint, its.delivered
+            with watchdog.watching(self.name):
+                check_before_start(self.settings, self.credential_sources)
+                while True:
+                    consumer = self.join_retries.retry("join", self.join_group, self.soft_stop)
+                    while not consumer.lease.is_cancelled() and (consumer.is_alive() or self.soft_stop.is_cancelled()):
+                        watchdog.beat()
+                        time.sleep(MAIN_LOOP_INTERVAL)
+                    if self.hard_stop.is_cancelled():
+                        return
+                    self.give_up(consumer)
         except StartupError as error:
             self.failure = error
         except Cancelled:
@@ -2725,8 +2888,24 @@ class GroupMember(threading.Thread):
         except Exception:
             log.exception("a defect of this program")
 
+    def give_up(self, consumer: Consumer) -> None:
+        """Ends a consumer without lease. What it has delivered, but may not save, is kept for the next."""
+        if consumer.lease.is_cancelled():
+            consumer.lease.cancel(consumer.lease.why_cancelled())
+        else:
+            consumer.lease.cancel("the SDK's loop has ended by itself")
+        with contextlib.suppress(Exception):  # telling may fail
+            words = self.subject, consumer.name_in_group, consumer.lease.reason
+            log.warning("%s: consumer %s is lost, another joins: %s", *words)
+        shard_consumers = list(consumer.shard_consumers.values())
+        consumer.drain(GRACE + 1)
+        for one in shard_consumers:
+            if one.delivered != one.checkpoint:
+                self.delivered_unsaved[one.shard] = one.checkpoint, one.delivered
+
     def join_group(self) -> Consumer:
-        """Joins as a new consumer; at the first time it makes the group where there is none. Raises StartupError."""
+        """Joins as a new consumer; at the first time it makes the group where there is none. Raises CallError, and
+        StartupError."""
         timeout = 2 * self.settings.heartbeat_interval
         try:
             group = (self.source.consumer_groups() or {}).get(self.group)
@@ -2739,22 +2918,24 @@ class GroupMember(threading.Thread):
                 raise
             else:  # what will not pass by itself ends a start; later there may be somebody to mend it
                 text = "%s: can't join the consumer group: %s"
-                raise StartupError(text % (self.name, describe_error(error, self.settings.source))) from error
+                raise StartupError(text % (self.subject, describe_error(error, self.settings.source))) from error
         if not self.consumer:
             self.find_group_start(group)
         self.consumer = Consumer(self, group.get_timeout() if group else timeout)
         self.consumer.start()
         routes = ["%s <- %s" % (target.config, ",".join(target.topics)) for target in self.settings.targets]
-        log.info("consumer %s of %s, targets: %s", self.consumer.name, self.settings.source, ", ".join(routes))
+        names = self.consumer.name_in_group, self.settings.source, ", ".join(routes)
+        log.info("consumer %s of %s, targets: %s", *names)
         for note in self.settings.notes:
             log.info("%s", note)
         return self.consumer
 
     def find_group_start(self, group: Any) -> None:
-        """Finds when the group began, and says what there is to say of it: an SDK's ConsumerGroupEntity, or None."""
+        """Finds when the group began, and tells what there is to say of it: an SDK's ConsumerGroupEntity, or None.
+        Raises CallError."""
         checkpoints = self.source.checkpoints(self.group)
         for line in group_warnings(group, checkpoints, self.settings.heartbeat_interval) if group else ():
-            log.warning("%s: %s", self.name, line)
+            log.warning("%s: %s", self.subject, line)
         if has_checkpoints(checkpoints):  # the names of its consumers tell when, unless none was of this program
             names = [CONSUMER_NAME.fullmatch(entry.get("consumer") or "") for entry in checkpoints.values()]
             self.group_start = min([int(name.group(1), 16) for name in names if name and name.group(1)], default=0)
@@ -2767,40 +2948,41 @@ class GroupMember(threading.Thread):
     def stop(self, seconds: float) -> dict[int, int]:
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
         end, and how many LogGroups they have."""
-        self.is_stopping = True
+        self.soft_stop.cancel("the copy stops")
         left = self.consumer.drain(seconds) if self.consumer else {}
-        self.is_stopped = True
+        self.hard_stop.cancel("the copy stops")
         return left
 
     def held_shards(self) -> list[int]:
-        return sorted(self.consumer.heartbeat_loop.owned) if self.consumer else []
+        return sorted(self.consumer.heartbeat.owned) if self.consumer else []
 
-    def housekeeping(self) -> None:
-        """What is to be done now and then."""
-        all_tries = [
+    def report_recoveries(self) -> None:
+        """Has each RetryLog tell what is over."""
+        logs = [
             self.join_retries,
             self.begin_retries,
             self.heartbeat_retries,
             self.pull_retries,
             self.checkpoint_retries,
         ]
-        all_tries += [credential_source.refresh_retries for credential_source in self.credential_source]
+        logs += [credential_source.refresh_retries for credential_source in self.expiring_credentials]
         for target in self.delivery.targets.values():
-            all_tries += [target.put_retries, target.dead_letter_retries]
-        for retries in all_tries:
-            retries.report_recovery()
+            logs += [target.put_retries, target.dead_letter_retries]
+        for retry_log in logs:
+            retry_log.report_recovery()
+
+    def close_stale_connections(self) -> None:
         clients = [self.source.client, *self.delivery.clients]
         are_many = sum(len(client.idle_connections) for client in clients) > connection_budget()
         for client in clients:
             client.close_stale(all_idle=are_many)
 
-    def measure_lag(self) -> float | None:
-        """Asks for the lag of the shards held, in seconds; None where it is unknown."""
+    def measure_lag(self) -> None:
+        """Asks for the lag of the shards held; None where it is unknown."""
         try:
-            self.last_lag = largest_lag(read_shard_status(self.source, self.group, self.held_shards()))
+            self.lag = largest_lag(read_shard_status(self.source, self.group, self.held_shards()))
         except Exception:  # any: the thread that tells must go on telling
-            self.last_lag = None
-        return self.last_lag
+            self.lag = None
 
     def summary(self, lag_seconds: float | None = None) -> list[str]:
         """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
@@ -2811,31 +2993,40 @@ class GroupMember(threading.Thread):
         return [*lines, f"summary {state} {self.delivery.unmatched.summary()}"]
 
 
-# ---- monitoring: what the process counts, and whether its loops turn, over HTTP --------------------------------------
+# ---- monitoring: what the process counts, and whether its loops stand still, over HTTP -------------------------------
 
-WATCHDOG_TIMEOUT = 60.0  # seconds; a loop of the process that has not turned for longer is stuck
+WATCHDOG_TIMEOUT = 60.0  # seconds; a loop of the process that has stood still for longer is stuck
 REQUEST_TIMEOUT = 2.0  # seconds that a client has for its request, and again for taking the answer
-SERVER_THREADS = 8  # requests, a thread for each; others wait in the kernel
+SERVER_THREADS = 8  # as many requests are answered at once; others wait in the kernel
 
-# Of what, name, meaning, and how to read the value from a Target, the GroupMember or CredentialSource; None is unknown.
-METRICS: tuple[tuple[str, str, str, Callable[[Any], float | None]], ...] = (
-    ("target", "log_groups_total", "LogGroups that the target has taken.", lambda it: it.log_groups),
-    ("target", "logs_total", "Logs that the target has taken.", lambda it: it.logs),
-    ("target", "bytes_total", "Bytes that the target has taken, uncompressed.", lambda it: it.bytes),
-    ("target", "put_retries_total", "Puts that failed and were tried again.", lambda it: it.retries),
-    ("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.dead_lettered),
-    ("target", "puts_failing", "Puts that have failed and are being tried again.",
-     lambda it: len(it.put_retries.failing_now)),
-    ("copy", "unmatched_log_groups_total", "LogGroups that no route matches.",
-     lambda it: it.delivery.unmatched.log_groups),
-    ("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.unmatched.logs),
-    ("copy", "shards_held", "Shards that this copy holds.", lambda it: len(it.held_shards())),
-    ("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
-     lambda it: it.last_lag if it.held_shards() else None),
-    ("copy", "last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.",
-     lambda it: it.last_heartbeat),
-    ("key", "credentials_expire_timestamp_seconds", "When the key ends.", lambda it: it.key and it.key.end),
-    ("program", "build_info", "Always 1.", lambda _: 1),
+
+class Metric(NamedTuple):
+    """One metric of each subject of a kind: "target", "copy" (GroupMember), "key" (CredentialSource)."""
+
+    kind: str
+    name: str  # without the prefix; one that ends in _total is a counter
+    meaning: str
+    read: Callable[[Any], float | None]  # the value of a subject; None is unknown
+
+
+METRICS = (
+    Metric("target", "log_groups_total", "LogGroups that the target has taken.", lambda it: it.log_groups),
+    Metric("target", "logs_total", "Logs that the target has taken.", lambda it: it.logs),
+    Metric("target", "bytes_total", "Bytes that the target has taken, uncompressed.", lambda it: it.bytes),
+    Metric("target", "put_retries_total", "Puts that failed and were tried again.", lambda it: it.retries),
+    Metric("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.dead_lettered),
+    Metric("target", "puts_failing", "Puts that have failed and are being tried again.",
+           lambda it: len(it.put_retries.failing_now)),
+    Metric("copy", "unmatched_log_groups_total", "LogGroups that no route matches.",
+           lambda it: it.delivery.unmatched.log_groups),
+    Metric("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.unmatched.logs),
+    Metric("copy", "shards_held", "Shards that this copy holds.", lambda it: len(it.held_shards())),
+    Metric("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
+           lambda it: it.lag if it.held_shards() else None),
+    Metric("copy", "last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.",
+           lambda it: it.last_heartbeat),
+    Metric("key", "credentials_expire_timestamp_seconds", "When the key ends.", lambda it: it.key and it.key.end),
+    Metric("program", "build_info", "Always 1.", lambda _: 1),
 )  # fmt: skip
 
 
@@ -2845,25 +3036,22 @@ def prometheus_labels(**labels: object) -> str:
 
 
 class MetricsServer(socketserver.TCPServer):
-    """Serves what there is to tell of this copy, in threads of its own.
-
-    It asks nobody: the lag is what `telling`, the thread that tells, has learned last.
-    """
+    """Serves what there is to tell of this copy, in threads of its own. It asks nobody, the lag is as last measured."""
 
     allow_reuse_address = True
     request_queue_size = 32
 
-    def __init__(self, settings: Settings, member: GroupMember, reporter: threading.Thread) -> None:
+    def __init__(self, settings: Settings, member: GroupMember) -> None:
         """A port that is taken, perhaps by another copy, is no reason to stop: then this copy goes on without."""
-        config = settings.metrics_host, int(settings.metrics_port)
+        address = settings.metrics_host, int(settings.metrics_port)
         self.address_family = socket.AF_INET6 if ":" in settings.metrics_host else socket.AF_INET
-        self.member, self.reporter = member, reporter
+        self.member = member
         try:
-            super().__init__(config, MetricsHandler)
+            super().__init__(address, MetricsHandler)
             for _ in range(SERVER_THREADS):
-                threading.Thread(target=self.serve, daemon=True).start()
+                threading.Thread(target=self.serve, name="serves metrics", daemon=True).start()
         except (OSError, RuntimeError) as error:
-            log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *config, error)
+            log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *address, error)
 
     def serve(self) -> None:
         while True:
@@ -2875,41 +3063,28 @@ class MetricsServer(socketserver.TCPServer):
 
     def metrics(self) -> tuple[int, str]:
         """HTTP's status, and the text, in Prometheus' format."""
-        targets, credential_source = self.member.delivery.targets.values(), self.member.credential_source
+        targets, sources = self.member.delivery.targets.values(), self.member.expiring_credentials
         python = "%s %s" % (platform.python_implementation(), platform.python_version())
         labels_and_subjects: dict[str, list[tuple[str, Any]]] = {
             "target": [(prometheus_labels(target=one.number, logstore=one.config), one) for one in targets],
             "copy": [("", self.member)],
-            "key": [(prometheus_labels(source=one.name), one) for one in credential_source if one.source],
+            "key": [(prometheus_labels(source=one.name), one) for one in sources if one.source],
             "program": [(prometheus_labels(version=__version__, python=python), None)],
         }
         text = ""
-        for of_what, short_name, meaning, read in METRICS:
-            name = "dispatch_data_" + short_name
-            values = [(name, labels, read(subject)) for labels, subject in labels_and_subjects[of_what]]
+        for metric in METRICS:
+            name = "dispatch_data_" + metric.name
+            values = [(name, labels, metric.read(subject)) for labels, subject in labels_and_subjects[metric.kind]]
             known = ["%s%s %s\n" % value for value in values if value[2] is not None]
             if known:
                 kind = "counter" if name.endswith("_total") else "gauge"
-                text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, meaning, name, kind, "".join(known))
+                text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, metric.meaning, name, kind, "".join(known))
         return 200, text
 
     def health(self) -> tuple[int, str]:
         """HTTP's status, and a line for each loop that stands still, of those without which a copy is of no use."""
-        member, consumer = self.member, self.member.consumer
-        loops: dict[str, threading.Thread] = {
-            "tells": self.reporter,
-            "joins": member,
-            "follows the load": member.delivery.writers.follower,
-            "ends silent connections": DeadlineStream.watcher(),
-        }
-        if consumer and not consumer.reason:  # else they come to their end
-            loops.update({"gives out work": consumer, "sends heartbeats": consumer.heartbeat_loop})
-            in_flight = list(consumer.in_flight.items())
-            loops.update(("delivers shard %d" % shard, thread) for shard, (_, thread) in in_flight)
-        now = time.monotonic()  # one that never turned has its time from the first look
-        still = {name: now - turned.setdefault(thread, now) for name, thread in loops.items()}
         line = "the loop that %s has stood still for %.0f s\n"
-        problems = "".join(line % (name, seconds) for name, seconds in still.items() if seconds > WATCHDOG_TIMEOUT)
+        problems = "".join(line % stuck for stuck in watchdog.stuck(WATCHDOG_TIMEOUT).items())
         return (503, problems) if problems else (200, "ok\n")
 
 
@@ -2921,14 +3096,14 @@ class MetricsHandler(http.server.BaseHTTPRequestHandler):
 
     def handle(self) -> None:
         # A timeout of the socket would begin again with each byte.
-        with DeadlineStream(self.connection, REQUEST_TIMEOUT) as self.line:
+        with DeadlineStream(self.connection, REQUEST_TIMEOUT) as self.stream:
             super().handle()
 
     def do_GET(self) -> None:
         pages = {"/metrics": self.server.metrics, "/healthz": self.server.health}
         page = pages.get(self.path.partition("?")[0])
         status, text = page() if page else (404, "")
-        self.line.end = time.monotonic() + REQUEST_TIMEOUT
+        self.stream.deadline = time.monotonic() + REQUEST_TIMEOUT
         self.send_response(status)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.end_headers()
@@ -2940,7 +3115,7 @@ class MetricsHandler(http.server.BaseHTTPRequestHandler):
 
 # ---- command line ---------------------------------------------------------------------------------------------------
 
-MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
+REPORT_LOOP_INTERVAL = 0.5  # seconds between looks at what is over, and which connections are stale
 SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
 FIRST_RUN_HINT = (
@@ -2964,19 +3139,21 @@ class RedactingFormatter(logging.Formatter):
     LONGEST_LINE = 2000  # characters
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = redact(super().format(record), CredentialSource.secrets).splitlines()
+        lines = redactor.redact(super().format(record)).splitlines()
         return "\n    ".join(escape_for_log(line, self.LONGEST_LINE) for line in lines)
 
 
 class QuietLogFile(logging.handlers.RotatingFileHandler):
     """A log file whose trouble, such as a full disk, is told on stderr and stops nothing."""
 
-    intervals = LogThrottle()
+    def __init__(self, path: str) -> None:
+        super().__init__(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+        self.throttle = LogThrottle()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
         told = "dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, sys.exc_info()[1])
         with contextlib.suppress(OSError):  # stderr may be on the same full disk
-            if self.intervals.admit():
+            if self.throttle.admit():
                 print(told, file=sys.stderr)
 
 
@@ -2989,8 +3166,8 @@ def set_up_logging(settings: Settings) -> None:
     if settings.log_dir:
         handlers[0].setLevel(logging.NOTSET if sys.stderr.isatty() else logging.WARNING)
         path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
-        handlers.append(QuietLogFile(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8"))
-    CredentialSource.hide(float("inf"), *secret_values(settings))
+        handlers.append(QuietLogFile(path))
+    redactor.add(float("inf"), *secret_values(settings))
     for handler in handlers:
         handler.setFormatter(RedactingFormatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=handlers)
@@ -3046,14 +3223,17 @@ def install_signal_handlers() -> list[int]:
 def report_loop(member: GroupMember) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
-    while True:
-        note_turn()
-        time.sleep(MAIN_LOOP_INTERVAL)
-        member.housekeeping()
-        if time.monotonic() > next_summary:
-            for line in member.summary(member.measure_lag()):
-                log.info("%s", line)
-            next_summary = time.monotonic() + SUMMARY_INTERVAL
+    with watchdog.watching("tells"):
+        while True:
+            watchdog.beat()
+            time.sleep(REPORT_LOOP_INTERVAL)
+            member.report_recoveries()
+            member.close_stale_connections()
+            if time.monotonic() > next_summary:
+                member.measure_lag()
+                for line in member.summary(member.lag):
+                    log.info("%s", line)
+                next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
 def tune_process() -> None:
@@ -3067,28 +3247,44 @@ def tune_process() -> None:
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
+class Ending(NamedTuple):
+    """Why a run has ended: as asked, or for these reasons."""
+
+    is_asked_for: bool
+    reasons: Sequence[str] = ()
+
+    def exit_status(self) -> int:
+        return 0 if self.is_asked_for else 1
+
+
+def wait_for_ending(member: GroupMember, caught_signals: Sequence[int]) -> Ending:
+    """Waits until the copy is told to stop, or can't go on."""
+    while member.is_alive() and not caught_signals:
+        time.sleep(MAIN_LOOP_INTERVAL)
+        expired = [source.name for source in member.expiring_credentials if source.is_expired]
+        if expired and not caught_signals:
+            words = "%s has run out, says the service: this copy ends, to be started again with another"
+            return Ending(False, [words % name for name in expired])
+    return Ending(is_asked_for=bool(caught_signals))
+
+
 def run(settings: Settings) -> int:
     """Joins the group and dispatches until it is told to stop; the process's exit status."""
-    stop_asked = install_signal_handlers()
+    caught_signals = install_signal_handlers()
     tune_process()
     try:
-        member = GroupMember(settings, Delivery(settings))
-        reporter = threading.Thread(target=report_loop, args=(member,), daemon=True)
+        credential_sources = CredentialSources()
+        member = GroupMember(settings, Delivery(settings, credential_sources), credential_sources)
         if settings.metrics_port:
-            MetricsServer(settings, member, reporter)
+            MetricsServer(settings, member)
         member.start()
-        reporter.start()
+        threading.Thread(target=report_loop, args=(member,), name="tells", daemon=True).start()
     except RuntimeError as error:
         log.error("%s; the limit is `ulimit -u`, or the container's", error)
         return 1
-    expired: list[CredentialSource] = []
-    while member.is_alive() and not stop_asked and not expired:
-        time.sleep(MAIN_LOOP_INTERVAL)
-        expired = [credential_source for credential_source in member.credential_source if credential_source.is_expired]
-    for credential_source in expired:
-        log.error(
-            "%s has run out, says the service: this copy ends, to be started again with another", credential_source.name
-        )
+    ending = wait_for_ending(member, caught_signals)
+    for reason in ending.reasons:
+        log.error("%s", reason)
     left = member.stop(SHUTDOWN_TIMEOUT)
     if left:
         log.warning(
@@ -3099,7 +3295,7 @@ def run(settings: Settings) -> int:
         log.error("%s", line)
     for line in member.summary() if member.consumer else ():
         log.info("%s", line)
-    return 0 if stop_asked else 1
+    return ending.exit_status()
 
 
 def non_negative_float(text: str) -> float:

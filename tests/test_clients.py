@@ -23,7 +23,7 @@ from dispatch_data import (
     RESPONSE_TIMEOUT,
     CallError,
     Consumer,
-    DeadlineStream,
+    CredentialSources,
     GroupMember,
     LogstoreApi,
     LogstoreConfig,
@@ -31,6 +31,7 @@ from dispatch_data import (
     largest_lag,
     read_settings,
     read_shard_status,
+    watchdog,
 )
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -219,7 +220,7 @@ def test_an_answer_that_does_not_come_in_time_ends_whatever_the_line(
         client.response_timeout = RESPONSE_TIMEOUT
         last = put(client)
         assert last in taken(service) and len(client.idle_connections) == 1
-    assert not DeadlineStream.in_use
+    assert not watchdog.streams
 
 
 def test_an_answer_of_unknown_length_whose_end_does_not_come_is_none(clean_environment):
@@ -253,7 +254,7 @@ def test_a_put_that_nobody_reads_ends(clean_environment):
         noise = LogGroup(Topic="nginx", Source="".join(map(chr, random.Random(0).choices(range(33, 127), k=9000000))))
         with pytest.raises(CallError, match=r"NoAnswer.*timed out"):
             client.put_log_raw(PROJECT, "nginx", noise)
-    assert not DeadlineStream.in_use
+    assert not watchdog.streams
 
 
 def test_a_socks_proxy_is_used_or_its_lack_is_told(service, clean_environment):
@@ -334,7 +335,7 @@ def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
     assert cursor.endswith("=")
     pulled = client.pull_logs(PROJECT, "nginx", shard, cursor, 10).get_loggroup_list().LogGroups
     assert [one.SerializeToString() for one in pulled] == [log_group]
-    assert client.connector is not None
+    assert client.connection_factory is not None
 
 
 # ---- lag
@@ -343,20 +344,20 @@ def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
 def test_silence_counts_from_when_a_heartbeat_was_sent(service, clean_environment):
     """To the service it does; an answer may take its time."""
     use_environment(clean_environment, service)
-    dispatcher = GroupMember(read_settings(settings_for(service)), delivery=None)
+    member = GroupMember(read_settings(settings_for(service)), delivery=None, credential_sources=CredentialSources())
     service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
-    membership = Consumer(dispatcher, 20)
+    consumer = Consumer(member, 20)
     with service.add_fault("HeartBeat", delay=0.3):
-        before = membership.boottime()
-        membership.heartbeat_loop.send()
-        assert membership.boottime() >= before + 0.3
-    assert before + 20 <= membership.lease_expires < before + 20.3
+        before = consumer.lease.now()
+        consumer.heartbeat.send()
+        assert consumer.lease.now() >= before + 0.3
+    assert before + 20 <= consumer.lease.expires < before + 20.3
 
 
 def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, clean_environment):
     use_environment(clean_environment, service)
-    dispatcher = GroupMember(read_settings(settings_for(service)), delivery=None)
-    source = dispatcher.source
+    member = GroupMember(read_settings(settings_for(service)), delivery=None, credential_sources=CredentialSources())
+    source = member.source
 
     def lag(*shards):
         return largest_lag(read_shard_status(source, GROUP, shards))
@@ -370,9 +371,11 @@ def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, cl
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=3)
     assert lag(0, 1, 2, 3) >= 2
     assert lag(0, 1) == pytest.approx(0, abs=1.5)
-    assert dispatcher.measure_lag() == 0  # of no shards
+    member.measure_lag()
+    assert member.lag == 0  # of no shards
     with service.add_fault("GetCheckPoint", status=403, code="ReadQuotaExceed"):
-        assert dispatcher.measure_lag() is None
+        member.measure_lag()
+        assert member.lag is None
     service.client().update_check_point(PROJECT, SOURCE, GROUP, 2, source.get_cursor(2, "end"))
     assert lag(2) == pytest.approx(0, abs=1.5)
 
@@ -400,7 +403,19 @@ def test_the_sdk_s_client_still_sends_through_the_method_we_override(service, cl
     use_environment(clean_environment, service)
     client = client_for(service)
     put(client)
-    assert client.connector is not None
+    assert client.connection_factory is not None
+
+
+def test_the_sdk_s_client_still_takes_the_date_from_where_we_put_it(monkeypatch, service, clean_environment):
+    """If not, each signature sets the locale of the process, and costs as much again as compressing the put."""
+    use_environment(clean_environment, service)
+    client = client_for(service)
+    monkeypatch.setattr("locale.setlocale", lambda *_: pytest.fail("the locale is set"))
+    dates = []
+    take_date = client._auth._getGMT
+    client._auth._getGMT = lambda: dates.append(take_date()) or dates[-1]
+    put(client)
+    assert len(dates) == 1 and dates[0].endswith(" GMT")
 
 
 def test_the_sdk_s_client_still_leaves_trying_again_to_us(service, clean_environment):

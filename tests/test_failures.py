@@ -483,18 +483,18 @@ def test_a_source_that_cannot_be_reached_yet_is_tried_until_it_can(service, copi
     assert copy.stop() == 0
 
 
-def test_a_batch_that_fails_within_the_program_is_fetched_again(service, copies):
+def test_a_batch_that_fails_within_the_program_is_tried_again(service, copies):
     """Such as for want of memory: were it passed over, the next batch's checkpoint would lose it."""
     copies.start(
         before="\n".join(
             [
                 "MAX_BACKOFF = 0.1",
                 "deliver, tries = Delivery.deliver, []",
-                "def fail_at_first(self, log_groups, goes_on):",
+                "def fail_at_first(self, log_groups, token):",
                 "    tries.append(log_groups)",
                 "    if len(tries) % 2:",
                 "        raise MemoryError",
-                "    return deliver(self, log_groups, goes_on)",
+                "    return deliver(self, log_groups, token)",
                 "Delivery.deliver = fail_at_first",
             ]
         )

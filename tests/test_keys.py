@@ -40,13 +40,15 @@ import dispatch_data
 from dispatch_data import (
     CallError,
     CredentialSource,
+    CredentialSources,
     ErrorKind,
     LogstoreConfig,
     RedactingFormatter,
+    Redactor,
     SettingsError,
-    credentials_for,
     describe_error,
     read_settings,
+    redactor,
 )
 
 LIFE = 6.0  # seconds
@@ -409,7 +411,7 @@ def test_what_came_at_run_time_is_hidden_from_lines_formatted_later():
     formatter = RedactingFormatter("%(levelname)s %(message)s")
     record = dispatch_data.logging.LogRecord("x", 20, "", 0, "new-secret-of-today", (), None)
     assert "new-secret-of-today" in formatter.format(record)
-    CredentialSource.hide(time.time(), "new-secret-of-today", "", None)
+    redactor.add(time.time(), "new-secret-of-today", "", None)
     assert formatter.format(record).endswith("INFO ***")
 
 
@@ -662,7 +664,6 @@ class Source:
         self.lock = threading.Lock()
         monkeypatch.setitem(dispatch_data.CREDENTIAL_SOURCES, "ecs", self)
         monkeypatch.setattr(dispatch_data, "REFRESH_POLL", 0.01)
-        monkeypatch.setattr(CredentialSource, "known", {})
 
     def __call__(self, _):
         with self.lock:
@@ -699,7 +700,7 @@ def test_a_key_is_renewed_a_quarter_of_an_hour_ahead_or_at_half_its_life(source,
 def test_one_thread_renews_and_nobody_waits_for_it(source, service):
     """The renewal hangs; whoever asks goes on with the key there is, and fails at once when that has ended."""
     source.life = 1.0
-    keys = credentials_for(place_with("ecs"))
+    keys = CredentialSource(place_with("ecs")).start()
     first = keys.get_credentials()
     source.may_answer.clear()
     service.wait_for(lambda: source.asking == 1, LIMIT, "a renewal that hangs")
@@ -729,7 +730,7 @@ def test_one_thread_renews_and_nobody_waits_for_it(source, service):
 
 
 def test_many_who_ask_first_get_the_first_key(source):
-    keys = credentials_for(place_with("ecs"))
+    keys = CredentialSource(place_with("ecs")).start()
     source.may_answer.clear()
     got = []
     threads = [threading.Thread(target=lambda: got.append(keys.get_credentials())) for _ in range(20)]
@@ -744,7 +745,7 @@ def test_many_who_ask_first_get_the_first_key(source):
 
 def test_renewals_that_fail_are_tried_again_for_ever_whatever_the_reason(source, service):
     source.error = RuntimeError("a defect")
-    keys = credentials_for(place_with("ecs"))
+    keys = CredentialSource(place_with("ecs")).start()
     with pytest.raises(CallError, match="NoKey: RuntimeError: a defect"):
         keys.get_credentials()
     service.wait_for(lambda: source.asked >= 3, LIMIT, "further tries")
@@ -797,22 +798,22 @@ def test_only_a_token_that_has_run_out_is_the_end(code, message, blames_key, tok
 
 
 def test_secrets_stay_hidden_until_they_are_of_no_use(monkeypatch):
-    monkeypatch.setattr(CredentialSource, "secrets", {})
-    CredentialSource.hide(float("inf"), "password")
-    CredentialSource.hide(time.time() - dispatch_data.STS_DURATION - 1, "long ago")
-    CredentialSource.hide(time.time() + 60, "key", "token")
-    CredentialSource.hide(time.time(), "dead, if this clock is right", "", None)
-    assert set(CredentialSource.secrets) == {"password", "key", "token", "dead, if this clock is right"}
+    redactor = Redactor()
+    redactor.add(float("inf"), "password")
+    redactor.add(time.time() - 3600 - 1, "long ago")
+    redactor.add(time.time() + 60, "key", "token")
+    redactor.add(time.time(), "dead, if this clock is right", "", None)
+    assert set(redactor.secrets) == {"password", "key", "token", "dead, if this clock is right"}
 
 
 def test_places_with_one_source_share_one_key(monkeypatch):
-    monkeypatch.setattr(CredentialSource, "known", {})
     monkeypatch.setattr(CredentialSource, "refresh_loop", lambda _: None)
     one = LogstoreConfig("e", "", "", "", "file:/one", "", "p", "l", NAMES)
     same = one._replace(endpoint="f", region="r", project="q", logstore="m")
     other = one._replace(credentials="file:/two")
-    assert credentials_for(one) is credentials_for(same)
-    assert credentials_for(one) is not credentials_for(other)
+    sources = CredentialSources()
+    assert sources.of(one) is sources.of(same)
+    assert sources.of(one) is not sources.of(other)
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
@@ -893,7 +894,7 @@ def test_source_id_secret_and_token_are_taken_from_one_line():
 
 def test_passwords_in_the_url_of_an_agent_are_secrets():
     keys_from("http://user:p%40ss@localhost/key?sesame")
-    assert {"p%40ss", "p@ss", "sesame"} <= set(CredentialSource.secrets)
+    assert {"p%40ss", "p@ss", "sesame"} <= set(redactor.secrets)
 
 
 def test_a_mistake_in_the_settings_is_status_2(service):

@@ -1,7 +1,7 @@
 """What lapses on the way and must cost nothing: the group's terms, the clock, cursors, heartbeats, batches.
 
 A consumer that may no longer be who the service thinks it is ends, and another joins; a batch that may not be whole is
-given up, and fetched again. Each test runs real copies against the local service.
+given up, and tried again. Each test runs real copies against the local service.
 """
 
 import re
@@ -290,20 +290,20 @@ FAILURES_WITHIN = {
 
 @pytest.mark.parametrize("name, partly, error", FAILURES_WITHIN.values(), ids=list(FAILURES_WITHIN))
 def test_whatever_fails_within_a_batch_loses_nothing(service, copies, name, partly, error):
-    """It is given up whole and fetched again, or carried on: at most the batch is repeated for each failure."""
+    """It is given up whole and tried again, or carried on: at most the batch is repeated for each failure."""
     with service.add_fault("PutLogs", code="ServerBusy", status=503, share=0.2):
         copy = copies.start(before=FAILING_AT_TIMES % dict(name=name, partly=partly, error=error))
         for _ in range(6):
             feed_separately(service, 20)
             wait_until_delivered(service)
     assert_nothing_lost(service, most_repeated=10 * 120 * 5)
-    assert "Traceback" not in copy.stderr() or "a batch failed and is fetched again" in copy.stderr()
+    assert "Traceback" not in copy.stderr() or "a batch failed and is tried again" in copy.stderr()
     assert copy.stop() == 0
     assert re.findall(r"failing=(\d+)", copy.log())[-3:] == ["0"] * 3, "puts of a batch given up count as failing"
 
 
 def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):
-    """Those in the air may be repeated; those that had not begun must not, for they are fetched again."""
+    """Those in the air may be repeated; those that had not begun must not, for they are tried again."""
     half = "original(self, arguments[0][: len(arguments[0]) // 2], arguments[1])"
     before = FAILING_AT_TIMES % dict(name="PutScheduler.submit", partly=half, error="MemoryError")
     with service.add_fault("PutLogs", hold=True) as fault:
@@ -311,7 +311,7 @@ def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):
         with pulled_at_once(service):
             feed_separately(service, 40, shard=0)
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a put in the air")
-        service.wait_for(lambda: "a batch failed and is fetched again" in copy.stderr(), LIMIT, "a batch given up")
+        service.wait_for(lambda: "a batch failed and is tried again" in copy.stderr(), LIMIT, "a batch given up")
     wait_until_delivered(service)
     assert_nothing_lost(service, most_repeated=5)
 
@@ -488,23 +488,23 @@ FAILING_FIRST = """
 MAX_BACKOFF, tried = 0.1, set()
 original = Delivery.deliver
 
-def failing_first(self, log_groups, goes_on):
+def failing_first(self, log_groups, token):
     if threading.get_ident() not in tried and len(tried) < 4:
         tried.add(threading.get_ident())
         raise MemoryError
-    return original(self, log_groups, goes_on)
+    return original(self, log_groups, token)
 
 Delivery.deliver = failing_first
 """
 
 
-@pytest.mark.parametrize("before", ["", FAILING_FIRST], ids=["", "batches fetched again"])
+@pytest.mark.parametrize("before", ["", FAILING_FIRST], ids=["", "batches tried again"])
 def test_a_cursor_that_moved_over_nothing_is_checkpointed(service, copies, before):
     """Else --max-lag would alarm for ever, and a readonly shard never be over."""
     feed(service, 40)
     copy = copies.start(before=before)
     wait_until_delivered(service)
-    assert ("a batch failed and is fetched again" in copy.stderr()) == bool(before)
+    assert ("a batch failed and is tried again" in copy.stderr()) == bool(before)
     for shard in (0, 1):
         service.leave_gap(PROJECT, SOURCE, shard, 50)
     service.split_shard(PROJECT, SOURCE, 1)
@@ -702,7 +702,7 @@ def test_the_first_start_at_the_end_is_not_decided_later_than_its_shards(service
     switch = tmp_path / "asking"
     switch.touch()
     before = """
-cursor, begin = LogstoreApi.get_cursor, ShardConsumer.load_checkpoint
+cursor, begin = LogstoreApi.get_cursor, ShardConsumer.find_checkpoint
 
 def take_time(self, shard, start):
     found = cursor(self, shard, start)
@@ -711,11 +711,11 @@ def take_time(self, shard, start):
     return found
 
 def begin_but_for_one(self):
-    if self.shard_id == 0:
+    if self.shard == 0:
         raise CallError("ServerBusy", "not yet", 503)
     begin(self)
 
-LogstoreApi.get_cursor, ShardConsumer.load_checkpoint = take_time, begin_but_for_one
+LogstoreApi.get_cursor, ShardConsumer.find_checkpoint = take_time, begin_but_for_one
 """ % str(switch)
     feed(service, 40)
     wait_until_older(service, service.ledger(PROJECT, SOURCE))

@@ -130,11 +130,11 @@ def stands_still(method):
 
 """
 HOLDS_A_LOCK = """
-def settle(self, method=GroupMember.housekeeping):
-    with self.delivery.writers.change:
+def hold_the_lock(self, method=GroupMember.report_recoveries):
+    with self.delivery.scheduler.change:
         stands_still(method)(self)
 
-GroupMember.housekeeping = settle
+GroupMember.report_recoveries = hold_the_lock
 """
 
 
@@ -145,7 +145,7 @@ def stuck_in(method):
 @pytest.mark.parametrize(
     ("loop", "how"),
     [
-        ("tells", stuck_in("GroupMember.housekeeping")),
+        ("tells", stuck_in("GroupMember.report_recoveries")),
         ("joins", stuck_in("Consumer.is_alive")),
         ("gives out work", stuck_in("Heartbeat.get_held_shards")),
         ("sends heartbeats", stuck_in("Heartbeat.send")),

@@ -24,16 +24,8 @@ from copies import (
 from ledgers import assert_all_delivered_once, verdict
 from local_log_service import LocalLogService
 
-from dispatch_data import (
-    CredentialSource,
-    RedactingFormatter,
-    Routes,
-    UnmatchedCounter,
-    read_settings,
-    redact,
-    secret_values,
-)
 from dispatch_data import LogGroup as RoutedLogGroup
+from dispatch_data import RedactingFormatter, Redactor, Routes, UnmatchedCounter, read_settings, redactor, secret_values
 
 SECRET = "Very/Secret+Key0"
 TOKEN = "Very/Secret+Token1"
@@ -94,7 +86,9 @@ def test_the_password_of_a_proxy_is_a_secret(monkeypatch, scheme):
         }
     )
     text = "cannot reach http://user:p%40ss-word@proxy.test:3128 or p@ss-word with " + SECRET
-    assert redact(text, secret_values(settings)) == "cannot reach http://user:***@proxy.test:3128 or *** with ***"
+    redactor = Redactor()
+    redactor.add(float("inf"), *secret_values(settings))
+    assert redactor.redact(text) == "cannot reach http://user:***@proxy.test:3128 or *** with ***"
 
 
 # ---- hostile logs
@@ -151,7 +145,7 @@ def test_huge_topics_are_not_remembered():
 
 
 def test_a_line_is_one_line_whatever_is_in_it():
-    CredentialSource.hide(float("inf"), SECRET)
+    redactor.add(float("inf"), SECRET)
     formatter = RedactingFormatter("%(process)d %(levelname)s %(message)s")
     record = logging.LogRecord("x", logging.INFO, "", 0, "a\n2026 forged\x1b[1m %s", (SECRET,), None)
     first, second = formatter.format(record).split("\n")
@@ -164,12 +158,15 @@ def test_a_line_is_one_line_whatever_is_in_it():
 def test_a_full_disk_for_the_log_file_is_said_and_stops_nothing(service, copies):
     """A limit of the shell's on the size of files stands for the disk."""
     copy = copies.start(
-        before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))", SLS_LOG_LEVEL="DEBUG"
+        before="SUMMARY_INTERVAL = REPORT_LOOP_INTERVAL = 0.02\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))",
+        SLS_LOG_LEVEL="DEBUG",
     )
     feed(service, 40)
     wait_until_delivered(service)
     feed(service, 40)
     wait_until_delivered(service)
+    service.wait_for(lambda: "can't write" in copy.stderr(), LIMIT, "a word about it")
     assert_all_delivered_once(service)
     assert copy.stop() == 0
     told = [line for line in copy.stderr().splitlines() if "can't write the log file" in line]
