@@ -108,36 +108,28 @@ FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u20
 FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
 
 
+# One of these in brackets is the character itself; a full-width one without them is taken for a slip.
+ESCAPED_CHAR = re.compile(r"\[([*?[]|%s)\]" % FULLWIDTH_CHAR.pattern)
+
+
 @dataclass(frozen=True)
 class TopicPattern:
-    """One of the topics in SLS_TOPIC_TO<n>: a topic, or a pattern with the wildcards of fnmatch, which are * ? [...].
-
-    [*] [?] [[] mean the character itself, and so does a full-width one in brackets. [] alone is what has no topic.
-    """
+    """One of the topics in SLS_TOPIC_TO<n>: a topic, or a pattern with the wildcards of fnmatch: * ? and [...]."""
 
     spelling: str
 
-    ESCAPED = re.compile(r"\[([*?[]|%s)\]" % FULLWIDTH_CHAR.pattern)
-
-    def __str__(self) -> str:
-        return self.spelling
-
-    @property
-    def unescaped_part(self) -> str:
-        return self.ESCAPED.sub("", self.spelling)
-
     @property
     def exact_topic(self) -> str | None:
-        """The one topic that is meant, "" for none at all; None for a pattern."""
-        if set("*?[") & set(self.unescaped_part):
+        """The one topic that is meant, "" for [], which stands for what has no topic; None for a pattern."""
+        if set("*?[") & set(ESCAPED_CHAR.sub("", self.spelling)):
             return "" if self.spelling == "[]" else None
-        return self.ESCAPED.sub(r"\1", self.spelling)
+        return ESCAPED_CHAR.sub(r"\1", self.spelling)
 
     @property
     def escaped_spelling(self) -> str:
         """Of a pattern that may be meant as a topic, such as app[1]: how that topic is spelt, app[[]1]; else ""."""
-        is_doubtful = re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", self.unescaped_part)
-        return self.ESCAPED.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
+        is_doubtful = re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", ESCAPED_CHAR.sub("", self.spelling))
+        return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
     def compile(self) -> re.Pattern[str]:
         """Raises re.error for a range such as [z-a], which newer versions of Python take to match nothing."""
@@ -157,7 +149,7 @@ def parse_topics(text: str) -> tuple[TopicPattern, ...]:
     if not text.isprintable():
         raise ValueError("topics in UTF-8, of characters that can be seen")
     topics = tuple(TopicPattern(part.strip()) for part in text.split(",") if part.strip())
-    if not topics or FULLWIDTH_CHAR.search(TopicPattern(text).unescaped_part):
+    if not topics or FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text)):
         raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
     if any(topic.spelling[0] in "'\"" or topic.spelling[-1] in "'\"" for topic in topics):
         raise ValueError("topics separated by commas, with quotes around all of them or none")
@@ -215,13 +207,13 @@ class Setting:
     may_be_empty: bool = False  # to be empty is a value like others, else it is as if it weren't set
 
 
-def setting(check: Callable[[str], Any], default: str | None, meaning: str, **more: Any) -> Any:
-    """A dataclass's field that is read from the environment; `more` as in Setting."""
+def env(check: Callable[[str], Any], default: str | None, meaning: str, **more: Any) -> Any:
+    """A dataclass's field that is read from the environment, as its Setting says; `more` are other fields of that."""
     return field(repr=not more.get("is_secret"), metadata=dict(check=check, default=default, meaning=meaning, **more))
 
 
 def settings_of(kind: Any) -> dict[str, Setting]:
-    """The settings among the fields of a dataclass, by the field's name; the variable is called so too, or says how."""
+    """Of those fields of a dataclass, by the field's name. The variable's is the same in capitals unless given."""
     metadata = {each.name: each.metadata for each in fields(kind) if each.metadata}
     return {name: Setting(**{"variable": "SLS_" + name.upper(), **given}) for name, given in metadata.items()}
 
@@ -246,11 +238,8 @@ def pattern(regex: str, expected: str) -> Callable[[str], str]:
 
 def in_range(kind: type[float], low: float, high: float, expected: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
-    plain = r"[0-9]{1,9}(\.[0-9]{1,9})?"
-    return validator(
-        lambda text: kind(text) if re.fullmatch(plain, text) and low <= kind(text) <= high else None,
-        "%s from %s to %s" % (expected, low, high),
-    )
+    is_plain, expected = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch, "%s from %s to %s" % (expected, low, high)
+    return validator(lambda text: kind(text) if is_plain(text) and low <= kind(text) <= high else None, expected)
 
 
 CLOCK_TOLERANCE = 5.0  # seconds that two clocks may differ without a word
@@ -275,10 +264,8 @@ TIMESTAMP = re.compile(
 
 
 def parse_cursor_start(text: str) -> str | int:
-    """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK.
-
-    UTC+8 is eight hours east, as people mean it. No library reads this: dateutil's UTC+8 is west, and zones that it
-    doesn't know are dropped.
+    """'begin', 'end', or a time as unix seconds; without a zone it is local time, as everywhere in the SDK. UTC+8 is
+    eight hours east, as people mean it. No library reads this: dateutil's is west, and it drops zones it doesn't know.
     """
     if text in ("begin", "end"):
         return text
@@ -297,49 +284,44 @@ def parse_cursor_start(text: str) -> str | int:
     return start
 
 
+# fmt: off
 check_secret = pattern(r"[!-~]+", "printable characters without spaces")
 check_ca_file = validator(lambda path: path if os.path.exists(path) else None, "a file of CA certificates")
-check_directory = validator(
-    lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
-    "a directory that exists and can be written to",
-)
+check_directory = validator(lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
+                            "a directory that exists and can be written to")
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
 PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 check_proxy = pattern(
     r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
-    + PORT + "/?",
-    "a URL such as http://proxy.example:3128",
-)  # fmt: skip
+    + PORT + "/?", "a URL such as http://proxy.example:3128")
 AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
 OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 URI_VARIABLE = "ALIBABA_CLOUD_CREDENTIALS_URI"
 CREDENTIAL_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
 # An endpoint that names its region, which an address or a host of one's own doesn't.
 REGION_PATTERN = re.compile(
-    r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)"
-)
+    r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)")
 
 
-# fmt: off
 @dataclass(frozen=True)
 class Connection:
     """How to reach a project, and as whom. With _TO all targets may have one of their own, with _TO<n> one of them."""
 
-    endpoint: str = setting(pattern("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
-                            REQUIRED, "the service's host in the project's region; https:// in front turns TLS on")
-    access_key_id: str = setting(check_secret, REQUIRED, "id of the access key", variable="SLS_AK_ID", is_secret=True)
-    access_key: str = setting(check_secret, REQUIRED, "secret of the access key", variable="SLS_AK_KEY", is_secret=True)
-    security_token: str = setting(check_secret, "", "token of a temporary access key, which can't renew itself",
-                                  variable="SLS_STS_TOKEN", is_secret=True)
-    credentials: str = setting(
+    endpoint: str = env(pattern("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
+        REQUIRED, "the service's host in the project's region; https:// in front turns TLS on")
+    access_key_id: str = env(check_secret, REQUIRED, "id of the access key", variable="SLS_AK_ID", is_secret=True)
+    access_key: str = env(check_secret, REQUIRED, "secret of the access key", variable="SLS_AK_KEY", is_secret=True)
+    security_token: str = env(check_secret, "", "token of a temporary access key, which can't renew itself",
+        variable="SLS_STS_TOKEN", is_secret=True)
+    credentials: str = env(
         pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
                 "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"), "",
         "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
         "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE, is_secret=True)
-    region: str = setting(pattern("[a-z0-9-]+", "a region such as cn-hangzhou"),
-                          "", "the project's region: switches signatures from v1 to v4")
-    project: str = setting(
+    region: str = env(pattern("[a-z0-9-]+", "a region such as cn-hangzhou"), "",
+        "the project's region: switches signatures from v1 to v4")
+    project: str = env(
         pattern("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
         REQUIRED, "the project")
 
@@ -348,8 +330,7 @@ class Connection:
 class LogstoreConfig(Connection):
     """One logstore and how to reach it, whatever it is for."""
 
-    logstore: str = setting(pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"),
-                            REQUIRED, "the source logstore")
+    logstore: str = env(pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"), REQUIRED, "the source logstore")
     # A variable of the source, such as SLS_PROJECT -> the one that was read for this logstore, such as SLS_PROJECT_TO2.
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -374,7 +355,7 @@ class LogstoreConfig(Connection):
 class TargetSettings:
     number: int  # n of _TO<n>
     config: LogstoreConfig
-    topics: tuple[TopicPattern, ...] = setting(parse_topics, REQUIRED,
+    topics: tuple[TopicPattern, ...] = env(parse_topics, REQUIRED,
         "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
         "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]",
         variable="SLS_TOPIC")
@@ -391,28 +372,25 @@ class Settings:
     targets: tuple[TargetSettings, ...]  # in the order of their numbers
     warnings: tuple[str, ...]
     notes: tuple[str, ...]  # what some settings have come to, to be told at the start
-    consumer_group: str = setting(pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"),
-                                  REQUIRED, "the consumer group, the same for all copies", variable="SLS_CG")
-    cursor_start: str | int = setting(parse_cursor_start, "begin",  # "begin", "end" or unix seconds
+    consumer_group: str = env(pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"), REQUIRED,
+        "the consumer group, the same for all copies", variable="SLS_CG")
+    cursor_start: str | int = env(parse_cursor_start, "begin",  # "begin", "end" or unix seconds
         "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; without an "
         "offset or Z it is local time")
-    heartbeat_interval: int = setting(in_range(int, 1, 300, "whole seconds"), "20",
+    heartbeat_interval: int = env(in_range(int, 1, 300, "whole seconds"), "20",
         "seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
-    fetch_interval: float = setting(in_range(float, 0.01, 60, "seconds"), "0.4",
-        "seconds between looks at an idle shard")
-    writers: int = setting(in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target")
-    merge_packs: bool = setting(
+    fetch_interval: float = env(in_range(float, 0.01, 60, "seconds"), "0.4", "seconds between looks at an idle shard")
+    writers: int = env(in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target")
+    merge_packs: bool = env(
         validator(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false"), "false",
         "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up")
-    rejected_dir: str = setting(check_directory, "",
+    rejected_dir: str = env(check_directory, "",
         "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait")
-    log_dir: str = setting(check_directory, ".",
-        "where the log file goes; empty: no file, stderr alone", may_be_empty=True)
-    log_level: str = setting(pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO",
-        "what is logged")
-    metrics_port: int | str = setting(in_range(int, 1, 65535, "a port"), "",  # value "" without one
+    log_dir: str = env(check_directory, ".", "where the log file goes; empty: no file, stderr alone", may_be_empty=True)
+    log_level: str = env(pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO", "what is logged")
+    metrics_port: int | str = env(in_range(int, 1, 65535, "a port"), "",  # value "" without one
         "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere")
-    metrics_host: str = setting(
+    metrics_host: str = env(
         validator(lambda text: str(ipaddress.ip_address(text)),
                   "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"), "127.0.0.1",
         "the address they are served on; 0.0.0.0 is all of them")
@@ -435,14 +413,13 @@ TARGET_TOPICS = settings_of(TargetSettings)["topics"]
 TUNING_SETTINGS = settings_of(Settings)
 CONSUMER_GROUP = TUNING_SETTINGS.pop("consumer_group")
 SOURCE_SETTINGS = (*CONNECTION_SETTINGS.values(), SOURCE_LOGSTORE, CONSUMER_GROUP)
-TARGET_SETTINGS = (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)
 # While no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; such logs are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 NETWORK_SETTINGS = [Setting(name, check_ca_file, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
 NETWORK_SETTINGS += [Setting(name, check_proxy, "", "a proxy", is_secret=True) for name in PROXY_VARIABLES]
-TARGET_STEMS = [each.variable + "_TO" for each in TARGET_SETTINGS]
+TARGET_STEMS = [each.variable + "_TO" for each in (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)]
 TARGET_NUMBER = "[1-9][0-9]{0,8}"
 TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
 
@@ -490,26 +467,26 @@ class SettingsParser:
                 self.errors.append(line)
         return ""
 
-    def supplier(self, variables: Sequence[str], suffixes: Sequence[str]) -> str:
+    def supplier(self, variables: Iterable[str], suffixes: Sequence[str]) -> str:
         """The first of the suffixes with which one of the variables is set, else the last."""
         are_set = (suffix for suffix in suffixes if any(self.environment.get(each + suffix) for each in variables))
         return next(are_set, suffixes[-1])
 
     def read_logstore(self, logstore: Setting, suffixes: Sequence[str]) -> LogstoreConfig:
-        """The logstore that `logstore` with the first of the suffixes names; the next ones supply what that leaves out.
+        """The logstore that `logstore` with the first suffix names. What isn't set with that one, the next supply.
 
-        Id, secret and token make one key, in whose place SLS_CREDENTIALS may stand: all four have one supplier.
+        A key is supplied as a whole: id, secret and token, or SLS_CREDENTIALS, which replaces them, have one suffix.
         """
         values, variables = {}, {}
         key_suffix = self.supplier(CREDENTIAL_VARIABLES, suffixes)
         for name, setting in CONNECTION_SETTINGS.items():
             is_of_key = setting.variable in CREDENTIAL_VARIABLES
             suffix = key_suffix if is_of_key else self.supplier([setting.variable], suffixes)
-            variable, stand_in = setting.variable + suffix, "SLS_CREDENTIALS" + suffix
-            if is_of_key and variable != stand_in and self.environment.get(stand_in):
+            variable, replacement = setting.variable + suffix, "SLS_CREDENTIALS" + suffix
+            if is_of_key and variable != replacement and self.environment.get(replacement):
                 if self.environment.get(variable):
-                    self.errors.append("%s: %s stands in its place; leave out one of them" % (variable, stand_in))
-                values[name], variables[setting.variable] = "", stand_in  # what advice is to name
+                    self.errors.append("%s: %s stands in its place; leave out one of them" % (variable, replacement))
+                values[name], variables[setting.variable] = "", replacement  # what advice is to name
             else:
                 values[name], variables[setting.variable] = self.read(setting, suffix), variable
         values["logstore"] = self.read(logstore, suffixes[0])
@@ -521,7 +498,7 @@ class SettingsParser:
         return LogstoreConfig(**values, variables=variables)
 
     def complete_credentials(self, source: str, variable: str) -> str:
-        """Where a key comes from: as `variable` says, and for "uri", as the variable says that the platform sets."""
+        """The source of a key, as `variable` names it, with what the platform's variables must say of it."""
         meaning = "%s=%s takes it" % (variable, source)
         for name in OIDC_VARIABLES if source == "oidc" else ():
             self.read(Setting(name, str, REQUIRED, meaning))
@@ -544,8 +521,8 @@ class SettingsParser:
                     "regions; name another logstore" % (number, config)
                 )
             default = REQUIRED if self.any_topic_set else DEFAULT_TOPICS.get(number, REQUIRED)
-            target = TargetSettings(number, config, topics=self.read(replace(TARGET_TOPICS, default=default), suffix))
-            for topic in target.topics:
+            topics = self.read(replace(TARGET_TOPICS, default=default), suffix)
+            for topic in topics:
                 if topic.escaped_spelling:
                     self.warnings.append(
                         "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the "
@@ -554,7 +531,7 @@ class SettingsParser:
                 if routed.setdefault(topic, number) != number:
                     words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
                     self.errors.append(words % (number, topic.spelling, routed[topic]))
-            yield target
+            yield TargetSettings(number, config, topics)
 
     def warn_unknown_variables(self) -> Iterator[str]:
         """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
@@ -588,7 +565,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % shown]
     if not parser.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
-    return Settings(source, targets, tuple(warnings), tuple(notes), consumer_group=consumer_group, **tuning)
+    return Settings(source=source, consumer_group=consumer_group, targets=targets, warnings=tuple(warnings),
+                    notes=tuple(notes), **tuning)  # fmt: skip
 
 
 # ---- log groups: passed on as bytes ---------------------------------------------------------------------------------
@@ -1723,10 +1701,7 @@ class ShardStatus:
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
     behind_seconds: float | None  # since then, 0 with nothing left to deliver; None: nobody knows
     updated_time: float | None  # unix seconds: when the checkpoint was saved
-    is_at_end: bool  # nothing is left to deliver, by the cursors; not in --json. 0 seconds behind may just be rounded
-
-    def as_json(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "is_at_end"}
+    is_at_end: bool  # by the cursors, for 0 seconds behind may be rounded; not shown
 
 
 def read_shard_status(
@@ -1949,7 +1924,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
         print("this machine's clock is %.0f s %s the service's, by which this is told" % words, file=sys.stderr)
     behind = largest_lag(statuses)
     if as_json:
-        shards = [status.as_json() for status in statuses]
+        shards = [{name: value for name, value in vars(each).items() if name != "is_at_end"} for each in statuses]
         print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
                           "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
     else:
@@ -2801,7 +2776,8 @@ class GroupMember(threading.Thread):
             self.find_group_start(group)
         self.consumer = Consumer(self, group.get_timeout() if group else timeout)
         self.consumer.start()
-        routes = ["%s <- %s" % (target.config, ",".join(map(str, target.topics))) for target in self.settings.targets]
+        targets = self.settings.targets
+        routes = ["%s <- %s" % (each.config, ",".join(topic.spelling for topic in each.topics)) for each in targets]
         log.info("consumer %s of %s, targets: %s", self.consumer.name, self.settings.source, ", ".join(routes))
         for note in self.settings.notes:
             log.info("%s", note)

@@ -66,7 +66,7 @@ def test_the_example_exports_settings_that_work(tmp_path):
     assert [target.config.project for target in settings.targets] == ["other-project", "audit-project"] + [
         "other-project"
     ] * 3
-    topics = [tuple(map(str, target.topics)) for target in settings.targets]
+    topics = [tuple(topic.spelling for topic in target.topics) for target in settings.targets]
     assert topics == [("ngnix", "nginx"), ("sql_audit",), ("click",)] + [("[]",), ("*",)]
     assert set(VARIABLES) <= names
 
