@@ -199,12 +199,12 @@ REQUIRED = None  # in the place of a default
 class Setting:
     """An environment variable, what it may be and what it means."""
 
-    variable: str  # without the suffix that makes it one of the targets or of one target
-    check: Callable[[str], Any]  # gives the value of a text; raises ValueError, which says what would be right
-    default: str | None  # a text like those in the environment
+    variable: str  # without the suffix that it has for targets: _TO for all of them, _TO<n> for one
+    check: Callable[[str], Any]  # the value of a text; raises ValueError, which says what would be right
+    default: str | None  # a text, too, or REQUIRED
     meaning: str
-    is_secret: bool = False
-    may_be_empty: bool = False  # to be empty is a value like others, else it is as if it weren't set
+    is_secret: bool = False  # no error shows its text
+    may_be_empty: bool = False  # set to nothing it is empty, not the default
 
 
 def env(check: Callable[[str], Any], default: str | None, meaning: str, **more: Any) -> Any:
@@ -213,7 +213,7 @@ def env(check: Callable[[str], Any], default: str | None, meaning: str, **more: 
 
 
 def settings_of(kind: Any) -> dict[str, Setting]:
-    """Of those fields of a dataclass, by the field's name. The variable's is the same in capitals unless given."""
+    """Those of a dataclass, by the field's name. The variable is SLS_ and that name in capitals, unless it is given."""
     metadata = {each.name: each.metadata for each in fields(kind) if each.metadata}
     return {name: Setting(**{"variable": "SLS_" + name.upper(), **given}) for name, given in metadata.items()}
 
@@ -306,7 +306,7 @@ REGION_PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach a project, and as whom. With _TO all targets may have one of their own, with _TO<n> one of them."""
+    """How to reach a project, and as whom: the source's, but with _TO another for all targets, with _TO<n> for one."""
 
     endpoint: str = env(pattern("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
         REQUIRED, "the service's host in the project's region; https:// in front turns TLS on")
@@ -331,7 +331,7 @@ class LogstoreConfig(Connection):
     """One logstore and how to reach it, whatever it is for."""
 
     logstore: str = env(pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"), REQUIRED, "the source logstore")
-    # A variable of the source, such as SLS_PROJECT -> the one that was read for this logstore, such as SLS_PROJECT_TO2.
+    # The source's variable, such as SLS_PROJECT -> the one that was read for this logstore, such as SLS_PROJECT_TO2.
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
@@ -1701,7 +1701,7 @@ class ShardStatus:
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
     behind_seconds: float | None  # since then, 0 with nothing left to deliver; None: nobody knows
     updated_time: float | None  # unix seconds: when the checkpoint was saved
-    is_at_end: bool  # by the cursors, for 0 seconds behind may be rounded; not shown
+    is_at_end: bool  # nothing is left to deliver, by the cursors: 0 seconds may be less than a whole one; not shown
 
 
 def read_shard_status(
@@ -1739,9 +1739,11 @@ def probe_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[
     if not is_at_end and arrival is not None:
         seconds = logstore.client.server_time() - arrival
         behind = max(0.0, seconds) if seconds > -CLOCK_TOLERANCE else None
-    updated, holder = entry["updateTime"] / 1e6 if entry.get("updateTime") else None, entry.get("consumer") or ""
-    return ShardStatus(shard=number, status=shard["status"], holder=holder, checkpoint=checkpoint, updated_time=updated,
-                       checkpoint_time=arrival, behind_seconds=behind, is_at_end=is_at_end)  # fmt: skip
+    updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
+    return ShardStatus(
+        shard=number, status=shard["status"], holder=entry.get("consumer") or "", checkpoint=checkpoint,
+        checkpoint_time=arrival, behind_seconds=behind, updated_time=updated, is_at_end=is_at_end,
+    )  # fmt: skip
 
 
 def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
