@@ -298,7 +298,8 @@ check_proxy = pattern(
 AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
 OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 URI_VARIABLE = "ALIBABA_CLOUD_CREDENTIALS_URI"
-CREDENTIAL_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
+ACCESS_KEY_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
+CREDENTIAL_VARIABLES = (*ACCESS_KEY_VARIABLES, "SLS_CREDENTIALS")
 # An endpoint that names its region, which an address or a host of one's own doesn't.
 REGION_PATTERN = re.compile(
     r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)")
@@ -467,23 +468,20 @@ class SettingsParser:
                 self.errors.append(line)
         return ""
 
-    def supplier(self, variables: Iterable[str], suffixes: Sequence[str]) -> str:
-        """The first of the suffixes with which one of the variables is set, else the last."""
-        are_set = (suffix for suffix in suffixes if any(self.environment.get(each + suffix) for each in variables))
-        return next(are_set, suffixes[-1])
+    def suffix_of(self, variable: str, suffixes: Sequence[str]) -> str:
+        """The first of these with which the variable is set, or any that makes up the same key; "" for none."""
+        together = CREDENTIAL_VARIABLES if variable in CREDENTIAL_VARIABLES else [variable]
+        return next((each for each in suffixes if any(self.environment.get(name + each) for name in together)), "")
 
     def read_logstore(self, logstore: Setting, suffixes: Sequence[str]) -> LogstoreConfig:
-        """The logstore that `logstore` with the first suffix names. What isn't set with that one, the next supply.
-
-        A key is supplied as a whole: id, secret and token, or SLS_CREDENTIALS, which replaces them, have one suffix.
-        """
+        """The logstore that `logstore` with the first suffix names; all else may also be set with the next ones."""
         values, variables = {}, {}
-        key_suffix = self.supplier(CREDENTIAL_VARIABLES, suffixes)
+        replacement = "SLS_CREDENTIALS" + self.suffix_of("SLS_CREDENTIALS", suffixes)
+        replaced = ACCESS_KEY_VARIABLES if self.environment.get(replacement) else ()
         for name, setting in CONNECTION_SETTINGS.items():
-            is_of_key = setting.variable in CREDENTIAL_VARIABLES
-            suffix = key_suffix if is_of_key else self.supplier([setting.variable], suffixes)
-            variable, replacement = setting.variable + suffix, "SLS_CREDENTIALS" + suffix
-            if is_of_key and variable != replacement and self.environment.get(replacement):
+            suffix = self.suffix_of(setting.variable, suffixes)
+            variable = setting.variable + suffix
+            if setting.variable in replaced:
                 if self.environment.get(variable):
                     self.errors.append("%s: %s stands in its place; leave out one of them" % (variable, replacement))
                 values[name], variables[setting.variable] = "", replacement  # what advice is to name
