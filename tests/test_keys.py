@@ -842,7 +842,7 @@ def read(**changes):
 )
 def test_each_form_of_the_setting(changes, credentials):
     place = read(**changes).source
-    assert (place.credentials, place[1:4]) == (credentials, ("", "", ""))
+    assert (place.credentials, place.access_key_id, place.access_key, place.security_token) == (credentials, "", "", "")
 
 
 @pytest.mark.parametrize(
