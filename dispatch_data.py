@@ -1751,8 +1751,6 @@ def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
 
 
 class Verdict(enum.Enum):
-    """What came of a check, as it is shown."""
-
     OK = "fine"
     WRONG = "wrong"
     UNREACHABLE = "not reachable now"
@@ -1793,8 +1791,7 @@ def probe(
         if failure.is_missing_permission and not probe_reading:
             words = "the key may not look, whether it may write the first put will show: %s"
             return CheckResult(subject, Verdict.UNVERIFIED, words % failure)
-        cause = failure.code + failure.hint.format(**config.variables)
-        return CheckResult(subject, Verdict.WRONG, text, cause)
+        return CheckResult(subject, Verdict.WRONG, text, cause=failure.code + failure.hint.format(**config.variables))
 
 
 def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
