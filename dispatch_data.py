@@ -114,6 +114,7 @@ import time
 import uuid
 import weakref
 from collections import Counter, deque
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 from urllib.parse import unquote, urlencode, urlsplit
@@ -158,43 +159,146 @@ __version__ = "1.0.0"
 log = logging.getLogger("dispatch_data")
 
 
+# ---- topics: how they are spelt, and which target each belongs to ----------------------------------------------------
+
+# What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
+FULLWIDTH_TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
+
+
+# One of these in brackets is the character itself; a full-width one without them is taken for a slip.
+ESCAPED_CHAR = re.compile(r"\[([*?[]|%s)\]" % FULLWIDTH_CHAR.pattern)
+
+
+@dataclass(frozen=True)
+class TopicPattern:
+    """One of the topics in SLS_TOPIC_TO<n>: a topic, or a pattern with the wildcards of fnmatch: * ? and [...]."""
+
+    spelling: str
+
+    @property
+    def exact_topic(self) -> str | None:
+        """The one topic that is meant, "" for [], which stands for what has no topic; None for a pattern."""
+        if set("*?[") & set(ESCAPED_CHAR.sub("", self.spelling)):
+            return "" if self.spelling == "[]" else None
+        return ESCAPED_CHAR.sub(r"\1", self.spelling)
+
+    @property
+    def escaped_spelling(self) -> str:
+        """Of a pattern that may be meant as a topic, such as app[1]: how that topic is spelt, app[[]1]; else ""."""
+        is_doubtful = re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", ESCAPED_CHAR.sub("", self.spelling))
+        return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
+
+    def compile(self) -> re.Pattern[str]:
+        """Raises re.error for a range such as [z-a], which newer versions of Python take to match nothing."""
+        return re.compile(fnmatch.translate(self.spelling))
+
+
+def decode_utf8(text: str) -> str:
+    """A text of the environment as UTF-8, whatever the locale says; PyPy reads ASCII where none is set, as in cron."""
+    with contextlib.suppress(UnicodeError):
+        return os.fsencode(text).decode("utf-8")
+    return text
+
+
+def parse_topics(text: str) -> tuple[TopicPattern, ...]:
+    """The topics in a text of the environment, one at least. Raises ValueError, which says what would be right."""
+    text = decode_utf8(text)
+    if not text.isprintable():
+        raise ValueError("topics in UTF-8, of characters that can be seen")
+    topics = tuple(TopicPattern(part.strip()) for part in text.split(",") if part.strip())
+    if not topics or FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text)):
+        raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
+    if any(topic.spelling[0] in "'\"" or topic.spelling[-1] in "'\"" for topic in topics):
+        raise ValueError("topics separated by commas, with quotes around all of them or none")
+    try:
+        for topic in topics:
+            topic.compile()
+    except re.error:
+        raise ValueError("topics with ranges such as [a-z] in their brackets") from None
+    return topics
+
+
+class Routes:
+    """Finds the target of a topic: a topic named exactly beats any pattern, patterns are tried in the order of n."""
+
+    MAX_CACHED_LENGTH = 256  # characters
+
+    def __init__(self, topics_by_number: Mapping[int, Iterable[TopicPattern]]) -> None:
+        """The topics of each target by its number n, in the order of n."""
+        self.exact: dict[str, int] = {}
+        self.patterns: list[tuple[re.Pattern[str], int]] = []
+        for number, topics in topics_by_number.items():
+            for topic in topics:
+                if topic.exact_topic is None:
+                    self.patterns.append((topic.compile(), number))
+                else:
+                    self.exact[topic.exact_topic] = number
+        # A topic may be a file's path or a container's id: remember many, but not without end.
+        self.cached = functools.lru_cache(maxsize=10000)(self.match_uncached)
+
+    def target_of(self, topic: str) -> int | None:
+        """The number of the topic's target, None when no route matches."""
+        return self.cached(topic) if len(topic) <= self.MAX_CACHED_LENGTH else self.match_uncached(topic)
+
+    def match_uncached(self, topic: str) -> int | None:
+        """As `target_of`, without remembering."""
+        if topic in self.exact:
+            return self.exact[topic]
+        return next((number for pattern, number in self.patterns if pattern.match(topic)), None)
+
+
 # ---- settings: the environment, checked as a whole ------------------------------------------------------------------
 
+REQUIRED = None  # in the place of a default
 
-class Setting(NamedTuple):
-    """One row of the table of settings. `check` gives the text's value or raises ValueError(what would be right)."""
 
-    name: str
-    check: Callable[[str], object]
-    default: str | None
+@dataclass(frozen=True)
+class Setting:
+    """An environment variable, what it may be and what it means."""
+
+    variable: str  # without the suffix that it has for targets: _TO for all of them, _TO<n> for one
+    check: Callable[[str], Any]  # the value of a text; raises ValueError, which says what would be right
+    default: str | None  # a text, too, or REQUIRED
     meaning: str
+    is_secret: bool = False  # no error shows its text
+    may_be_empty: bool = False  # set to nothing it is empty, not the default
 
 
-def validator(value_of: Callable[[str], object], right: str) -> Callable[[str], Any]:
-    """A check by `value_of`: None and ValueError are what it has for a wrong text; `right` says what would be right."""
+def env(check: Callable[[str], Any], default: str | None, meaning: str, **more: Any) -> Any:
+    """A dataclass's field that is read from the environment, as its Setting says; `more` are other fields of that."""
+    return field(repr=not more.get("is_secret"), metadata=dict(check=check, default=default, meaning=meaning, **more))
+
+
+def settings_of(kind: Any) -> dict[str, Setting]:
+    """Those of a dataclass, by the field's name. The variable is SLS_ and that name in capitals, unless it is given."""
+    metadata = {each.name: each.metadata for each in fields(kind) if each.metadata}
+    return {name: Setting(**{"variable": "SLS_" + name.upper(), **given}) for name, given in metadata.items()}
+
+
+def validator(value_of: Callable[[str], object], expected: str) -> Callable[[str], Any]:
+    """A check by `value_of`, which gives None or raises ValueError for a wrong text; `expected` says what is right."""
 
     def check(text: str) -> object:
         with contextlib.suppress(ValueError):
             value = value_of(text)
             if value is not None:
                 return value
-        raise ValueError(right)
+        raise ValueError(expected)
 
     return check
 
 
-def pattern(regex: str, right: str) -> Callable[[str], str]:
+def pattern(regex: str, expected: str) -> Callable[[str], str]:
     """A check that a text matches `regex` as a whole."""
-    return validator(lambda text: text if re.fullmatch(regex, text) else None, right)
+    return validator(lambda text: text if re.fullmatch(regex, text) else None, expected)
 
 
-def in_range(kind: type[float], low: float, high: float, right: str) -> Callable[[str], float]:
+def in_range(kind: type[float], low: float, high: float, expected: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
-    plain = r"[0-9]{1,9}(\.[0-9]{1,9})?"
-    return validator(
-        lambda text: kind(text) if re.fullmatch(plain, text) and low <= kind(text) <= high else None,
-        "%s from %s to %s" % (right, low, high),
-    )
+    is_plain, expected = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch, "%s from %s to %s" % (expected, low, high)
+    return validator(lambda text: kind(text) if is_plain(text) and low <= kind(text) <= high else None, expected)
 
 
 CLOCK_TOLERANCE = 5.0  # seconds that two clocks may differ without a word
@@ -219,10 +323,8 @@ TIMESTAMP = re.compile(
 
 
 def parse_cursor_start(text: str) -> str | int:
-    """'begin', 'end', or a time as unix seconds; a time without a zone is local time, as everywhere in the SDK.
-
-    UTC+8 is eight hours east, as people mean it. No library reads this: dateutil's UTC+8 is west, and zones that it
-    doesn't know are dropped.
+    """'begin', 'end', or a time as unix seconds; without a zone it is local time, as everywhere in the SDK. UTC+8 is
+    eight hours east, as people mean it. No library reads this: dateutil's is west, and it drops zones it doesn't know.
     """
     if text in ("begin", "end"):
         return text
@@ -241,150 +343,64 @@ def parse_cursor_start(text: str) -> str | int:
     return start
 
 
-# What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
-FULLWIDTH_TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
-FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
-# Brackets around one of these mean the character itself.
-ESCAPED_WILDCARD = re.compile(r"\[([*?[]|%s)\]" % FULLWIDTH_CHAR.pattern)
-
-
-def decode_utf8(text: str) -> str:
-    """A text of the environment, read as the service reads it, whatever the locale says that its bytes are.
-
-    PyPy takes them for ASCII where no locale is set, as in cron's jobs and in containers.
-    """
-    with contextlib.suppress(UnicodeError):
-        return os.fsencode(text).decode("utf-8")
-    return text
-
-
-def parse_topics(text: str) -> tuple[str, ...]:
-    text = decode_utf8(text)
-    if not text.isprintable():
-        raise ValueError("topics in UTF-8, of characters that can be seen")
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names or FULLWIDTH_CHAR.search(ESCAPED_WILDCARD.sub("", text)):
-        raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
-    if any(name[0] in "'\"" or name[-1] in "'\"" for name in names):
-        raise ValueError("topics separated by commas, with quotes around all of them or none")
-    try:
-        for name in names:
-            re.compile(fnmatch.translate(name))
-    except re.error:
-        raise ValueError("topics with ranges such as [a-z] in their brackets") from None
-    return names
-
-
-check_logstore = pattern(r"[A-Za-z0-9_-]{1,128}", "letters, digits, - and _")
+# fmt: off
 check_secret = pattern(r"[!-~]+", "printable characters without spaces")
-check_bool = validator(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false")
 check_ca_file = validator(lambda path: path if os.path.exists(path) else None, "a file of CA certificates")
-check_directory = validator(
-    lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
-    "a directory that exists and can be written to",
-)
+check_directory = validator(lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
+                            "a directory that exists and can be written to")
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
 PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 check_proxy = pattern(
     r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
-    + PORT + "/?",
-    "a URL such as http://proxy.example:3128",
-)  # fmt: skip
+    + PORT + "/?", "a URL such as http://proxy.example:3128")
 AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
 OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 URI_VARIABLE = "ALIBABA_CLOUD_CREDENTIALS_URI"
-REQUIRED = None
-
-# fmt: off
-# What the source needs, and each target may have for itself: with _TO for all targets, with _TO<n> for one of them.
-LOGSTORE_SETTINGS = (
-    Setting("SLS_ENDPOINT",
-            pattern("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
-            REQUIRED, "the service's host in the project's region; https:// in front turns TLS on"),
-    Setting("SLS_AK_ID", check_secret, REQUIRED, "id of the access key"),
-    Setting("SLS_AK_KEY", check_secret, REQUIRED, "secret of the access key"),
-    Setting("SLS_STS_TOKEN", check_secret, "", "token of a temporary access key, which can't renew itself"),
-    Setting("SLS_CREDENTIALS",
-            pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
-                     "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"), "",
-            "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
-            "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE),
-    Setting("SLS_REGION", pattern(r"[a-z0-9-]+", "a region such as cn-hangzhou"),
-            "", "the project's region: switches signatures from v1 to v4"),
-    Setting("SLS_PROJECT",
-            pattern("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
-            REQUIRED, "the project"),
-)
-SOURCE_SETTINGS = (
-    Setting("SLS_LOGSTORE", check_logstore, REQUIRED, "the source logstore"),
-    Setting("SLS_CG", pattern(r"[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"),
-            REQUIRED, "the consumer group, the same for all copies"),
-)
-TARGET_SETTINGS = (
-    Setting("SLS_LOGSTORE_TO", check_logstore, REQUIRED, "the logstore of target n; n is any number from 1"),
-    Setting("SLS_TOPIC_TO", parse_topics, REQUIRED,
-            "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
-            "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]"),
-)
-TUNING_SETTINGS = (
-    Setting("SLS_CURSOR_START", parse_cursor_start, "begin",
-            "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; "
-            "without an offset or Z it is local time"),
-    Setting("SLS_HEARTBEAT_INTERVAL", in_range(int, 1, 300, "whole seconds"), "20",
-            "seconds; a new group's timeout is twice as long: then a silent copy loses its shards"),
-    Setting("SLS_FETCH_INTERVAL", in_range(float, 0.01, 60, "seconds"), "0.4",
-            "seconds between looks at an idle shard"),
-    Setting("SLS_WRITERS", in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target"),
-    Setting("SLS_MERGE_PACKS", check_bool, "false",
-            "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up"),
-    Setting("SLS_REJECTED_DIR", check_directory, "",
-            "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait"),
-    Setting("SLS_LOG_DIR", check_directory, ".", "where the log file goes; empty: no file, stderr alone"),
-    Setting("SLS_LOG_LEVEL", pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO",
-            "what is logged"),
-    Setting("SLS_METRICS_PORT", in_range(int, 1, 65535, "a port"), "",
-            "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere"),
-    Setting("SLS_METRICS_HOST",
-            validator(lambda text: str(ipaddress.ip_address(text)),
-                    "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"),
-            "127.0.0.1", "the address they are served on; 0.0.0.0 is all of them"),
-)
-# fmt: on
-# While no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; such logs are out there.
-DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
-
-CREDENTIAL_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN", "SLS_CREDENTIALS")
-PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-SECRET_VARIABLES = (*CREDENTIAL_VARIABLES, *PROXY_VARIABLES, URI_VARIABLE)
-# What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
-NETWORK_SETTINGS = [Setting(name, check_ca_file, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
-NETWORK_SETTINGS += [Setting(name, check_proxy, "", "a proxy") for name in PROXY_VARIABLES]
-TARGET_STEMS = [setting.name + "_TO" for setting in LOGSTORE_SETTINGS] + [setting.name for setting in TARGET_SETTINGS]
-TARGET_NUMBER = "[1-9][0-9]{0,8}"
-TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
+ACCESS_KEY_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
+CREDENTIAL_VARIABLES = (*ACCESS_KEY_VARIABLES, "SLS_CREDENTIALS")
 # An endpoint that names its region, which an address or a host of one's own doesn't.
 REGION_PATTERN = re.compile(
-    r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)"
-)
+    r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)")
 
 
-class LogstoreConfig(NamedTuple):
-    """One logstore, and how to reach it, in the order of LOGSTORE_SETTINGS."""
+@dataclass(frozen=True)
+class Connection:
+    """How to reach a project, and as whom: the source's, but with _TO another for all targets, with _TO<n> for one."""
 
-    endpoint: str
-    access_key_id: str
-    access_key: str
-    security_token: str
-    credentials: str  # where the key comes from that stands in the place of id, secret and token
-    region: str
-    project: str
-    logstore: str
-    variables: Mapping[str, str]  # setting, such as SLS_PROJECT -> the variable that it was read from
+    endpoint: str = env(pattern("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
+        REQUIRED, "the service's host in the project's region; https:// in front turns TLS on")
+    access_key_id: str = env(check_secret, REQUIRED, "id of the access key", variable="SLS_AK_ID", is_secret=True)
+    access_key: str = env(check_secret, REQUIRED, "secret of the access key", variable="SLS_AK_KEY", is_secret=True)
+    security_token: str = env(check_secret, "", "token of a temporary access key, which can't renew itself",
+        variable="SLS_STS_TOKEN", is_secret=True)
+    credentials: str = env(
+        pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
+                "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"), "",
+        "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
+        "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE, is_secret=True)
+    region: str = env(pattern("[a-z0-9-]+", "a region such as cn-hangzhou"), "",
+        "the project's region: switches signatures from v1 to v4")
+    project: str = env(
+        pattern("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
+        REQUIRED, "the project")
+
+
+@dataclass(frozen=True)
+class LogstoreConfig(Connection):
+    """One logstore and how to reach it, whatever it is for."""
+
+    logstore: str = env(pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"), REQUIRED, "the source logstore")
+    # The source's variable, such as SLS_PROJECT -> the one that was read for this logstore, such as SLS_PROJECT_TO2.
+    variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
+
+    @property
+    def connection(self) -> Connection:
+        """Logstores for which it is equal can share a client."""
+        return Connection(**{each.name: getattr(self, each.name) for each in fields(Connection)})
 
     def may_be_same_as(self, other: LogstoreConfig) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
@@ -395,10 +411,14 @@ class LogstoreConfig(NamedTuple):
         return same_name and not are_two_regions
 
 
-class TargetSettings(NamedTuple):
-    number: int
+@dataclass(frozen=True)
+class TargetSettings:
+    number: int  # n of _TO<n>
     config: LogstoreConfig
-    topics: tuple[str, ...]
+    topics: tuple[TopicPattern, ...] = env(parse_topics, REQUIRED,
+        "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
+        "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]",
+        variable="SLS_TOPIC")
 
     @property
     def name(self) -> str:
@@ -406,22 +426,34 @@ class TargetSettings(NamedTuple):
         return "TO%d %s" % (self.number, self.config)
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True)
+class Settings:
     source: LogstoreConfig
-    consumer_group: str
-    targets: tuple[TargetSettings, ...]
-    cursor_start: str | int  # "begin", "end" or unix seconds
-    heartbeat_interval: int  # seconds
-    fetch_interval: float  # seconds
-    writers: int
-    merge_packs: bool
-    rejected_dir: str
-    log_dir: str
-    log_level: str
-    metrics_port: int | str  # "" without one
-    metrics_host: str
+    targets: tuple[TargetSettings, ...]  # in the order of their numbers
     warnings: tuple[str, ...]
     notes: tuple[str, ...]  # what some settings have come to, to be told at the start
+    consumer_group: str = env(pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"), REQUIRED,
+        "the consumer group, the same for all copies", variable="SLS_CG")
+    cursor_start: str | int = env(parse_cursor_start, "begin",  # "begin", "end" or unix seconds
+        "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; without an "
+        "offset or Z it is local time")
+    heartbeat_interval: int = env(in_range(int, 1, 300, "whole seconds"), "20",
+        "seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
+    fetch_interval: float = env(in_range(float, 0.01, 60, "seconds"), "0.4", "seconds between looks at an idle shard")
+    writers: int = env(in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target")
+    merge_packs: bool = env(
+        validator(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false"), "false",
+        "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up")
+    rejected_dir: str = env(check_directory, "",
+        "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait")
+    log_dir: str = env(check_directory, ".", "where the log file goes; empty: no file, stderr alone", may_be_empty=True)
+    log_level: str = env(pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO", "what is logged")
+    metrics_port: int | str = env(in_range(int, 1, 65535, "a port"), "",  # value "" without one
+        "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere")
+    metrics_host: str = env(
+        validator(lambda text: str(ipaddress.ip_address(text)),
+                  "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"), "127.0.0.1",
+        "the address they are served on; 0.0.0.0 is all of them")
 
     @property
     def source_name(self) -> str:
@@ -431,6 +463,25 @@ class Settings(NamedTuple):
     def logstores(self) -> list[LogstoreConfig]:
         """The source and the targets, the source first."""
         return [self.source, *(target.config for target in self.targets)]
+# fmt: on
+
+
+CONNECTION_SETTINGS = settings_of(Connection)
+SOURCE_LOGSTORE = settings_of(LogstoreConfig)["logstore"]
+TARGET_LOGSTORE = replace(SOURCE_LOGSTORE, meaning="the logstore of target n; n is any number from 1")
+TARGET_TOPICS = settings_of(TargetSettings)["topics"]
+TUNING_SETTINGS = settings_of(Settings)
+CONSUMER_GROUP = TUNING_SETTINGS.pop("consumer_group")
+SOURCE_SETTINGS = (*CONNECTION_SETTINGS.values(), SOURCE_LOGSTORE, CONSUMER_GROUP)
+# While no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; such logs are out there.
+DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
+# What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
+PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+NETWORK_SETTINGS = [Setting(name, check_ca_file, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
+NETWORK_SETTINGS += [Setting(name, check_proxy, "", "a proxy", is_secret=True) for name in PROXY_VARIABLES]
+TARGET_STEMS = [each.variable + "_TO" for each in (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)]
+TARGET_NUMBER = "[1-9][0-9]{0,8}"
+TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
 
 
 class SettingsError(Exception):
@@ -455,66 +506,94 @@ class SettingsParser:
         self.any_topic_set = any(re.fullmatch("SLS_TOPIC_TO(%s)?" % TARGET_NUMBER, name) for name in environment)
 
     def read(self, setting: Setting, suffix: str = "") -> Any:
-        """The checked value of a setting; "" where it is empty, or a problem has been noted."""
-        name = setting.name + suffix
-        text: str | None = self.environment.get(name, "")
-        if not text and not (name == "SLS_LOG_DIR" and name in self.environment):
+        """The checked value of a setting; "" where it is empty, or an error has been noted."""
+        name = setting.variable + suffix
+        text = self.environment.get(name)
+        if not text and (text is None or not setting.may_be_empty):
             text = setting.default
         if text is REQUIRED:
             self.errors.append("%s is missing: %s" % (name, setting.meaning))
         elif text:
             try:
                 return setting.check(text)
-            except ValueError as right:
+            except ValueError as expected:
                 text = decode_utf8(text)
-                is_secret = setting.name in SECRET_VARIABLES
-                shown = "its value (not shown)" if is_secret else repr(text)
-                wide = None if is_secret else FULLWIDTH_CHAR.search(text)
-                line = "%s: %s is wrong; right would be %s" % (name, shown, right)
-                if wide:
+                shown = "its value (not shown)" if setting.is_secret else repr(text)
+                line = "%s: %s is wrong; right would be %s" % (name, shown, expected)
+                wide = FULLWIDTH_CHAR.search(text)
+                if wide and not setting.is_secret:
                     words = "; %r is a full-width character, type %r instead"
                     line += words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
                 self.errors.append(line)
         return ""
 
-    def read_logstore(self, number: str = "") -> LogstoreConfig:
-        """The place of target `number`, else of the source; what _TO<n> doesn't set, _TO does, then the source.
+    def suffix_of(self, variable: str, suffixes: Sequence[str]) -> str:
+        """The first of these with which the variable is set, or any that makes up the same key; "" for none."""
+        together = CREDENTIAL_VARIABLES if variable in CREDENTIAL_VARIABLES else [variable]
+        return next((each for each in suffixes if any(self.environment.get(name + each) for name in together)), "")
 
-        Id, secret and token make one key: they are taken together, from where any of them is set, or SLS_CREDENTIALS
-        is, which stands in their place.
-        """
-        suffixes = ["_TO" + number, "_TO", ""] if number else [""]
-        logstore = TARGET_SETTINGS[0] if number else SOURCE_SETTINGS[0]
-        values: list[Any] = []
-        names = {"SLS_LOGSTORE": logstore.name + number}
-        for setting in LOGSTORE_SETTINGS:
-            together = CREDENTIAL_VARIABLES if setting.name in CREDENTIAL_VARIABLES else (setting.name,)
-            set_here = (suffix for suffix in suffixes if any(self.environment.get(each + suffix) for each in together))
-            suffix = next(set_here, "")
-            name, stands_in = setting.name + suffix, "SLS_CREDENTIALS" + suffix
-            if setting.name in CREDENTIAL_VARIABLES and name != stands_in and self.environment.get(stands_in):
-                if self.environment.get(name):
-                    self.errors.append("%s: %s stands in its place; leave out one of them" % (name, stands_in))
-                setting, name = setting._replace(check=str, default=""), stands_in  # what advice is to name
-            names[setting.name] = name
-            values.append(self.read(setting, suffix))
-        values += [self.read(logstore, number), names]
-        config = LogstoreConfig(*values)
-        if config.project and re.match(r"(https?://)?%s\." % config.project, config.endpoint, re.IGNORECASE):
+    def read_logstore(self, logstore: Setting, suffixes: Sequence[str]) -> LogstoreConfig:
+        """The logstore that `logstore` with the first suffix names; all else may also be set with the next ones."""
+        values, variables = {}, {}
+        replacement = "SLS_CREDENTIALS" + self.suffix_of("SLS_CREDENTIALS", suffixes)
+        replaced = ACCESS_KEY_VARIABLES if self.environment.get(replacement) else ()
+        for name, setting in CONNECTION_SETTINGS.items():
+            suffix = self.suffix_of(setting.variable, suffixes)
+            variable = setting.variable + suffix
+            if setting.variable in replaced:
+                if self.environment.get(variable):
+                    self.errors.append("%s: %s stands in its place; leave out one of them" % (variable, replacement))
+                values[name], variables[setting.variable] = "", replacement  # what advice is to name
+            else:
+                values[name], variables[setting.variable] = self.read(setting, suffix), variable
+        values["logstore"] = self.read(logstore, suffixes[0])
+        variables[logstore.variable] = logstore.variable + suffixes[0]
+        if values["project"] and re.match(r"(https?://)?%s\." % values["project"], values["endpoint"], re.IGNORECASE):
             words = "%s: %r is wrong; right would be the host without the project"
-            self.errors.append(words % (names["SLS_ENDPOINT"], config.endpoint))
-        meaning = "%s=%s takes it" % (names["SLS_CREDENTIALS"], config.credentials)
-        for name in OIDC_VARIABLES if config.credentials == "oidc" else ():
+            self.errors.append(words % (variables["SLS_ENDPOINT"], values["endpoint"]))
+        values["credentials"] = self.complete_credentials(values["credentials"], variables["SLS_CREDENTIALS"])
+        return LogstoreConfig(**values, variables=variables)
+
+    def complete_credentials(self, source: str, variable: str) -> str:
+        """The source of a key, as `variable` names it, with what the platform's variables must say of it."""
+        meaning = "%s=%s takes it" % (variable, source)
+        for name in OIDC_VARIABLES if source == "oidc" else ():
             self.read(Setting(name, str, REQUIRED, meaning))
-        if config.credentials == "uri":
-            url = self.read(Setting(URI_VARIABLE, pattern(AGENT_URL, "http://<agent>"), REQUIRED, meaning))
-            return config._replace(credentials=url)
-        return config
+        agent = Setting(URI_VARIABLE, pattern(AGENT_URL, "http://<agent>"), REQUIRED, meaning, is_secret=True)
+        return self.read(agent) if source == "uri" else source
+
+    def read_targets(self, source: LogstoreConfig) -> Iterator[TargetSettings]:
+        """The targets in the order of their numbers."""
+        numbered = [TARGET_VARIABLE.fullmatch(name) for name, text in self.environment.items() if text]
+        numbers = {int(name.group(1)) for name in numbered if name}
+        if not numbers:
+            self.errors.append("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
+        routed: dict[TopicPattern, int] = {}
+        for number in sorted(numbers):
+            suffix = "_TO%d" % number
+            config = self.read_logstore(TARGET_LOGSTORE, [suffix, "_TO", ""])
+            if config.logstore and config.may_be_same_as(source):
+                self.errors.append(
+                    "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two "
+                    "regions; name another logstore" % (number, config)
+                )
+            default = REQUIRED if self.any_topic_set else DEFAULT_TOPICS.get(number, REQUIRED)
+            topics = self.read(replace(TARGET_TOPICS, default=default), suffix)
+            for topic in topics:
+                if topic.escaped_spelling:
+                    self.warnings.append(
+                        "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the "
+                        "topic spelt like that is written %r" % (number, topic.spelling, topic.escaped_spelling)
+                    )
+                if routed.setdefault(topic, number) != number:
+                    words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
+                    self.errors.append(words % (number, topic.spelling, routed[topic]))
+            yield TargetSettings(number, config, topics)
 
     def warn_unknown_variables(self) -> Iterator[str]:
         """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
-        plain = [setting.name for setting in LOGSTORE_SETTINGS + SOURCE_SETTINGS + TUNING_SETTINGS]
-        plain += [setting.name + "_TO" for setting in LOGSTORE_SETTINGS]
+        plain = [each.variable for each in (*SOURCE_SETTINGS, *TUNING_SETTINGS.values())]
+        plain += [each.variable + "_TO" for each in CONNECTION_SETTINGS.values()]
         for name in sorted(self.environment):
             if name.startswith("SLS_") and name not in plain and not TARGET_VARIABLE.fullmatch(name):
                 number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
@@ -523,91 +602,28 @@ class SettingsParser:
                 yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
 
 
-def read_targets(reader: SettingsParser, source: LogstoreConfig) -> Iterator[TargetSettings]:
-    """The targets in the order of their numbers; what is wrong with them is noted with the reader."""
-    numbered = [TARGET_VARIABLE.fullmatch(name) for name, text in reader.environment.items() if text]
-    numbers = {int(name.group(1)) for name in numbered if name}
-    if not numbers:
-        reader.errors.append("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
-    topics_setting = TARGET_SETTINGS[1]
-    routed: dict[str, int] = {}
-    for number in sorted(numbers):
-        config = reader.read_logstore(str(number))
-        if config.logstore and config.may_be_same_as(source):
-            reader.errors.append(
-                "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two regions; "
-                "name another logstore" % (number, config)
-            )
-        if not reader.any_topic_set:
-            topics_setting = topics_setting._replace(default=DEFAULT_TOPICS.get(number, REQUIRED))
-        target = TargetSettings(number, config, reader.read(topics_setting, str(number)))
-        for topic in target.topics:
-            if re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", ESCAPED_WILDCARD.sub("", topic)):
-                reader.warnings.append(
-                    "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the topic "
-                    "spelt like that is written %r"
-                    % (number, topic, ESCAPED_WILDCARD.sub(r"\1", topic).replace("[", "[[]"))
-                )
-            if routed.setdefault(topic, number) != number:
-                words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
-                reader.errors.append(words % (number, topic, routed[topic]))
-        yield target
-
-
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The settings in `environment`, names to texts. Raises SettingsError, with every problem there is."""
-    reader = SettingsParser(environment)
-    source = reader.read_logstore()
-    consumer_group = reader.read(SOURCE_SETTINGS[1])
-    targets = tuple(read_targets(reader, source))
-    tuning = [reader.read(setting) for setting in TUNING_SETTINGS]
+    parser = SettingsParser(environment)
+    source = parser.read_logstore(SOURCE_LOGSTORE, [""])
+    consumer_group = parser.read(CONSUMER_GROUP)
+    targets = tuple(parser.read_targets(source))
+    tuning = {name: parser.read(setting) for name, setting in TUNING_SETTINGS.items()}
     for setting in NETWORK_SETTINGS:
-        reader.read(setting)
-    warnings = [*reader.warn_unknown_variables(), *reader.warnings]
-    if reader.errors:
-        raise SettingsError(*dict.fromkeys(reader.errors), *warnings)
+        parser.read(setting)
+    warnings = [*parser.warn_unknown_variables(), *parser.warnings]
+    if parser.errors:
+        raise SettingsError(*dict.fromkeys(parser.errors), *warnings)
     configs = [source, *(target.config for target in targets)]
     for name in dict.fromkeys(config.variables["SLS_STS_TOKEN"] for config in configs if config.security_token):
         warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
-    start = tuning[0] if isinstance(tuning[0], str) else format_with_utc(tuning[0])
-    notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % start]
-    if not reader.any_topic_set:
+    start = tuning["cursor_start"]
+    shown = start if isinstance(start, str) else format_with_utc(start)
+    notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % shown]
+    if not parser.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
-    return Settings(source, consumer_group, targets, *[*tuning, tuple(warnings), tuple(notes)])
-
-
-# ---- routes: which target a topic belongs to ------------------------------------------------------------------------
-
-
-class Routes:
-    """Finds the target of a topic: a topic named exactly beats any pattern, patterns are tried in the order of n."""
-
-    MAX_CACHED_LENGTH = 256  # characters
-
-    def __init__(self, targets: Iterable[TargetSettings]) -> None:
-        """`targets` in the order of n."""
-        self.exact: dict[str, int] = {}
-        self.patterns = []
-        for target in targets:
-            for topic in target.topics:
-                if topic == "[]":  # what has no topic; the topic spelt so is written [[]]
-                    self.exact[""] = target.number
-                elif set("*?[") & set(ESCAPED_WILDCARD.sub("", topic)):
-                    self.patterns.append((re.compile(fnmatch.translate(topic)).match, target.number))
-                else:
-                    self.exact[ESCAPED_WILDCARD.sub(r"\1", topic)] = target.number
-        # A topic may be a file's path or a container's id: remember many, but not without end.
-        self.cached = functools.lru_cache(maxsize=10000)(self.match_uncached)
-
-    def target_of(self, topic: str) -> int | None:
-        """The number of the topic's target, None when no route matches."""
-        return self.cached(topic) if len(topic) <= self.MAX_CACHED_LENGTH else self.match_uncached(topic)
-
-    def match_uncached(self, topic: str) -> int | None:
-        """As `target_of`, without remembering."""
-        if topic in self.exact:
-            return self.exact[topic]
-        return next((number for matches, number in self.patterns if matches(topic)), None)
+    return Settings(source=source, consumer_group=consumer_group, targets=targets, warnings=tuple(warnings),
+                    notes=tuple(notes), **tuning)  # fmt: skip
 
 
 # ---- log groups: passed on as bytes ---------------------------------------------------------------------------------
@@ -1834,17 +1850,17 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
 
 
-# ---- looking: what --check and --status tell, changing nothing -----------------------------------------------------
+# ---- check and status: what --check and --status tell, changing nothing ----------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
-PROBE_CONCURRENCY = 32  # shards or places that are asked of at a time, each over a connection of its own
+PROBE_CONCURRENCY = 32  # shards or logstores that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
 # How consumers of this program are called, see Consumer: group, host, process id, when the group began, chance.
 CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
-FINE, WRONG, UNREACHABLE, UNVERIFIED = "fine", "wrong", "not reachable now", "could not verify"
 
 
-class ShardStatus(NamedTuple):
+@dataclass(frozen=True)
+class ShardStatus:
     """How far a consumer group is with one shard; the fields are named as in --status --json."""
 
     shard: int
@@ -1854,21 +1870,23 @@ class ShardStatus(NamedTuple):
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
     behind_seconds: float | None  # since then, 0 with nothing left to deliver; None: nobody knows
     updated_time: float | None  # unix seconds: when the checkpoint was saved
+    is_at_end: bool  # nothing is left to deliver, by the cursors: 0 seconds may be less than a whole one; not shown
 
 
 def read_shard_status(
     logstore: LogstoreApi,
     group: str,
     only: Sequence[int] | None = None,
-    ask: Callable[..., Iterable[ShardStatus]] = map,
+    mapper: Callable[..., Iterable[ShardStatus]] = map,
 ) -> list[ShardStatus]:
     """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
-    `ask` is `map`, or an executor's to ask of many at a time. Raises CallError.
+    `mapper` is `map`, or an executor's to ask of many at a time. Raises CallError.
     """
     entries = logstore.checkpoints(group)
     shards = [shard for shard in logstore.list_shards() if only is None or shard["shardID"] in only]
-    return sorted(ask(lambda shard: probe_shard(logstore, shard, entries.get(shard["shardID"], {})), shards))
+    statuses = mapper(lambda shard: probe_shard(logstore, shard, entries.get(shard["shardID"], {})), shards)
+    return sorted(statuses, key=lambda status: status.shard)
 
 
 def probe_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[str, Any]) -> ShardStatus:
@@ -1885,14 +1903,16 @@ def probe_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[
         if error.code != "InvalidCursor":
             raise
         arrival = None  # it has expired
-    behind = None
-    if checkpoint == end or (arrival is None and logstore.get_cursor(number, "begin") == end):
-        behind = 0.0
-    elif arrival is not None:
+    is_at_end = checkpoint == end or (arrival is None and logstore.get_cursor(number, "begin") == end)
+    behind = 0.0 if is_at_end else None
+    if not is_at_end and arrival is not None:
         seconds = logstore.client.server_time() - arrival
         behind = max(0.0, seconds) if seconds > -CLOCK_TOLERANCE else None
     updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
-    return ShardStatus(number, shard["status"], entry.get("consumer") or "", checkpoint, arrival, behind, updated)
+    return ShardStatus(
+        shard=number, status=shard["status"], holder=entry.get("consumer") or "", checkpoint=checkpoint,
+        checkpoint_time=arrival, behind_seconds=behind, updated_time=updated, is_at_end=is_at_end,
+    )  # fmt: skip
 
 
 def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
@@ -1901,36 +1921,54 @@ def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
     return max(known, default=0.0) if len(known) == len(statuses) else None
 
 
-class CheckResult(NamedTuple):
-    """What a look at the source or at one target has shown."""
+class Verdict(enum.Enum):
+    OK = "fine"
+    WRONG = "wrong"
+    UNREACHABLE = "not reachable now"
+    UNVERIFIED = "could not verify"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What the check of one logstore has shown."""
 
     subject: str
-    verdict: str  # FINE, WRONG, UNREACHABLE or UNVERIFIED
+    verdict: Verdict
     text: str
-    cause: str = ""  # the same for places that the same thing is wrong with
-    group_has_begun: bool = True  # unless a look at the source has shown that no shard has a checkpoint
+    cause: str = ""  # the same for logstores that the same thing is wrong with
+    group_has_begun: bool = True  # unless a check of the source has shown that no shard has a checkpoint
+
+    def __str__(self) -> str:
+        return "%s: %s" % (self.verdict.value, self.text)
 
 
-def probe(settings: Settings, sources: CredentialSources, target: TargetSettings | None) -> CheckResult:
-    """Tries a target or, for None, the source and its consumer group, with calls that only read."""
-    subject, config = (target.name, target.config) if target else (settings.source_name, settings.source)
+def probe(
+    subject: str,
+    config: LogstoreConfig,
+    sources: CredentialSources,
+    probe_reading: Callable[[LogstoreApi], tuple[str, bool]] | None = None,
+) -> CheckResult:
+    """Tries a logstore with calls that only read; `subject` is what it is called in what is shown.
+
+    `probe_reading` is for one that is read from: see `probe_group`. A key for one that is written to may not look.
+    """
     logstore = LogstoreApi(config, sources.of(config), CHECK_TIMEOUT, keep_alive=False)
     try:
         count = len(logstore.list_shards())
-        of_group, group_has_begun = ("", True) if target else probe_group(logstore, settings)
+        of_group, group_has_begun = probe_reading(logstore) if probe_reading else ("", True)
         text = "%d shard%s%s" % (count, "" if count == 1 else "s", of_group)
-        return CheckResult(subject, FINE, text, "", group_has_begun)
+        return CheckResult(subject, Verdict.OK, text, group_has_begun=group_has_begun)
     except CallError as failure:
         text = describe_error(failure, config)
         if failure.is_transient():
-            return CheckResult(subject, UNREACHABLE, text)
-        if failure.is_missing_permission and target:
+            return CheckResult(subject, Verdict.UNREACHABLE, text)
+        if failure.is_missing_permission and not probe_reading:
             words = "the key may not look, whether it may write the first put will show: %s"
-            return CheckResult(subject, UNVERIFIED, words % failure)
-        return CheckResult(subject, WRONG, text, failure.code + failure.hint.format(**config.variables))
+            return CheckResult(subject, Verdict.UNVERIFIED, words % failure)
+        return CheckResult(subject, Verdict.WRONG, text, cause=failure.code + failure.hint.format(**config.variables))
 
 
-def probe_group(logstore: LogstoreApi, settings: Settings) -> tuple[str, bool]:
+def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
     """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallError."""
     name, groups = settings.consumer_group, logstore.consumer_groups()
     if groups is None:
@@ -1973,29 +2011,32 @@ def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], int
 
 
 def probe_all(settings: Settings, sources: CredentialSources) -> list[CheckResult]:
-    """Looks at the source and at every target at the same time; the source comes first."""
+    """Probes the source and every target at the same time; the source comes first."""
     with ThreadPool(PROBE_CONCURRENCY, "probe") as threads:
-        return list(threads.map(functools.partial(probe, settings, sources), [None, *settings.targets]))
+        probe_reading = functools.partial(probe_group, settings)
+        probes = [threads.submit(probe, settings.source_name, settings.source, sources, probe_reading)]
+        probes += [threads.submit(probe, target.name, target.config, sources) for target in settings.targets]
+        return [each.result() for each in probes]
 
 
 def check_before_start(settings: Settings, sources: CredentialSources) -> None:
-    """Looks at every place and says what is wrong, or could not be found out. Raises StartupError.
+    """Probes every logstore and says what is wrong, or could not be found out. Raises StartupError.
 
     A target that is wrong stops only a group that has not begun: there it may be a typo. Later it holds up its own
     logs, as one that goes missing while the copies run.
     """
     watchdog.excuse()
-    findings = probe_all(settings, sources)
+    results = probe_all(settings, sources)
     watchdog.beat()
     wrong: dict[str, list[CheckResult]] = {}
-    for finding in findings:
-        if finding.verdict == WRONG:
-            wrong.setdefault(finding.cause, []).append(finding)
-        elif finding.verdict == UNREACHABLE:
-            log.warning("%s: %s: %s", finding.subject, finding.verdict, finding.text)
+    for result in results:
+        if result.verdict is Verdict.WRONG:
+            wrong.setdefault(result.cause, []).append(result)
+        elif result.verdict is Verdict.UNREACHABLE:
+            log.warning("%s: %s", result.subject, result)
     lines = ["%s: %s" % (", ".join(one.subject for one in alike), alike[0].text) for alike in wrong.values()]
-    source = findings[0]
-    if lines and (source.verdict == WRONG or not source.group_has_begun):
+    source = results[0]
+    if lines and (source.verdict is Verdict.WRONG or not source.group_has_begun):
         raise StartupError("\n".join(lines))
     for line in lines:
         log.error("%s; its logs, and no others, wait until that is mended", line)
@@ -2008,26 +2049,27 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def show_check(settings: Settings) -> int:
-    """Prints what was found, a line for each place; the exit status: 1 when anything is wrong or not reachable."""
+    """Prints what was found, a line for each logstore; the exit status: 1 when any is wrong or not reachable."""
     sources = CredentialSources()
     results = probe_all(settings, sources)
-    rows = [(result.subject, "%s: %s" % (result.verdict, result.text)) for result in results]
-    print(table(rows + [(source.name, str(source)) for source in sources.expiring(settings) if source.source]))
+    keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
+    print(table([(result.subject, str(result)) for result in results] + keys))
     print("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
-    return int(any(result.verdict in (WRONG, UNREACHABLE) for result in results))
+    return int(any(result.verdict in (Verdict.WRONG, Verdict.UNREACHABLE) for result in results))
 
 
 def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
     """As --status shows it; `behind` is that of all of them, `now` in unix seconds."""
     rows = [("shard", "status", "holder", "checkpoint", "behind", "updated")]
-    for shard, status, holder, checkpoint, arrival, seconds, updated in statuses:
+    for shard in statuses:
+        arrival = format_local(shard.checkpoint_time) if shard.checkpoint_time else ""
         rows.append((
-            str(shard),
-            status,
-            holder or "-",
-            format_local(arrival) if arrival else "expired" if checkpoint else "none",
-            "-" if seconds is None else "%.0f s" % seconds,
-            "%.0f s ago" % (now - updated) if updated else "never",
+            str(shard.shard),
+            shard.status,
+            shard.holder or "-",
+            arrival or ("expired" if shard.checkpoint else "none"),
+            "-" if shard.behind_seconds is None else "%.0f s" % shard.behind_seconds,
+            "%.0f s ago" % (now - shard.updated_time) if shard.updated_time else "never",
         ))  # fmt: skip
     holders = {status.holder for status in statuses} - {""}
     total = "unknown" if behind is None else "%.0f s" % behind
@@ -2042,11 +2084,10 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     source, group = settings.source, settings.consumer_group
     logstore = LogstoreApi(source, CredentialSources().of(source), CHECK_TIMEOUT)
     try:
-        statuses = read_shard_status(logstore, group, ask=ThreadPool(PROBE_CONCURRENCY, "probe").map)
+        statuses = read_shard_status(logstore, group, mapper=ThreadPool(PROBE_CONCURRENCY, "probe").map)
     except CallError as error:
-        print(
-            "%s, consumer group %s: %s" % (settings.source_name, group, describe_error(error, source)), file=sys.stderr
-        )
+        subject = "%s, consumer group %s" % (settings.source_name, group)
+        print("%s: %s" % (subject, describe_error(error, source)), file=sys.stderr)
         return 1
     now = logstore.client.server_time()
     ahead = time.time() - now
@@ -2055,7 +2096,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
         print("this machine's clock is %.0f s %s the service's, by which this is told" % words, file=sys.stderr)
     behind = largest_lag(statuses)
     if as_json:
-        shards = [status._asdict() for status in statuses]
+        shards = [{name: value for name, value in vars(each).items() if name != "is_at_end"} for each in statuses]
         print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
                           "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
     else:
@@ -2417,18 +2458,17 @@ class Delivery:
     """Takes batches of LogGroups to their targets."""
 
     def __init__(self, settings: Settings, credential_sources: CredentialSources) -> None:
-        self.routes = Routes(settings.targets)
+        self.routes = Routes({target.number: target.topics for target in settings.targets})
         dead_letters = DeadLetterDirectory(settings.rejected_dir) if settings.rejected_dir else None
         signing_lock = threading.RLock()
-        clients: dict[tuple[Any, ...], PooledLogClient] = {}
+        clients: dict[Connection, PooledLogClient] = {}
         self.targets: dict[int, Target] = {}
         for target in settings.targets:
-            all_but_logstore = target.config[:7]  # targets that are equal in it share a client, and so its connections
-            if all_but_logstore not in clients:
+            connection = target.config.connection
+            if connection not in clients:
                 source = credential_sources.of(target.config)
-                clients[all_but_logstore] = PooledLogClient(target.config, source, signing_lock=signing_lock)
-            client = clients[all_but_logstore]
-            self.targets[target.number] = Target(target, client, settings.writers, dead_letters)
+                clients[connection] = PooledLogClient(target.config, source, signing_lock=signing_lock)
+            self.targets[target.number] = Target(target, clients[connection], settings.writers, dead_letters)
         self.clients = list(clients.values())
         self.scheduler = PutScheduler(min(settings.writers * len(self.targets), connection_budget()))
         self.merge_packs = settings.merge_packs
@@ -2923,7 +2963,8 @@ class GroupMember(threading.Thread):
             self.find_group_start(group)
         self.consumer = Consumer(self, group.get_timeout() if group else timeout)
         self.consumer.start()
-        routes = ["%s <- %s" % (target.config, ",".join(target.topics)) for target in self.settings.targets]
+        targets = self.settings.targets
+        routes = ["%s <- %s" % (each.config, ",".join(topic.spelling for topic in each.topics)) for each in targets]
         names = self.consumer.name_in_group, self.settings.source, ", ".join(routes)
         log.info("consumer %s of %s, targets: %s", *names)
         for note in self.settings.notes:
@@ -3180,20 +3221,20 @@ def set_up_logging(settings: Settings) -> None:
 def help_text() -> str:
     """The table of settings and the exit statuses, for --help."""
 
-    def rows(settings: Iterable[Setting], number: str = "") -> Iterator[str]:
+    def rows(settings: Iterable[Setting], suffix: str = "") -> Iterator[str]:
         for setting in settings:
             default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
-            if setting.name == "SLS_TOPIC_TO":
+            if setting is TARGET_TOPICS:
                 default = "default, while none is set: " + "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
-            yield "  %s%s (%s)\n      %s" % (setting.name, number, default, setting.meaning)
+            yield "  %s%s (%s)\n      %s" % (setting.variable, suffix, default, setting.meaning)
 
     return "\n".join([
         "settings are environment variables:",
-        "\n the source, and the targets unless they say otherwise:", *rows(LOGSTORE_SETTINGS + SOURCE_SETTINGS),
-        "\n the targets, n = 1, 2, 3 ...:", *rows(TARGET_SETTINGS, "<n>"),
-        "  %s with _TO:" % ", ".join(setting.name for setting in LOGSTORE_SETTINGS),
+        "\n the source, and the targets unless they say otherwise:", *rows(SOURCE_SETTINGS),
+        "\n the targets, n = 1, 2, 3 ...:", *rows([TARGET_LOGSTORE, TARGET_TOPICS], "_TO<n>"),
+        "  %s with _TO:" % ", ".join(setting.variable for setting in CONNECTION_SETTINGS.values()),
         "      the same for all targets; with _TO<n>: for target n",
-        "\n tuning:", *rows(TUNING_SETTINGS),
+        "\n tuning:", *rows(TUNING_SETTINGS.values()),
         "\nexit status:",
         "  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag",
         "  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown",

@@ -1,10 +1,14 @@
 """Fixtures: a local Log Service with a source and targets, and copies of dispatch_data.py as processes."""
 
+import dataclasses
+
 import hypothesis
 import pytest
 from copies import PROJECT, SOURCE, Copies
 from ledgers import checkpoints_watched
 from local_log_service import LocalLogService
+
+from dispatch_data import Connection, LogstoreConfig
 
 # Machines that run tests are slow at times; a property is no less true for that.
 hypothesis.settings.register_profile("steady", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
@@ -34,6 +38,12 @@ def create_logstores(service, shard_count=4):
     service.create_logstore(PROJECT, SOURCE, shard_count)
     for logstore in ("nginx", "sql-audit", "click"):
         service.create_logstore(PROJECT, logstore, 2)
+
+
+def logstore_config(project=PROJECT, logstore="nginx", **values):
+    """A LogstoreConfig with these values, all others empty."""
+    empty = {field.name: "" for field in dataclasses.fields(Connection)}
+    return LogstoreConfig(**{**empty, **values, "project": project, "logstore": logstore})
 
 
 def pytest_collection_modifyitems(items):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from aliyun.log.proto import LogGroup as LogGroupMessage
+from conftest import logstore_config
 from copies import (
     GROUP,
     LIMIT,
@@ -33,7 +34,7 @@ from copies import (
 from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, puts_arrived
 from relays import Relay
 
-from dispatch_data import DeadLetterDirectory, LogGroup, LogstoreConfig, __version__
+from dispatch_data import DeadLetterDirectory, LogGroup, __version__
 
 IS_PYPY = platform.python_implementation() == "PyPy"
 
@@ -430,7 +431,7 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
 
 
 def test_a_log_group_is_set_aside_under_the_longest_names_that_settings_allow(tmp_path):
-    place = LogstoreConfig("", "", "", "", "", "", "p" * 63, "l" * 128, {})
+    place = logstore_config("p" * 63, "l" * 128)
     path = DeadLetterDirectory(str(tmp_path)).save(
         10**9 - 1, place, LogGroup("click", 1, b"", b"data", mergeable=False)
     )

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 from aliyun.log.proto import LogGroup
+from conftest import logstore_config
 from copies import GROUP, PROJECT, SOURCE, feed, make_log_group, settings_for, wait_until_begun, wait_until_delivered
 from ledgers import assert_all_delivered_once
 from local_log_service import ForeignAnswer, LocalLogService
@@ -26,7 +27,6 @@ from dispatch_data import (
     CredentialSources,
     GroupMember,
     LogstoreApi,
-    LogstoreConfig,
     PooledLogClient,
     largest_lag,
     read_settings,
@@ -50,9 +50,8 @@ def use_environment(monkeypatch, service):
 
 
 def client_for(service, endpoint=None):
-    return PooledLogClient(
-        LogstoreConfig(endpoint or service.endpoint, "local-id", "local-secret", "", "", "", PROJECT, "nginx", {})
-    )
+    endpoint = endpoint or service.endpoint
+    return PooledLogClient(logstore_config(endpoint=endpoint, access_key_id="local-id", access_key="local-secret"))
 
 
 def put(client):
@@ -236,7 +235,7 @@ def test_an_answer_of_unknown_length_whose_end_does_not_come_is_none(clean_envir
         threading.Thread(target=server.serve_forever, daemon=True).start()
         clean_environment.setenv("http_proxy", "http://127.0.0.1:%d" % server.server_address[1])
         client = PooledLogClient(
-            LogstoreConfig("http://test", "id", "key", "", "", "", PROJECT, "nginx", {}), response_timeout=0.5
+            logstore_config(endpoint="http://test", access_key_id="id", access_key="key"), response_timeout=0.5
         )
         with pytest.raises(CallError, match=r"NoAnswer.*timed out"):
             put(client)
@@ -249,7 +248,7 @@ def test_a_put_that_nobody_reads_ends(clean_environment):
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         clean_environment.setenv("http_proxy", "http://127.0.0.1:%d" % nobody.getsockname()[1])
         client = PooledLogClient(
-            LogstoreConfig("http://test", "id", "secret", "", "", "", PROJECT, "nginx", {}), response_timeout=0.5
+            logstore_config(endpoint="http://test", access_key_id="id", access_key="secret"), response_timeout=0.5
         )
         noise = LogGroup(Topic="nginx", Source="".join(map(chr, random.Random(0).choices(range(33, 127), k=9000000))))
         with pytest.raises(CallError, match=r"NoAnswer.*timed out"):
@@ -362,11 +361,16 @@ def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, cl
     def lag(*shards):
         return largest_lag(read_shard_status(source, GROUP, shards))
 
+    def at_end():
+        return [status.is_at_end for status in read_shard_status(source, GROUP)]
+
     service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 2)
     for shard in range(4):
         service.client().update_check_point(PROJECT, SOURCE, GROUP, shard, source.get_cursor(shard, "begin"))
     assert lag(0, 1, 2, 3) == pytest.approx(0, abs=1.5)
+    assert at_end() == [True, True, True, True]
     (first,) = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
+    assert at_end() == [True, True, False, True], "whatever the clock says"
     service.wait_for(lambda: time.time() > first.received_at + 4, 10, "four seconds of lag")
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=3)
     assert lag(0, 1, 2, 3) >= 2
@@ -378,6 +382,7 @@ def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, cl
         assert member.lag is None
     service.client().update_check_point(PROJECT, SOURCE, GROUP, 2, source.get_cursor(2, "end"))
     assert lag(2) == pytest.approx(0, abs=1.5)
+    assert at_end() == [True, True, True, False]
 
 
 def test_a_checkpoint_of_a_copy_that_does_not_hold_the_shard_is_refused(service, clean_environment):

@@ -5,6 +5,7 @@ renewal last so long, and takes each source with each signature.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import logstore_config
 from copies import (
     LIMIT,
     PROJECT,
@@ -42,7 +44,6 @@ from dispatch_data import (
     CredentialSource,
     CredentialSources,
     ErrorKind,
-    LogstoreConfig,
     RedactingFormatter,
     Redactor,
     SettingsError,
@@ -421,7 +422,7 @@ NAMES = {"SLS_CREDENTIALS": "SLS_CREDENTIALS_TO"}
 
 
 def place_with(source):
-    return LogstoreConfig("e", "", "", "", source, "", "p", "l", NAMES)
+    return logstore_config("p", "l", endpoint="e", credentials=source, variables=NAMES)
 
 
 def keys_from(source):
@@ -487,7 +488,7 @@ def test_odd_answers(key_services, sources, source, status, body, code, words, i
     key_services.ordered["POST" if source == "oidc" else "GET", path] = answer
     failure = failure_of(sources(source))
     assert (failure.code, failure.is_transient()) == (code, is_transient)
-    assert re.search(words, describe_error(failure, LogstoreConfig("", "", "", "", "", "", "", "", NAMES)))
+    assert re.search(words, describe_error(failure, logstore_config("", "", variables=NAMES)))
     assert failure.hint
     assert key_services.asked["agent"] == (source == "uri"), "no redirect is followed"
 
@@ -790,7 +791,8 @@ def test_a_key_that_is_refused_is_replaced_but_not_without_end(source, code, mes
 @pytest.mark.parametrize("code, message, blames_key", BLAMING)
 @pytest.mark.parametrize("token", ["token", ""])
 def test_only_a_token_that_has_run_out_is_the_end(code, message, blames_key, token):
-    keys = CredentialSource(LogstoreConfig("e", "id", "secret", token, "", "", "p", "l", NAMES))
+    config = logstore_config(access_key_id="id", access_key="secret", security_token=token, variables=NAMES)
+    keys = CredentialSource(config)
     refused = CallError(code, message, 401)
     keys.on_auth_failure(refused, token)
     assert keys.is_expired == (bool(token) and "expired" in (code + message).lower())
@@ -808,9 +810,9 @@ def test_secrets_stay_hidden_until_they_are_of_no_use(monkeypatch):
 
 def test_places_with_one_source_share_one_key(monkeypatch):
     monkeypatch.setattr(CredentialSource, "refresh_loop", lambda _: None)
-    one = LogstoreConfig("e", "", "", "", "file:/one", "", "p", "l", NAMES)
-    same = one._replace(endpoint="f", region="r", project="q", logstore="m")
-    other = one._replace(credentials="file:/two")
+    one = place_with("file:/one")
+    same = dataclasses.replace(one, endpoint="f", region="r", project="q", logstore="m")
+    other = dataclasses.replace(one, credentials="file:/two")
     sources = CredentialSources()
     assert sources.of(one) is sources.of(same)
     assert sources.of(one) is not sources.of(other)
@@ -841,7 +843,7 @@ def read(**changes):
 )
 def test_each_form_of_the_setting(changes, credentials):
     place = read(**changes).source
-    assert (place.credentials, place[1:4]) == (credentials, ("", "", ""))
+    assert (place.credentials, place.access_key_id, place.access_key, place.security_token) == (credentials, "", "", "")
 
 
 @pytest.mark.parametrize(

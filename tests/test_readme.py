@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import yaml
+from conftest import logstore_config
 from copies import (
     LIMIT,
     PROGRAM,
@@ -26,7 +27,7 @@ from copies import (
 )
 from ledgers import assert_all_delivered_once
 from test_monitoring import free_port, get
-from test_project import ROOT, SETTINGS, text_of
+from test_project import ROOT, VARIABLES, text_of
 
 import dispatch_data
 
@@ -55,15 +56,16 @@ def codes(cell):
 
 def test_every_setting_has_its_row_in_both_languages_and_its_default():
     rows = table("| variable | meaning |")
-    for setting in SETTINGS:
-        row = next((cells for cells in rows if setting.name in cells[0]), None)
-        assert row, setting.name
-        if setting in dispatch_data.TUNING_SETTINGS:
-            default = row[-1].strip("`")
-            assert default == setting.default or (default == "none" and not setting.default), setting.name
+    tuning = {setting.variable: setting for setting in dispatch_data.TUNING_SETTINGS.values()}
+    for variable in VARIABLES:
+        row = next((cells for cells in rows if variable in cells[0]), None)
+        assert row, variable
+        if variable in tuning:
+            default, expected = row[-1].strip("`"), tuning[variable].default
+            assert default == expected or (default == "none" and not expected), variable
     for _, english, chinese, _ in rows:
         assert english and IDEOGRAPH.search(chinese) and not IDEOGRAPH.search(english)
-    known = {setting.name for setting in SETTINGS}
+    known = set(VARIABLES)
     assert {name.rstrip("_") for name in re.findall(r"\bSLS_[A-Z_]+", README)} <= known | {
         name + "_TO" for name in known
     }
@@ -353,7 +355,7 @@ def test_log_groups_that_were_set_aside_can_be_put_again(service, installation):
     directory = installation / "rejected"
     directory.mkdir()
     log_groups = [make_log_group("click") for _ in range(3)]
-    place = dispatch_data.LogstoreConfig("", "", "", "", "", "", PROJECT, "click", {})
+    place = logstore_config(logstore="click")
     rejected = dispatch_data.DeadLetterDirectory(str(directory))
     for log_group in log_groups:
         rejected.save(3, place, dispatch_data.LogGroup("click", 5, log_group, b""))

@@ -9,14 +9,14 @@ import time
 
 import pytest
 from aliyun.log.proto import LogGroup as LogGroupMessage
-from conftest import create_logstores
+from conftest import create_logstores, logstore_config
 from copies import GROUP, LIMIT, PROJECT, SOURCE, Copies, feed, group_shards, make_log_group, wait_until_delivered
 from ledgers import arrived_in_targets, assert_delivered_once
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
 import dispatch_data
-from dispatch_data import DeadLetterDirectory, LogGroup, LogstoreConfig
+from dispatch_data import DeadLetterDirectory, LogGroup
 
 # A MachineUUID that is a number: the service won't take it, and a dispatcher that doesn't parse can't know.
 POISON = make_log_group("click") + b"\x28\x01"
@@ -158,7 +158,7 @@ def log_group_of(data):
     return LogGroup("click", 1, b"", data, mergeable=False)
 
 
-PLACE = LogstoreConfig("", "", "", "", "", "", PROJECT, "click", {})
+PLACE = logstore_config(logstore="click")
 
 
 def test_the_directory_is_bounded_in_total(tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_a_file_system_may_know_no_fsync_of_directories(monkeypatch, rejected_di
 
     monkeypatch.setattr(os, "fsync", fsync)
     rejected = DeadLetterDirectory(str(rejected_dir))
-    place = LogstoreConfig("", "", "", "", "", "", PROJECT, "click", {})
+    place = logstore_config(logstore="click")
     with contextlib.nullcontext() if is_kept else pytest.raises(OSError):
         rejected.save(3, place, LogGroup("click", 5, POISON, b""))
     assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]

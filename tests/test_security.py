@@ -25,7 +25,16 @@ from ledgers import assert_all_delivered_once, verdict
 from local_log_service import LocalLogService
 
 from dispatch_data import LogGroup as RoutedLogGroup
-from dispatch_data import RedactingFormatter, Redactor, Routes, UnmatchedCounter, read_settings, redactor, secret_values
+from dispatch_data import (
+    RedactingFormatter,
+    Redactor,
+    Routes,
+    UnmatchedCounter,
+    parse_topics,
+    read_settings,
+    redactor,
+    secret_values,
+)
 
 SECRET = "Very/Secret+Key0"
 TOKEN = "Very/Secret+Token1"
@@ -134,8 +143,7 @@ def test_hostile_topics_and_names_forge_no_path(service, copies, tmp_path):
 
 def test_huge_topics_are_not_remembered():
     """A shard can bring a new one with each LogGroup; memory must not grow with them."""
-    settings = type("Target", (), {"number": 1, "topics": ("T*",)})
-    routes, unmatched = Routes([settings]), UnmatchedCounter()
+    routes, unmatched = Routes({1: parse_topics("T*")}), UnmatchedCounter()
     for number in range(50):
         assert routes.target_of("T" * 10000 + str(number)) == 1
         unmatched.add(RoutedLogGroup("t" * 10000 + str(number), 1, b"", b""))
