@@ -81,6 +81,15 @@ def test_the_program_runs_where_only_the_sdk_is_missing():
     assert "pip install -r requirements.txt" in ended.stderr
 
 
+def test_the_demonstration_says_what_to_install():
+    """The program points to it, also where there is no more than the program needs."""
+    command = [sys.executable, "-S", "-m", "tests.local_log_service", "demo"]
+    ended = subprocess.run(command, cwd=str(ROOT), env={}, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [ended.stderr.strip()]
+    assert "pip install -r requirements.txt -r tests/requirements.txt" in ended.stderr
+
+
 def test_the_page_on_the_tests_names_each_file():
     """What it says of them is for people to keep true."""
     page = text_of("tests/README.md")

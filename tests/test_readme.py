@@ -91,9 +91,40 @@ def test_every_key_of_the_summary_and_every_metric_has_its_row(service, copies):
     assert {name for cells in rows for name in codes(cells[1])} == {metric[1] for metric in dispatch_data.METRICS}
 
 
+def test_the_guarantee_names_tests_that_exist():
+    for heading, at_least in (("| guarantee | tests |", 10), ("| cause | logs that arrive twice | tests |", 8)):
+        rows = [re.findall(r"`(test_\w+\.py)`", cells[-1]) for cells in table(heading)]
+        assert all(rows), "a line that nothing proves"
+        named = [name for names in rows for name in names]
+        assert len(named) >= at_least
+        assert all((ROOT / "tests" / name).exists() for name in named)
+
+
+def test_figures_name_the_command_that_prints_them():
+    assert "tests/benchmark.py" in ENGLISH and (ROOT / "tests" / "benchmark.py").exists()
+
+
+# ---- sections, links and the picture
+
+
+def headings(text):
+    """The level and the words of each heading; what stands in blocks of code is none."""
+    prose = re.sub(r"(?ms)^```.*?^```$", "", text)
+    return [(len(level), words) for level, words in re.findall(r"(?m)^(#+) (.+)$", prose)]
+
+
+def anchor(heading):
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+
+
+def section(name):
+    return README.split("\n## %s\n" % name)[1].split("\n## ")[0]
+
+
 def test_links_lead_somewhere():
-    headings = re.findall(r"(?m)^#+ (.+)$", README)
-    anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    anchors = [anchor(words) for _, words in headings(README)]
+    assert len(set(anchors)) == len(anchors), "two headings share an anchor, and a link would lead to the first"
     links = re.findall(r"\]\(([^)]+)\)", README)
     assert links
     for link in links:
@@ -103,14 +134,56 @@ def test_links_lead_somewhere():
             assert (ROOT / link).exists(), link
 
 
-def test_the_guarantee_names_tests_that_exist():
-    named = [name for cells in table("| guarantee | tests |") for name in re.findall(r"`(test_\w+\.py)`", cells[1])]
-    assert len(named) >= 10
-    assert all((ROOT / "tests" / name).exists() for name in named)
+def test_sections_are_named_as_people_look_for_them():
+    """And the line of contents names each, in the order they come in."""
+    sections = [words for level, words in headings(ENGLISH) if level == 2]
+    looked_for = ["Quick start", "How it works", "Configuration", "Deployment", "Upgrade and replay", "Monitoring"]
+    looked_for += ["Order and duplicates", "Dead letters", "Performance", "Security", "Troubleshooting"]
+    assert [name for name in sections if name in looked_for] == looked_for
+    contents = re.findall(r"\]\(#([^)]+)\)", ENGLISH.split("\n## ")[0])
+    assert contents == [anchor("中文说明")] + [anchor(name) for name in sections]
 
 
-def test_figures_name_the_command_that_prints_them():
-    assert "tests/benchmark.py" in ENGLISH and (ROOT / "tests" / "benchmark.py").exists()
+def test_a_newcomer_first_sees_what_needs_no_account_and_no_tests():
+    steps = ["local_log_service demo", "dispatch_data.py --check", "PyPy, put", "## How it works", "<!-- test command"]
+    assert [ENGLISH.count(step) for step in steps] == [1] * len(steps)
+    assert sorted(steps, key=ENGLISH.index) == steps
+
+
+def test_the_test_command_is_the_one_that_ci_runs():
+    """`.ci/run` takes the line that begins with python3 from the block after the comment."""
+    block = re.search(r"(?ms)^<!-- test command -->$(.*?)^```$", README).group(1)
+    (command,) = re.findall(r"(?m)^python3 .*", block)
+    assert command.endswith(" -m pytest tests")
+
+
+def test_the_picture_of_how_it_works_is_a_flowchart():
+    """Not all that mermaid looks at, but the common slips: every arrow's ends are declared, all is closed."""
+    (picture,) = re.findall(r"(?ms)^```mermaid\n(.*?)^```$", README)
+    assert picture in section("How it works")
+    first, *lines = [line.strip() for line in picture.splitlines()]
+    assert re.fullmatch(r"flowchart (LR|TB|TD)", first)
+    assert sum(line.startswith("subgraph ") for line in lines) == lines.count("end")
+    declared, used = [], set()
+    for line in lines:
+        plain = re.sub(r'"[^"]+"', "TEXT", line)
+        assert '"' not in plain, line
+        if re.search(r"-->", plain):
+            ends = re.split(r" -- TEXT --> | --> ", plain)
+            assert all(re.fullmatch(r"\w+", end) for end in ends), line
+            used.update(ends)
+        elif plain != "end":
+            node = re.fullmatch(r"(?:subgraph )?(\w+) ?(?:\[TEXT\]|\[\(TEXT\)\])", plain)
+            assert node, line
+            declared.append(node.group(1))
+    assert len(set(declared)) == len(declared)
+    assert used <= set(declared) and "end" not in declared
+    assert used | {"copy"} == set(declared), "a node that no arrow touches"
+
+
+def test_how_it_works_says_what_a_batch_in_flight_is_given():
+    assert len(re.findall(r"(?m)^\d\. \*\*", section("How it works"))) == 5
+    assert "%g s more" % dispatch_data.GRACE in " ".join(section("How it works").split())
 
 
 # ---- recipes
