@@ -215,11 +215,16 @@ class Soak:
 
     def join(self, _: int = 0) -> None:
         changes: Dict[str, Optional[str]] = {"REQUESTS_CA_BUNDLE": str(self.authority)} if self.https else {}
-        before = names_switched_by(self.switch) + "\nRESPONSE_TIMEOUT = 5\n"
         keys = dict(SLS_AK_ID="local-id", SLS_AK_KEY="local-secret", SLS_AK_ID_TO3="click-id")
         keys.update(SLS_CREDENTIALS_TO2="uri", ALIBABA_CLOUD_CREDENTIALS_URI=self.key_services.agent)
         self.running.append(
-            self.copies.start(before=before, **keys, SLS_AK_KEY_TO3="click-secret", **changes)  # type: ignore
+            self.copies.start(
+                patch=names_switched_by(self.switch),
+                constants={"RESPONSE_TIMEOUT": 5},
+                **keys,  # type: ignore
+                SLS_AK_KEY_TO3="click-secret",
+                **changes,  # type: ignore
+            )
         )
         self.say("%s joins" % self.name(self.running[-1]))
 

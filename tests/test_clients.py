@@ -439,6 +439,15 @@ def test_without_an_answer_there_is_no_status(service, clean_environment):
     assert caught.value.status is None and caught.value.is_transient()
 
 
+def two_addresses(program):
+    import socket
+
+    real = socket.getaddrinfo
+    socket.getaddrinfo = lambda host, port, *rest, **named: (
+        real("127.0.0.2", port, *rest, **named) + real(host, port, *rest, **named)
+    )
+
+
 def test_a_host_with_a_dead_address_costs_no_membership(service, copies):
     """Of two addresses, as load balancers have them, the first drops what it is sent: a heartbeat must leave time for
     the second. On Linux a listener drops connections beyond its backlog."""
@@ -451,14 +460,7 @@ def test_a_host_with_a_dead_address_costs_no_membership(service, copies):
             waiting = sockets.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(dead.getsockname())
-        two_addresses = (
-            "CONNECT_TIMEOUT = 4\n"
-            "real = socket.getaddrinfo\n"
-            "socket.getaddrinfo = lambda host, port, *rest, **named: (\n"
-            "    real('127.0.0.2', port, *rest, **named) + real(host, port, *rest, **named)\n"
-            ")"
-        )
-        copy = copies.start(before=two_addresses)
+        copy = copies.start(patch=two_addresses, constants={"CONNECT_TIMEOUT": 4})
         wait_until_begun(service)
         feed(service, 40)
         wait_until_delivered(service)

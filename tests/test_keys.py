@@ -89,14 +89,14 @@ def environment_for(key_services, source, directory):
     return dict(NO_KEY, SLS_CREDENTIALS=value, **key_services.environment())
 
 
-def patch_for(key_services):
-    """Lines for `Copies.start(before=...)`: the address of the metadata service is no setting, as it must not be."""
-    return "ECS_METADATA_URL = %r" % key_services.metadata
+def constants_for(key_services):
+    """The address of the metadata service is no setting, as it must not be."""
+    return {"ECS_METADATA_URL": key_services.metadata}
 
 
 def check(service, key_services, directory, **changes):
     """(exit status, lines) of --check."""
-    program = program_with(patch_for(key_services), directory)
+    program = program_with(directory, constants=constants_for(key_services))
     ended = subprocess.run(
         [sys.executable, str(program), "--check"],
         env=settings_for(service, **changes),
@@ -128,7 +128,7 @@ def test_nothing_is_lost_or_repeated_while_keys_come_and_go(service, key_service
         begin = time.monotonic()
 
         def start():
-            return copies.start(before=patch_for(key_services), **changes)
+            return copies.start(constants=constants_for(key_services), **changes)
 
         def have_passed(keys):
             given_out = key_services.given_out[SOURCES[source]]
@@ -155,7 +155,7 @@ def test_nothing_is_lost_or_repeated_while_keys_come_and_go(service, key_service
 def test_metrics_say_when_a_key_ends(service, key_services, copies, tmp_path):
     port = free_port()
     changes = environment_for(key_services, "uri", tmp_path)
-    copies.start(before=patch_for(key_services), SLS_METRICS_PORT=str(port), SLS_AK_ID_TO1="local-id",
+    copies.start(constants=constants_for(key_services), SLS_METRICS_PORT=str(port), SLS_AK_ID_TO1="local-id",
                  SLS_AK_KEY_TO1="local-secret", **changes)  # fmt: skip
     ends = []
 
@@ -174,7 +174,9 @@ def test_metrics_say_when_a_key_ends(service, key_services, copies, tmp_path):
 def test_both_forms_of_the_metadata_service(service, key_services, copies, tmp_path, form):
     key_services.has_hardened_form = form != "older"
     key_services.wants_hardened_form = form == "hardened alone"
-    copy = copies.start(before=patch_for(key_services), **environment_for(key_services, "ecs:dispatch-data", tmp_path))
+    copy = copies.start(
+        constants=constants_for(key_services), **environment_for(key_services, "ecs:dispatch-data", tmp_path)
+    )
     feed(service, 20)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -192,7 +194,7 @@ def test_targets_in_another_account_have_a_source_of_their_own(service, key_serv
     assert re.fullmatch(r"SLS_CREDENTIALS_TO1 +file:\S+/key, " + ends, lines[4])
     assert re.fullmatch(r"SLS_CREDENTIALS_TO +ecs, role dispatch-data, " + ends, lines[5])
     assert not any(line.startswith("SLS_CREDENTIALS ") for line in lines), "the source's key does not end"
-    copy = copies.start(before=patch_for(key_services), **changes)
+    copy = copies.start(constants=constants_for(key_services), **changes)
     wait_until_begun(service)
     key_services.role = ""
     key_services.revoke()
@@ -238,7 +240,7 @@ def test_a_source_that_is_gone_for_longer_than_a_key_lives_is_waited_for(
 ):
     changes = environment_for(key_services, source, tmp_path)
     flow = SteadyFeed(service)
-    copy = copies.start(before=patch_for(key_services), **changes)
+    copy = copies.start(constants=constants_for(key_services), **changes)
     flow.wait_until_shared(copy)
     key_services.stop()
     wait_for_word(flow, copy, r"SLS_CREDENTIALS: no new key yet, trying again: NoKey: the key at hand: .*ends ")
@@ -281,7 +283,7 @@ def test_a_role_that_was_taken_away_is_named_and_comes_back(service, key_service
     changes = environment_for(key_services, source, tmp_path)
     before = getattr(key_services, attribute)
     flow = SteadyFeed(service)
-    copy = copies.start(before=patch_for(key_services), **changes)
+    copy = copies.start(constants=constants_for(key_services), **changes)
     flow.wait_until_shared(copy)
     setattr(key_services, attribute, value)
     wait_for_word(flow, copy, "ERROR SLS_CREDENTIALS: no new key yet, trying again: %s.*%s" % (code, words))
@@ -290,7 +292,7 @@ def test_a_role_that_was_taken_away_is_named_and_comes_back(service, key_service
     for line in lines[:4]:
         assert "wrong: %s" % code in line and words in line and "is the RAM role attached to this" in line
     assert re.search("SLS_CREDENTIALS +%s, no key yet" % source, lines[4])
-    ended = copies.start(before=patch_for(key_services), **changes)
+    ended = copies.start(constants=constants_for(key_services), **changes)
     assert ended.process.wait(LIMIT) == 1, "what somebody has to mend is no reason to wait at the start"
     assert words in ended.stderr()
     wait_for_word(flow, copy, " failed and is tried again.*KeyRefused: the key at hand: .*ended ")
@@ -383,7 +385,7 @@ def test_no_secret_is_written_anywhere_while_all_goes_wrong(service, key_service
             stack.enter_context(Sidecar(key_services, tmp_path / "key"))
         copies = stack.enter_context(Copies(service, tmp_path / "copies"))
         changes = environment_for(key_services, source, tmp_path)
-        copy = copies.start(before=patch_for(key_services), SLS_LOG_LEVEL="DEBUG", **changes)
+        copy = copies.start(constants=constants_for(key_services), SLS_LOG_LEVEL="DEBUG", **changes)
         flow = SteadyFeed(service)
         flow.wait_until_shared(copy)
         for failure in (dict(status=401, code="SignatureNotMatch"), dict(status=500), dict(cut="before")):

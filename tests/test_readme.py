@@ -334,7 +334,7 @@ RAM_ACTIONS = {
 
 def test_the_ram_policy_is_what_the_program_calls_and_no_more(service, copies):
     for _ in range(2):  # the second one finds the group made
-        copy = copies.start(before="SUMMARY_INTERVAL = 0.2")
+        copy = copies.start(constants={"SUMMARY_INTERVAL": 0.2})
         feed(service, 20)
         wait_until_delivered(service)
         service.wait_for(lambda copy=copy: " lag_seconds=0" in copy.log(), LIMIT, "a summary")

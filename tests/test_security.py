@@ -161,11 +161,16 @@ def test_a_line_is_one_line_whatever_is_in_it():
 # ---- disks
 
 
+def small_files(program):
+    """A limit of the shell's on the size of files stands for a full disk."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+
 def test_a_full_disk_for_the_log_file_is_said_and_stops_nothing(service, copies):
     """A limit of the shell's on the size of files stands for the disk."""
-    copy = copies.start(
-        before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))", SLS_LOG_LEVEL="DEBUG"
-    )
+    copy = copies.start(patch=small_files, SLS_LOG_LEVEL="DEBUG")
     feed(service, 40)
     wait_until_delivered(service)
     feed(service, 40)
@@ -194,11 +199,7 @@ def test_a_full_disk_for_refused_log_groups_is_said_and_loses_nothing(service, c
     directory = tmp_path / "rejected"
     directory.mkdir()
     service.put(PROJECT, SOURCE, [poison], shard=0)
-    copy = copies.start(
-        before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))",
-        SLS_REJECTED_DIR=str(directory),
-        SLS_LOG_DIR="",
-    )
+    copy = copies.start(patch=small_files, SLS_REJECTED_DIR=str(directory), SLS_LOG_DIR="")
     service.wait_for(lambda: "File too large" in copy.stderr(), LIMIT, "a word about the disk")
     assert "TO3 test-project/click: a refused LogGroup can't be set aside yet: " in copy.stderr()
     assert copy.stop() == 0
