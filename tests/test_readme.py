@@ -108,7 +108,7 @@ def test_the_guarantee_names_tests_that_exist():
 
 
 def test_figures_name_the_command_that_prints_them():
-    assert "tests/benchmark.py" in ENGLISH and (ROOT / "tests" / "benchmark.py").exists()
+    assert "tests/tools/benchmark.py" in ENGLISH and (ROOT / "tests" / "tools" / "benchmark.py").exists()
 
 
 # ---- recipes

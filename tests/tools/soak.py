@@ -1,6 +1,6 @@
 """A soak: copies at work under a steady feed while everything fails at random, and a verdict on every log at the end.
 
-    python tests/soak.py --seconds 600 --seed 7
+    python tests/tools/soak.py --seconds 600 --seed 7
 
 What happens, when and for how long is drawn from the seed alone; which process gets how far meanwhile is the machine's
 affair, so a seed repeats the events, not their outcome. Out of it are logs that expire, as those are lost by right.
@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from copies import GROUP, PROJECT, SOURCE, TARGET_LOGSTORES, Copies, Copy, group_shards, make_log_group  # noqa: E402

@@ -1,7 +1,7 @@
 """What a real account answers, beside what the local Log Service does: run by hand by whoever has one.
 
     SLS_LIVE_ENDPOINT=https://cn-hangzhou.log.aliyuncs.com SLS_LIVE_AK_ID=... SLS_LIVE_AK_KEY=... \\
-        SLS_LIVE_PROJECT=a-project-to-spare python tests/live.py
+        SLS_LIVE_PROJECT=a-project-to-spare python tests/tools/live.py
 
 SLS_LIVE_STS_TOKEN goes with a temporary key, SLS_LIVE_GROUP_TIMEOUT (20) and SLS_LIVE_HEARTBEAT_INTERVAL (10) are
 seconds. The project has to exist; in it logstores of its own are made, which keep
@@ -26,7 +26,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from aliyun.log import LogClient, LogException  # noqa: E402
