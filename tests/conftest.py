@@ -2,8 +2,8 @@
 
 import hypothesis
 import pytest
-from copies import PROJECT, SOURCE, Copies
-from ledgers import checkpoints_watched
+from assertions import checkpoints_watched
+from harness import PROJECT, SOURCE, Copies
 from local_log_service import LocalLogService
 
 # Machines that run tests are slow at times; a property is no less true for that.

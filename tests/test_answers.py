@@ -6,8 +6,15 @@ What stands between a copy and the service is played by tests/local_log_service/
 import re
 
 import pytest
+from assertions import (
+    arrived_in_targets,
+    assert_all_delivered_once,
+    assert_delivered_once,
+    assert_nothing_lost,
+    puts_arrived,
+)
 from conftest import create_logstores
-from copies import (
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -19,13 +26,6 @@ from copies import (
     settings_for,
     wait_until_begun,
     wait_until_delivered,
-)
-from ledgers import (
-    arrived_in_targets,
-    assert_all_delivered_once,
-    assert_delivered_once,
-    assert_nothing_lost,
-    puts_arrived,
 )
 from local_log_service import ForeignAnswer, LocalLogService, mangling
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from aliyun.log.proto import LogGroup as LogGroupMessage
-from copies import (
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, puts_arrived
+from harness import (
     GROUP,
     LIMIT,
     PROGRAM,
@@ -31,7 +32,6 @@ from copies import (
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, puts_arrived
 from relays import Relay
 
 from dispatch_data import DeadLetterDirectory, LogGroup, LogstoreConfig, __version__

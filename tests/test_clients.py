@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 from aliyun.log.proto import LogGroup
-from copies import GROUP, PROJECT, SOURCE, feed, make_log_group, settings_for, wait_until_begun, wait_until_delivered
-from ledgers import assert_all_delivered_once
+from assertions import assert_all_delivered_once
+from harness import GROUP, PROJECT, SOURCE, feed, make_log_group, settings_for, wait_until_begun, wait_until_delivered
 from local_log_service import ForeignAnswer, LocalLogService
 
 from dispatch_data import (

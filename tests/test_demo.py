@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from copies import is_running
+from harness import is_running
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "tests.local_log_service", "demo", "--seconds", "2"]

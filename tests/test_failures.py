@@ -10,8 +10,18 @@ import time
 from collections import Counter
 
 import pytest
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in, puts_arrived, verdict
 from conftest import create_logstores
-from copies import (
+from disruptions import (
+    changed_key,
+    deleted_logstore,
+    names_switched_by,
+    outage,
+    unknown_names,
+    untrusted_certificate,
+    wrong_clock,
+)
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -28,18 +38,8 @@ from copies import (
     wait_until_joined,
     wait_until_shared,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in, puts_arrived, verdict
 from local_log_service import LocalLogService
 from local_log_service.verdict import split_log_group
-from troubles import (
-    changed_key,
-    deleted_logstore,
-    names_switched_by,
-    outage,
-    unknown_names,
-    untrusted_certificate,
-    wrong_clock,
-)
 
 # ---- puts that fail ---------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from copies import PROGRAM, program_with
+from harness import PROGRAM, program_with
 
 import dispatch_data
 

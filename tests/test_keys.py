@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 import pytest
-from copies import (
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
+from harness import (
     LIMIT,
     PROJECT,
     Copies,
@@ -32,7 +33,6 @@ from copies import (
     wait_until_begun,
     wait_until_delivered,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
 from local_log_service.key_services import Answer, KeyServices
 from test_settings import GOOD
 

@@ -11,7 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
-from copies import (
+from assertions import (
+    arrived_in_targets,
+    assert_all_delivered_once,
+    assert_delivered_once,
+    assert_nothing_lost,
+    logs_in,
+    puts_arrived,
+    verdict,
+)
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -27,15 +36,6 @@ from copies import (
     wait_until_delivered,
     wait_until_forgotten,
     wait_until_joined,
-)
-from ledgers import (
-    arrived_in_targets,
-    assert_all_delivered_once,
-    assert_delivered_once,
-    assert_nothing_lost,
-    logs_in,
-    puts_arrived,
-    verdict,
 )
 from local_log_service import mangling
 from local_log_service.faults import ForeignAnswer

@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from copies import (
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -22,7 +23,6 @@ from copies import (
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in
 from prometheus_client.parser import text_string_to_metric_families
 
 import dispatch_data

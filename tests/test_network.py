@@ -10,8 +10,8 @@ import shutil
 import subprocess
 
 import pytest
-from copies import Copies, SteadyFeed, wait_until_delivered
-from ledgers import assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
+from assertions import assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
+from harness import Copies, SteadyFeed, wait_until_delivered
 from relays import Relay
 
 NOWHERE = "02:00:00:00:00:01"  # a hardware address that nobody has: what is sent there gets lost in silence

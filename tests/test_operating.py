@@ -8,7 +8,8 @@ import time
 
 import pytest
 from aliyun.log.proto import LogGroup
-from copies import (
+from assertions import assert_delivered_once
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -23,7 +24,6 @@ from copies import (
     wait_until_delivered,
     wait_until_shared,
 )
-from ledgers import assert_delivered_once
 
 from dispatch_data import PROBE_CONCURRENCY
 

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
 from conftest import create_logstores
-from copies import LIMIT, PROJECT, SOURCE, Copies, SteadyFeed, feed, free_port, make_log_group, wait_until_delivered
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
+from harness import LIMIT, PROJECT, SOURCE, Copies, SteadyFeed, feed, free_port, make_log_group, wait_until_delivered
 from local_log_service import LocalLogService
 
 SQUID = """

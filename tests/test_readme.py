@@ -11,7 +11,8 @@ import sys
 
 import pytest
 import yaml
-from copies import (
+from assertions import assert_all_delivered_once
+from harness import (
     LIMIT,
     PROGRAM,
     PROJECT,
@@ -24,7 +25,6 @@ from copies import (
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import assert_all_delivered_once
 from test_monitoring import free_port, get
 from test_project import ROOT, SETTINGS, text_of
 

@@ -7,8 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from assertions import assert_all_delivered_once, verdict
 from conftest import create_logstores
-from copies import (
+from harness import (
     AND_A_CATCH_ALL,
     LIMIT,
     PROJECT,
@@ -21,7 +22,6 @@ from copies import (
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import assert_all_delivered_once, verdict
 from local_log_service import LocalLogService
 
 from dispatch_data import (

@@ -5,7 +5,7 @@ import time
 from datetime import datetime, timezone
 
 import pytest
-from copies import run_program
+from harness import run_program
 
 import dispatch_data
 from dispatch_data import Routes, SettingsError, read_settings, secret_values

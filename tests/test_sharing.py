@@ -11,7 +11,8 @@ import signal
 import time
 
 import pytest
-from copies import (
+from assertions import arrived_in_targets, assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -25,7 +26,6 @@ from copies import (
     wait_until_forgotten,
     wait_until_shared,
 )
-from ledgers import arrived_in_targets, assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
 from local_log_service.verdict import compare
 
 

@@ -9,8 +9,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from copies import feed, run_program, settings_for, wait_until_begun, wait_until_delivered
-from ledgers import assert_all_delivered_once
+from assertions import assert_all_delivered_once
+from harness import feed, run_program, settings_for, wait_until_begun, wait_until_delivered
 
 # As cron's jobs and small containers have it, with nothing of Python's to make up for it.
 NO_LOCALE = {

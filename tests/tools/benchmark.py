@@ -35,7 +35,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from aliyun.log import LogClient  # noqa: E402
 from aliyun.log.proto import LogGroup  # noqa: E402
 from aliyun.log.version import __version__ as sdk_version  # noqa: E402
-from copies import GROUP, PROGRAM, PROJECT, SOURCE, group_shards, settings_for  # noqa: E402
+from harness import GROUP, PROGRAM, PROJECT, SOURCE, group_shards, settings_for  # noqa: E402
 from local_log_service import LocalLogService  # noqa: E402
 from local_log_service.sample_logs import access_line  # noqa: E402
 from local_log_service.verdict import compare, log_identities  # noqa: E402

@@ -31,7 +31,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from aliyun.log import LogClient, LogException  # noqa: E402
 from aliyun.log.proto import LogGroup  # noqa: E402
-from copies import HEARTBEAT_INTERVAL, Copies, make_log_group  # noqa: E402
+from harness import HEARTBEAT_INTERVAL, Copies, make_log_group  # noqa: E402
 from local_log_service import LocalLogService, cursors  # noqa: E402
 from local_log_service.verdict import compare  # noqa: E402
 

@@ -25,11 +25,8 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from copies import GROUP, PROJECT, SOURCE, TARGET_LOGSTORES, Copies, Copy, group_shards, make_log_group  # noqa: E402
-from ledgers import checkpoints_watched, verdict  # noqa: E402
-from local_log_service import LocalLogService  # noqa: E402
-from local_log_service.key_services import KeyServices  # noqa: E402
-from troubles import (  # noqa: E402
+from assertions import checkpoints_watched, verdict  # noqa: E402
+from disruptions import (  # noqa: E402
     changed_key,
     deleted_logstore,
     names_switched_by,
@@ -38,6 +35,9 @@ from troubles import (  # noqa: E402
     untrusted_certificate,
     wrong_clock,
 )
+from harness import GROUP, PROJECT, SOURCE, TARGET_LOGSTORES, Copies, Copy, group_shards, make_log_group  # noqa: E402
+from local_log_service import LocalLogService  # noqa: E402
+from local_log_service.key_services import KeyServices  # noqa: E402
 
 MOST_COPIES = 5
 MOST_RESHARDINGS = 8

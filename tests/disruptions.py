@@ -1,4 +1,4 @@
-"""Troubles around the copies that are no faults of single calls: each lasts as long as its `with` block.
+"""Disruptions around the copies that are no faults of single calls: each lasts as long as its `with` block.
 
 What a copy says of it, or "" where it says nothing in particular, is the value of the block.
 """
@@ -8,7 +8,7 @@ import functools
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Union
 
-from copies import PROJECT
+from harness import PROJECT
 from local_log_service import LocalLogService
 from local_log_service.key_services import KeyServices
 
