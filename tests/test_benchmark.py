@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 BENCHMARK = Path(__file__).resolve().parent / "tools" / "benchmark.py"
 LIMIT = 600.0  # seconds, for slow machines
 PAIR = r"\d+(?:\.\d+)? / \d+(?:\.\d+)?"

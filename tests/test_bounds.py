@@ -456,6 +456,7 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
     assert looks.read_text().splitlines() == [str(directory)]
 
 
+@pytest.mark.quick
 def test_a_log_group_is_set_aside_under_the_longest_names_that_settings_allow(tmp_path):
     place = LogstoreConfig("", "", "", "", "", "", "p" * 63, "l" * 128, {})
     path = DeadLetterDirectory(str(tmp_path)).save(

@@ -1,4 +1,4 @@
-"""What the tests stand on: a test that patches what the program no longer has must say so, and start nothing."""
+"""How copies are patched: a test that patches what the program no longer has must say so, and start nothing."""
 
 import functools
 import subprocess
@@ -8,6 +8,8 @@ import pytest
 from harness import PROGRAM, program_with
 
 import dispatch_data
+
+pytestmark = pytest.mark.quick
 
 
 @pytest.mark.parametrize("name", ["NO_SUCH_CONSTANT", "ShardConsumer.NO_SUCH_CONSTANT", "NoSuchClass.GRACE"])

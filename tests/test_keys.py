@@ -119,6 +119,7 @@ WAYS = [(source, region) for source in SOURCES for region in (None, "local")]
 SOME_WAYS = [("ecs", None), ("oidc", "local"), ("uri", "local"), ("file", None)]  # a source doesn't know who signs how
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source, region", WAYS if SECONDS else SOME_WAYS)
 def test_nothing_is_lost_or_repeated_while_keys_come_and_go(service, key_services, copies, tmp_path, source, region):
     """Copies join and leave under load, for more than two lives of a key."""
@@ -407,6 +408,7 @@ def test_no_secret_is_written_anywhere_while_all_goes_wrong(service, key_service
     assert [secret for secret in secrets if secret in written] == []
 
 
+@pytest.mark.quick
 def test_what_came_at_run_time_is_hidden_from_lines_formatted_later():
     formatter = RedactingFormatter("%(levelname)s %(message)s")
     record = dispatch_data.logging.LogRecord("x", 20, "", 0, "new-secret-of-today", (), None)
@@ -476,6 +478,7 @@ ODD = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("source", ["ecs:dispatch-data", "uri", "oidc"])
 @pytest.mark.parametrize("status, body, code, words, is_transient", ODD)
 def test_odd_answers(key_services, sources, source, status, body, code, words, is_transient):
@@ -492,6 +495,7 @@ def test_odd_answers(key_services, sources, source, status, body, code, words, i
     assert key_services.asked["agent"] == (source == "uri"), "no redirect is followed"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("disabled, gets_a_key", [("", True), ("false", True), ("true", False), ("1", False)])
 @pytest.mark.parametrize("status", [404, 405])
 def test_the_older_form_where_the_hardened_one_does_not_exist(
@@ -508,6 +512,7 @@ def test_the_older_form_where_the_hardened_one_does_not_exist(
         assert key_services.asked["metadata"] == 1
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "status, body, words",
     [
@@ -524,6 +529,7 @@ def test_the_older_form_is_not_for_other_failures_of_the_hardened_one(key_servic
     assert key_services.asked["metadata"] == 1
 
 
+@pytest.mark.quick
 def test_what_is_no_role_gives_no_key(key_services, sources):
     key_services.ordered["GET", "/latest/meta-data"] = Answer(200, "<html>no role</html>")
     assert "isn't JSON" in str(failure_of(sources("ecs")))
@@ -537,6 +543,7 @@ STS_REFUSALS = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("refusal", list(STS_REFUSALS))
 def test_what_sts_says_is_shown(key_services, sources, refusal):
     attributes, words = STS_REFUSALS[refusal]
@@ -546,6 +553,7 @@ def test_what_sts_says_is_shown(key_services, sources, refusal):
     assert words in str(failure) and failure.kind == ErrorKind.CONFIG and "does it trust" in failure.hint
 
 
+@pytest.mark.quick
 def test_errors_in_xml_and_throttling(key_services, sources):
     body = "<?xml version='1.0'?><Error><Code>Throttling.User</Code><Message>slow</Message></Error>"
     key_services.ordered["POST", "/"] = Answer(400, body)
@@ -553,6 +561,7 @@ def test_errors_in_xml_and_throttling(key_services, sources):
     assert "400 NoKey: sts.aliyuncs.com/: Throttling.User: slow" in str(failure) and failure.is_transient()
 
 
+@pytest.mark.quick
 def test_the_token_of_the_service_account_is_read_anew_each_time(key_services, sources):
     keys = sources("oidc")
     keys.refresh()
@@ -564,6 +573,7 @@ def test_the_token_of_the_service_account_is_read_anew_each_time(key_services, s
     assert key_services.given_out["STS"] == 2
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("host", ["", "sts-vpc.cn-hangzhou.aliyuncs.com"])
 def test_the_host_of_sts(key_services, sources, monkeypatch, host):
     monkeypatch.setenv("ALIBABA_CLOUD_STS_ENDPOINT", host)
@@ -573,6 +583,7 @@ def test_the_host_of_sts(key_services, sources, monkeypatch, host):
     sources("oidc").refresh()
 
 
+@pytest.mark.quick
 def test_passwords_for_others_are_not_sent(key_services, sources, monkeypatch, tmp_path):
     """As requests does with the default of ~/.netrc, for each host that it doesn't know."""
     netrc = tmp_path / "netrc"
@@ -584,6 +595,7 @@ def test_passwords_for_others_are_not_sent(key_services, sources, monkeypatch, t
     assert not any("authorization" in headers for headers in key_services.last_headers.values())
 
 
+@pytest.mark.quick
 def test_sts_must_be_who_it_says(key_services, sources, monkeypatch):
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     failure = failure_of(sources("oidc"))
@@ -591,6 +603,7 @@ def test_sts_must_be_who_it_says(key_services, sources, monkeypatch):
     assert key_services.asked["STS"] == 0
 
 
+@pytest.mark.quick
 def test_the_password_of_an_agent(key_services, sources):
     key_services.password = "secret-0"
     keys = sources("uri")
@@ -602,6 +615,7 @@ def test_the_password_of_an_agent(key_services, sources):
     assert keys.key, "the key before stays"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("beginning", ["", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"])
 def test_a_source_that_never_comes_to_an_end_is_given_up_soon(monkeypatch, beginning):
     """It takes the connection and says nothing, or answers byte by byte for as long as anybody listens."""
@@ -628,6 +642,7 @@ def test_a_source_that_never_comes_to_an_end_is_given_up_soon(monkeypatch, begin
     assert not thread.is_alive(), "the connection is still open"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("mode, is_refused", [(0o600, False), (0o640, False), (0o644, True), (0o602, True)])
 def test_a_file_that_others_can_read_is_refused(key_services, sources, tmp_path, mode, is_refused):
     key_services.write_key(str(tmp_path / "key"), mode)
@@ -640,6 +655,7 @@ def test_a_file_that_others_can_read_is_refused(key_services, sources, tmp_path,
         assert keys.key.role == ""
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("text", [None, "", "{", '{"AccessKeyId": "x"}', b"\xff"])
 def test_a_file_that_is_none_or_half_a_key(sources, tmp_path, text):
     if text is not None:
@@ -690,6 +706,7 @@ def source(monkeypatch):
     it.may_answer.set()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("life, ahead", [(36000, 900), (3600, 900), (1800, 900), (600, 300), (10, 5)])
 def test_a_key_is_renewed_a_quarter_of_an_hour_ahead_or_at_half_its_life(source, life, ahead):
     source.life = life
@@ -698,6 +715,7 @@ def test_a_key_is_renewed_a_quarter_of_an_hour_ahead_or_at_half_its_life(source,
     assert keys.key.end - keys.refresh_at == pytest.approx(ahead, abs=1)
 
 
+@pytest.mark.quick
 def test_one_thread_renews_and_nobody_waits_for_it(source, service):
     """The renewal hangs; whoever asks goes on with the key there is, and fails at once when that has ended."""
     source.life = 1.0
@@ -730,6 +748,7 @@ def test_one_thread_renews_and_nobody_waits_for_it(source, service):
     assert source.most_at_once == 1
 
 
+@pytest.mark.quick
 def test_many_who_ask_first_get_the_first_key(source):
     keys = credentials_for(place_with("ecs"))
     source.may_answer.clear()
@@ -744,6 +763,7 @@ def test_many_who_ask_first_get_the_first_key(source):
     assert (source.asked, source.most_at_once) == (1, 1)
 
 
+@pytest.mark.quick
 def test_renewals_that_fail_are_tried_again_for_ever_whatever_the_reason(source, service):
     source.error = RuntimeError("a defect")
     keys = credentials_for(place_with("ecs"))
@@ -771,6 +791,7 @@ BLAMING = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("code, message, blames_key", BLAMING)
 def test_a_key_that_is_refused_is_replaced_but_not_without_end(source, code, message, blames_key):
     keys = keys_from("ecs")
@@ -788,6 +809,7 @@ def test_a_key_that_is_refused_is_replaced_but_not_without_end(source, code, mes
     assert refused.is_transient() == (blames_key or code == "InternalServerError")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("code, message, blames_key", BLAMING)
 @pytest.mark.parametrize("token", ["token", ""])
 def test_only_a_token_that_has_run_out_is_the_end(code, message, blames_key, token):
@@ -798,6 +820,7 @@ def test_only_a_token_that_has_run_out_is_the_end(code, message, blames_key, tok
     assert refused.hint == CallError(code, message, 401).hint
 
 
+@pytest.mark.quick
 def test_secrets_stay_hidden_until_they_are_of_no_use(monkeypatch):
     monkeypatch.setattr(CredentialSource, "secrets", {})
     CredentialSource.hide(float("inf"), "password")
@@ -807,6 +830,7 @@ def test_secrets_stay_hidden_until_they_are_of_no_use(monkeypatch):
     assert set(CredentialSource.secrets) == {"password", "key", "token", "dead, if this clock is right"}
 
 
+@pytest.mark.quick
 def test_places_with_one_source_share_one_key(monkeypatch):
     monkeypatch.setattr(CredentialSource, "known", {})
     monkeypatch.setattr(CredentialSource, "refresh_loop", lambda _: None)
@@ -828,6 +852,7 @@ def read(**changes):
     return read_settings({name: text for name, text in environment.items() if text is not None})
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "changes, credentials",
     [
@@ -845,6 +870,7 @@ def test_each_form_of_the_setting(changes, credentials):
     assert (place.credentials, place[1:4]) == (credentials, ("", "", ""))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "changes, line",
     [
@@ -873,6 +899,7 @@ def test_mistakes_get_one_line(changes, line):
     assert re.match(line, problem) and "secret" not in problem
 
 
+@pytest.mark.quick
 def test_source_id_secret_and_token_are_taken_from_one_line():
     settings = read(
         SLS_CREDENTIALS="ecs",
@@ -893,6 +920,7 @@ def test_source_id_secret_and_token_are_taken_from_one_line():
     ]
 
 
+@pytest.mark.quick
 def test_passwords_in_the_url_of_an_agent_are_secrets():
     keys_from("http://user:p%40ss@localhost/key?sesame")
     assert {"p%40ss", "p@ss", "sesame"} <= set(CredentialSource.secrets)

@@ -4,11 +4,14 @@ A consumer that may no longer be who the service thinks it is ends, and another 
 given up, and fetched again. Each test runs real copies against the local service.
 """
 
+import contextlib
 import functools
 import re
 import signal
+import socket
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from assertions import (
@@ -33,6 +36,7 @@ from harness import (
     pulled_at_once,
     run_program,
     settings_for,
+    wait_until_begun,
     wait_until_delivered,
     wait_until_forgotten,
     wait_until_joined,
@@ -42,6 +46,8 @@ from local_log_service.faults import ForeignAnswer
 from local_log_service.verdict import compare
 
 from dispatch_data import Batch, Heartbeat, PutScheduler, ShardConsumer, Target
+
+pytestmark = pytest.mark.slow
 
 
 def made_group(service, timeout, in_order=False):
@@ -435,6 +441,36 @@ def test_one_heartbeat_without_an_answer_is_no_lapse(service, copies, failure):
     assert_all_delivered_once(service)
     assert "is lost" not in copy.stderr()
     assert copy.stop() == 0
+
+
+def two_addresses(program):
+    import socket
+
+    real = socket.getaddrinfo
+    socket.getaddrinfo = lambda host, port, *rest, **named: (
+        real("127.0.0.2", port, *rest, **named) + real(host, port, *rest, **named)
+    )
+
+
+def test_a_host_with_a_dead_address_costs_no_membership(service, copies):
+    """Of two addresses, as load balancers have them, the first drops what it is sent: a heartbeat must leave time for
+    the second. On Linux a listener drops connections beyond its backlog."""
+    port = urlsplit(service.environment()["http_proxy"]).port
+    with contextlib.ExitStack() as sockets:
+        dead = sockets.enter_context(socket.socket())
+        dead.bind(("127.0.0.2", port))
+        dead.listen(0)
+        for _ in range(2):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(dead.getsockname())
+        copy = copies.start(patch=two_addresses, constants={"CONNECT_TIMEOUT": 4})
+        wait_until_begun(service)
+        feed(service, 40)
+        wait_until_delivered(service)
+        assert_all_delivered_once(service)
+        assert " is lost, another joins" not in copy.log()
+        assert copy.stop() == 0
 
 
 # ---- puts that are refused, and targets that are missing --------------------------------------------------------

@@ -112,6 +112,7 @@ def test_the_counts_are_those_of_the_ledgers(service, copies, port, tmp_path):
     assert copy.stop() == 0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ['"', "\\", '\\"', 'a\nb{c="d"} 1', "{}", "\\n", ""])
 def test_no_name_breaks_a_label(name):
     text = "up%s 1\n" % dispatch_data.prometheus_labels(target=1, logstore=name)
@@ -181,6 +182,7 @@ def test_a_loop_that_stands_still_is_told(service, copies, port, loop, method, p
     assert_all_delivered_once(service)
 
 
+@pytest.mark.slow
 def test_the_process_is_well_whatever_the_service_does_for_longer_than_the_minute(service, copies, port):
     """Silent from before the group is joined, refusing at the targets, silent again, gone: longer than a loop may stand
     still, and no call ends in that time."""

@@ -53,6 +53,7 @@ def codes(cell):
     return re.findall(r"`(\w+)`", cell)
 
 
+@pytest.mark.quick
 def test_every_setting_has_its_row_in_both_languages_and_its_default():
     rows = table("| variable | meaning |")
     for setting in SETTINGS:
@@ -69,6 +70,7 @@ def test_every_setting_has_its_row_in_both_languages_and_its_default():
     }
 
 
+@pytest.mark.quick
 def test_every_error_code_has_its_row_in_both_languages():
     rows = table("| code | what to do |")
     listed = {code for cells in rows for code in codes(cells[0])}
@@ -89,6 +91,7 @@ def test_every_key_of_the_summary_and_every_metric_has_its_row(service, copies):
     assert {name for cells in rows for name in codes(cells[1])} == {metric[1] for metric in dispatch_data.METRICS}
 
 
+@pytest.mark.quick
 def test_links_lead_somewhere():
     headings = re.findall(r"(?m)^#+ (.+)$", README)
     anchors = {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
@@ -101,12 +104,14 @@ def test_links_lead_somewhere():
             assert (ROOT / link).exists(), link
 
 
+@pytest.mark.quick
 def test_the_guarantee_names_tests_that_exist():
     named = [name for cells in table("| guarantee | tests |") for name in re.findall(r"`(test_\w+\.py)`", cells[1])]
     assert len(named) >= 10
     assert all((ROOT / "tests" / name).exists() for name in named)
 
 
+@pytest.mark.quick
 def test_figures_name_the_command_that_prints_them():
     assert "tests/tools/benchmark.py" in ENGLISH and (ROOT / "tests" / "tools" / "benchmark.py").exists()
 
@@ -172,6 +177,7 @@ def test_nohup_starts_copies_and_kill_stops_them(service, installation):
         assert " summary " in (installation / ("dispatch_data_%d.log" % process_id)).read_text().splitlines()[-1]
 
 
+@pytest.mark.quick
 def test_the_systemd_unit_gives_it_time_and_its_journal():
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str
@@ -187,6 +193,7 @@ def test_the_systemd_unit_gives_it_time_and_its_journal():
     assert (settings.log_dir, settings.metrics_port, settings.warnings) == ("", 9463, ())
 
 
+@pytest.mark.quick
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
 def test_systemd_finds_nothing_wrong_with_its_unit(tmp_path):
     program = tmp_path / "program"
@@ -199,6 +206,7 @@ def test_systemd_finds_nothing_wrong_with_its_unit(tmp_path):
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
 
 
+@pytest.mark.quick
 def test_the_settings_file_suits_the_shell_systemd_and_containers():
     """Only the shell would take exports and substitutions, and what isn't quoted must be one word to it.
 
@@ -218,6 +226,7 @@ def test_the_settings_file_suits_the_shell_systemd_and_containers():
     assert read[0] == read[1]
 
 
+@pytest.mark.quick
 def test_the_container_brings_what_the_program_needs():
     lines = recipe("Dockerfile").splitlines()
     copied = next(line for line in lines if line.startswith("COPY")).split()[1:-1]
@@ -248,6 +257,7 @@ def test_the_probe_of_the_deployment_probes(service, copies):
 # ---- alarms
 
 
+@pytest.mark.quick
 def test_the_alarms_are_on_metrics_that_there_are():
     served = {"dispatch_data_" + metric[1] for metric in dispatch_data.METRICS if metric[0] in ("target", "copy")}
     (group,) = yaml.safe_load(recipe("alarm rules"))["groups"]
@@ -256,6 +266,7 @@ def test_the_alarms_are_on_metrics_that_there_are():
     assert {"dispatch_data_lag_seconds", "dispatch_data_puts_failing"} <= set.union(*named)
 
 
+@pytest.mark.quick
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Debian's package prometheus, is not in the PATH")
 def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
     (tmp_path / "rules.yml").write_text(recipe("alarm rules"), encoding="utf-8")
@@ -284,6 +295,7 @@ def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
         assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.quick
 @pytest.mark.skipif(not shutil.which("kubernetes-validate"), reason="kubernetes-validate, of PyPI, is not in the PATH")
 def test_kubernetes_knows_every_field(tmp_path):
     """The Deployment, the service account, and the two merged as the README says."""
@@ -302,6 +314,7 @@ def test_kubernetes_knows_every_field(tmp_path):
     assert (ended.stdout + ended.stderr).count("passed for resource") == 3
 
 
+@pytest.mark.quick
 def test_the_service_account_is_the_same_in_all_recipes():
     account, patch = yaml.safe_load_all(recipe("RRSA"))
     pod = patch["spec"]["template"]["spec"]

@@ -15,6 +15,8 @@ from local_log_service import LocalLogService
 
 from dispatch_data import PullResult, ThreadPool
 
+pytestmark = pytest.mark.quick
+
 LIMIT = 20.0  # seconds
 
 

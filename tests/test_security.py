@@ -78,6 +78,7 @@ def test_keys_appear_in_no_answer_of_check_and_status(secret_service):
         assert SECRET not in ended.stdout + ended.stderr and TOKEN not in ended.stdout + ended.stderr
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("scheme", ["http://", ""])
 def test_the_password_of_a_proxy_is_a_secret(monkeypatch, scheme):
     monkeypatch.setenv("https_proxy", scheme + "user:p%40ss-word@proxy.test:3128")
@@ -138,6 +139,7 @@ def test_hostile_topics_and_names_forge_no_path(service, copies, tmp_path):
     assert all(len(line) < 2000 and line.isprintable() for line in everything_written(copy).split("\n"))
 
 
+@pytest.mark.quick
 def test_huge_topics_are_not_remembered():
     """A shard can bring a new one with each LogGroup; memory must not grow with them."""
     settings = type("Target", (), {"number": 1, "topics": ("T*",)})
@@ -150,6 +152,7 @@ def test_huge_topics_are_not_remembered():
     assert len(unmatched.summary()) < 1000
 
 
+@pytest.mark.quick
 def test_a_line_is_one_line_whatever_is_in_it():
     CredentialSource.hide(float("inf"), SECRET)
     formatter = RedactingFormatter("%(process)d %(levelname)s %(message)s")

@@ -10,6 +10,8 @@ from harness import run_program
 import dispatch_data
 from dispatch_data import Routes, SettingsError, read_settings, secret_values
 
+pytestmark = pytest.mark.quick
+
 SECRET = "Secret/key+0"
 TOKEN = "Token/0"
 GOOD = {

@@ -71,6 +71,7 @@ def test_a_shard_that_is_revoked_before_the_sdk_has_seen_it_moves_all_the_same(s
     assert_all_delivered_once(service)
 
 
+@pytest.mark.slow
 def test_a_minute_of_copies_joining_and_leaving_at_random(service, copies):
     """One to six copies on four shards under load, joining and leaving gracefully: nothing is lost or repeated.
 
