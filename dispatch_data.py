@@ -2520,8 +2520,8 @@ class Delivery:
 #   5. what is retried is so by RetryLog.retry, which ends when the shard is revoked, the lease lost, the copy stopped,
 #      and a batch in flight has had its GRACE.
 # Three things happen to a shard. *Assigned* (Heartbeat.send): the SDK's loop makes a ShardConsumer for it. *Revoked*
-# (Consumer.revoke): its batch in flight is ended, its checkpoint saved, then it moves. *Lost*, with the
-# lease of the consumer and so with all its shards: nothing begins, nothing is saved, batches in flight have their GRACE, then another
+# (Consumer.revoke): its batch in flight is ended, its checkpoint saved, then it moves. *Lost*, with the lease and so
+# with all shards of the consumer: nothing begins, nothing is saved, batches in flight have their GRACE, then another
 # consumer joins and begins at the service's checkpoints.
 
 GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost

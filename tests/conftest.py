@@ -4,8 +4,8 @@ import dataclasses
 
 import hypothesis
 import pytest
-from copies import PROJECT, SOURCE, Copies
-from ledgers import checkpoints_watched
+from assertions import checkpoints_watched
+from harness import PROJECT, SOURCE, Copies
 from local_log_service import LocalLogService
 
 from dispatch_data import Connection, LogstoreConfig
@@ -47,6 +47,5 @@ def logstore_config(project=PROJECT, logstore="nginx", **values):
 
 
 def pytest_collection_modifyitems(items):
-    """Those that take a minute by the clock come first, then those that wait for much: else they come last, all of them
-    to one worker, and keep everybody waiting in the end."""
-    items.sort(key=lambda item: ("minute" not in item.name, "test_lapses" not in item.nodeid))
+    """The slow ones come first: else they come last, and keep everybody waiting in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -6,8 +6,15 @@ What stands between a copy and the service is played by tests/local_log_service/
 import re
 
 import pytest
+from assertions import (
+    arrived_in_targets,
+    assert_all_delivered_once,
+    assert_delivered_once,
+    assert_nothing_lost,
+    puts_arrived,
+)
 from conftest import create_logstores
-from copies import (
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -19,13 +26,6 @@ from copies import (
     settings_for,
     wait_until_begun,
     wait_until_delivered,
-)
-from ledgers import (
-    arrived_in_targets,
-    assert_all_delivered_once,
-    assert_delivered_once,
-    assert_nothing_lost,
-    puts_arrived,
 )
 from local_log_service import ForeignAnswer, LocalLogService, mangling
 
@@ -131,9 +131,14 @@ def test_a_strange_way_to_answer_changes_nothing(service, copies, way):
     assert_all_delivered_once(service)
 
 
+def without_looks_at_what_is_idle(program):
+    """Those that come now and then, and find what lies unread on a connection before a put would."""
+    program.PooledLogClient.close_stale = lambda *_, **__: None
+
+
 def test_a_stray_answer_is_not_taken_for_that_of_the_next_put(service, copies):
     """An answer 200 lies unread on the kept connection when the next put is refused there."""
-    copies.start(before="PooledLogClient.close_stale = lambda *_, **__: None")  # which looks as well, now and then
+    copies.start(patch=without_looks_at_what_is_idle)
     wait_until_begun(service)
     stray = dict(stray=ForeignAnswer(request_id=True), stray_pause=0.001)  # in a segment of its own
     with service.add_fault("PutLogs", status=403, code="WriteQuotaExceed", share=0.5) as refused:
@@ -170,7 +175,7 @@ def test_answers_cut_short_are_not_believed(service, copies):
 
 def test_an_answer_that_trickles_for_ever_ends(service, copies):
     """Each byte is in time; the whole is not."""
-    copy = copies.start(before="RESPONSE_TIMEOUT = 1")
+    copy = copies.start(constants={"RESPONSE_TIMEOUT": 1})
     wait_until_begun(service)
     with service.add_fault("PutLogs", trickle=0.2) as fault:
         feed(service, 8)

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARK = Path(__file__).resolve().parent / "benchmark.py"
+import pytest
+
+pytestmark = pytest.mark.slow
+
+BENCHMARK = Path(__file__).resolve().parent / "tools" / "benchmark.py"
 LIMIT = 600.0  # seconds, for slow machines
 PAIR = r"\d+(?:\.\d+)? / \d+(?:\.\d+)?"
 

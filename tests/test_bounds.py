@@ -3,6 +3,7 @@
 Each test runs real copies against the local service, and looks at what the kernel says of the process.
 """
 
+import functools
 import os
 import platform
 import re
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from aliyun.log.proto import LogGroup as LogGroupMessage
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, puts_arrived
 from conftest import logstore_config
-from copies import (
+from harness import (
     GROUP,
     LIMIT,
     PROGRAM,
@@ -31,7 +33,6 @@ from copies import (
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, puts_arrived
 from relays import Relay
 
 from dispatch_data import DeadLetterDirectory, LogGroup, __version__
@@ -120,15 +121,19 @@ def test_a_copy_is_one_process_and_shares_nothing(service, copies):
     assert copy.stderr() == ""
 
 
+def without_shared_memory(program):
+    import _multiprocessing
+    import errno
+
+    def no_lock(*_, **__):
+        raise OSError(errno.ENOSYS, "no /dev/shm")
+
+    _multiprocessing.SemLock = no_lock
+
+
 def test_without_shared_memory_it_works_too(service, copies):
     """As in a container or a chroot that has no /dev/shm."""
-    no_shared_memory = (
-        "import _multiprocessing\n"
-        "def no_lock(*_, **__):\n"
-        "    raise OSError(errno.ENOSYS, 'no /dev/shm')\n"
-        "_multiprocessing.SemLock = no_lock"
-    )
-    copy = copies.start(before=no_shared_memory)
+    copy = copies.start(patch=without_shared_memory)
     feed(service, 20)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -148,6 +153,12 @@ def many_targets(service, count):
     return names, settings
 
 
+def few_files(program, limit):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+
 @pytest.mark.parametrize("limit, most", [(1024, 450), (64, 64)])
 def test_two_hundred_targets_need_few_files(service, copies, limit, most):
     """Eight writers for each would be 1,600 connections; the targets take their time, so that many are wanted."""
@@ -155,7 +166,7 @@ def test_two_hundred_targets_need_few_files(service, copies, limit, most):
     put_separately(service, names, 3000 if limit > 64 else 1000)
     seen = []
     with service.add_fault("PutLogs", delay=0.3 if limit > 64 else 0.01):
-        copy = copies.start(before="resource.setrlimit(resource.RLIMIT_NOFILE, (%d, %d))" % (limit, limit), **settings)
+        copy = copies.start(patch=functools.partial(few_files, limit), **settings)
 
         def is_delivered():
             seen.append(open_files(copy))
@@ -170,27 +181,29 @@ def test_two_hundred_targets_need_few_files(service, copies, limit, most):
     assert not [line for line in copy.stderr().splitlines() if " failed" in line and "heartbeat" not in line]
 
 
-FEW_FILES = """
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+def no_file_while_it_exists(program, full):
+    import contextlib
+    import os
+    import threading
+    import time
 
-def leave_no_file():
-    while not os.path.exists(%(full)r):
-        time.sleep(0.01)
-    taken = []
-    while os.path.exists(%(full)r):
-        with contextlib.suppress(OSError):
-            taken.append(os.open("/dev/null", os.O_RDONLY))
-        time.sleep(0.0001)
-    for number in taken:
-        os.close(number)
+    def leave_no_file():
+        while not os.path.exists(full):
+            time.sleep(0.01)
+        taken = []
+        while os.path.exists(full):
+            with contextlib.suppress(OSError):
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+            time.sleep(0.0001)
+        for number in taken:
+            os.close(number)
 
-threading.Thread(target=leave_no_file, daemon=True).start()
-"""
+    threading.Thread(target=leave_no_file, daemon=True).start()
 
 
 def test_where_no_file_may_be_opened_the_limit_is_named_and_all_goes_on_later(service, copies, tmp_path):
     full = tmp_path / "full"
-    copy = copies.start(before=FEW_FILES % {"full": str(full)})
+    copy = copies.start(patch=[functools.partial(few_files, 64), functools.partial(no_file_while_it_exists, str(full))])
     wait_until_begun(service)
     wait_until_joined(service, copy)
     full.touch()
@@ -208,9 +221,16 @@ def test_where_no_file_may_be_opened_the_limit_is_named_and_all_goes_on_later(se
 # ---- threads ----------------------------------------------------------------------------------------------------
 
 
+def enter_cgroup(program, processes):
+    import os
+
+    with open(processes, "w") as file:
+        file.write(str(os.getpid()))
+
+
 @contextmanager
 def few_tasks(count):
-    """Lines for `before` that put a copy where the kernel gives no more than so many tasks, threads or processes.
+    """A patch that puts a copy where the kernel gives no more than so many tasks, threads or processes.
 
     RLIMIT_NPROC is nothing to root, and counts all of a user's else, so it is a cgroup of its own.
     """
@@ -223,7 +243,7 @@ def few_tasks(count):
         try:
             if (group / "pids.max").exists():
                 (group / "pids.max").write_text(str(count), encoding="ascii")
-                yield 'with open(%r, "w") as file:\n    file.write(str(os.getpid()))' % str(group / "cgroup.procs")
+                yield functools.partial(enter_cgroup, str(group / "cgroup.procs"))
                 return
         finally:
             end = time.monotonic() + LIMIT
@@ -242,8 +262,8 @@ def test_where_few_threads_may_be_started_the_limit_is_told_and_all_is_delivered
     service.delete_logstore(PROJECT, SOURCE)
     service.create_logstore(PROJECT, SOURCE, shards)
     names, settings = many_targets(service, target_count)
-    with few_tasks(16) as before:
-        copy = copies.start(before=before, **settings)
+    with few_tasks(16) as patch:
+        copy = copies.start(patch=patch, **settings)
         with service.add_fault("PutLogs", delay=0.02):
             put_separately(service, names, 200)
             service.wait_for(lambda: "can't start new thread" in copy.stderr(), LIMIT, "a word about the limit")
@@ -259,7 +279,7 @@ def test_where_few_threads_may_be_started_the_limit_is_told_and_all_is_delivered
 # ---- slow lines -------------------------------------------------------------------------------------------------
 
 # A tenth of the time, for a tenth of the bytes.
-TENTH = "RESPONSE_TIMEOUT, SLOW_PUT_SECONDS = 3.0, 0.5\n"
+TENTH = {"RESPONSE_TIMEOUT": 3.0, "SLOW_PUT_SECONDS": 0.5}
 
 
 def warm_up(service, relay):
@@ -273,7 +293,7 @@ def warm_up(service, relay):
 def test_puts_that_a_slow_line_takes_long_to_carry_are_not_cut_off(service, copies):
     """Eight at once, which take longer than an answer may: cut off, they would arrive all the same, and again."""
     with Relay(service) as relay:
-        copy = copies.start(before=TENTH, **relay.settings())
+        copy = copies.start(constants=TENTH, **relay.settings())
         warm_up(service, relay)
         relay.rate, relay.puts_at_once = 125 * 1000, 0
         put_separately(service, ["click"], 8, 70 * 1000, shard=0)
@@ -288,7 +308,7 @@ def test_a_line_that_is_slow_from_the_start_gets_no_company_for_its_puts(service
     """One for each target, and each is given its time: 30 KB/s, shared by three, is as slow as may be."""
     with Relay(service) as relay:
         relay.rate = 30 * 1000
-        copy = copies.start(before="RESPONSE_TIMEOUT, SLOW_PUT_SECONDS = 1.0, 0.1", **relay.settings())
+        copy = copies.start(constants={"RESPONSE_TIMEOUT": 1.0, "SLOW_PUT_SECONDS": 0.1}, **relay.settings())
         put_separately(service, ["nginx", "sql_audit", "click"], 12, 15 * 1000, shard=0)
         wait_until_delivered(service)
         assert relay.puts_at_once == 3
@@ -300,7 +320,7 @@ def test_a_line_that_is_slow_from_the_start_gets_no_company_for_its_puts(service
 def test_a_line_that_becomes_too_slow_for_many_puts_gets_fewer(service, copies):
     """Eight of them take longer than any may, so they fail; then it is one at a time, and none is repeated."""
     with Relay(service) as relay:
-        copy = copies.start(before="RESPONSE_TIMEOUT, SLOW_PUT_SECONDS = 1.0, 0.1", **relay.settings())
+        copy = copies.start(constants={"RESPONSE_TIMEOUT": 1.0, "SLOW_PUT_SECONDS": 0.1}, **relay.settings())
         warm_up(service, relay)
         relay.rate, relay.puts_at_once = 30 * 1000, 0
         put_separately(service, ["click"], 8, 12 * 1000, shard=0)
@@ -357,10 +377,11 @@ def sockets_closed_from_the_other_side(copy):
     return len([row for row in rows if row[3] == CLOSE_WAIT and "socket:[%s]" % row[9] in inodes])
 
 
-NOT_YET = """
-close_stale = PooledLogClient.close_stale
-PooledLogClient.close_stale = lambda *one, **named: os.path.exists(%r) or close_stale(*one, **named)
-"""
+def not_while_it_exists(program, switch):
+    import os
+
+    close_stale = program.PooledLogClient.close_stale
+    program.PooledLogClient.close_stale = lambda *one, **named: os.path.exists(switch) or close_stale(*one, **named)
 
 
 @pytest.mark.parametrize("event", ["after an answer", "all at once"])
@@ -368,7 +389,7 @@ def test_connections_that_the_service_has_closed_are_closed_here_too(service, co
     """Without being used again, and on PyPy without waiting for its collector of garbage."""
     switch = tmp_path / "not yet"  # so that they can be seen before
     switch.touch()
-    copy = copies.start(before=NOT_YET % str(switch))
+    copy = copies.start(patch=functools.partial(not_while_it_exists, str(switch)))
     with service.add_fault("PutLogs", close=event == "after an answer", delay=0.2):
         put_separately(service, ["nginx", "sql_audit", "click"], 60)
         wait_until_delivered(service)
@@ -387,7 +408,7 @@ def test_rare_logs_do_not_meet_connections_that_a_nat_has_forgotten(service, cop
     """What is sent on one gets lost without a word, and would be missed only when its time is over."""
     with Relay(service) as relay:
         relay.forgets_after = 1.5
-        copy = copies.start(before="RESPONSE_TIMEOUT, MAX_IDLE = 3.0, 0.5", **relay.settings())
+        copy = copies.start(constants={"RESPONSE_TIMEOUT": 3.0, "MAX_IDLE": 0.5}, **relay.settings())
         wait_until_begun(service)
         for _ in range(3):
             feed(service, 4, topics=["nginx"])
@@ -404,16 +425,18 @@ def test_rare_logs_do_not_meet_connections_that_a_nat_has_forgotten(service, cop
 
 # ---- LogGroups that are set aside -------------------------------------------------------------------------------
 
-COUNTING_LOOKS = """
-scandir, DeadLetterDirectory.RESCAN_INTERVAL = os.scandir, 1e9
 
-def counted(directory):
-    with open(%r, "a") as file:
-        file.write("%%s\\n" %% directory)
-    return scandir(directory)
+def counting_looks(program, looks):
+    import os
 
-os.scandir = counted
-"""
+    scandir = os.scandir
+
+    def counted(directory):
+        with open(looks, "a") as file:
+            file.write("%s\n" % directory)
+        return scandir(directory)
+
+    os.scandir = counted
 
 
 def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, copies, tmp_path):
@@ -423,13 +446,18 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
         (directory / ("TO3-test-project-click-%032x.loggroup" % number)).touch()
     poisons = [make_log_group("click", Source="10.0.0.%d" % number) + b"\x28\x01" for number in range(20)]
     service.put(PROJECT, SOURCE, poisons)
-    copy = copies.start(before=COUNTING_LOOKS % str(looks), SLS_REJECTED_DIR=str(directory))
+    copy = copies.start(
+        patch=functools.partial(counting_looks, str(looks)),
+        constants={"DeadLetterDirectory.RESCAN_INTERVAL": 1e9},
+        SLS_REJECTED_DIR=str(directory),
+    )
     wait_until_delivered(service)
     assert copy.stop() == 0
     assert len(os.listdir(str(directory))) == 50 * 1000 + 20
     assert looks.read_text().splitlines() == [str(directory)]
 
 
+@pytest.mark.quick
 def test_a_log_group_is_set_aside_under_the_longest_names_that_settings_allow(tmp_path):
     place = logstore_config("p" * 63, "l" * 128)
     path = DeadLetterDirectory(str(tmp_path)).save(

@@ -16,8 +16,7 @@ import pytest
 import trustme
 from aliyun.log.proto import LogGroup
 from conftest import logstore_config
-from copies import GROUP, PROJECT, SOURCE, feed, make_log_group, settings_for, wait_until_begun, wait_until_delivered
-from ledgers import assert_all_delivered_once
+from harness import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import ForeignAnswer, LocalLogService
 
 from dispatch_data import (
@@ -33,6 +32,8 @@ from dispatch_data import (
     read_shard_status,
     watchdog,
 )
+
+pytestmark = pytest.mark.quick
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -457,34 +458,6 @@ def test_without_an_answer_there_is_no_status(service, clean_environment):
         with pytest.raises(CallError) as caught:
             put(client_for(service))
     assert caught.value.status is None and caught.value.is_transient()
-
-
-def test_a_host_with_a_dead_address_costs_no_membership(service, copies):
-    """Of two addresses, as load balancers have them, the first drops what it is sent: a heartbeat must leave time for
-    the second. On Linux a listener drops connections beyond its backlog."""
-    port = urlsplit(service.environment()["http_proxy"]).port
-    with contextlib.ExitStack() as sockets:
-        dead = sockets.enter_context(socket.socket())
-        dead.bind(("127.0.0.2", port))
-        dead.listen(0)
-        for _ in range(2):
-            waiting = sockets.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(dead.getsockname())
-        two_addresses = (
-            "CONNECT_TIMEOUT = 4\n"
-            "real = socket.getaddrinfo\n"
-            "socket.getaddrinfo = lambda host, port, *rest, **named: (\n"
-            "    real('127.0.0.2', port, *rest, **named) + real(host, port, *rest, **named)\n"
-            ")"
-        )
-        copy = copies.start(before=two_addresses)
-        wait_until_begun(service)
-        feed(service, 40)
-        wait_until_delivered(service)
-        assert_all_delivered_once(service)
-        assert " is lost, another joins" not in copy.log()
-        assert copy.stop() == 0
 
 
 @pytest.mark.skipif(platform.python_implementation() == "PyPy", reason="there all is left to the garbage collector")

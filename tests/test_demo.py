@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from copies import is_running
+from harness import is_running, program_with
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "tests.local_log_service", "demo", "--seconds", "2"]
@@ -129,11 +129,10 @@ def test_an_interrupted_demonstration_leaves_no_process_behind(start_demo, numbe
 
 @pytest.fixture
 def start_demo_of(start_demo, tmp_path):
-    """Starts a demonstration whose copies run a program, given as text, instead of dispatch_data.py."""
+    """Starts a demonstration whose copies run the program with a patch."""
 
-    def start(program):
-        path = tmp_path / "program.py"
-        path.write_text(program, encoding="utf-8")
+    def start(patch):
+        program = program_with(tmp_path, patch)
         return start_demo(
             [
                 sys.executable,
@@ -142,7 +141,7 @@ def start_demo_of(start_demo, tmp_path):
                     [
                         "import pathlib, sys",
                         "from tests.local_log_service import __main__, demo",
-                        "demo.PROGRAM = pathlib.Path(%r)" % str(path),
+                        "demo.PROGRAM = pathlib.Path(%r)" % str(program),
                         "sys.exit(__main__.main(['demo', '--seconds', '2']))",
                     ]
                 ),
@@ -152,26 +151,29 @@ def start_demo_of(start_demo, tmp_path):
     return start
 
 
+def losing_logs(program):
+    import itertools
+
+    put, numbers = program.LogClient.put_log_raw, itertools.count()
+    program.LogClient.put_log_raw = lambda *arguments: next(numbers) % 5 and put(*arguments)
+
+
 def test_a_dispatcher_that_loses_logs_is_not_ok(start_demo_of):
-    demo = start_demo_of(
-        "\n".join(
-            [
-                "import itertools, runpy",
-                "from aliyun.log import LogClient",
-                "put, numbers = LogClient.put_log_raw, itertools.count()",
-                "LogClient.put_log_raw = lambda *arguments: next(numbers) % 5 and put(*arguments)",
-                "runpy.run_path(%r, run_name='__main__')" % str(REPOSITORY / "dispatch_data.py"),
-            ]
-        )
-    )
+    demo = start_demo_of(losing_logs)
     assert demo.read_all() == 1
     assert re.fullmatch(
         r"NOT OK: \d+ logs sent, \d+ delivered: [1-9]\d* lost, \d+ duplicated, 0 foreign", demo.lines[-1]
     ), "\n".join(demo.lines)
 
 
+def ending_at_once(program):
+    import sys
+
+    sys.exit("the reason why")
+
+
 def test_a_copy_that_fails_is_shown_with_its_stderr(start_demo_of):
-    demo = start_demo_of("import sys; sys.exit('the reason why')")
+    demo = start_demo_of(ending_at_once)
     assert demo.read_all() == 1
     assert "the reason why" in demo.lines
     assert re.fullmatch("NOT OK: copy [ABC] ended with exit status 1", demo.lines[-1])

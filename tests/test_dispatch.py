@@ -4,8 +4,9 @@ import time
 
 import pytest
 from aliyun.log.proto import LogGroup
+from assertions import arrived_in_targets, assert_all_delivered_once, assert_delivered_once
 from conftest import create_logstores
-from copies import (
+from harness import (
     AND_A_CATCH_ALL,
     PROJECT,
     SOURCE,
@@ -18,7 +19,6 @@ from copies import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledgers import arrived_in_targets, assert_all_delivered_once, assert_delivered_once
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 

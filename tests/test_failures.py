@@ -4,13 +4,24 @@ Where an answer was lost after a put took effect, exactly that put is repeated. 
 local service and compares the whole ledger, log by log.
 """
 
+import functools
 import re
 import time
 from collections import Counter
 
 import pytest
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in, puts_arrived, verdict
 from conftest import create_logstores
-from copies import (
+from disruptions import (
+    changed_key,
+    deleted_logstore,
+    names_switched_by,
+    outage,
+    unknown_names,
+    untrusted_certificate,
+    wrong_clock,
+)
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -27,18 +38,8 @@ from copies import (
     wait_until_joined,
     wait_until_shared,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in, puts_arrived, verdict
 from local_log_service import LocalLogService
 from local_log_service.verdict import split_log_group
-from troubles import (
-    changed_key,
-    deleted_logstore,
-    names_switched_by,
-    outage,
-    unknown_names,
-    untrusted_certificate,
-    wrong_clock,
-)
 
 # ---- puts that fail ---------------------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ def test_a_target_that_takes_nothing_is_asked_ever_more_seldom(service, copies):
 
 def test_a_put_that_fails_when_its_batch_is_given_up_already_is_failing_no_more(service, copies):
     """Else it would be counted as failing for as long as the copy lives, and be cause for alarm."""
-    copy = copies.start(before="GRACE = 0.2")
+    copy = copies.start(constants={"GRACE": 0.2})
     feed(service, 100)
     wait_until_delivered(service)  # so that each target has more writers than the first
     with service.add_fault("PutLogs", hold=True, status=500, code="InternalServerError") as fault:
@@ -107,7 +108,7 @@ def test_a_put_that_fails_when_its_batch_is_given_up_already_is_failing_no_more(
 def test_a_target_that_takes_nothing_is_not_asked_for_each_put_there_is(service, copies):
     """Else one that is over its quota would get a batch's hundreds of puts, again and again."""
     log_groups = [make_log_group("nginx", Source="10.0.%d.%d" % divmod(number, 250)) for number in range(400)]
-    copy = copies.start(before="ShardConsumer.TARGET_BATCH_SECONDS = 1000.0")  # a batch may be all that a pull brings
+    copy = copies.start(constants={"ShardConsumer.TARGET_BATCH_SECONDS": 1000.0})  # a batch may be all of a pull
     service.put(PROJECT, SOURCE, log_groups, shard=0)
     wait_until_delivered(service)
     with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
@@ -165,7 +166,7 @@ def test_a_put_that_is_never_answered_is_tried_again(service, copies):
     """After RESPONSE_TIMEOUT. What the service held without an answer it has not taken, so nothing is repeated."""
     with service.add_fault("PutLogs", hold=True, share=0.5) as fault:
         feed(service, 40)
-        copies.start(before="RESPONSE_TIMEOUT = 1")
+        copies.start(constants={"RESPONSE_TIMEOUT": 1})
         wait_until_delivered(service)
         assert fault.hits >= 3
     assert_all_delivered_once(service)
@@ -325,21 +326,24 @@ def test_heartbeats_failing_for_longer_than_the_timeout_let_no_batch_begin(servi
     assert_all_delivered_once(service)
 
 
+def no_heartbeat_while_it_exists(program, late):
+    import os
+    import time
+
+    send = program.Heartbeat.send
+
+    def send_when_there_is_time(self):
+        while os.path.exists(late):
+            time.sleep(0.01)
+        return send(self)
+
+    program.Heartbeat.send = send_when_there_is_time
+
+
 def test_no_batch_begins_while_the_heartbeat_is_overdue(service, copies, tmp_path):
     """Not even before a heartbeat fails: its thread may be the last to wake up in a copy that was frozen."""
     late = tmp_path / "late"
-    copy = copies.start(
-        before="\n".join(
-            [
-                "beat = Heartbeat.send",
-                "def beat_when_there_is_time(self):",
-                "    while os.path.exists(%r):" % str(late),
-                "        time.sleep(0.01)",
-                "    return beat(self)",
-                "Heartbeat.send = beat_when_there_is_time",
-            ]
-        )
-    )
+    copy = copies.start(patch=functools.partial(no_heartbeat_while_it_exists, str(late)))
     feed(service, 40)
     wait_until_delivered(service)
     late.touch()
@@ -425,7 +429,7 @@ def test_a_target_whose_key_is_refused_waits_for_the_right_one(service, copies, 
 
 def test_copies_outlast_a_failing_name_resolution(service, copies, tmp_path):
     switch = tmp_path / "names are unknown"
-    copy = copies.start(before=names_switched_by(switch))
+    copy = copies.start(patch=names_switched_by(switch))
     feed(service, 40)
     wait_until_delivered(service)
     with unknown_names(service, switch) as sign:
@@ -483,22 +487,21 @@ def test_a_source_that_cannot_be_reached_yet_is_tried_until_it_can(service, copi
     assert copy.stop() == 0
 
 
+def every_other_batch_fails(program):
+    deliver, tries = program.Delivery.deliver, []
+
+    def fail_at_first(self, log_groups, token):
+        tries.append(log_groups)
+        if len(tries) % 2:
+            raise MemoryError
+        return deliver(self, log_groups, token)
+
+    program.Delivery.deliver = fail_at_first
+
+
 def test_a_batch_that_fails_within_the_program_is_tried_again(service, copies):
     """Such as for want of memory: were it passed over, the next batch's checkpoint would lose it."""
-    copies.start(
-        before="\n".join(
-            [
-                "MAX_BACKOFF = 0.1",
-                "deliver, tries = Delivery.deliver, []",
-                "def fail_at_first(self, log_groups, token):",
-                "    tries.append(log_groups)",
-                "    if len(tries) % 2:",
-                "        raise MemoryError",
-                "    return deliver(self, log_groups, token)",
-                "Delivery.deliver = fail_at_first",
-            ]
-        )
-    )
+    copies.start(patch=every_other_batch_fails, constants={"MAX_BACKOFF": 0.1})
     flow = SteadyFeed(service)
     flow.wait_for(lambda: puts_arrived(service) > 20, "batches delivered at the second try")
     wait_until_delivered(service)

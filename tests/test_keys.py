@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 import pytest
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
 from conftest import logstore_config
-from copies import (
+from harness import (
     LIMIT,
     PROJECT,
     Copies,
@@ -34,7 +35,6 @@ from copies import (
     wait_until_begun,
     wait_until_delivered,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
 from local_log_service.key_services import Answer, KeyServices
 from test_settings import GOOD
 
@@ -92,14 +92,14 @@ def environment_for(key_services, source, directory):
     return dict(NO_KEY, SLS_CREDENTIALS=value, **key_services.environment())
 
 
-def patch_for(key_services):
-    """Lines for `Copies.start(before=...)`: the address of the metadata service is no setting, as it must not be."""
-    return "ECS_METADATA_URL = %r" % key_services.metadata
+def constants_for(key_services):
+    """The address of the metadata service is no setting, as it must not be."""
+    return {"ECS_METADATA_URL": key_services.metadata}
 
 
 def check(service, key_services, directory, **changes):
     """(exit status, lines) of --check."""
-    program = program_with(patch_for(key_services), directory)
+    program = program_with(directory, constants=constants_for(key_services))
     ended = subprocess.run(
         [sys.executable, str(program), "--check"],
         env=settings_for(service, **changes),
@@ -122,6 +122,7 @@ WAYS = [(source, region) for source in SOURCES for region in (None, "local")]
 SOME_WAYS = [("ecs", None), ("oidc", "local"), ("uri", "local"), ("file", None)]  # a source doesn't know who signs how
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source, region", WAYS if SECONDS else SOME_WAYS)
 def test_nothing_is_lost_or_repeated_while_keys_come_and_go(service, key_services, copies, tmp_path, source, region):
     """Copies join and leave under load, for more than two lives of a key."""
@@ -131,7 +132,7 @@ def test_nothing_is_lost_or_repeated_while_keys_come_and_go(service, key_service
         begin = time.monotonic()
 
         def start():
-            return copies.start(before=patch_for(key_services), **changes)
+            return copies.start(constants=constants_for(key_services), **changes)
 
         def have_passed(keys):
             given_out = key_services.given_out[SOURCES[source]]
@@ -158,7 +159,7 @@ def test_nothing_is_lost_or_repeated_while_keys_come_and_go(service, key_service
 def test_metrics_say_when_a_key_ends(service, key_services, copies, tmp_path):
     port = free_port()
     changes = environment_for(key_services, "uri", tmp_path)
-    copies.start(before=patch_for(key_services), SLS_METRICS_PORT=str(port), SLS_AK_ID_TO1="local-id",
+    copies.start(constants=constants_for(key_services), SLS_METRICS_PORT=str(port), SLS_AK_ID_TO1="local-id",
                  SLS_AK_KEY_TO1="local-secret", **changes)  # fmt: skip
     ends = []
 
@@ -177,7 +178,9 @@ def test_metrics_say_when_a_key_ends(service, key_services, copies, tmp_path):
 def test_both_forms_of_the_metadata_service(service, key_services, copies, tmp_path, form):
     key_services.has_hardened_form = form != "older"
     key_services.wants_hardened_form = form == "hardened alone"
-    copy = copies.start(before=patch_for(key_services), **environment_for(key_services, "ecs:dispatch-data", tmp_path))
+    copy = copies.start(
+        constants=constants_for(key_services), **environment_for(key_services, "ecs:dispatch-data", tmp_path)
+    )
     feed(service, 20)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -195,7 +198,7 @@ def test_targets_in_another_account_have_a_source_of_their_own(service, key_serv
     assert re.fullmatch(r"SLS_CREDENTIALS_TO1 +file:\S+/key, " + ends, lines[4])
     assert re.fullmatch(r"SLS_CREDENTIALS_TO +ecs, role dispatch-data, " + ends, lines[5])
     assert not any(line.startswith("SLS_CREDENTIALS ") for line in lines), "the source's key does not end"
-    copy = copies.start(before=patch_for(key_services), **changes)
+    copy = copies.start(constants=constants_for(key_services), **changes)
     wait_until_begun(service)
     key_services.role = ""
     key_services.revoke()
@@ -241,7 +244,7 @@ def test_a_source_that_is_gone_for_longer_than_a_key_lives_is_waited_for(
 ):
     changes = environment_for(key_services, source, tmp_path)
     flow = SteadyFeed(service)
-    copy = copies.start(before=patch_for(key_services), **changes)
+    copy = copies.start(constants=constants_for(key_services), **changes)
     flow.wait_until_shared(copy)
     key_services.stop()
     wait_for_word(flow, copy, r"SLS_CREDENTIALS: no new key yet, trying again: NoKey: the key at hand: .*ends ")
@@ -284,7 +287,7 @@ def test_a_role_that_was_taken_away_is_named_and_comes_back(service, key_service
     changes = environment_for(key_services, source, tmp_path)
     before = getattr(key_services, attribute)
     flow = SteadyFeed(service)
-    copy = copies.start(before=patch_for(key_services), **changes)
+    copy = copies.start(constants=constants_for(key_services), **changes)
     flow.wait_until_shared(copy)
     setattr(key_services, attribute, value)
     wait_for_word(flow, copy, "ERROR SLS_CREDENTIALS: no new key yet, trying again: %s.*%s" % (code, words))
@@ -293,7 +296,7 @@ def test_a_role_that_was_taken_away_is_named_and_comes_back(service, key_service
     for line in lines[:4]:
         assert "wrong: %s" % code in line and words in line and "is the RAM role attached to this" in line
     assert re.search("SLS_CREDENTIALS +%s, no key yet" % source, lines[4])
-    ended = copies.start(before=patch_for(key_services), **changes)
+    ended = copies.start(constants=constants_for(key_services), **changes)
     assert ended.process.wait(LIMIT) == 1, "what somebody has to mend is no reason to wait at the start"
     assert words in ended.stderr()
     wait_for_word(flow, copy, " failed and is tried again.*KeyRefused: the key at hand: .*ended ")
@@ -386,7 +389,7 @@ def test_no_secret_is_written_anywhere_while_all_goes_wrong(service, key_service
             stack.enter_context(Sidecar(key_services, tmp_path / "key"))
         copies = stack.enter_context(Copies(service, tmp_path / "copies"))
         changes = environment_for(key_services, source, tmp_path)
-        copy = copies.start(before=patch_for(key_services), SLS_LOG_LEVEL="DEBUG", **changes)
+        copy = copies.start(constants=constants_for(key_services), SLS_LOG_LEVEL="DEBUG", **changes)
         flow = SteadyFeed(service)
         flow.wait_until_shared(copy)
         for failure in (dict(status=401, code="SignatureNotMatch"), dict(status=500), dict(cut="before")):
@@ -408,6 +411,7 @@ def test_no_secret_is_written_anywhere_while_all_goes_wrong(service, key_service
     assert [secret for secret in secrets if secret in written] == []
 
 
+@pytest.mark.quick
 def test_what_came_at_run_time_is_hidden_from_lines_formatted_later():
     formatter = RedactingFormatter("%(levelname)s %(message)s")
     record = dispatch_data.logging.LogRecord("x", 20, "", 0, "new-secret-of-today", (), None)
@@ -477,6 +481,7 @@ ODD = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("source", ["ecs:dispatch-data", "uri", "oidc"])
 @pytest.mark.parametrize("status, body, code, words, is_transient", ODD)
 def test_odd_answers(key_services, sources, source, status, body, code, words, is_transient):
@@ -493,6 +498,7 @@ def test_odd_answers(key_services, sources, source, status, body, code, words, i
     assert key_services.asked["agent"] == (source == "uri"), "no redirect is followed"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("disabled, gets_a_key", [("", True), ("false", True), ("true", False), ("1", False)])
 @pytest.mark.parametrize("status", [404, 405])
 def test_the_older_form_where_the_hardened_one_does_not_exist(
@@ -509,6 +515,7 @@ def test_the_older_form_where_the_hardened_one_does_not_exist(
         assert key_services.asked["metadata"] == 1
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "status, body, words",
     [
@@ -525,6 +532,7 @@ def test_the_older_form_is_not_for_other_failures_of_the_hardened_one(key_servic
     assert key_services.asked["metadata"] == 1
 
 
+@pytest.mark.quick
 def test_what_is_no_role_gives_no_key(key_services, sources):
     key_services.ordered["GET", "/latest/meta-data"] = Answer(200, "<html>no role</html>")
     assert "isn't JSON" in str(failure_of(sources("ecs")))
@@ -538,6 +546,7 @@ STS_REFUSALS = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("refusal", list(STS_REFUSALS))
 def test_what_sts_says_is_shown(key_services, sources, refusal):
     attributes, words = STS_REFUSALS[refusal]
@@ -547,6 +556,7 @@ def test_what_sts_says_is_shown(key_services, sources, refusal):
     assert words in str(failure) and failure.kind == ErrorKind.CONFIG and "does it trust" in failure.hint
 
 
+@pytest.mark.quick
 def test_errors_in_xml_and_throttling(key_services, sources):
     body = "<?xml version='1.0'?><Error><Code>Throttling.User</Code><Message>slow</Message></Error>"
     key_services.ordered["POST", "/"] = Answer(400, body)
@@ -554,6 +564,7 @@ def test_errors_in_xml_and_throttling(key_services, sources):
     assert "400 NoKey: sts.aliyuncs.com/: Throttling.User: slow" in str(failure) and failure.is_transient()
 
 
+@pytest.mark.quick
 def test_the_token_of_the_service_account_is_read_anew_each_time(key_services, sources):
     keys = sources("oidc")
     keys.refresh()
@@ -565,6 +576,7 @@ def test_the_token_of_the_service_account_is_read_anew_each_time(key_services, s
     assert key_services.given_out["STS"] == 2
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("host", ["", "sts-vpc.cn-hangzhou.aliyuncs.com"])
 def test_the_host_of_sts(key_services, sources, monkeypatch, host):
     monkeypatch.setenv("ALIBABA_CLOUD_STS_ENDPOINT", host)
@@ -574,6 +586,7 @@ def test_the_host_of_sts(key_services, sources, monkeypatch, host):
     sources("oidc").refresh()
 
 
+@pytest.mark.quick
 def test_passwords_for_others_are_not_sent(key_services, sources, monkeypatch, tmp_path):
     """As requests does with the default of ~/.netrc, for each host that it doesn't know."""
     netrc = tmp_path / "netrc"
@@ -585,6 +598,7 @@ def test_passwords_for_others_are_not_sent(key_services, sources, monkeypatch, t
     assert not any("authorization" in headers for headers in key_services.last_headers.values())
 
 
+@pytest.mark.quick
 def test_sts_must_be_who_it_says(key_services, sources, monkeypatch):
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     failure = failure_of(sources("oidc"))
@@ -592,6 +606,7 @@ def test_sts_must_be_who_it_says(key_services, sources, monkeypatch):
     assert key_services.asked["STS"] == 0
 
 
+@pytest.mark.quick
 def test_the_password_of_an_agent(key_services, sources):
     key_services.password = "secret-0"
     keys = sources("uri")
@@ -603,6 +618,7 @@ def test_the_password_of_an_agent(key_services, sources):
     assert keys.key, "the key before stays"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("beginning", ["", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"])
 def test_a_source_that_never_comes_to_an_end_is_given_up_soon(monkeypatch, beginning):
     """It takes the connection and says nothing, or answers byte by byte for as long as anybody listens."""
@@ -629,6 +645,7 @@ def test_a_source_that_never_comes_to_an_end_is_given_up_soon(monkeypatch, begin
     assert not thread.is_alive(), "the connection is still open"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("mode, is_refused", [(0o600, False), (0o640, False), (0o644, True), (0o602, True)])
 def test_a_file_that_others_can_read_is_refused(key_services, sources, tmp_path, mode, is_refused):
     key_services.write_key(str(tmp_path / "key"), mode)
@@ -641,6 +658,7 @@ def test_a_file_that_others_can_read_is_refused(key_services, sources, tmp_path,
         assert keys.key.role == ""
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("text", [None, "", "{", '{"AccessKeyId": "x"}', b"\xff"])
 def test_a_file_that_is_none_or_half_a_key(sources, tmp_path, text):
     if text is not None:
@@ -690,6 +708,7 @@ def source(monkeypatch):
     it.may_answer.set()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("life, ahead", [(36000, 900), (3600, 900), (1800, 900), (600, 300), (10, 5)])
 def test_a_key_is_renewed_a_quarter_of_an_hour_ahead_or_at_half_its_life(source, life, ahead):
     source.life = life
@@ -698,6 +717,7 @@ def test_a_key_is_renewed_a_quarter_of_an_hour_ahead_or_at_half_its_life(source,
     assert keys.key.end - keys.refresh_at == pytest.approx(ahead, abs=1)
 
 
+@pytest.mark.quick
 def test_one_thread_renews_and_nobody_waits_for_it(source, service):
     """The renewal hangs; whoever asks goes on with the key there is, and fails at once when that has ended."""
     source.life = 1.0
@@ -730,6 +750,7 @@ def test_one_thread_renews_and_nobody_waits_for_it(source, service):
     assert source.most_at_once == 1
 
 
+@pytest.mark.quick
 def test_many_who_ask_first_get_the_first_key(source):
     keys = CredentialSource(place_with("ecs")).start()
     source.may_answer.clear()
@@ -744,6 +765,7 @@ def test_many_who_ask_first_get_the_first_key(source):
     assert (source.asked, source.most_at_once) == (1, 1)
 
 
+@pytest.mark.quick
 def test_renewals_that_fail_are_tried_again_for_ever_whatever_the_reason(source, service):
     source.error = RuntimeError("a defect")
     keys = CredentialSource(place_with("ecs")).start()
@@ -771,6 +793,7 @@ BLAMING = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("code, message, blames_key", BLAMING)
 def test_a_key_that_is_refused_is_replaced_but_not_without_end(source, code, message, blames_key):
     keys = keys_from("ecs")
@@ -788,6 +811,7 @@ def test_a_key_that_is_refused_is_replaced_but_not_without_end(source, code, mes
     assert refused.is_transient() == (blames_key or code == "InternalServerError")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("code, message, blames_key", BLAMING)
 @pytest.mark.parametrize("token", ["token", ""])
 def test_only_a_token_that_has_run_out_is_the_end(code, message, blames_key, token):
@@ -799,6 +823,7 @@ def test_only_a_token_that_has_run_out_is_the_end(code, message, blames_key, tok
     assert refused.hint == CallError(code, message, 401).hint
 
 
+@pytest.mark.quick
 def test_secrets_stay_hidden_until_they_are_of_no_use(monkeypatch):
     redactor = Redactor()
     redactor.add(float("inf"), "password")
@@ -808,6 +833,7 @@ def test_secrets_stay_hidden_until_they_are_of_no_use(monkeypatch):
     assert set(redactor.secrets) == {"password", "key", "token", "dead, if this clock is right"}
 
 
+@pytest.mark.quick
 def test_places_with_one_source_share_one_key(monkeypatch):
     monkeypatch.setattr(CredentialSource, "refresh_loop", lambda _: None)
     one = place_with("file:/one")
@@ -829,6 +855,7 @@ def read(**changes):
     return read_settings({name: text for name, text in environment.items() if text is not None})
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "changes, credentials",
     [
@@ -846,6 +873,7 @@ def test_each_form_of_the_setting(changes, credentials):
     assert (place.credentials, place.access_key_id, place.access_key, place.security_token) == (credentials, "", "", "")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "changes, line",
     [
@@ -874,6 +902,7 @@ def test_mistakes_get_one_line(changes, line):
     assert re.match(line, problem) and "secret" not in problem
 
 
+@pytest.mark.quick
 def test_source_id_secret_and_token_are_taken_from_one_line():
     settings = read(
         SLS_CREDENTIALS="ecs",
@@ -894,6 +923,7 @@ def test_source_id_secret_and_token_are_taken_from_one_line():
     ]
 
 
+@pytest.mark.quick
 def test_passwords_in_the_url_of_an_agent_are_secrets():
     keys_from("http://user:p%40ss@localhost/key?sesame")
     assert {"p%40ss", "p@ss", "sesame"} <= set(redactor.secrets)

@@ -4,13 +4,26 @@ A consumer that may no longer be who the service thinks it is ends, and another 
 given up, and tried again. Each test runs real copies against the local service.
 """
 
+import contextlib
+import functools
 import re
 import signal
+import socket
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from copies import (
+from assertions import (
+    arrived_in_targets,
+    assert_all_delivered_once,
+    assert_delivered_once,
+    assert_nothing_lost,
+    logs_in,
+    puts_arrived,
+    verdict,
+)
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -23,22 +36,18 @@ from copies import (
     pulled_at_once,
     run_program,
     settings_for,
+    wait_until_begun,
     wait_until_delivered,
     wait_until_forgotten,
     wait_until_joined,
 )
-from ledgers import (
-    arrived_in_targets,
-    assert_all_delivered_once,
-    assert_delivered_once,
-    assert_nothing_lost,
-    logs_in,
-    puts_arrived,
-    verdict,
-)
 from local_log_service import mangling
 from local_log_service.faults import ForeignAnswer
 from local_log_service.verdict import compare
+
+from dispatch_data import Batch, Heartbeat, PutScheduler, ShardConsumer, Target
+
+pytestmark = pytest.mark.slow
 
 
 def made_group(service, timeout, in_order=False):
@@ -215,24 +224,33 @@ def test_a_first_start_at_the_end_that_is_killed_half_way_decides_for_all_shards
 
 # ---- batches in which the program itself fails ------------------------------------------------------------------
 
-# No file takes more than a few bytes, neither the log nor what stderr was sent to: as on a full disk. The SDK's locks
-# are files of 32 bytes, in memory.
-FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))"
-# Nothing can be told at all, and who tries gets an exception.
-NOTHING_CAN_BE_TOLD = """
-def cannot_tell(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
 
-log.log = log.warning = log.error = log.exception = cannot_tell
-"""
+def full_disk(program):
+    """No file takes more than a few bytes, neither the log nor what stderr was sent to.
+
+    The SDK's locks are files of 32 bytes, in memory.
+    """
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
 
 
-@pytest.mark.parametrize("before", [FULL_DISK, NOTHING_CAN_BE_TOLD], ids=["full disk", "telling raises"])
-def test_a_failure_that_cannot_be_told_loses_nothing(service, copies, before):
+def nothing_can_be_told(program):
+    """Who tries gets an exception."""
+    import errno
+
+    def cannot_tell(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    program.log.log = program.log.warning = program.log.error = program.log.exception = cannot_tell
+
+
+@pytest.mark.parametrize("patch", [full_disk, nothing_can_be_told], ids=["full disk", "telling raises"])
+def test_a_failure_that_cannot_be_told_loses_nothing(service, copies, patch):
     """One target refuses for a while, another is slow: the batch must not be left for the next one by that."""
     with service.add_fault("PutLogs", logstore="click", delay=0.3):
         with service.add_fault("PutLogs", logstore="nginx", code="ServerBusy", status=503) as fault:
-            copy = copies.start(before=before)
+            copy = copies.start(patch=patch)
             feed_separately(service, 40)
             service.wait_for(lambda: fault.hits >= 6, LIMIT, "puts refused")
             feed(service, 40)
@@ -240,12 +258,12 @@ def test_a_failure_that_cannot_be_told_loses_nothing(service, copies, before):
         wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert copy.stop() == 0
-    if before == FULL_DISK:
+    if patch is full_disk:
         assert len(copy.stderr()) <= 64 and len(copy.log()) <= 64
 
 
 def test_a_checkpoint_whose_failure_cannot_be_told_repeats_at_most_its_batches(service, copies):
-    copies.start(before=NOTHING_CAN_BE_TOLD + "MAX_BACKOFF = 0.1\n")
+    copies.start(patch=nothing_can_be_told, constants={"MAX_BACKOFF": 0.1})
     feed(service, 40)
     with service.add_fault("UpdateCheckPoint", code="ServerBusy", status=503, share=0.5) as fault:
         wait_until_delivered(service)
@@ -257,42 +275,46 @@ def test_a_checkpoint_whose_failure_cannot_be_told_repeats_at_most_its_batches(s
     assert_nothing_lost(service, most_repeated=fault.hits * 40 * 5)
 
 
-FAILING_AT_TIMES = """
-MAX_BACKOFF = 0.1
-original, tries = %(name)s, []
+def failing_at_times(program, method, done="nothing", error=""):
+    """Each third call of this method fails, with nothing, half or all of it done: for want of memory, or of `error`."""
+    class_name, name = method.split(".")
+    owner, tries = getattr(program, class_name), []
+    original = getattr(owner, name)
 
-def failing_at_times(self, *arguments):
-    tries.append(None)
-    if len(tries) %% 3 == 1:
-        %(partly)s
-        raise %(error)s
-    return original(self, *arguments)
+    def failing(self, *arguments):
+        tries.append(None)
+        if len(tries) % 3 == 1:
+            if done == "half":
+                original(self, arguments[0][: len(arguments[0]) // 2], *arguments[1:])
+            elif done == "all":
+                original(self, *arguments)
+            raise RuntimeError(error) if error else MemoryError
+        return original(self, *arguments)
 
-%(name)s = failing_at_times
-"""
+    setattr(owner, name, failing)
+
+
 FAILURES_WITHIN = {
-    "nothing handed out": ("PutScheduler.submit", "pass", "MemoryError"),
-    "half of it handed out": (
-        "PutScheduler.submit",
-        "original(self, arguments[0][: len(arguments[0]) // 2], arguments[1])",
-        'RuntimeError("can\'t start new thread")',
-    ),
-    "handed out, and then": ("PutScheduler.submit", "original(self, *arguments)", "MemoryError"),
-    "before a put": ("Target.attempt", "pass", "MemoryError"),
-    "after a put": ("Target.attempt", "original(self, *arguments)", "MemoryError"),
-    "what to do after a failure": ("Target.split_or_reject", "pass", "MemoryError"),
-    "waiting for the outcome": ("Batch.wait_for_failures", "pass", "MemoryError"),
-    "the checkpoint": ("ShardConsumer.save", "pass", "MemoryError"),
-    "a pull": ("ShardConsumer.pull_once", "pass", "MemoryError"),
-    "a heartbeat": ("Heartbeat.send", "pass", "MemoryError"),
+    "nothing handed out": (PutScheduler.submit,),
+    "half of it handed out": (PutScheduler.submit, "half", "can't start new thread"),
+    "handed out, and then": (PutScheduler.submit, "all"),
+    "before a put": (Target.attempt,),
+    "after a put": (Target.attempt, "all"),
+    "what to do after a failure": (Target.split_or_reject,),
+    "waiting for the outcome": (Batch.wait_for_failures,),
+    "the checkpoint": (ShardConsumer.save,),
+    "a pull": (ShardConsumer.pull_once,),
+    "a heartbeat": (Heartbeat.send,),
 }
 
 
-@pytest.mark.parametrize("name, partly, error", FAILURES_WITHIN.values(), ids=list(FAILURES_WITHIN))
-def test_whatever_fails_within_a_batch_loses_nothing(service, copies, name, partly, error):
+@pytest.mark.parametrize("failure", FAILURES_WITHIN.values(), ids=list(FAILURES_WITHIN))
+def test_whatever_fails_within_a_batch_loses_nothing(service, copies, failure):
     """It is given up whole and tried again, or carried on: at most the batch is repeated for each failure."""
     with service.add_fault("PutLogs", code="ServerBusy", status=503, share=0.2):
-        copy = copies.start(before=FAILING_AT_TIMES % dict(name=name, partly=partly, error=error))
+        method, *how = failure
+        patch = functools.partial(failing_at_times, method.__qualname__, *how)
+        copy = copies.start(patch=patch, constants={"MAX_BACKOFF": 0.1})
         for _ in range(6):
             feed_separately(service, 20)
             wait_until_delivered(service)
@@ -304,10 +326,9 @@ def test_whatever_fails_within_a_batch_loses_nothing(service, copies, name, part
 
 def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):
     """Those in the air may be repeated; those that had not begun must not, for they are tried again."""
-    half = "original(self, arguments[0][: len(arguments[0]) // 2], arguments[1])"
-    before = FAILING_AT_TIMES % dict(name="PutScheduler.submit", partly=half, error="MemoryError")
+    half = functools.partial(failing_at_times, PutScheduler.submit.__qualname__, "half")
     with service.add_fault("PutLogs", hold=True) as fault:
-        copy = copies.start(before=before + "MAX_BACKOFF = 5.0\n", SLS_WRITERS="1")
+        copy = copies.start(patch=half, constants={"MAX_BACKOFF": 5.0}, SLS_WRITERS="1")
         with pulled_at_once(service):
             feed_separately(service, 40, shard=0)
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a put in the air")
@@ -316,22 +337,24 @@ def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):
     assert_nothing_lost(service, most_repeated=5)
 
 
-NO_THREADS = """
-start = threading.Thread.start
+def no_threads_while_it_exists(program, switch):
+    import os
+    import threading
 
-def start_if_there_may_be_more(self):
-    if os.path.exists(%r):
-        raise RuntimeError("can't start new thread")
-    start(self)
+    start = threading.Thread.start
 
-threading.Thread.start = start_if_there_may_be_more
-"""
+    def start_if_there_may_be_more(self):
+        if os.path.exists(switch):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    threading.Thread.start = start_if_there_may_be_more
 
 
 def test_puts_go_on_where_no_thread_can_be_started(service, copies, tmp_path):
     """None of the writers', and none for further shards: with the threads that there are, then all goes on."""
     switch = tmp_path / "no threads"
-    copy = copies.start(before=NO_THREADS % str(switch))
+    copy = copies.start(patch=functools.partial(no_threads_while_it_exists, str(switch)))
     service.wait_for(lambda: is_begun(service, 4), LIMIT, "a copy that has begun")
     switch.touch()
     for _ in range(3):
@@ -347,25 +370,29 @@ def test_puts_go_on_where_no_thread_can_be_started(service, copies, tmp_path):
 
 # ---- the clock --------------------------------------------------------------------------------------------------
 
-CLOCK_OF_ITS_OWN = """
-right_time = time.time
 
-def time_that_steps():
-    try:
-        with open(%r) as file:
-            return right_time() + float(file.read() or 0)
-    except FileNotFoundError:
-        return right_time()
+def clock_of_its_own(program, offset):
+    """It is wrong by the seconds that stand in the file `offset`."""
+    import time
 
-time.time = time_that_steps
-"""
+    right_time = time.time
+
+    def time_that_steps():
+        try:
+            with open(offset) as file:
+                return right_time() + float(file.read() or 0)
+        except FileNotFoundError:
+            return right_time()
+
+    time.time = time_that_steps
 
 
 @pytest.mark.parametrize("seconds", ["-600", "600"])
 def test_a_wall_clock_that_steps_stops_and_hurries_nothing(service, copies, tmp_path, seconds):
     """Ten minutes, within which the service believes the time of a call; the SDK's loops would stand still as long."""
     offset = tmp_path / "offset"
-    started = [copies.start(before=CLOCK_OF_ITS_OWN % str(offset)) for _ in range(2)]
+    clock = functools.partial(clock_of_its_own, str(offset))
+    started = [copies.start(patch=clock) for _ in range(2)]
     flow = SteadyFeed(service)
     flow.wait_until_shared(*started)
     for text in (seconds, "0", seconds):
@@ -373,7 +400,7 @@ def test_a_wall_clock_that_steps_stops_and_hurries_nothing(service, copies, tmp_
         arrived = puts_arrived(service)
         flow.wait_for(lambda arrived=arrived: puts_arrived(service) >= arrived + 40, "logs delivered on")
         pass_calls(service, "HeartBeat", 4)
-    third = copies.start(before=CLOCK_OF_ITS_OWN % str(offset))
+    third = copies.start(patch=clock)
     flow.wait_until_shared(*started, third)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -385,9 +412,10 @@ def test_a_wall_clock_that_steps_stops_and_hurries_nothing(service, copies, tmp_
 def test_the_lag_is_told_by_the_clock_of_the_service(service, copies, tmp_path, seconds):
     """By a clock that is slow, what waits would not have arrived yet; by a fast one, all would be late."""
     offset = tmp_path / "offset"
+    clock = functools.partial(clock_of_its_own, str(offset))
     offset.write_text(seconds)
     with service.add_fault("PutLogs", code="WriteQuotaExceed"):
-        copy = copies.start(before=CLOCK_OF_ITS_OWN % str(offset) + "SUMMARY_INTERVAL = 0.5\n")
+        copy = copies.start(patch=clock, constants={"SUMMARY_INTERVAL": 0.5})
         wait_until_joined(service, copy)
         feed(service, 20)
         service.wait_for(lambda: re.search(r"lag_seconds=[1-9]", copy.log()), LIMIT, "a lag")
@@ -413,6 +441,36 @@ def test_one_heartbeat_without_an_answer_is_no_lapse(service, copies, failure):
     assert_all_delivered_once(service)
     assert "is lost" not in copy.stderr()
     assert copy.stop() == 0
+
+
+def two_addresses(program):
+    import socket
+
+    real = socket.getaddrinfo
+    socket.getaddrinfo = lambda host, port, *rest, **named: (
+        real("127.0.0.2", port, *rest, **named) + real(host, port, *rest, **named)
+    )
+
+
+def test_a_host_with_a_dead_address_costs_no_membership(service, copies):
+    """Of two addresses, as load balancers have them, the first drops what it is sent: a heartbeat must leave time for
+    the second. On Linux a listener drops connections beyond its backlog."""
+    port = urlsplit(service.environment()["http_proxy"]).port
+    with contextlib.ExitStack() as sockets:
+        dead = sockets.enter_context(socket.socket())
+        dead.bind(("127.0.0.2", port))
+        dead.listen(0)
+        for _ in range(2):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(dead.getsockname())
+        copy = copies.start(patch=two_addresses, constants={"CONNECT_TIMEOUT": 4})
+        wait_until_begun(service)
+        feed(service, 40)
+        wait_until_delivered(service)
+        assert_all_delivered_once(service)
+        assert " is lost, another joins" not in copy.log()
+        assert copy.stop() == 0
 
 
 # ---- puts that are refused, and targets that are missing --------------------------------------------------------
@@ -484,27 +542,27 @@ def end_of(service, shard):
     return service.client().get_end_cursor(PROJECT, SOURCE, shard).get_cursor()
 
 
-FAILING_FIRST = """
-MAX_BACKOFF, tried = 0.1, set()
-original = Delivery.deliver
+def failing_first(program):
+    import threading
 
-def failing_first(self, log_groups, token):
-    if threading.get_ident() not in tried and len(tried) < 4:
-        tried.add(threading.get_ident())
-        raise MemoryError
-    return original(self, log_groups, token)
+    deliver, tried = program.Delivery.deliver, set()
 
-Delivery.deliver = failing_first
-"""
+    def fail_first(self, log_groups, token):
+        if threading.get_ident() not in tried and len(tried) < 4:
+            tried.add(threading.get_ident())
+            raise MemoryError
+        return deliver(self, log_groups, token)
+
+    program.Delivery.deliver = fail_first
 
 
-@pytest.mark.parametrize("before", ["", FAILING_FIRST], ids=["", "batches tried again"])
-def test_a_cursor_that_moved_over_nothing_is_checkpointed(service, copies, before):
+@pytest.mark.parametrize("patch", [(), failing_first], ids=["", "batches tried again"])
+def test_a_cursor_that_moved_over_nothing_is_checkpointed(service, copies, patch):
     """Else --max-lag would alarm for ever, and a readonly shard never be over."""
     feed(service, 40)
-    copy = copies.start(before=before)
+    copy = copies.start(patch=patch, constants={"MAX_BACKOFF": 0.1} if patch else {})
     wait_until_delivered(service)
-    assert ("a batch failed and is tried again" in copy.stderr()) == bool(before)
+    assert ("a batch failed and is tried again" in copy.stderr()) == bool(patch)
     for shard in (0, 1):
         service.leave_gap(PROJECT, SOURCE, shard, 50)
     service.split_shard(PROJECT, SOURCE, 1)
@@ -583,17 +641,16 @@ def test_a_batch_that_is_given_up_with_its_shard_begins_no_further_put(service, 
     assert_nothing_lost(service, most_repeated=3 * 2 * 5)
 
 
-REFUSING = """
-write, refused = PooledLogClient.put_log_raw, []
+def refusing(program, refusals):
+    write, refused = program.PooledLogClient.put_log_raw, []
 
-def refuse_at_first(self, project, logstore, put, *arguments, **named):
-    if logstore == "click" and put.SerializeToString() != EMPTY_LOG_GROUP and len(refused) < %d:
-        refused.append(put)
-        raise CallError("PostBodyInvalid", "refused", 400)
-    return write(self, project, logstore, put, *arguments, **named)
+    def refuse_at_first(self, project, logstore, put, *arguments, **named):
+        if logstore == "click" and put.SerializeToString() != program.EMPTY_LOG_GROUP and len(refused) < refusals:
+            refused.append(put)
+            raise program.CallError("PostBodyInvalid", "refused", 400)
+        return write(self, project, logstore, put, *arguments, **named)
 
-PooledLogClient.put_log_raw = refuse_at_first
-"""
+    program.PooledLogClient.put_log_raw = refuse_at_first
 
 
 @pytest.mark.parametrize("refusals", [1, 2, 3])
@@ -602,7 +659,7 @@ def test_three_refusals_set_a_log_group_aside_and_fewer_do_not(service, copies, 
     directory = tmp_path / "rejected"
     directory.mkdir()
     service.put(PROJECT, SOURCE, [make_log_group("click")], shard=0)
-    copy = copies.start(before=REFUSING % refusals, SLS_REJECTED_DIR=str(directory))
+    copy = copies.start(patch=functools.partial(refusing, refusals), SLS_REJECTED_DIR=str(directory))
     wait_until_delivered(service)
     assert copy.stop() == 0
     assert (len(list(directory.iterdir())), logs_in(service, "click")) == ((1, 0) if refusals == 3 else (0, 5))
@@ -619,16 +676,21 @@ UNREADABLE = {
     "a number for a list": ("HeartBeat", dict(answer=ForeignAnswer(200, body=b"7", request_id=True))),
     "nothing at all": ("HeartBeat", dict(answer=ForeignAnswer(200, body=b"", request_id=True))),
 }
-FULL_STDERR = FULL_DISK + '\nos.dup2(os.open("/dev/full", os.O_WRONLY), 2)\n'
 
 
-@pytest.mark.parametrize("before", ["", FULL_STDERR], ids=["told", "stderr on a full disk"])
+def full_stderr(program):
+    import os
+
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+
+
+@pytest.mark.parametrize("patches", [[], [full_disk, full_stderr]], ids=["told", "stderr on a full disk"])
 @pytest.mark.parametrize("action, effects", UNREADABLE.values(), ids=list(UNREADABLE))
-def test_an_answer_that_nobody_can_read_is_one_line_and_a_growing_pause(service, copies, action, effects, before):
+def test_an_answer_that_nobody_can_read_is_one_line_and_a_growing_pause(service, copies, action, effects, patches):
     """Whatever reading it raises: no traceback, no end, and fewer calls than a loop without a pause would make."""
-    if before and not Path("/dev/full").exists():
+    if patches and not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")
-    copy = copies.start(before=before)
+    copy = copies.start(patch=patches)
     feed(service, 40)
     wait_until_delivered(service)
     heartbeats = service.calls("HeartBeat")
@@ -643,7 +705,7 @@ def test_an_answer_that_nobody_can_read_is_one_line_and_a_growing_pause(service,
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert copy.stop() == 0
-    if not before:
+    if not patches:
         assert "Traceback" not in copy.stderr()
         told = [line for line in copy.stderr().splitlines() if "tried again: " in line]
         assert 1 <= len(told) <= 3, told
@@ -697,30 +759,35 @@ def test_what_was_delivered_before_a_lapse_is_not_saved_over_what_another_copy_h
     assert_nothing_lost(service, most_repeated=40 * 5)
 
 
+def slow_to_begin(program, switch):
+    """The end of shard 3 is not known while the switch exists, and shard 0 is not begun at all."""
+    import os
+    import time
+
+    get_cursor, find_checkpoint = program.LogstoreApi.get_cursor, program.ShardConsumer.find_checkpoint
+
+    def take_time(self, shard, start):
+        found = get_cursor(self, shard, start)
+        while start == "end" and shard == 3 and os.path.exists(switch):
+            time.sleep(0.01)
+        return found
+
+    def begin_but_for_one(self):
+        if self.shard == 0:
+            raise program.CallError("ServerBusy", "not yet", 503)
+        find_checkpoint(self)
+
+    program.LogstoreApi.get_cursor, program.ShardConsumer.find_checkpoint = take_time, begin_but_for_one
+
+
 def test_the_first_start_at_the_end_is_not_decided_later_than_its_shards(service, copies, tmp_path):
     """What arrives while the ends are being asked for belongs to the group, also for the shard that is begun last."""
     switch = tmp_path / "asking"
     switch.touch()
-    before = """
-cursor, begin = LogstoreApi.get_cursor, ShardConsumer.find_checkpoint
-
-def take_time(self, shard, start):
-    found = cursor(self, shard, start)
-    while start == "end" and shard == 3 and os.path.exists(%r):
-        time.sleep(0.01)
-    return found
-
-def begin_but_for_one(self):
-    if self.shard == 0:
-        raise CallError("ServerBusy", "not yet", 503)
-    begin(self)
-
-LogstoreApi.get_cursor, ShardConsumer.find_checkpoint = take_time, begin_but_for_one
-""" % str(switch)
     feed(service, 40)
     wait_until_older(service, service.ledger(PROJECT, SOURCE))
     asked = service.calls("GetCursor")
-    first = copies.start(before=before, SLS_CURSOR_START="end")
+    first = copies.start(patch=functools.partial(slow_to_begin, str(switch)), SLS_CURSOR_START="end")
     service.wait_for(lambda: service.calls("GetCursor") >= asked + 4, LIMIT, "all ends asked for")
     since = feed(service, 10, shard=0)
     wait_until_older(service, service.ledger(PROJECT, SOURCE)[40:])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from local_log_service import LocalLogService
 
-LIVE = Path(__file__).resolve().parent / "live.py"
+LIVE = Path(__file__).resolve().parent / "tools" / "live.py"
 PROJECT = "somebodys-project"
 LIMIT = 240.0  # seconds that all probes may take on a slow machine
 

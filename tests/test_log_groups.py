@@ -21,6 +21,8 @@ from dispatch_data import (
     without_pack_id,
 )
 
+pytestmark = pytest.mark.quick
+
 # ---- valid bytes, as the SDK's message classes write them, with fields they don't know mixed in
 
 texts = st.text(max_size=12)

@@ -1,12 +1,14 @@
 """/metrics and /healthz: what they say of real copies, over real HTTP, and that they cost a copy nothing."""
 
+import functools
 import socket
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from copies import (
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -21,7 +23,6 @@ from copies import (
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in
 from prometheus_client.parser import text_string_to_metric_families
 
 import dispatch_data
@@ -75,7 +76,9 @@ def test_the_counts_are_those_of_the_ledgers(service, copies, port, tmp_path):
     strange = 'a "quoted" \\ topic\nof two lines{}'
     sent = Counter()
     with service.add_fault("PutLogs", logstore="nginx", status=403, code="WriteQuotaExceed") as fault:
-        copy = copies.start(SLS_METRICS_PORT=str(port), SLS_REJECTED_DIR=str(tmp_path), before="SUMMARY_INTERVAL = 0.3")
+        copy = copies.start(
+            SLS_METRICS_PORT=str(port), SLS_REJECTED_DIR=str(tmp_path), constants={"SUMMARY_INTERVAL": 0.3}
+        )
         feed(service, 40)
         service.put(PROJECT, SOURCE, [make_log_group(strange, log_count=3) for _ in range(2)])
         service.put(PROJECT, SOURCE, [refused])
@@ -109,6 +112,7 @@ def test_the_counts_are_those_of_the_ledgers(service, copies, port, tmp_path):
     assert copy.stop() == 0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ['"', "\\", '\\"', 'a\nb{c="d"} 1', "{}", "\\n", ""])
 def test_no_name_breaks_a_label(name):
     text = "up%s 1\n" % dispatch_data.prometheus_labels(target=1, logstore=name)
@@ -118,46 +122,52 @@ def test_no_name_breaks_a_label(name):
 
 # ---- health
 
-STANDS_STILL = """
-WATCHDOG_TIMEOUT = 2.0
 
-def stands_still(method):
+def stuck_in(program, method):
+    """It stands still while there is a file of that name."""
+    import os
+    import time
+
+    class_name, name = method.split(".")
+    owner = getattr(program, class_name)
+    original = getattr(owner, name)
+
     def stuck(*arguments):
         while os.path.exists("stuck"):
             time.sleep(0.01)
-        return method(*arguments)
-    return stuck
+        return original(*arguments)
 
-"""
-HOLDS_A_LOCK = """
-def hold_the_lock(self, method=GroupMember.report_recoveries):
-    with self.delivery.scheduler.change:
-        stands_still(method)(self)
-
-GroupMember.report_recoveries = hold_the_lock
-"""
+    setattr(owner, name, stuck)
 
 
-def stuck_in(method):
-    return "%s = stands_still(%s)" % (method, method)
+def locking_the_writers(program):
+    """For as long as a report takes."""
+    report = program.GroupMember.report_recoveries
+
+    def locking(self):
+        with self.delivery.scheduler.change:
+            report(self)
+
+    program.GroupMember.report_recoveries = locking
 
 
 @pytest.mark.parametrize(
-    ("loop", "how"),
+    ("loop", "method", "patches"),
     [
-        ("tells", stuck_in("GroupMember.report_recoveries")),
-        ("joins", stuck_in("Consumer.is_alive")),
-        ("gives out work", stuck_in("Heartbeat.get_held_shards")),
-        ("sends heartbeats", stuck_in("Heartbeat.send")),
-        ("follows the load", HOLDS_A_LOCK),
-        ("ends silent connections", "DeadlineStream.is_over = stands_still(DeadlineStream.is_over)"),
-        ("delivers shard", stuck_in("Delivery.route")),
+        ("tells", "GroupMember.report_recoveries", []),
+        ("joins", "Consumer.is_alive", []),
+        ("gives out work", "Heartbeat.get_held_shards", []),
+        ("sends heartbeats", "Heartbeat.send", []),
+        ("follows the load", "GroupMember.report_recoveries", [locking_the_writers]),
+        ("ends silent connections", "DeadlineStream.is_over", []),
+        ("delivers shard", "Delivery.route", []),
     ],
 )
-def test_a_loop_that_stands_still_is_told(service, copies, port, loop, how):
+def test_a_loop_that_stands_still_is_told(service, copies, port, loop, method, patches):
     """And no longer when it goes on."""
     service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 300)  # else a copy without heartbeats joins anew
-    copy = copies.start(before=STANDS_STILL + how, SLS_METRICS_PORT=str(port))
+    patches = [functools.partial(stuck_in, method), *patches]
+    copy = copies.start(patch=patches, constants={"WATCHDOG_TIMEOUT": 2.0}, SLS_METRICS_PORT=str(port))
     wait_until_joined(service, copy)
     assert wait_for_health(service, port, 200) == "ok\n"
     switch = copy.directory / "stuck"
@@ -172,6 +182,7 @@ def test_a_loop_that_stands_still_is_told(service, copies, port, loop, how):
     assert_all_delivered_once(service)
 
 
+@pytest.mark.slow
 def test_the_process_is_well_whatever_the_service_does_for_longer_than_the_minute(service, copies, port):
     """Silent from before the group is joined, refusing at the targets, silent again, gone: longer than a loop may stand
     still, and no call ends in that time."""
@@ -194,7 +205,8 @@ def test_the_process_is_well_whatever_the_service_does_for_longer_than_the_minut
     with service.add_fault("*", hold=True):
         # A batch in flight of a lost consumer is waited for, for a second more than GRACE.
         copies.start(
-            before="WATCHDOG_TIMEOUT, GRACE, SUMMARY_INTERVAL = %f, 1.0, 0.2" % standstill, SLS_METRICS_PORT=str(port)
+            constants={"WATCHDOG_TIMEOUT": standstill, "GRACE": 1.0, "SUMMARY_INTERVAL": 0.2},
+            SLS_METRICS_PORT=str(port),
         )
         service.wait_for(lambda: get(port, "/healthz"), LIMIT, "somebody who listens")
         observe("a copy that has not joined")

@@ -3,17 +3,27 @@
 Needs root, who may make network namespaces, and `ip` (Debian: iproute2); skipped elsewhere.
 """
 
+import functools
 import itertools
 import os
 import shutil
 import subprocess
 
 import pytest
-from copies import Copies, SteadyFeed, wait_until_delivered
-from ledgers import assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
+from assertions import assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
+from harness import Copies, SteadyFeed, wait_until_delivered
 from relays import Relay
 
 NOWHERE = "02:00:00:00:00:01"  # a hardware address that nobody has: what is sent there gets lost in silence
+
+
+def enter_network(program, namespace):
+    import ctypes
+    import os
+    import sys
+
+    if ctypes.CDLL(None).setns(os.open(namespace, os.O_RDONLY), 0x40000000):  # CLONE_NEWNET
+        sys.exit("no such namespace")
 
 
 class Link:
@@ -57,12 +67,8 @@ class Link:
         self.ip("netns", "delete", self.namespace)
 
     def entering(self):
-        """Lines of Python with which a program goes to the far end."""
-        return (
-            "import ctypes\n"
-            "if ctypes.CDLL(None).setns(os.open('/run/netns/%s', os.O_RDONLY), 0x40000000):  # CLONE_NEWNET\n"
-            "    sys.exit('no such namespace')\n" % self.namespace
-        )
+        """A patch with which a copy goes to the far end."""
+        return functools.partial(enter_network, "/run/netns/" + self.namespace)
 
     def still_to_be_sent(self):
         """Bytes that the far end's kernel goes on trying to send, of connections which their process has closed."""
@@ -117,7 +123,8 @@ def test_a_network_that_fails_loses_nothing(service, tmp_path, trouble, until):
     """And repeats the batches in flight at the most. What a copy has given up is not sent later by its kernel."""
     begin, end = TROUBLES[trouble]
     with Link() as link, Relay(service, link.near_address) as relay, Copies(service, tmp_path) as copies:
-        copy = copies.start(before=link.entering() + "RESPONSE_TIMEOUT = CONNECT_TIMEOUT = 1\n", **relay.settings())
+        constants = {"RESPONSE_TIMEOUT": 1, "CONNECT_TIMEOUT": 1}
+        copy = copies.start(patch=link.entering(), constants=constants, **relay.settings())
         feed = SteadyFeed(service)
         service.add_fault("PutLogs", delay=0.1)  # so that some are in the air
         feed.wait_for(lambda: logs_arrived(service) > 500, "logs that flow")

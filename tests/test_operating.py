@@ -1,13 +1,15 @@
 """What an operator meets: --check, --status, refusals to start, the words for trouble, the summary, first contact."""
 
 import concurrent.futures
+import functools
 import json
 import re
 import time
 
 import pytest
 from aliyun.log.proto import LogGroup
-from copies import (
+from assertions import assert_delivered_once
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -22,7 +24,6 @@ from copies import (
     wait_until_delivered,
     wait_until_shared,
 )
-from ledgers import assert_delivered_once
 
 from dispatch_data import PROBE_CONCURRENCY
 
@@ -316,7 +317,7 @@ def test_a_group_that_has_delivered_everything_is_never_of_unknown_lag(service, 
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=1)
     service.split_shard(PROJECT, SOURCE, 1)
     service.expire(PROJECT, SOURCE, 1, 1)  # had none any more when the group began
-    copy = copies.start(before="SUMMARY_INTERVAL = 0.5")
+    copy = copies.start(constants={"SUMMARY_INTERVAL": 0.5})
     feed(service, 40)
     wait_until_delivered(service)
     service.wait_for(lambda: " lag_seconds=0 " in copy.log(), LIMIT, "a summary without lag")
@@ -352,6 +353,13 @@ def test_many_shards_are_asked_at_a_time(service):
     assert [line.split()[0] for line in stdout] == ["shard", *map(str, range(128)), "all"]
 
 
+def clock_ahead(program, seconds):
+    import time
+
+    right_time = time.time
+    time.time = lambda: right_time() + seconds
+
+
 @pytest.mark.parametrize("ahead", [-600, 600])
 def test_a_clock_that_is_wrong_is_said_and_does_not_hide_the_lag(service, copies, tmp_path, ahead):
     copy = copies.start()
@@ -359,7 +367,7 @@ def test_a_clock_that_is_wrong_is_said_and_does_not_hide_the_lag(service, copies
     assert copy.stop() == 0
     (late,) = service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
     service.wait_for(lambda: time.time() > late.received_at + 4, LIMIT, "four seconds of lag")
-    program = program_with("right_time = time.time\ntime.time = lambda: right_time() + %d" % ahead, tmp_path)
+    program = program_with(tmp_path, functools.partial(clock_ahead, ahead))
     for max_lag, expected in (("1", 1), ("300", 0)):
         arguments = "--status", "--json", "--max-lag", max_lag
         ended = run_program(settings_for(service), *arguments, program=program)
@@ -459,7 +467,7 @@ def test_the_summary_is_key_value_pairs(service, copies):
 
 
 def test_the_summary_comes_with_the_lag(service, copies):
-    copy = copies.start(before="SUMMARY_INTERVAL = 0.5")
+    copy = copies.start(constants={"SUMMARY_INTERVAL": 0.5})
     wait_until_delivered(service)
     with service.add_fault("PutLogs", hold=True):
         service.put(PROJECT, SOURCE, [make_log_group("nginx")])

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import dispatch_data
 from dispatch_data import read_settings
+
+pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).resolve().parent.parent
 # The variables of all settings, those of targets without their number.
@@ -95,8 +99,8 @@ def test_the_page_on_the_tests_names_each_file():
     page = text_of("tests/README.md")
     files = [
         path.name
-        for folder in (ROOT / "tests", ROOT / "tests" / "test_local_log_service")
-        for path in folder.iterdir()
+        for folder in ("tests", "tests/tools", "tests/test_local_log_service")
+        for path in (ROOT / folder).iterdir()
         if path.suffix in (".py", ".js")
     ]
     assert len(files) > 30

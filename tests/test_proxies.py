@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
 from conftest import create_logstores
-from copies import LIMIT, PROJECT, SOURCE, Copies, SteadyFeed, feed, free_port, make_log_group, wait_until_delivered
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_arrived, logs_beyond_checkpoints
+from harness import LIMIT, PROJECT, SOURCE, Copies, SteadyFeed, feed, free_port, make_log_group, wait_until_delivered
 from local_log_service import LocalLogService
 
 SQUID = """
@@ -196,8 +196,8 @@ def test_whatever_stands_before_the_service_costs_no_log(tmp_path, name, https):
     with LocalLogService(https=https) as service, tempfile.TemporaryDirectory() as directory:
         create_logstores(service)
         with Proxy(name, service, directory) as proxy, Copies(service, tmp_path) as copies:
-            tell_all = "LogThrottle.FIRST = LogThrottle.LONGEST = 0.0\n"
-            copy = copies.start(before=tell_all + "RESPONSE_TIMEOUT = 2", **proxy.settings(https))
+            tell_all = {"LogThrottle.FIRST": 0.0, "LogThrottle.LONGEST": 0.0}
+            copy = copies.start(constants={**tell_all, "RESPONSE_TIMEOUT": 2}, **proxy.settings(https))
             feed(service, 40)
             service.put(PROJECT, SOURCE, [make_log_group("nginx", 10000) for _ in range(4)])
             wait_until_delivered(service)
@@ -214,6 +214,13 @@ def test_whatever_stands_before_the_service_costs_no_log(tmp_path, name, https):
             assert copy.stop() == 0
 
 
+def every_name_is_local(program):
+    import socket
+
+    look_up = socket.getaddrinfo
+    socket.getaddrinfo = lambda host, *others, **named: look_up("127.0.0.1", *others, **named)
+
+
 def test_tls_that_is_not_python_s_keeps_connections_and_ends_them_now_and_then(service, copies):
     """Under TLS 1.3 there is something to read on an idle connection that no answer brings: session tickets."""
     skip_without("nginx-tls")
@@ -226,8 +233,7 @@ def test_tls_that_is_not_python_s_keeps_connections_and_ends_them_now_and_then(s
         authority.cert_pem.write_to_path(directory + "/authority")
         with Proxy("nginx-tls", service, directory) as proxy:
             copy = copies.start(
-                before="socket.getaddrinfo = functools.partial(lambda look_up, host, *others, **named: "
-                "look_up('127.0.0.1', *others, **named), socket.getaddrinfo)",
+                patch=every_name_is_local,
                 SLS_ENDPOINT="https://%s:%d" % (host, proxy.values["port"]),
                 REQUESTS_CA_BUNDLE=directory + "/authority",
                 **dict.fromkeys(service.environment()),

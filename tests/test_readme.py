@@ -11,8 +11,9 @@ import sys
 
 import pytest
 import yaml
+from assertions import assert_all_delivered_once
 from conftest import logstore_config
-from copies import (
+from harness import (
     LIMIT,
     PROGRAM,
     PROJECT,
@@ -25,7 +26,6 @@ from copies import (
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import assert_all_delivered_once
 from test_monitoring import free_port, get
 from test_project import ROOT, VARIABLES, text_of
 
@@ -54,6 +54,7 @@ def codes(cell):
     return re.findall(r"`(\w+)`", cell)
 
 
+@pytest.mark.quick
 def test_every_setting_has_its_row_in_both_languages_and_its_default():
     rows = table("| variable | meaning |")
     tuning = {setting.variable: setting for setting in dispatch_data.TUNING_SETTINGS.values()}
@@ -71,6 +72,7 @@ def test_every_setting_has_its_row_in_both_languages_and_its_default():
     }
 
 
+@pytest.mark.quick
 def test_every_error_code_has_its_row_in_both_languages():
     rows = table("| code | what to do |")
     listed = {code for cells in rows for code in codes(cells[0])}
@@ -91,6 +93,7 @@ def test_every_key_of_the_summary_and_every_metric_has_its_row(service, copies):
     assert {name for cells in rows for name in codes(cells[1])} == {metric[1] for metric in dispatch_data.METRICS}
 
 
+@pytest.mark.quick
 def test_the_guarantee_names_tests_that_exist():
     for heading, at_least in (("| guarantee | tests |", 10), ("| cause | logs that arrive twice | tests |", 8)):
         rows = [re.findall(r"`(test_\w+\.py)`", cells[-1]) for cells in table(heading)]
@@ -100,8 +103,9 @@ def test_the_guarantee_names_tests_that_exist():
         assert all((ROOT / "tests" / name).exists() for name in named)
 
 
+@pytest.mark.quick
 def test_figures_name_the_command_that_prints_them():
-    assert "tests/benchmark.py" in ENGLISH and (ROOT / "tests" / "benchmark.py").exists()
+    assert "tests/tools/benchmark.py" in ENGLISH and (ROOT / "tests" / "tools" / "benchmark.py").exists()
 
 
 # ---- sections, links and the picture
@@ -122,6 +126,7 @@ def section(name):
     return README.split("\n## %s\n" % name)[1].split("\n## ")[0]
 
 
+@pytest.mark.quick
 def test_links_lead_somewhere():
     anchors = [anchor(words) for _, words in headings(README)]
     assert len(set(anchors)) == len(anchors), "two headings share an anchor, and a link would lead to the first"
@@ -134,6 +139,7 @@ def test_links_lead_somewhere():
             assert (ROOT / link).exists(), link
 
 
+@pytest.mark.quick
 def test_sections_are_named_as_people_look_for_them():
     """And the line of contents names each, in the order they come in."""
     sections = [words for level, words in headings(ENGLISH) if level == 2]
@@ -144,12 +150,14 @@ def test_sections_are_named_as_people_look_for_them():
     assert contents == [anchor("中文说明")] + [anchor(name) for name in sections]
 
 
+@pytest.mark.quick
 def test_a_newcomer_first_sees_what_needs_no_account_and_no_tests():
     steps = ["local_log_service demo", "dispatch_data.py --check", "PyPy, put", "## How it works", "<!-- test command"]
     assert [ENGLISH.count(step) for step in steps] == [1] * len(steps)
     assert sorted(steps, key=ENGLISH.index) == steps
 
 
+@pytest.mark.quick
 def test_the_test_command_is_the_one_that_ci_runs():
     """`.ci/run` takes the line that begins with python3 from the block after the comment."""
     block = re.search(r"(?ms)^<!-- test command -->$(.*?)^```$", README).group(1)
@@ -157,6 +165,7 @@ def test_the_test_command_is_the_one_that_ci_runs():
     assert command.endswith(" -m pytest tests")
 
 
+@pytest.mark.quick
 def test_the_picture_of_how_it_works_is_a_flowchart():
     """Not all that mermaid looks at, but the common slips: every arrow's ends are declared, all is closed."""
     (picture,) = re.findall(r"(?ms)^```mermaid\n(.*?)^```$", README)
@@ -181,6 +190,7 @@ def test_the_picture_of_how_it_works_is_a_flowchart():
     assert used | {"copy"} == set(declared), "a node that no arrow touches"
 
 
+@pytest.mark.quick
 def test_how_it_works_says_what_a_batch_in_flight_is_given():
     assert len(re.findall(r"(?m)^\d\. \*\*", section("How it works"))) == 5
     assert "%g s more" % dispatch_data.GRACE in " ".join(section("How it works").split())
@@ -247,6 +257,7 @@ def test_nohup_starts_copies_and_kill_stops_them(service, installation):
         assert " summary " in (installation / ("dispatch_data_%d.log" % process_id)).read_text().splitlines()[-1]
 
 
+@pytest.mark.quick
 def test_the_systemd_unit_gives_it_time_and_its_journal():
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str
@@ -262,6 +273,7 @@ def test_the_systemd_unit_gives_it_time_and_its_journal():
     assert (settings.log_dir, settings.metrics_port, settings.warnings) == ("", 9463, ())
 
 
+@pytest.mark.quick
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd here")
 def test_systemd_finds_nothing_wrong_with_its_unit(tmp_path):
     program = tmp_path / "program"
@@ -274,6 +286,7 @@ def test_systemd_finds_nothing_wrong_with_its_unit(tmp_path):
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
 
 
+@pytest.mark.quick
 def test_the_settings_file_suits_the_shell_systemd_and_containers():
     """Only the shell would take exports and substitutions, and what isn't quoted must be one word to it.
 
@@ -293,6 +306,7 @@ def test_the_settings_file_suits_the_shell_systemd_and_containers():
     assert read[0] == read[1]
 
 
+@pytest.mark.quick
 def test_the_container_brings_what_the_program_needs():
     lines = recipe("Dockerfile").splitlines()
     copied = next(line for line in lines if line.startswith("COPY")).split()[1:-1]
@@ -323,6 +337,7 @@ def test_the_probe_of_the_deployment_probes(service, copies):
 # ---- alarms
 
 
+@pytest.mark.quick
 def test_the_alarms_are_on_metrics_that_there_are():
     served = {"dispatch_data_" + metric[1] for metric in dispatch_data.METRICS if metric[0] in ("target", "copy")}
     (group,) = yaml.safe_load(recipe("alarm rules"))["groups"]
@@ -331,6 +346,7 @@ def test_the_alarms_are_on_metrics_that_there_are():
     assert {"dispatch_data_lag_seconds", "dispatch_data_puts_failing"} <= set.union(*named)
 
 
+@pytest.mark.quick
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Debian's package prometheus, is not in the PATH")
 def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
     (tmp_path / "rules.yml").write_text(recipe("alarm rules"), encoding="utf-8")
@@ -359,6 +375,7 @@ def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
         assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.quick
 @pytest.mark.skipif(not shutil.which("kubernetes-validate"), reason="kubernetes-validate, of PyPI, is not in the PATH")
 def test_kubernetes_knows_every_field(tmp_path):
     """The Deployment, the service account, and the two merged as the README says."""
@@ -377,6 +394,7 @@ def test_kubernetes_knows_every_field(tmp_path):
     assert (ended.stdout + ended.stderr).count("passed for resource") == 3
 
 
+@pytest.mark.quick
 def test_the_service_account_is_the_same_in_all_recipes():
     account, patch = yaml.safe_load_all(recipe("RRSA"))
     pod = patch["spec"]["template"]["spec"]
@@ -409,7 +427,7 @@ RAM_ACTIONS = {
 
 def test_the_ram_policy_is_what_the_program_calls_and_no_more(service, copies):
     for _ in range(2):  # the second one finds the group made
-        copy = copies.start(before="SUMMARY_INTERVAL = 0.2")
+        copy = copies.start(constants={"SUMMARY_INTERVAL": 0.2})
         feed(service, 20)
         wait_until_delivered(service)
         service.wait_for(lambda copy=copy: " lag_seconds=0" in copy.log(), LIMIT, "a summary")

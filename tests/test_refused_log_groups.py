@@ -9,9 +9,9 @@ import time
 
 import pytest
 from aliyun.log.proto import LogGroup as LogGroupMessage
+from assertions import arrived_in_targets, assert_delivered_once
 from conftest import create_logstores, logstore_config
-from copies import GROUP, LIMIT, PROJECT, SOURCE, Copies, feed, group_shards, make_log_group, wait_until_delivered
-from ledgers import arrived_in_targets, assert_delivered_once
+from harness import GROUP, LIMIT, PROJECT, SOURCE, Copies, feed, group_shards, make_log_group, wait_until_delivered
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 

@@ -16,6 +16,8 @@ from local_log_service import LocalLogService
 import dispatch_data
 from dispatch_data import ThreadPool
 
+pytestmark = pytest.mark.quick
+
 LIMIT = 20.0  # seconds
 
 

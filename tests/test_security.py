@@ -7,8 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from assertions import assert_all_delivered_once, verdict
 from conftest import create_logstores
-from copies import (
+from harness import (
     AND_A_CATCH_ALL,
     LIMIT,
     PROJECT,
@@ -21,7 +22,6 @@ from copies import (
     wait_until_delivered,
     wait_until_joined,
 )
-from ledgers import assert_all_delivered_once, verdict
 from local_log_service import LocalLogService
 
 from dispatch_data import LogGroup as RoutedLogGroup
@@ -79,6 +79,7 @@ def test_keys_appear_in_no_answer_of_check_and_status(secret_service):
         assert SECRET not in ended.stdout + ended.stderr and TOKEN not in ended.stdout + ended.stderr
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("scheme", ["http://", ""])
 def test_the_password_of_a_proxy_is_a_secret(monkeypatch, scheme):
     monkeypatch.setenv("https_proxy", scheme + "user:p%40ss-word@proxy.test:3128")
@@ -141,6 +142,7 @@ def test_hostile_topics_and_names_forge_no_path(service, copies, tmp_path):
     assert all(len(line) < 2000 and line.isprintable() for line in everything_written(copy).split("\n"))
 
 
+@pytest.mark.quick
 def test_huge_topics_are_not_remembered():
     """A shard can bring a new one with each LogGroup; memory must not grow with them."""
     routes, unmatched = Routes({1: parse_topics("T*")}), UnmatchedCounter()
@@ -152,6 +154,7 @@ def test_huge_topics_are_not_remembered():
     assert len(unmatched.summary()) < 1000
 
 
+@pytest.mark.quick
 def test_a_line_is_one_line_whatever_is_in_it():
     redactor.add(float("inf"), SECRET)
     formatter = RedactingFormatter("%(process)d %(levelname)s %(message)s")
@@ -163,13 +166,17 @@ def test_a_line_is_one_line_whatever_is_in_it():
 # ---- disks
 
 
+def small_files(program):
+    """A limit of the shell's on the size of files stands for a full disk."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+
 def test_a_full_disk_for_the_log_file_is_said_and_stops_nothing(service, copies):
     """A limit of the shell's on the size of files stands for the disk."""
-    copy = copies.start(
-        before="SUMMARY_INTERVAL = REPORT_LOOP_INTERVAL = 0.02\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))",
-        SLS_LOG_LEVEL="DEBUG",
-    )
+    often = {"SUMMARY_INTERVAL": 0.02, "REPORT_LOOP_INTERVAL": 0.02}
+    copy = copies.start(patch=small_files, constants=often, SLS_LOG_LEVEL="DEBUG")
     feed(service, 40)
     wait_until_delivered(service)
     feed(service, 40)
@@ -199,11 +206,7 @@ def test_a_full_disk_for_refused_log_groups_is_said_and_loses_nothing(service, c
     directory = tmp_path / "rejected"
     directory.mkdir()
     service.put(PROJECT, SOURCE, [poison], shard=0)
-    copy = copies.start(
-        before="import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))",
-        SLS_REJECTED_DIR=str(directory),
-        SLS_LOG_DIR="",
-    )
+    copy = copies.start(patch=small_files, SLS_REJECTED_DIR=str(directory), SLS_LOG_DIR="")
     service.wait_for(lambda: "File too large" in copy.stderr(), LIMIT, "a word about the disk")
     assert "TO3 test-project/click: a refused LogGroup can't be set aside yet: " in copy.stderr()
     assert copy.stop() == 0

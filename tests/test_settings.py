@@ -6,10 +6,12 @@ import time
 from datetime import datetime, timezone
 
 import pytest
-from copies import run_program
+from harness import run_program
 
 import dispatch_data
 from dispatch_data import Routes, SettingsError, read_settings, secret_values
+
+pytestmark = pytest.mark.quick
 
 SECRET = "Secret/key+0"
 TOKEN = "Token/0"

@@ -11,7 +11,8 @@ import signal
 import time
 
 import pytest
-from copies import (
+from assertions import arrived_in_targets, assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -25,7 +26,6 @@ from copies import (
     wait_until_forgotten,
     wait_until_shared,
 )
-from ledgers import arrived_in_targets, assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
 from local_log_service.verdict import compare
 
 
@@ -41,20 +41,27 @@ def test_sharing_joining_and_leaving_loses_and_repeats_nothing(service, copies):
     assert_all_delivered_once(service)
 
 
+def slow_to_see_shards(program):
+    import os
+    import time
+
+    get_held_shards = program.Heartbeat.get_held_shards
+
+    def wait_first(self):
+        while not os.path.exists("go on"):
+            time.sleep(0.01)
+        return get_held_shards(self)
+
+    program.Heartbeat.get_held_shards = wait_first
+    program.Consumer.revoke = lambda *_: open("revoked", "w").close()
+
+
 def test_a_shard_that_is_revoked_before_the_sdk_has_seen_it_moves_all_the_same(service, copies):
     """Else it would be told to the service as held for ever, and nobody get it."""
-    stuck = """
-def get_held_shards(self, method=Heartbeat.get_held_shards):
-    while not os.path.exists("go on"):
-        time.sleep(0.01)
-    return method(self)
-Heartbeat.get_held_shards = get_held_shards
-Consumer.revoke = lambda *_: open("revoked", "w").close()
-"""
     flow = SteadyFeed(service)
     first = copies.start()
     flow.wait_until_shared(first)
-    slow = copies.start(before=stuck)
+    slow = copies.start(patch=slow_to_see_shards)
     flow.wait_until_shared(first, slow)
     others = copies.start(), copies.start()
     flow.wait_for((slow.directory / "revoked").exists, "a shard that is to leave it")
@@ -64,6 +71,7 @@ Consumer.revoke = lambda *_: open("revoked", "w").close()
     assert_all_delivered_once(service)
 
 
+@pytest.mark.slow
 def test_a_minute_of_copies_joining_and_leaving_at_random(service, copies):
     """One to six copies on four shards under load, joining and leaving gracefully: nothing is lost or repeated.
 
@@ -213,16 +221,19 @@ def test_a_copy_that_the_service_has_forgotten_joins_again(service, copies):
     assert copy.stop() == 0
 
 
+def noting_revocations(program):
+    revoke = program.Consumer.revoke
+
+    def note(self, shard):
+        open("revoked", "w").close()
+        revoke(self, shard)
+
+    program.Consumer.revoke = note
+
+
 def test_a_shard_that_comes_back_before_it_was_let_go_is_served_on(service, copies):
     """The copy that it was to move to dies, while its batch is still in flight here."""
-    noted = """
-def revoke(self, shard, method=Consumer.revoke):
-    open("revoked", "w").close()
-    method(self, shard)
-Consumer.revoke = revoke
-GRACE = 1000.0
-"""
-    first = copies.start(before=noted)
+    first = copies.start(patch=noting_revocations, constants={"GRACE": 1000.0})
     with service.add_fault("PutLogs", hold=True) as fault:
         feed(service, 40)
         service.wait_for(lambda: fault.hits > 0, LIMIT, "puts that hang")

@@ -8,7 +8,8 @@ import signal
 import socket
 
 import pytest
-from copies import (
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in, logs_in_flight, puts_arrived, verdict
+from harness import (
     GROUP,
     LIMIT,
     PROJECT,
@@ -19,7 +20,6 @@ from copies import (
     wait_until_delivered,
     wait_until_forgotten,
 )
-from ledgers import assert_all_delivered_once, assert_nothing_lost, logs_in, logs_in_flight, puts_arrived, verdict
 
 GRACEFUL = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 IN_TIME = 10.0  # seconds that supervisors give before they kill

@@ -2,9 +2,11 @@
 
 import os
 
+import pytest
 from soak import EXCLUSIVE, MOST_COPIES, MOST_RESHARDINGS, is_https, schedule, soak
 
 
+@pytest.mark.slow
 def test_a_minute_of_everything_failing_loses_nothing(tmp_path):
     """SEED=<number> in the environment repeats the events."""
     seed = int(os.environ.get("SEED", "7"))
@@ -12,10 +14,12 @@ def test_a_minute_of_everything_failing_loses_nothing(tmp_path):
     assert problems == [], "SEED=%d" % seed
 
 
+@pytest.mark.quick
 def test_a_seed_says_what_happens():
     assert schedule(7, 600) == schedule(7, 600) != schedule(8, 600)
 
 
+@pytest.mark.quick
 def test_every_event_has_its_turn_and_ends_in_time():
     for seed in range(50):
         events = schedule(seed, 600)
@@ -28,6 +32,7 @@ def test_every_event_has_its_turn_and_ends_in_time():
         assert sum(event.name in ("split", "merge") for event in events) <= MOST_RESHARDINGS
 
 
+@pytest.mark.quick
 def test_what_would_undo_each_other_does_not_happen_at_once_and_copies_stay_within_bounds():
     for seed in range(50):
         running = 2

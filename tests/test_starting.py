@@ -3,13 +3,14 @@
 Shells, cron, supervisors and containers differ in all of them, and none asks the program.
 """
 
+import functools
 import os
 import signal
 from pathlib import Path
 
 import pytest
-from copies import feed, run_program, settings_for, wait_until_begun, wait_until_delivered
-from ledgers import assert_all_delivered_once
+from assertions import assert_all_delivered_once
+from harness import feed, run_program, settings_for, wait_until_begun, wait_until_delivered
 
 # As cron's jobs and small containers have it, with nothing of Python's to make up for it.
 NO_LOCALE = {
@@ -18,12 +19,17 @@ NO_LOCALE = {
 }  # fmt: skip
 
 
-def started_after(line):
-    """For a copy's `before`: the program is started once more, by one that has run this line of Python."""
-    return (
-        "if 'STARTED' not in os.environ:\n    os.environ['STARTED'] = 'yes'\n    %s\n"
-        "    os.execv(sys.executable, [sys.executable, *sys.argv])\n" % line
-    )
+def started_again(program, closed=0, blocked=()):
+    """By one that has closed its first so many files, and blocked these signals."""
+    import os
+    import signal
+    import sys
+
+    if "STARTED" not in os.environ:
+        os.environ["STARTED"] = "yes"
+        os.closerange(0, closed)
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606
 
 
 def assert_works(service, copy):
@@ -58,7 +64,7 @@ def test_topics_that_nobody_could_mean_are_told(service, topic):
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc here to look at")
 def test_closed_streams_are_no_sockets(service, copies):
     """Else what the interpreter says as it dies might go into a put."""
-    copy = copies.start(before=started_after("os.closerange(0, 3)"))
+    copy = copies.start(patch=functools.partial(started_again, closed=3))
     wait_until_begun(service)
     streams = {os.readlink("/proc/%d/fd/%d" % (copy.process.pid, number)) for number in range(3)}
     assert streams == {os.devnull}
@@ -66,8 +72,8 @@ def test_closed_streams_are_no_sockets(service, copies):
 
 
 def test_blocked_signals_still_stop_it(service, copies):
-    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])"
-    assert_works(service, copies.start(before=started_after(blocked)))
+    blocked = [int(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    assert_works(service, copies.start(patch=functools.partial(started_again, blocked=blocked)))
 
 
 def test_without_docstrings(service, copies):

@@ -16,6 +16,8 @@ from aliyun.log.proto import Log, LogGroup, LogGroupRaw, LogTag
 from local_log_service import Entry, LocalLogService, Quotas, actions, compression
 from local_log_service.errors import ServiceError
 
+pytestmark = pytest.mark.quick
+
 PROJECT = "api-project"
 numbers = itertools.count()
 

@@ -1,5 +1,6 @@
 """The state machine that assigns shards to the consumers of a group, without HTTP and with a clock of its own."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -13,6 +14,8 @@ from local_log_service.consumer_groups import (
     ConsumerUnknown,
     ShardView,
 )
+
+pytestmark = pytest.mark.quick
 
 TIMEOUT = 40.0
 # One round to join anew, one to mark the surplus, one to let go of it, one to take it, one for who came first; and the

@@ -9,6 +9,8 @@ from aliyun.log import LogException, logclient
 from aliyun.log.proto import LogGroup
 from local_log_service import Fault, LocalLogService
 
+pytestmark = pytest.mark.quick
+
 PROJECT = "faulty-project"
 TARGET = "target"
 GROUP = LogGroup(Topic="nginx", Source="10.0.0.1")

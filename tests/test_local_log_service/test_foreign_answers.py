@@ -10,6 +10,8 @@ import pytest
 from aliyun.log.proto import LogGroup
 from local_log_service import ForeignAnswer, LocalLogService, mangling
 
+pytestmark = pytest.mark.quick
+
 PROJECT = "foreign-project"
 SOURCE = "source"
 TARGET = "target"

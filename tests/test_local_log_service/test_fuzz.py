@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from local_log_service import LocalLogService
 from local_log_service.wire_format import validate_log_group
 
+pytestmark = pytest.mark.quick
+
 PROJECT = "fuzzed-project"
 LOGSTORE = "fuzzed"
 GROUP = "group"

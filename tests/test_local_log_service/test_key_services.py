@@ -13,6 +13,8 @@ from aliyun.log.credentials import StaticCredentialsProvider
 from local_log_service import LocalLogService
 from local_log_service.key_services import Answer, KeyServices
 
+pytestmark = pytest.mark.quick
+
 PROJECT = "test-project"
 
 

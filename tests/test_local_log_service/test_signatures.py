@@ -12,6 +12,8 @@ from aliyun.log import LogClient, LogException, auth
 from aliyun.log.proto import LogGroup
 from local_log_service import LocalLogService
 
+pytestmark = pytest.mark.quick
+
 PROJECT = "signed-project"
 LOGSTORE = "target"
 GROUP = LogGroup(Topic="nginx", Source="10.0.0.1")

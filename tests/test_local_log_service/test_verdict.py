@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from local_log_service import sample_logs
 from local_log_service.verdict import compare, split_log_group
 
+pytestmark = pytest.mark.quick
+
 # Drawn from few values, so that equal logs and equal descriptions come up often.
 few_texts = st.sampled_from(["", "a", "b", "ä", "x" * 200])
 logs = st.lists(few_texts, max_size=6)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from local_log_service import cursors
 from local_log_service.wire_format import framed_size, log_group_list, log_times, validate_log_group
 
+pytestmark = pytest.mark.quick
+
 texts = st.text(max_size=200)
 logs = st.builds(
     Log, Time=st.integers(0, 2**32 - 1), Contents=st.lists(st.builds(Log.Content, Key=texts, Value=texts), max_size=3)

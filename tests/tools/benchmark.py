@@ -1,7 +1,7 @@
-"""Measures dispatch_data.py beside tests/naive.py: throughput, CPU, memory, requests and latency.
+"""Measures dispatch_data.py beside naive.py: throughput, CPU, memory, requests and latency.
 
-    python tests/benchmark.py [--only small,agent,merged,large,delay,backlog,latency] [--runs 3] [--quick]
-    python tests/benchmark.py --service [--quick]
+    python tests/tools/benchmark.py [--only small,agent,merged,large,delay,backlog,latency] [--runs 3] [--quick]
+    python tests/tools/benchmark.py --service [--quick]
 
 The dispatcher is a process of its own on the same interpreter; the local Log Service runs in this one. MB are 10**6 raw
 bytes of the source LogGroups that are routed, for both programs alike. After every run each log is looked for in the
@@ -29,13 +29,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from aliyun.log import LogClient
-from aliyun.log.proto import LogGroup
-from aliyun.log.version import __version__ as sdk_version
-from copies import GROUP, PROGRAM, PROJECT, SOURCE, group_shards, settings_for
-from local_log_service import LocalLogService
-from local_log_service.sample_logs import access_line
-from local_log_service.verdict import compare, log_identities
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+from aliyun.log import LogClient  # noqa: E402
+from aliyun.log.proto import LogGroup  # noqa: E402
+from aliyun.log.version import __version__ as sdk_version  # noqa: E402
+from harness import GROUP, PROGRAM, PROJECT, SOURCE, group_shards, settings_for  # noqa: E402
+from local_log_service import LocalLogService  # noqa: E402
+from local_log_service.sample_logs import access_line  # noqa: E402
+from local_log_service.verdict import compare, log_identities  # noqa: E402
 
 NAIVE = Path(__file__).resolve().parent / "naive.py"
 SHARDS = 4
@@ -293,9 +296,7 @@ class Serialised(NamedTuple):
 def served() -> Iterator[Tuple["subprocess.Popen[bytes]", LogClient, str, str]]:
     """A service in a process of its own: the process, a client, and a project and logstore of one shard."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "local_log_service", "serve", "--shards", "1"],
-        cwd=str(NAIVE.parent),
-        stdout=subprocess.PIPE,
+        [sys.executable, "-m", "local_log_service", "serve", "--shards", "1"], cwd=str(TESTS), stdout=subprocess.PIPE
     )
     try:
         environment = {}

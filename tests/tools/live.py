@@ -1,7 +1,7 @@
 """What a real account answers, beside what the local Log Service does: run by hand by whoever has one.
 
     SLS_LIVE_ENDPOINT=https://cn-hangzhou.log.aliyuncs.com SLS_LIVE_AK_ID=... SLS_LIVE_AK_KEY=... \\
-        SLS_LIVE_PROJECT=a-project-to-spare python tests/live.py
+        SLS_LIVE_PROJECT=a-project-to-spare python tests/tools/live.py
 
 SLS_LIVE_STS_TOKEN goes with a temporary key, SLS_LIVE_GROUP_TIMEOUT (20) and SLS_LIVE_HEARTBEAT_INTERVAL (10) are
 seconds. The project has to exist; in it logstores of its own are made, which keep
@@ -26,12 +26,12 @@ import uuid
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from aliyun.log import LogClient, LogException  # noqa: E402
 from aliyun.log.proto import LogGroup  # noqa: E402
-from copies import HEARTBEAT_INTERVAL, Copies, make_log_group  # noqa: E402
+from harness import HEARTBEAT_INTERVAL, Copies, make_log_group  # noqa: E402
 from local_log_service import LocalLogService, cursors  # noqa: E402
 from local_log_service.verdict import compare  # noqa: E402
 

@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from typing import Dict, Iterable, Iterator, List, Sequence
 
-from copies import PROJECT, SOURCE, TARGET_LOGSTORES, TARGETS, group_shards
+from harness import PROJECT, SOURCE, TARGET_LOGSTORES, TARGETS, group_shards
 from local_log_service import LocalLogService, cursors
 from local_log_service.consumer_groups import ConsumerGroup
 from local_log_service.verdict import Verdict, compare, log_identities

@@ -1,14 +1,14 @@
-"""Troubles around the copies that are no faults of single calls: each lasts as long as its `with` block.
+"""Disruptions around the copies that are no faults of single calls: each lasts as long as its `with` block.
 
 What a copy says of it, or "" where it says nothing in particular, is the value of the block.
 """
 
 import contextlib
-import os
+import functools
 from pathlib import Path
-from typing import Iterator, List, Optional, Union
+from typing import Callable, Iterator, List, Optional, Union
 
-from copies import PROJECT
+from harness import PROJECT
 from local_log_service import LocalLogService
 from local_log_service.key_services import KeyServices
 
@@ -64,19 +64,23 @@ def untrusted_certificate(service: LocalLogService) -> Iterator[str]:
         service.present_certificate(trusted=True)
 
 
-NAMES_SWITCH = """
-def failing_while_the_file_exists(*arguments, resolve=socket.getaddrinfo, **named):
-    if os.path.exists(%r):
-        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-    return resolve(*arguments, **named)
+def no_names_while_it_exists(program, switch):
+    import os
+    import socket
 
-socket.getaddrinfo = failing_while_the_file_exists
-"""
+    resolve = socket.getaddrinfo
+
+    def failing_while_the_file_exists(*arguments, **named):
+        if os.path.exists(switch):
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve(*arguments, **named)
+
+    socket.getaddrinfo = failing_while_the_file_exists
 
 
-def names_switched_by(switch: Path) -> str:
-    """Lines for `Copies.start(before=...)` with which a copy takes part in `unknown_names`."""
-    return NAMES_SWITCH % os.fspath(switch)
+def names_switched_by(switch: Path) -> Callable[..., None]:
+    """A patch for `Copies.start` with which a copy takes part in `unknown_names`."""
+    return functools.partial(no_names_while_it_exists, str(switch))
 
 
 @contextlib.contextmanager

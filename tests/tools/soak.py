@@ -1,6 +1,6 @@
 """A soak: copies at work under a steady feed while everything fails at random, and a verdict on every log at the end.
 
-    python tests/soak.py --seconds 600 --seed 7
+    python tests/tools/soak.py --seconds 600 --seed 7
 
 What happens, when and for how long is drawn from the seed alone; which process gets how far meanwhile is the machine's
 affair, so a seed repeats the events, not their outcome. Out of it are logs that expire, as those are lost by right.
@@ -22,14 +22,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from copies import GROUP, PROJECT, SOURCE, TARGET_LOGSTORES, Copies, Copy, group_shards, make_log_group  # noqa: E402
-from ledgers import checkpoints_watched, verdict  # noqa: E402
-from local_log_service import LocalLogService  # noqa: E402
-from local_log_service.key_services import KeyServices  # noqa: E402
-from troubles import (  # noqa: E402
+from assertions import checkpoints_watched, verdict  # noqa: E402
+from disruptions import (  # noqa: E402
     changed_key,
     deleted_logstore,
     names_switched_by,
@@ -38,6 +35,9 @@ from troubles import (  # noqa: E402
     untrusted_certificate,
     wrong_clock,
 )
+from harness import GROUP, PROJECT, SOURCE, TARGET_LOGSTORES, Copies, Copy, group_shards, make_log_group  # noqa: E402
+from local_log_service import LocalLogService  # noqa: E402
+from local_log_service.key_services import KeyServices  # noqa: E402
 
 MOST_COPIES = 5
 MOST_RESHARDINGS = 8
@@ -215,11 +215,16 @@ class Soak:
 
     def join(self, _: int = 0) -> None:
         changes: Dict[str, Optional[str]] = {"REQUESTS_CA_BUNDLE": str(self.authority)} if self.https else {}
-        before = names_switched_by(self.switch) + "\nRESPONSE_TIMEOUT = 5\n"
         keys = dict(SLS_AK_ID="local-id", SLS_AK_KEY="local-secret", SLS_AK_ID_TO3="click-id")
         keys.update(SLS_CREDENTIALS_TO2="uri", ALIBABA_CLOUD_CREDENTIALS_URI=self.key_services.agent)
         self.running.append(
-            self.copies.start(before=before, **keys, SLS_AK_KEY_TO3="click-secret", **changes)  # type: ignore
+            self.copies.start(
+                patch=names_switched_by(self.switch),
+                constants={"RESPONSE_TIMEOUT": 5},
+                **keys,  # type: ignore
+                SLS_AK_KEY_TO3="click-secret",
+                **changes,  # type: ignore
+            )
         )
         self.say("%s joins" % self.name(self.running[-1]))
 

@@ -1,21 +1,31 @@
 """Runs copies of dispatch_data.py as processes, and feeds and checks what they work on."""
 
+import builtins
 import contextlib
+import dis
+import functools
 import http.client
+import inspect
 import itertools
+import operator
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
+import types
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from aliyun.log.proto import LogGroup
 from local_log_service import LocalLogService
 from local_log_service.errors import ServiceError
+
+import dispatch_data
 
 PROGRAM = Path(__file__).resolve().parent.parent / "dispatch_data.py"
 PROJECT = "test-project"
@@ -62,13 +72,57 @@ def settings_for(service: LocalLogService, **changes: Optional[str]) -> Dict[str
 MAIN = '\nif __name__ == "__main__":\n'
 
 
-def program_with(before: str, directory: Path) -> Path:
-    """The program with a few lines of Python more, which run in its module before its main part does."""
+PATCH = """
+patch = {}
+exec(compile(%r, %r, "exec"), patch)
+patch[%r](sys.modules[__name__], *%r, **%r)
+"""
+Patch = Union[Callable[..., None], Sequence[Callable[..., None]]]
+
+
+def program_with(directory: Path, patch: Patch = (), constants: Optional[Mapping[str, object]] = None) -> Path:
+    """The program with other constants and with patches, see `Copies.start`, in a copy of its file if there are any.
+
+    What is changed has to be there: a test might pass for no other reason than that it is gone.
+    """
+    assert_in_program(constants or {})
+    changes = ["%s = %r\n" % change for change in (constants or {}).items()]
+    changes += map(lines_of, patch if isinstance(patch, Sequence) else [patch])
+    if not changes:
+        return PROGRAM
+    compile("".join(changes), "patches", "exec")  # a value whose repr is no Python is told here
     text = PROGRAM.read_text(encoding="utf-8")
     assert text.count(MAIN) == 1
     path = directory / PROGRAM.name
-    path.write_text(text.replace(MAIN, "\n%s\n%s" % (before, MAIN)), encoding="utf-8")
+    path.write_text(text.replace(MAIN, "\n%s\n%s" % ("".join(changes), MAIN)), encoding="utf-8")
     return path
+
+
+def assert_in_program(names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            operator.attrgetter(name)(dispatch_data)
+        except AttributeError as error:
+            raise AssertionError("a test changes %s, which is not in the program: %s" % (name, error)) from None
+
+
+def lines_of(patch: Callable[..., None]) -> str:
+    """Lines of Python that define a patch once more, in a namespace of its own, and call it."""
+    call = functools.partial(patch)  # of a partial, too, it has the function and all the arguments
+    lines, first = inspect.getsourcelines(call.func)
+    source = textwrap.dedent("".join(lines))
+    foreign = names_outside(compile(source, "patch", "exec")).difference(vars(builtins))
+    assert not foreign, "%s runs in another process, and has to import %s itself" % (call.func.__name__, foreign)
+    assert_in_program(re.findall(r"\bprogram\.(\w+(?:\.\w+)*)", source))
+    at_its_line = "\n" * (first - 1) + source  # so that tracebacks show it
+    return PATCH % (at_its_line, inspect.getsourcefile(call.func), call.func.__name__, call.args, call.keywords)
+
+
+def names_outside(code: types.CodeType) -> Set[str]:
+    """The names that code, and the functions in it, take from around it."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    within = [names_outside(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return names.union(*within)
 
 
 @contextlib.contextmanager
@@ -86,11 +140,9 @@ def inherited_signals(ignored: Sequence[int]) -> Iterator[None]:
 class Copy:
     """One process that runs dispatch_data.py, its stderr in a file beside its log."""
 
-    def __init__(self, environment: Dict[str, str], directory: Path, before: str, ignored: Sequence[int]) -> None:
-        directory.mkdir()
+    def __init__(self, environment: Dict[str, str], program: Path, directory: Path, ignored: Sequence[int]) -> None:
         self.directory = directory
         self.stderr_path = directory / "stderr"
-        program = program_with(before, directory) if before else PROGRAM
         with self.stderr_path.open("wb") as stderr, inherited_signals(ignored):
             self.process = subprocess.Popen(
                 [sys.executable, str(program)],
@@ -136,14 +188,25 @@ class Copies:
         self.directory = directory
         self.started = []  # type: List[Copy]
 
-    def start(self, before: str = "", ignored: Sequence[int] = (), **changes: Optional[str]) -> Copy:
+    def start(
+        self,
+        patch: Patch = (),
+        constants: Optional[Mapping[str, object]] = None,
+        ignored: Sequence[int] = (),
+        **changes: Optional[str],
+    ) -> Copy:
         """Starts a copy, with these changes of its settings.
 
-        `before` are lines of Python for what no setting can do: they run in the program's module before its main part.
+        `constants` are other values for names of the program, dotted for those of a class.
+        `patch` is for what neither can do: a function of a test file, or several, that the copy calls with its module,
+        `program`, before its main part. A copy has nothing but the function's source, so that imports what it needs;
+        what it needs to know are arguments, `functools.partial(function, path)`. Values and arguments go by their repr.
         `ignored` are signals that it inherits as ignored, as from nohup.
         """
         directory = self.directory / ("copy%d" % len(self.started))
-        copy = Copy(settings_for(self.service, **changes), directory, before, ignored)
+        directory.mkdir()
+        program = program_with(directory, patch, constants)
+        copy = Copy(settings_for(self.service, **changes), program, directory, ignored)
         self.started.append(copy)
         return copy
 
