@@ -23,7 +23,8 @@ whom:
 
 A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
 Read on in order: topics, settings, LogGroups as bytes, errors and retry, credentials, the service, check and status,
-delivery, consumer, monitoring, command line. Each section needs only those before it.
+delivery, consumer, monitoring, command line. Each section needs only those before it (the Watchdog also ends
+connections, which come with the service).
 
 Threads, by the names that a stack dump shows. All are daemons: the process ends by os._exit, whatever they do.
 
@@ -50,7 +51,8 @@ What is private to others, or theirs and replaced here; the test goes red when a
     aliyun.log.consumer.ConsumerWorker
       ._get_shard_consumer    ShardConsumer instead of the SDK's, which goes on with the next batch where one fails
                               test_each_shard_that_is_held_is_consumed_in_each_turn_by_what_we_make
-      .consumer_client        none: it would overwrite the timeout and order of a group that exists, at each join
+      .consumer_client        the worker itself, which makes no group: the SDK's client would overwrite the timeout and
+                              order of one that exists, at each join
                               test_the_worker_makes_its_client_and_its_group_through_what_we_override
       .heart_beat             Heartbeat: the SDK's counts in wall time, and sleeps in its loop
                               test_each_turn_of_the_loop_asks_once_what_is_held_and_never_sleeps
@@ -144,12 +146,10 @@ try:
 
     heart_beat.RLock = threading.RLock  # type: ignore[attr-defined,assignment]
     for owner, name in (
-        (LogClient, "_getHttpResponse"),
-        (ConsumerWorker, "_get_shard_consumer"),
-        (urllib3.HTTPSConnectionPool, "_new_conn"),
-        (urllib3.HTTPSConnectionPool, "_prepare_proxy"),
+        (LogClient, "_getHttpResponse"), (ConsumerWorker, "_get_shard_consumer"),
+        (urllib3.HTTPSConnectionPool, "_new_conn"), (urllib3.HTTPSConnectionPool, "_prepare_proxy"),
         (requests.adapters.HTTPAdapter, "get_connection_with_tls_context"),
-    ):
+    ):  # fmt: skip
         getattr(owner, name)  # so that another release is told apart at once
 except (ImportError, AttributeError) as missing:
     sys.exit("dispatch_data.py: %s; install what it knows: pip install -r requirements.txt" % missing)
@@ -185,8 +185,8 @@ class TopicPattern:
         return ESCAPED_CHAR.sub(r"\1", self.spelling)
 
     @property
-    def escaped_spelling(self) -> str:
-        """Of a pattern that may be meant as a topic, such as app[1]: how that topic is spelt, app[[]1]; else ""."""
+    def literal_spelling(self) -> str:
+        """How a topic is spelt that somebody may have meant by this pattern: app[[]1] for app[1], "" for app*."""
         is_doubtful = re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", ESCAPED_CHAR.sub("", self.spelling))
         return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
@@ -528,22 +528,24 @@ class SettingsParser:
         return ""
 
     def suffix_of(self, variable: str, suffixes: Sequence[str]) -> str:
-        """The first of these with which the variable is set, or any that makes up the same key; "" for none."""
+        """The first of these with which the variable is set, "" for none. An access key's variables go together: it is
+        taken from where any of them is set."""
         together = CREDENTIAL_VARIABLES if variable in CREDENTIAL_VARIABLES else [variable]
         return next((each for each in suffixes if any(self.environment.get(name + each) for name in together)), "")
 
     def read_logstore(self, logstore: Setting, suffixes: Sequence[str]) -> LogstoreConfig:
         """The logstore that `logstore` with the first suffix names; all else may also be set with the next ones."""
         values, variables = {}, {}
-        replacement = "SLS_CREDENTIALS" + self.suffix_of("SLS_CREDENTIALS", suffixes)
-        replaced = ACCESS_KEY_VARIABLES if self.environment.get(replacement) else ()
+        # SLS_CREDENTIALS stands in the place of id, secret and token.
+        credentials = "SLS_CREDENTIALS" + self.suffix_of("SLS_CREDENTIALS", suffixes)
+        replaced = ACCESS_KEY_VARIABLES if self.environment.get(credentials) else ()
         for name, setting in CONNECTION_SETTINGS.items():
             suffix = self.suffix_of(setting.variable, suffixes)
             variable = setting.variable + suffix
             if setting.variable in replaced:
                 if self.environment.get(variable):
-                    self.errors.append("%s: %s stands in its place; leave out one of them" % (variable, replacement))
-                values[name], variables[setting.variable] = "", replacement  # what advice is to name
+                    self.errors.append("%s: %s stands in its place; leave out one of them" % (variable, credentials))
+                values[name], variables[setting.variable] = "", credentials  # which hints are to name
             else:
                 values[name], variables[setting.variable] = self.read(setting, suffix), variable
         values["logstore"] = self.read(logstore, suffixes[0])
@@ -555,7 +557,8 @@ class SettingsParser:
         return LogstoreConfig(**values, variables=variables)
 
     def complete_credentials(self, source: str, variable: str) -> str:
-        """The source of a key, as `variable` names it, with what the platform's variables must say of it."""
+        """Checks what else has to be set for a `source` of keys, which `variable` names: for "uri" that is the agent's
+        URL, returned in its place."""
         meaning = "%s=%s takes it" % (variable, source)
         for name in OIDC_VARIABLES if source == "oidc" else ():
             self.read(Setting(name, str, REQUIRED, meaning))
@@ -580,10 +583,10 @@ class SettingsParser:
             default = REQUIRED if self.any_topic_set else DEFAULT_TOPICS.get(number, REQUIRED)
             topics = self.read(replace(TARGET_TOPICS, default=default), suffix)
             for topic in topics:
-                if topic.escaped_spelling:
+                if topic.literal_spelling:
                     self.warnings.append(
                         "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the "
-                        "topic spelt like that is written %r" % (number, topic.spelling, topic.escaped_spelling)
+                        "topic spelt like that is written %r" % (number, topic.spelling, topic.literal_spelling)
                     )
                 if routed.setdefault(topic, number) != number:
                     words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
@@ -642,7 +645,7 @@ class LogGroup(NamedTuple):
     log_count: int
     logs: bytes | memoryview  # the serialised fields Logs, a view into the pull they came with
     envelope: bytes  # every other field
-    mergeable: bool = True  # else there are Logs in the rest as well
+    mergeable: bool = True  # else there are Logs in the envelope as well
 
     def SerializeToString(self) -> bytes:
         return b"".join([self.logs, self.envelope])
@@ -653,11 +656,11 @@ class PutRequest:
 
     __slots__ = ("accepted_at_last_rejection", "envelope", "log_count", "log_groups", "rejections", "size")
 
-    def __init__(self, rest: bytes) -> None:
+    def __init__(self, envelope: bytes) -> None:
         self.log_groups: list[LogGroup] = []
-        self.envelope = rest
+        self.envelope = envelope
         self.log_count = 0
-        self.size = len(rest)  # bytes, uncompressed
+        self.size = len(envelope)  # bytes, uncompressed
         self.rejections = 0  # times that it was refused for what it brings, by a target that takes others
         self.accepted_at_last_rejection = -1  # that its target had taken when it was refused last
 
@@ -734,9 +737,8 @@ def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGr
             log_count += 1
             mergeable = False
     # A topic should be UTF-8; one that isn't must still find the catch-all.
-    return LogGroup(
-        topic.decode("utf-8", "replace"), log_count, view[start:rest_start], data[rest_start:end], mergeable
-    )
+    text = topic.decode("utf-8", "replace")
+    return LogGroup(text, log_count, view[start:rest_start], data[rest_start:end], mergeable)
 
 
 def read_log_group_list(data: bytes) -> list[LogGroup]:
@@ -759,7 +761,7 @@ def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
         return []
     if data is not None and len(data) != size:
         raise ValueError("a pull of %d bytes, announced as %d" % (len(data), size))
-    with contextlib.suppress(ValueError, IndexError, TypeError):
+    with contextlib.suppress(ValueError, IndexError, TypeError):  # the last where there are no such bytes
         return read_log_group_list(data)
     log_groups = []
     try:
@@ -769,19 +771,18 @@ def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
             log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), mergeable=False))
     except Exception:  # its text would hold the whole pull
         raise ValueError("a pull of %d bytes is no LogGroupList" % size) from None
+    # Such as protobuf's groups, which proto2 has given up and no known writer of logs uses.
     log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", size)
     return log_groups
 
 
-def without_pack_id(rest: bytes) -> bytes:
-    """The rest of a LogGroup but for the tag with which an agent numbers its packs."""
-    if PACK_ID_TAG not in rest:
-        return rest
-    return b"".join(
-        rest[start:end]
-        for key, start, value, end in read_fields(rest, 0, len(rest))
-        if not (key == LOG_TAGS_KEY and rest.startswith(PACK_ID_TAG, value))
-    )
+def without_pack_id(envelope: bytes) -> bytes:
+    """The envelope of a LogGroup but for the tag with which an agent numbers its packs."""
+    if PACK_ID_TAG not in envelope:
+        return envelope
+    kept = [envelope[start:end] for key, start, value, end in read_fields(envelope, 0, len(envelope))
+            if not (key == LOG_TAGS_KEY and envelope.startswith(PACK_ID_TAG, value))]  # fmt: skip
+    return b"".join(kept)
 
 
 # The service takes 10 MB a put; older limits, 3 MB and 4096 logs, are what every region and agent has kept to.
@@ -800,11 +801,8 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
     for log_group in log_groups:
         merge_key = without_pack_id(log_group.envelope) if merge_packs else log_group.envelope
         put = growing.get(merge_key) if log_group.mergeable else None
-        if put and (
-            put.size + len(log_group.logs) > MAX_MERGED_BYTES or put.log_count + log_group.log_count > MAX_MERGED_LOGS
-        ):
-            put = None
-        if not put:
+        if (not put or put.size + len(log_group.logs) > MAX_MERGED_BYTES
+                or put.log_count + log_group.log_count > MAX_MERGED_LOGS):  # fmt: skip
             put = PutRequest(log_group.envelope)
             puts.append(put)
             if log_group.mergeable:
@@ -829,7 +827,7 @@ class ErrorKind(enum.Enum):
 
     TRANSIENT = "will pass"
     CONFIG = "has to be mended by somebody"
-    CREDENTIALS = "as well, but a key that renews itself may do so"
+    CREDENTIALS = "has to be mended by somebody, unless the key is one that is refreshed"
     REJECTED = "blames what the put brings"
     FENCED = "this consumer is not, or no longer, the holder of the shard"
 
@@ -892,11 +890,11 @@ ERROR_CATALOGUE = {
 }
 # fmt: on
 ERROR_BY_CODE = {
-    code: (fault, advice)
-    for fault, advices in ERROR_CATALOGUE.items()
-    for codes, advice in advices.items()
+    code: (kind, hint)
+    for kind, hints in ERROR_CATALOGUE.items()
+    for codes, hint in hints.items()
     for code in codes.split()
-}
+}  # fmt: skip
 # Unauthorized is also what an unknown key is answered with, and more; only the message tells, the first of these in it.
 UNAUTHORIZED = {
     "accesskeyid not found": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} must be a key that exists"),
@@ -1073,6 +1071,7 @@ class Lease(CancelToken):
             self.expires = sent + self.seconds
 
     def cancelled_at(self) -> float:
+        """Now where it has expired: whoever sees that calls `cancel`, which fixes the moment."""
         has_expired = self.now() > self.expires
         return min(super().cancelled_at(), time.monotonic() if has_expired else float("inf"))
 
@@ -1109,7 +1108,7 @@ class Watchdog:
         self.beats[threading.current_thread()] = time.monotonic()
 
     def excuse(self) -> None:
-        """Until its next beat the calling thread waits for an answer of the service, which is not to stand still."""
+        """The calling thread waits for an answer of the service; until its next beat it doesn't count as stuck."""
         self.beats[threading.current_thread()] = float("inf")
 
     def stuck(self, seconds: float) -> dict[str, float]:
@@ -1150,11 +1149,11 @@ class RetryLog:
 
     RECOVERY_QUIET = 5.0
 
-    def __init__(self, subject: str, calls: str, failing: str, config: LogstoreConfig) -> None:
-        """`calls` names them, such as "puts"; `failing` says what happens to one that failed."""
-        self.subject, self.calls, self.failing, self.config = subject, calls, failing, config
+    def __init__(self, subject: str, calls: str, failure_text: str, config: LogstoreConfig) -> None:
+        """`calls` names them, such as "puts"; `failure_text` says what happens to one that failed."""
+        self.subject, self.calls, self.failure_text, self.config = subject, calls, failure_text, config
         self.lock = threading.Lock()
-        self.failing_now: set[object] = set()  # what has failed and is to be retried
+        self.failing: set[object] = set()  # what has failed and is to be retried
         self.failures = 0  # since all was well
         self.codes: set[str] = set()  # of these, as told
         self.since = self.last = 0.0  # when the first and the last of these came, by the monotonic clock
@@ -1189,13 +1188,14 @@ class RetryLog:
             if not self.failures:
                 self.since, self.throttle, self.codes = self.last, LogThrottle(), set()
             self.failures += 1
-            self.failing_now.add(what)
-            is_new, self.codes = code not in self.codes, self.codes | {code}
+            self.failing.add(what)
+            is_new = code not in self.codes
+            self.codes.add(code)
             if not self.throttle.admit() and not is_new:
                 return
             failures, seconds = self.failures, self.last - self.since
         with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
-            line = "%s: %s: %s" % (self.subject, self.failing, describe_error(error, self.config))
+            line = "%s: %s: %s" % (self.subject, self.failure_text, describe_error(error, self.config))
             if failures > 1:
                 line += " (%d failed tries in %.0f s)" % (failures, seconds)
             is_transient = isinstance(error, CallError) and error.is_transient()
@@ -1203,12 +1203,12 @@ class RetryLog:
 
     def on_done(self, what: object) -> None:
         """Takes note that `what` has succeeded, or is nobody's business any more."""
-        self.failing_now.discard(what)
+        self.failing.discard(what)
 
     def report_recovery(self) -> None:
         """Tells when the failures are over; to be called now and then."""
         with self.lock:
-            if not self.failures or self.failing_now or time.monotonic() - self.last < self.RECOVERY_QUIET:
+            if not self.failures or self.failing or time.monotonic() - self.last < self.RECOVERY_QUIET:
                 return
             told = self.subject, self.calls, self.failures, self.last - self.since
             self.failures = 0
@@ -1415,6 +1415,7 @@ class CredentialSource(CredentialsProvider):
             self.is_expired |= failure.hint == EXPIRED_TOKEN_HINT
             return failure
         failure.kind, failure.hint = ErrorKind.TRANSIENT, "{SLS_CREDENTIALS} is asked for another key"
+        # One that has just come is not to blame at once: it may not be known everywhere yet.
         if self.key and self.key.security_token == token and time.monotonic() - self.refreshed_at > MAX_BACKOFF:
             self.refresh_at = 0.0
         return failure
@@ -1597,7 +1598,7 @@ class PooledLogClient(LogClient):
             config.endpoint, None, None, None, "dispatch_data", version, config.region,
             credentials_provider=self.credential_source,
         )  # fmt: skip
-        # The SDK's sets the process's locale for the Date of each request, at the cost of compressing it.
+        # The SDK's switches the process's locale for the Date of each request, which costs as much as compressing it.
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
         self.response_timeout = response_timeout or RESPONSE_TIMEOUT
         self.keep_alive = keep_alive
@@ -1649,7 +1650,8 @@ class PooledLogClient(LogClient):
 
     def round_trip(self, factory: ConnectionFactory, request: bytes) -> Response:
         """Sends a request over an idle connection, if there is one, and reads its answer. Where that connection was
-        closed meanwhile, it is repeated over a fresh one, and never again: each may have been taken.
+        closed meanwhile, the request is sent once more over a fresh one. Any other failure is for the caller: the
+        service may have heard the request.
 
         Raises what `connect` and `read_response` do.
         """
@@ -1737,15 +1739,10 @@ class PullResult(NamedTuple):
 class LogstoreApi:
     """The calls for one logstore, each tried once, its answer held to the form it must have; else CallError."""
 
-    def __init__(
-        self,
-        config: LogstoreConfig,
-        credential_source: CredentialSource | None = None,
-        response_timeout: float | None = None,
-        keep_alive: bool = True,
-    ) -> None:
+    def __init__(self, config: LogstoreConfig, *options: Any, **more: Any) -> None:
+        """The options are those of PooledLogClient."""
         self.config = config
-        self.client = PooledLogClient(config, credential_source, response_timeout, keep_alive)
+        self.client = PooledLogClient(config, *options, **more)
 
     def call(self, method: Callable[..., Any], *arguments: object) -> Any:
         """What the SDK makes of the answer; whatever it can't make sense of is no answer of the service."""
@@ -1757,11 +1754,11 @@ class LogstoreApi:
             raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(error), 100)) from error
 
     @staticmethod
-    def validate(answer: Any, is_valid: object) -> Any:
-        """The answer, if it is valid."""
+    def validate(shown: Any, is_valid: object) -> Any:
+        """Returns `shown`, an answer or a word about it, if the answer is valid; else it is shown in a CallError."""
         if not is_valid:
-            raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(answer), 100))
-        return answer
+            raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(shown), 100))
+        return shown
 
     def list_shards(self) -> list[dict[str, Any]]:
         """ListShards: shardID and status ("readwrite" or "readonly") of each, at least one."""
@@ -1870,14 +1867,11 @@ class ShardStatus:
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
     behind_seconds: float | None  # since then, 0 with nothing left to deliver; None: nobody knows
     updated_time: float | None  # unix seconds: when the checkpoint was saved
-    is_at_end: bool  # nothing is left to deliver, by the cursors: 0 seconds may be less than a whole one; not shown
+    is_at_end: bool  # nothing is left to deliver, by the cursors; 0 seconds behind may be less than one. Not shown
 
 
 def read_shard_status(
-    logstore: LogstoreApi,
-    group: str,
-    only: Sequence[int] | None = None,
-    mapper: Callable[..., Iterable[ShardStatus]] = map,
+    logstore: LogstoreApi, group: str, only: Sequence[int] | None = None, mapper: Callable[..., Iterable[Any]] = map
 ) -> list[ShardStatus]:
     """Asks the service of every shard, or of some. It goes by checkpoints: what was pulled is not yet delivered.
 
@@ -2107,8 +2101,8 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
 SAMPLE_SECONDS = 0.05  # of load that decide whether more puts at once would help
-CPU_BOUND = 0.7  # CPU seconds a second, from which on they would not: Python code runs in one thread at a time
-SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: puts that take longer want no company
+CPU_BOUND = 0.7  # CPU seconds a second; above it more threads don't help, for Python code runs in one at a time
+SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 RETRY_LINGER = 1.0  # seconds for which puts that failed wait for the others of their batch
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
 BREAKER_THRESHOLD = 8  # puts in a row that a target must fail before those that wait for it are not even tried
@@ -2279,7 +2273,7 @@ class Target:
     def summary(self) -> str:
         return (
             f"target={self.number} logstore={self.config} groups={self.log_groups} logs={self.logs} bytes={self.bytes} "
-            f"retries={self.retries} failing={len(self.put_retries.failing_now)} set_aside={self.dead_lettered}"
+            f"retries={self.retries} failing={len(self.put_retries.failing)} set_aside={self.dead_lettered}"
         )
 
 
@@ -2326,7 +2320,9 @@ class Batch:
                     end = min(end, time.monotonic() + RETRY_LINGER)
                 if not self.in_flight or time.monotonic() >= end:
                     failed, self.failed = self.failed, []
-                    self.pending = [(target, put) for target, put, _ in failed]  # unless others take their place
+                    self.pending = [
+                        (target, put) for target, put, _ in failed
+                    ]  # for `cancel`, until the caller has settled it
                     return failed
                 self.change.wait(0.2)
             watchdog.beat()
@@ -2354,7 +2350,7 @@ class PutScheduler:
         self.limit = 1  # of puts in flight, for all targets together
         self.workers = 0  # threads of the pool that put
         self.ready: deque[Target] = deque()  # those that have puts queued, and fewer in flight than their limit
-        threading.Thread(target=self.adapt_concurrency, name="adapts concurrency", daemon=True).start()
+        threading.Thread(target=self.adapt_concurrency, name="follows the load", daemon=True).start()
 
     def submit(self, puts: Sequence[tuple[Target, PutRequest]], batch: Batch) -> None:
         with self.change:
@@ -2393,14 +2389,15 @@ class PutScheduler:
                 target.in_flight -= 1
                 if not isinstance(error, Cancelled):
                     target.adapt_limit(error, time.monotonic() - began, put.size)
+                # A circuit breaker: a target that fails gets no more of what is queued until it is retried.
                 not_tried = [*target.queue] if error and target.consecutive_failures >= BREAKER_THRESHOLD else []
                 if not_tried:
                     target.queue.clear()
                 with contextlib.suppress(Exception):
                     self.schedule(target)
             batch.on_result(target, put, error)
-            for put, batch in not_tried:  # so no rejection counts against them
-                batch.on_result(target, put, Cancelled())
+            for other_put, other_batch in not_tried:
+                other_batch.on_result(target, other_put, Cancelled())
 
     def adapt_concurrency(self) -> None:
         """In a thread of its own: more puts at once while the process rather waits than works, else fewer."""
@@ -2517,8 +2514,8 @@ class Delivery:
 #   2. whoever has lost the lease saves nothing;
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
-#   5. what is retried is so by RetryLog.retry, which ends when the shard is revoked, the lease lost, the copy stopped,
-#      and a batch in flight has had its GRACE.
+#   5. what is retried is so by RetryLog.retry, which ends at once when the shard is revoked, the lease lost or the copy
+#      stopped; for a batch in flight, and its checkpoint, it ends GRACE seconds later.
 # Three things happen to a shard. *Assigned* (Heartbeat.send): the SDK's loop makes a ShardConsumer for it. *Revoked*
 # (Consumer.revoke): its batch in flight is ended, its checkpoint saved, then it moves. *Lost*, with the lease and so
 # with all shards of the consumer: nothing begins, nothing is saved, batches in flight have their GRACE, then another
@@ -2541,9 +2538,7 @@ class ShardConsumer:
     MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
     INITIAL_COUNT, MAX_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
-    TARGET_BATCH_SECONDS = (
-        1.0  # that a batch should take: for so long it holds up a stop, and is repeated after a crash
-    )
+    TARGET_BATCH_SECONDS = 1.0  # that a batch should take: it holds up a stop, and is repeated after a crash
 
     def __init__(self, consumer: Consumer, shard: int) -> None:
         self.consumer, self.shard = consumer, shard
@@ -2563,7 +2558,8 @@ class ShardConsumer:
         self.next_pull = 0.0  # by the monotonic clock
         self.interval = consumer.member.settings.fetch_interval  # seconds until then
         self.lock = threading.Lock()  # over:
-        self.is_pulling = self.is_delivering = False  # or loading the checkpoint
+        self.is_pulling = False
+        self.is_busy = False  # delivering a batch, or loading the checkpoint
         self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
 
     def consume(self) -> None:
@@ -2573,9 +2569,9 @@ class ShardConsumer:
         with self.lock:
             if self.closing.is_cancelled():
                 return
-            if not self.is_delivering and (self.batches or not self.cursor):
+            if not self.is_busy and (self.batches or not self.cursor):
                 self.member.tasks.submit(self.deliver if self.cursor else self.load_checkpoint)
-                self.is_delivering = True
+                self.is_busy = True
             if not self.is_pulling and self.cursor and self.has_room() and time.monotonic() >= self.next_pull:
                 self.member.tasks.submit(self.pull)
                 self.is_pulling = True
@@ -2593,7 +2589,7 @@ class ShardConsumer:
     def is_shutdown(self) -> bool:
         """Called by the SDK's loop: whether the shard may move, for nothing of it is in flight."""
         with self.lock:
-            return self.revoked.is_cancelled() and not self.is_delivering
+            return self.revoked.is_cancelled() and not self.is_busy
 
     def release_memory(self) -> None:
         """To be called when it is shut down: what it has pulled goes to whoever holds the shard next."""
@@ -2604,7 +2600,7 @@ class ShardConsumer:
     def log_groups_in_flight(self) -> int:
         """Of the batch that is being delivered, 0 without one."""
         with self.lock:
-            return len(self.batches[0].log_groups) if self.is_delivering and self.batches else 0
+            return len(self.batches[0].log_groups) if self.is_busy and self.batches else 0
 
     @contextlib.contextmanager
     def task(self, what: str, running: str) -> Iterator[None]:
@@ -2625,7 +2621,7 @@ class ShardConsumer:
 
     def load_checkpoint(self) -> None:
         """A task: finds where the shard begins. Until that is known nothing is pulled."""
-        with self.task("its beginning", "is_delivering"):
+        with self.task("its beginning", "is_busy"):
             self.member.begin_retries.retry(self.shard, self.find_checkpoint, self.closing)
             self.cursor = self.checkpoint
 
@@ -2637,14 +2633,13 @@ class ShardConsumer:
         """
         shard, member, start = self.shard, self.member, self.member.settings.cursor_start
         saved = self.source.checkpoints(member.group).get(shard, {}).get("checkpoint", "")
-        before, delivered = member.delivered_unsaved.get(shard, ("", ""))
+        saved_before, delivered = member.delivered_unsaved.get(shard, ("", ""))
         if not saved:
-            # The end is that of when the group began: who was born since has logs from then on alone, and is read from
-            # the first.
+            # The end is that of when the group began; a shard that a split has made since holds later logs only.
             if start == "end":
                 start = member.group_start or "begin"
             self.send_checkpoint(member.end_cursors_at_start.get(shard) or self.source.get_cursor(shard, start))
-        elif saved == before:
+        elif saved == saved_before:
             self.send_checkpoint(delivered)
         else:
             self.checkpoint = self.delivered = saved
@@ -2703,7 +2698,7 @@ class ShardConsumer:
 
     def deliver(self) -> None:
         """A task: delivers the oldest batch, then saves its checkpoint; unless both are done, it stays the oldest."""
-        with self.task("a batch", "is_delivering"), watchdog.watching("delivers shard %d" % self.shard):
+        with self.task("a batch", "is_busy"), watchdog.watching("delivers shard %d" % self.shard):
             self.closing.check()
             batch = self.batches[0]
             if batch is not self.unsaved:
@@ -2761,7 +2756,7 @@ class Heartbeat(threading.Thread):
         self.wake_up.wait(self.LOOP_INTERVAL)
         self.wake_up.clear()
         with self.lock:
-            # One may be revoked before the loop has made a ShardConsumer for it, whose end it would tell.
+            # One that was revoked before the loop made a ShardConsumer for it would never be let go of.
             self.reported &= {*self.owned, *self.consumer.shard_consumers}
             return self.owned[:]
 
@@ -2799,6 +2794,7 @@ class Heartbeat(threading.Thread):
         lease.renew(sent)
         consumer.member.last_heartbeat = time.time()
         with self.lock:
+            # A shard that was revoked and still ends a batch isn't taken back before it was let go of.
             releasing = self.reported - set(self.owned)
             owned = [shard for shard in answer if shard not in releasing]
             revoked = set(self.owned) - set(owned)
@@ -2813,11 +2809,11 @@ class Consumer(ConsumerWorker):
     """One consumer, from joining the group to losing its lease: the SDK's worker, with ours in the place of its own
     client, heartbeat and shard consumers."""
 
-    # ConsumerWorker makes a client, which would overwrite the timeout and order of a group that exists, at each join.
+    # ConsumerWorker makes a client for itself, by which it makes the group; it gets this object in its place.
     consumer_client = property(lambda self: self, lambda *_: None)
 
     def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
-        """All that ConsumerWorker asks of its client; see GroupMember.join_group."""
+        """All that ConsumerWorker asks of its client: done by GroupMember.join_group, once."""
 
     def __init__(self, member: GroupMember, group_timeout: float) -> None:
         """`group_timeout` in seconds, the service's."""
@@ -2827,8 +2823,8 @@ class Consumer(ConsumerWorker):
         self.lock = threading.Lock()  # over:
         self.buffered_bytes = 0  # of batches that its shards hold
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
-        # process id repeat themselves in containers. It says when the group began, so that who begins its last shard
-        # knows it as well as who began its first.
+        # process id repeat themselves in containers. It says when the group began, which `find_group_start` of later
+        # copies reads in the checkpoints.
         host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
         words = member.group[:20], host[:12], os.getpid(), member.group_start, uuid.uuid4().hex[:12]
         self.name_in_group = "%s-%s-%d-%08x%s" % words
@@ -2840,7 +2836,7 @@ class Consumer(ConsumerWorker):
         )  # fmt: skip
         super().__init__(None, hub_config)
         self.daemon, self.name = True, "gives out work"
-        self.heart_beat = self.heartbeat = Heartbeat(self, group_timeout)
+        self.heart_beat = self.heartbeat = Heartbeat(self, group_timeout)  # the former is the SDK's name
 
     def run(self) -> None:
         with watchdog.watching(self.name):
@@ -2915,6 +2911,7 @@ class GroupMember(threading.Thread):
                 check_before_start(self.settings, self.credential_sources)
                 while True:
                     consumer = self.join_retries.retry("join", self.join_group, self.soft_stop)
+                    # At a stop the SDK's loop ends first, and heartbeats go on until nothing is in flight.
                     while not consumer.lease.is_cancelled() and (consumer.is_alive() or self.soft_stop.is_cancelled()):
                         watchdog.beat()
                         time.sleep(MAIN_LOOP_INTERVAL)
@@ -2930,14 +2927,13 @@ class GroupMember(threading.Thread):
 
     def give_up(self, consumer: Consumer) -> None:
         """Ends a consumer without lease. What it has delivered, but may not save, is kept for the next."""
-        if consumer.lease.is_cancelled():
-            consumer.lease.cancel(consumer.lease.why_cancelled())
-        else:
-            consumer.lease.cancel("the SDK's loop has ended by itself")
+        # Of a lease that has expired this also fixes the moment, from which on batches in flight have their GRACE.
+        lease = consumer.lease
+        lease.cancel(lease.why_cancelled() if lease.is_cancelled() else "the SDK's loop has ended by itself")
         with contextlib.suppress(Exception):  # telling may fail
-            words = self.subject, consumer.name_in_group, consumer.lease.reason
+            words = self.subject, consumer.name_in_group, lease.reason
             log.warning("%s: consumer %s is lost, another joins: %s", *words)
-        shard_consumers = list(consumer.shard_consumers.values())
+        shard_consumers = list(consumer.shard_consumers.values())  # before they are dropped
         consumer.drain(GRACE + 1)
         for one in shard_consumers:
             if one.delivered != one.checkpoint:
@@ -2981,7 +2977,7 @@ class GroupMember(threading.Thread):
             names = [CONSUMER_NAME.fullmatch(entry.get("consumer") or "") for entry in checkpoints.values()]
             self.group_start = min([int(name.group(1), 16) for name in names if name and name.group(1)], default=0)
         else:
-            self.group_start = int(self.source.client.server_time())  # no later than the ends: nothing lies between
+            self.group_start = int(self.source.client.server_time())  # before the ends are asked for: no log is between
             if self.settings.cursor_start == "end":
                 shards = [shard["shardID"] for shard in self.source.list_shards()]
                 self.end_cursors_at_start = {shard: self.source.get_cursor(shard, "end") for shard in shards}
@@ -3057,7 +3053,7 @@ METRICS = (
     Metric("target", "put_retries_total", "Puts that failed and were tried again.", lambda it: it.retries),
     Metric("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.dead_lettered),
     Metric("target", "puts_failing", "Puts that have failed and are being tried again.",
-           lambda it: len(it.put_retries.failing_now)),
+           lambda it: len(it.put_retries.failing)),
     Metric("copy", "unmatched_log_groups_total", "LogGroups that no route matches.",
            lambda it: it.delivery.unmatched.log_groups),
     Metric("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.unmatched.logs),
@@ -3288,25 +3284,23 @@ def tune_process() -> None:
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
-class Ending(NamedTuple):
-    """Why a run has ended: as asked, or for these reasons."""
+class Ending(enum.Enum):
+    """Why a run has ended; the value is the exit status. Those but the first say more in the log."""
 
-    is_asked_for: bool
-    reasons: Sequence[str] = ()
-
-    def exit_status(self) -> int:
-        return 0 if self.is_asked_for else 1
+    STOPPED = "told to stop", 0
+    EXPIRED = "a token has run out that can't be refreshed", 1
+    FAILED = "it could not start, or has a defect", 1
 
 
 def wait_for_ending(member: GroupMember, caught_signals: Sequence[int]) -> Ending:
     """Waits until the copy is told to stop, or can't go on."""
-    while member.is_alive() and not caught_signals:
+    expired: list[str] = []
+    while member.is_alive() and not caught_signals and not expired:
         time.sleep(MAIN_LOOP_INTERVAL)
         expired = [source.name for source in member.expiring_credentials if source.is_expired]
-        if expired and not caught_signals:
-            words = "%s has run out, says the service: this copy ends, to be started again with another"
-            return Ending(False, [words % name for name in expired])
-    return Ending(is_asked_for=bool(caught_signals))
+    for name in expired:
+        log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
+    return Ending.STOPPED if caught_signals else Ending.EXPIRED if expired else Ending.FAILED
 
 
 def run(settings: Settings) -> int:
@@ -3324,8 +3318,6 @@ def run(settings: Settings) -> int:
         log.error("%s; the limit is `ulimit -u`, or the container's", error)
         return 1
     ending = wait_for_ending(member, caught_signals)
-    for reason in ending.reasons:
-        log.error("%s", reason)
     left = member.stop(SHUTDOWN_TIMEOUT)
     if left:
         log.warning(
@@ -3336,7 +3328,7 @@ def run(settings: Settings) -> int:
         log.error("%s", line)
     for line in member.summary() if member.consumer else ():
         log.info("%s", line)
-    return ending.exit_status()
+    return ending.value[1]
 
 
 def non_negative_float(text: str) -> float:
