@@ -37,6 +37,7 @@ def files_in(directory):
     return sorted(path for path in directory.iterdir())
 
 
+@pytest.mark.slow
 def test_by_default_the_shard_waits_and_says_so_and_no_other_does(service, copies):
     """What the batch has for other targets is delivered; behind the batch nothing of the shard is."""
     first = feed(service, 8, shard=0)
