@@ -17,7 +17,7 @@ whom:
             pull                      up to three batches of LogGroups wait in memory
             deliver                   the oldest batch:
               Delivery.deliver        the callback that routes each LogGroup by its Topic
-                PutScheduler, Target  functools.partial of LogClient.put_log_raw, retried until the target accepts
+                PutLoop, Target       functools.partial of LogClient.put_log_raw, retried until the target accepts
               save                    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
@@ -33,16 +33,15 @@ Threads, by the names that a stack dump shows. All are daemons: the process ends
     gives out work            the SDK's loop, one for each Consumer, until its lease is cancelled
     sends heartbeats          Heartbeat.run, started by the SDK's loop, as long
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
-    put_<n>                   PutScheduler.pool, as many as puts are in flight
-    follows the load          PutScheduler.adapt_concurrency
+    puts                      PutLoop.run: sends all puts, takes all their answers
+    opens connections_<n>     PutLoop.opener, for the puts
     tells                     report_loop: summaries, recoveries, stale connections
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve, SERVER_THREADS of them
 
 Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
-Consumer.lock; PutScheduler.change, then Batch.change; either of the first with a ThreadPool's own. `signing_lock` lets
-one thread at a time compress and sign, and is given back before the network is waited for.
+Consumer.lock or the ThreadPool's own. What is the PutLoop's alone needs none.
 
 Global state: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. No other.
 
@@ -93,6 +92,7 @@ import errno
 import fnmatch
 import functools
 import hashlib
+import hmac
 import http.client
 import http.server
 import io
@@ -105,6 +105,7 @@ import platform
 import random
 import re
 import resource
+import selectors
 import signal
 import socket
 import socketserver
@@ -140,9 +141,11 @@ try:
     import urllib3
     from aliyun.log import LogClient
     from aliyun.log.auth import AUTH_VERSION_1, AUTH_VERSION_4
+    from aliyun.log.compress import Compressor, CompressType
     from aliyun.log.consumer import ConsumerWorker, LogHubConfig, heart_beat
     from aliyun.log.credentials import Credentials, CredentialsProvider
     from aliyun.log.pulllog_response import PullLogResponse
+    from aliyun.log.version import API_VERSION
 
     heart_beat.RLock = threading.RLock  # type: ignore[attr-defined,assignment]
     for owner, name in (
@@ -1469,6 +1472,11 @@ class ConnectionFactory:
         self.url_prefix = origin if sends_absolute_url else ""
         self.headers = dict(USER_AGENT, **(pool.proxy_headers if sends_absolute_url else {}))
 
+    def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
+        """The request as it is sent."""
+        lines = ["%s: %s\r\n" % pair for sent in (headers, self.headers) for pair in sent.items()]
+        return ("%s %s%s HTTP/1.1\r\n%s\r\n" % (method, self.url_prefix, path, "".join(lines))).encode("latin-1") + body
+
     def connect(self, seconds: float) -> Any:
         """A new HTTPConnection, open, with so much time for each address that the host has. Raises OSError, ValueError,
         HTTPException or HTTPError."""
@@ -1545,7 +1553,7 @@ class Response(NamedTuple):
 SIMPLE_OK = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
 
 
-def read_response(stream: DeadlineStream) -> Response:
+def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
     """Reads one answer. Raises OSError or HTTPException."""
     head = SIMPLE_OK.match(stream.reader.peek())
     if head:  # as the service's usually are, which http.client would take longer for than the rest of a put takes
@@ -1588,10 +1596,8 @@ class PooledLogClient(LogClient):
         credential_source: CredentialSource | None = None,
         response_timeout: float | None = None,
         keep_alive: bool = True,
-        signing_lock: threading.RLock | None = None,
     ) -> None:
-        """Without a `credential_source` it has its own. `response_timeout` is in seconds; None is RESPONSE_TIMEOUT.
-        Clients that put at the same time share a `signing_lock`."""
+        """Without a `credential_source` it has its own. `response_timeout` is in seconds; None is RESPONSE_TIMEOUT."""
         self.credential_source = credential_source or CredentialSource(config).start()
         version = AUTH_VERSION_4 if config.region else AUTH_VERSION_1
         super().__init__(
@@ -1606,47 +1612,37 @@ class PooledLogClient(LogClient):
         # The pool: each connection and since when it is idle, the last used last.
         self.idle_connections: deque[tuple[http.client.HTTPConnection, float]] = deque()
         self.last_date = "", 0.0  # that of the last answer, and when it came, by the monotonic clock
-        self.signing_lock: Any = signing_lock or threading.RLock()
         watchdog.start()
-
-    def put_log_raw(self, *args: Any, **named: Any) -> Any:
-        """PutLogs. One thread at a time compresses, hashes and signs: several would wait for each other at each step of
-        that, for the interpreter's lock. `_getHttpResponse` gives it back before it waits for the answer."""
-        self.credential_source.get_credentials()  # the first may have to be waited for, and not by all
-        self.signing_lock.acquire()
-        try:
-            return super().put_log_raw(*args, **named)
-        finally:
-            self.release_signing_lock()
-
-    def release_signing_lock(self) -> None:
-        with contextlib.suppress(RuntimeError):  # this thread doesn't hold it: no put, or given back already
-            self.signing_lock.release()
 
     def _getHttpResponse(
         self, method: str, url: str, params: Mapping[str, Any], body: bytes | None, headers: dict[str, str]
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """Called by LogClient with what it has signed; (status, body, headers) of the answer. Raises CallError."""
-        self.release_signing_lock()
         watchdog.excuse()
         try:
             scheme, host, path = urlsplit(url)[:3]
-            factory = self.connection_factory = self.connection_factory or ConnectionFactory(f"{scheme}://{host}")
-            path = factory.url_prefix + path + ("?" + urlencode(params) if params else "")
-            lines = ["%s: %s\r\n" % pair for sent in (headers, factory.headers) for pair in sent.items()]
-            request = ("%s %s HTTP/1.1\r\n%s\r\n" % (method, path, "".join(lines))).encode("latin-1") + (body or b"")
-            response = self.round_trip(factory, request)
+            factory = self.factory_for("%s://%s" % (scheme, host))
+            path += "?" + urlencode(params) if params else ""
+            response = self.round_trip(factory, factory.request(method, path, headers, body or b""))
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallError.from_exception(error) from error
         finally:
             watchdog.beat()
-        # The service answers a put with nothing; a 200 that says something, a captive portal's say, took nothing.
-        is_odd_put = url.endswith("/shards/lb") and response.body
-        if response.status != 200 or REQUEST_ID not in response.headers or is_odd_put:
-            failure = CallError.from_response(response.status, response.headers, response.body)
-            raise self.credential_source.on_auth_failure(failure, headers.get("x-acs-security-token", ""))
+        self.judge(response, url.endswith("/shards/lb"), headers.get("x-acs-security-token", ""))
         self.last_date = response.headers.get("Date") or "", time.monotonic()
         return response.status, response.body, response.headers
+
+    def factory_for(self, origin: str) -> ConnectionFactory:
+        """The one of this client, made when it is first needed."""
+        self.connection_factory = self.connection_factory or ConnectionFactory(origin)
+        return self.connection_factory
+
+    def judge(self, response: Response, is_put: bool, token: str) -> None:
+        """Raises CallError unless the service says that it has done what it was asked for, by a call of this token."""
+        # It answers a put with nothing; a 200 that says something, a captive portal's say, took nothing.
+        if response.status != 200 or REQUEST_ID not in response.headers or (is_put and response.body):
+            failure = CallError.from_response(response.status, response.headers, response.body)
+            raise self.credential_source.on_auth_failure(failure, token)
 
     def round_trip(self, factory: ConnectionFactory, request: bytes) -> Response:
         """Sends a request over an idle connection, if there is one, and reads its answer. Where that connection was
@@ -1700,8 +1696,11 @@ class PooledLogClient(LogClient):
                 connection, since = self.idle_connections.pop()
                 if is_reusable(connection, since):
                     return connection
-                connection.close()
+                self.discard(connection)
         return None
+
+    def discard(self, connection: http.client.HTTPConnection) -> None:
+        connection.close()
 
     def close_stale(self, all_idle: bool) -> None:
         """Closes idle connections that can't be used again, or all of them; to be called often."""
@@ -1719,6 +1718,168 @@ class PooledLogClient(LogClient):
             date, received = self.last_date
             return email.utils.parsedate_to_datetime(date).timestamp() + time.monotonic() - received
         return time.time()
+
+
+class ReceivedStream(io.RawIOBase):
+    """What has come of an answer, for `read_response`. Raises NeedsMore where more has to come."""
+
+    class NeedsMore(Exception):
+        pass
+
+    def __init__(self, data: bytes, is_end: bool) -> None:
+        """`is_end`: nothing more will come."""
+        self.data, self.is_end = io.BytesIO(data), is_end
+        self.reader: Any = io.BufferedReader(self)
+
+    def makefile(self, *_: object) -> object:
+        return self.reader
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.data.readinto(buffer)
+        if not count and not self.is_end:
+            raise ReceivedStream.NeedsMore
+        return count
+
+
+class PutInFlight:
+    """A put that was begun: what is still to be sent of its request, and what has come of its answer."""
+
+    __slots__ = ("client", "connection", "deadline", "is_fresh", "received", "request", "sent", "sock", "token")
+
+    def __init__(self, client: PutClient, request: bytes, token: str) -> None:
+        self.client, self.request, self.token = client, request, token
+        self.connection: Any = None  # where there is none yet, one has to be opened
+        self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT  # for opening it
+
+    def use(self, connection: http.client.HTTPConnection, is_fresh: bool) -> None:
+        """Takes a connection, over which nothing was sent yet. `is_fresh`: it was opened for this put."""
+        self.connection, self.sock, self.is_fresh = connection, connection.sock, is_fresh
+        self.sent, self.received = 0, b""
+        # With time for the request, too: the kernel takes that at once, whenever the line carries it.
+        self.deadline = time.monotonic() + self.client.response_timeout + len(self.request) / MIN_THROUGHPUT
+
+    def send(self) -> bool:
+        """Sends what the kernel takes; whether that was all. Raises OSError."""
+        try:
+            while self.sent < len(self.request):
+                self.sent += self.sock.send(memoryview(self.request)[self.sent :] if self.sent else self.request)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return False
+        return True
+
+    def receive(self) -> Response | None:
+        """Takes what has come; the answer, once it is whole. Raises OSError, HTTPException."""
+        is_end = False
+        with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            while True:  # a TLS connection may hold bytes that no selector sees
+                data = self.sock.recv(65536)
+                self.received += data
+                self.deadline += len(data) / MIN_THROUGHPUT
+                is_end = not data
+                if is_end or not isinstance(self.sock, ssl.SSLSocket):
+                    break
+        head = self.received.lower()
+        if (
+            head.startswith(b"http/1.1 200 ") and head.find(b"\r\n\r\n") == len(head) - 4
+            and head.count(b"\r\ncontent-length:") == 1 and b"\r\ncontent-length: 0\r\n" in head
+            and b"\r\n%s:" % REQUEST_ID.encode() in head and b"\r\ntransfer-encoding:" not in head
+            and (b"\r\nconnection:" not in head or head.count(b"\r\nconnection: keep-alive\r\n") == 1)
+        ):  # fmt: skip
+            return PUT_ACCEPTED  # as nearly all are: read_response would take longer than the rest
+        stream = ReceivedStream(self.received, is_end)
+        try:
+            response = read_response(stream)
+        except ReceivedStream.NeedsMore:
+            return None
+        is_whole = not is_end and self.sent == len(self.request) and not stream.reader.closed
+        with contextlib.suppress(ReceivedStream.NeedsMore):
+            is_whole = is_whole and not stream.reader.peek(1)  # and nothing has come beyond it
+        return response._replace(is_last=response.is_last or not is_whole)
+
+
+PUT_ACCEPTED = Response(200, b"", {REQUEST_ID: ""}, is_last=False)
+
+
+PUT_HEADERS = {
+    "Content-Type": "application/x-protobuf", "x-log-apiversion": API_VERSION, "x-log-compresstype": "lz4",
+}  # fmt: skip
+
+
+class PutClient(PooledLogClient):
+    """A PooledLogClient whose puts are begun, not waited for: all of them by one thread, see PutLoop."""
+
+    def __init__(self, config: LogstoreConfig, credential_source: CredentialSource | None = None) -> None:
+        super().__init__(config, credential_source)
+        self._logHost: str
+        self.is_v1 = not config.region
+        self.key: AccessKey | None = None  # by which `hmac` was made
+        self.hmac = hmac.new(b"", digestmod=hashlib.sha1)
+        self.second, self.date = 0, ""  # the time as signatures have it
+        self.heads: dict[str, bytes] = {}  # resource -> the beginning of its requests
+        self.origin = "%s%s.%s" % (self.http_type, config.project, self._endpoint)  # type: ignore[attr-defined]
+
+    def prepare(self) -> None:
+        """Waits for what a put must not wait for: the first key, the CAs that are to be read. Raises what calls do."""
+        self.credential_source.get_credentials()
+        self.factory_for(self.origin)
+
+    @property
+    def is_blocking(self) -> bool:
+        """Whether its connections know no sending and receiving without waiting: urllib3's for TLS inside of TLS."""
+        proxy = self.factory_for(self.origin).pool.proxy
+        return bool(proxy and proxy.scheme == "https" and self.origin.startswith("https:"))
+
+    def put_log_raw(self, project: str, logstore: str, log_group: Any) -> PutInFlight:  # type: ignore[override]
+        """PutLogs, begun: compresses, signs and, over an idle connection if there is one, sends what the kernel takes.
+        Raises OSError, and CallError where there is no key."""
+        body = log_group.SerializeToString()
+        size, body = len(body), Compressor.compress(body, CompressType.LZ4)
+        resource = "/logstores/%s/shards/lb" % logstore
+        request, token = (self.sign_v1 if self.is_v1 else self.sign)(project, resource, size, body)
+        put = PutInFlight(self, request, token)
+        idle = self.take_idle()
+        if idle:
+            put.use(idle, is_fresh=False)
+            with contextlib.suppress(ConnectionError):  # the answer, or that there is none, will say why
+                put.send()
+        return put
+
+    def sign(self, project: str, resource: str, size: int, body: bytes) -> tuple[bytes, str]:
+        """(request, token) of a put whose compressed `body` has `size` bytes before, by the SDK's own signature."""
+        headers = {**PUT_HEADERS, "Host": "%s.%s" % (project, self._logHost)}
+        headers.update({"x-log-bodyrawsize": str(size), "Content-Length": str(len(body))})
+        self._auth.sign_request("POST", resource, {}, headers, body)  # type: ignore[attr-defined]
+        request = self.factory_for(self.origin).request("POST", resource, headers, body)
+        return request, headers.get("x-acs-security-token", "")
+
+    def sign_v1(self, project: str, resource: str, size: int, body: bytes) -> tuple[bytes, str]:
+        """As `sign`, for signatures of version 1, of which all that many puts share is made once."""
+        key, now = self.credential_source.get_credentials(), int(time.time())
+        if key is not self.key:
+            self.key, self.hmac = key, hmac.new(key.access_key_secret.encode(), digestmod=hashlib.sha1)
+        if now != self.second:
+            self.second, self.date = now, email.utils.formatdate(now, usegmt=True)
+        if resource not in self.heads:
+            headers = {**PUT_HEADERS, "Host": "%s.%s" % (project, self._logHost), "x-log-signaturemethod": "hmac-sha1"}
+            self.heads[resource] = self.factory_for(self.origin).request("POST", resource, headers, b"")[:-2]
+        token, md5 = key.security_token or "", hashlib.md5(body).hexdigest().upper()  # noqa: S324 - the protocol's
+        signer = self.hmac.copy()
+        signer.update((
+            "POST\n%s\napplication/x-protobuf\n%s\n%sx-log-apiversion:%s\nx-log-bodyrawsize:%d\n"
+            "x-log-compresstype:lz4\nx-log-signaturemethod:hmac-sha1\n%s"
+            % (md5, self.date, "x-acs-security-token:%s\n" % token if token else "", API_VERSION, size, resource)
+        ).encode())  # fmt: skip
+        signature = base64.b64encode(signer.digest()).decode()
+        lines = (
+            "x-log-bodyrawsize: %d\r\nContent-Length: %d\r\nContent-MD5: %s\r\nDate: %s\r\nx-log-date: %s\r\n"
+            "Authorization: LOG %s:%s\r\n%s\r\n"
+            % (size, len(body), md5, self.date, self.date, key.access_key_id, signature,
+               "x-acs-security-token: %s\r\n" % token if token else "")
+        )  # fmt: skip
+        return b"".join([self.heads[resource], lines.encode("latin-1"), body]), token
 
 
 def cursor_position(cursor: str) -> int:
@@ -2100,13 +2261,10 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
-SAMPLE_SECONDS = 0.05  # of load that decide whether more puts at once would help
-CPU_BOUND = 0.7  # CPU seconds a second; above it more threads don't help, for Python code runs in one at a time
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 RETRY_LINGER = 1.0  # seconds for which puts that failed wait for the others of their batch
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
 BREAKER_THRESHOLD = 8  # puts in a row that a target must fail before those that wait for it are not even tried
-EMPTY_LOG_GROUP = b"\x1a\x00"  # a LogGroup with the topic "" and no logs
 
 
 class DeadLetterDirectory:
@@ -2170,46 +2328,39 @@ class Target:
     """One target logstore: its writer, what waits for it, and its counts."""
 
     def __init__(
-        self,
-        settings: TargetSettings,
-        client: PooledLogClient,
-        max_in_flight: int,
-        dead_letters: DeadLetterDirectory | None,
+        self, settings: TargetSettings, client: PutClient, max_in_flight: int, dead_letters: DeadLetterDirectory | None
     ) -> None:
         self.number, self.config, self.name = settings.number, settings.config, settings.name
+        self.client = client
         self.write = functools.partial(client.put_log_raw, self.config.project, self.config.logstore)
         self.max_in_flight = max_in_flight
         self.dead_letters = dead_letters
-        self.next_probe = 0.0
         self.put_retries = RetryLog(self.name, "puts", "a put failed and is tried again until it is taken", self.config)
         self.dead_letter_retries = RetryLog(
             self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.config
         )
         self.dead_letter_throttle = LogThrottle()
-        # Guarded by PutScheduler.change:
+        # Of the PutLoop's thread alone:
         self.queue: deque[tuple[PutRequest, Batch]] = deque()
         self.limit = 1  # of puts in flight
         self.in_flight = 0
+        self.is_ready = False  # it is in the loop's queue of such
         self.consecutive_failures = 0
-        self.lock = threading.Lock()  # over the counts
-        self.puts = self.log_groups = self.logs = self.bytes = self.retries = self.dead_lettered = 0
+        self.puts = self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
+        self.lock = threading.Lock()  # over:
+        self.dead_lettered = 0
 
-    def attempt(self, put: PutRequest) -> Exception | None:
-        """Puts; returns why not, None when the target has accepted it. Never raises."""
-        try:
-            self.write(put)
-        except Exception as error:  # any: whatever kept this put from being accepted, it is retried
-            with self.lock:
-                self.retries += 1
+    def on_result(self, put: PutRequest, error: Exception | None) -> None:
+        """Counts a put that was tried; `error` is None when the target has accepted it."""
+        if error:
+            self.retries += 1
             self.put_retries.on_failure(put, error)
-            return error
+            return
         self.put_retries.on_done(put)
-        with self.lock:
-            self.puts += 1
-            self.log_groups += len(put.log_groups)
-            self.logs += put.log_count
-            self.bytes += put.size
-        return None
+        self.puts += 1
+        self.log_groups += len(put.log_groups)
+        self.logs += put.log_count
+        self.bytes += put.size
 
     def adapt_limit(self, error: Exception | None, seconds: float, size: int) -> None:
         """By AIMD: one put more in flight after each that was quick, half as many after one that ran out of time."""
@@ -2238,8 +2389,6 @@ class Target:
             self.put_retries.on_done(put)
             return [PutRequest(single.envelope).add(single) for single in put.log_groups]
         # Unless the target accepts others, no LogGroup is at fault: a header, the key or something on the way may be.
-        if self.puts <= put.accepted_at_last_rejection:
-            self.probe()
         put.rejections += self.puts > put.accepted_at_last_rejection
         put.accepted_at_last_rejection = self.puts
         if put.rejections < MAX_REJECTIONS or not self.dead_letters:
@@ -2258,17 +2407,6 @@ class Target:
                 self.name, escape_for_log(put.log_groups[0].Topic, 60), put.log_count, path, self.dead_lettered, error,
             )  # fmt: skip
         return []
-
-    def probe(self) -> None:
-        """Puts a LogGroup without logs, now and then, to see whether the target accepts anything."""
-        if time.monotonic() < self.next_probe:
-            return
-        try:
-            self.write(PutRequest(EMPTY_LOG_GROUP))
-            with self.lock:
-                self.puts += 1
-        except Exception:  # any: then nothing is known
-            self.next_probe = time.monotonic() + RETRY_LINGER
 
     def summary(self) -> str:
         return (
@@ -2336,85 +2474,273 @@ class Batch:
                 target.forget(put)
 
 
-class PutScheduler:
-    """Puts, for all batches and targets of the process. No thread waits for the retry of its put.
+class Flight(NamedTuple):
+    """A put that the loop has taken from its target's queue."""
 
-    How many put at once follows the load. A near service keeps the CPU busy with one, and more would only take turns; a
-    far one makes it wait. And each target has as many as it can use, so that a slow one takes none from the others.
+    target: Target
+    put: PutRequest
+    batch: Batch
+    began: float  # by the monotonic clock
+
+
+class PutLoop(threading.Thread):
+    """Sends all puts of all batches and targets, and takes all their answers, in one thread, which waits for nothing.
+
+    Queues, limits and connections of the targets are its own, so that they need no lock. What may block is done by
+    others: connections are opened by threads of `opener`, retries decided by whoever delivers the batch.
     """
 
-    def __init__(self, max_in_flight: int) -> None:
-        self.max_in_flight = max_in_flight
-        self.pool = ThreadPool(max_in_flight, "put")
-        self.change = threading.Condition()  # over:
-        self.limit = 1  # of puts in flight, for all targets together
-        self.workers = 0  # threads of the pool that put
+    TURN_SECONDS = 0.005  # for which puts are begun before it looks for answers
+    HOUSEKEEPING_INTERVAL = 0.2  # seconds between looks at deadlines and idle connections
+
+    def __init__(self, clients: Sequence[PutClient], max_in_flight: int) -> None:
+        super().__init__(name="puts", daemon=True)
+        self.clients, self.max_in_flight = clients, max_in_flight
+        for client in clients:
+            client.discard = self.close  # type: ignore[method-assign]
+        self.opener = ThreadPool(64, "opens connections")
         self.ready: deque[Target] = deque()  # those that have puts queued, and fewer in flight than their limit
-        threading.Thread(target=self.adapt_concurrency, name="follows the load", daemon=True).start()
+        self.flights: dict[PutInFlight, Flight] = {}
+        self.by_file: dict[int, PutInFlight] = {}  # those that wait for an answer, by the number of their socket
+        self.idle: dict[int, PutClient] = {}  # whose idle connection it is, by the same
+        self.next_housekeeping = 0.0
+        self.selector = selectors.DefaultSelector()
+        # Filled by other threads, who then wake the loop; a deque's appends need no lock.
+        self.submitted: deque[tuple[Target, PutRequest, Batch]] = deque()
+        self.opened: deque[tuple[PutInFlight, Any]] = deque()  # and a connection, a Response or an exception
+        self.is_asleep = False
+        self.wake_receiver, self.wake_sender = socket.socketpair()
+        self.wake_receiver.setblocking(False)
+        self.wake_sender.setblocking(False)
+        self.selector.register(self.wake_receiver, selectors.EVENT_READ)
+        self.start()
+
+    # ---- called by other threads
 
     def submit(self, puts: Sequence[tuple[Target, PutRequest]], batch: Batch) -> None:
-        with self.change:
-            batch.on_submit(len(puts))
-            for target, put in puts:
-                target.queue.append((put, batch))
-                self.schedule(target)
-            self.change.notify_all()
+        """Has these puts of a batch tried once each; `batch.on_result` tells how that went."""
+        for client in {target.client for target, _ in puts}:
+            with contextlib.suppress(Exception):  # any: the put fails by it, too, and tells
+                client.prepare()
+        batch.on_submit(len(puts))
+        self.submitted.extend([(target, put, batch) for target, put in puts])
+        self.wake()
 
-    def schedule(self, target: Target) -> None:
-        """Sees to it that as many threads as may put what is queued for a target. Called with `change` held."""
-        if target.queue and target.in_flight < target.limit and target not in self.ready:
-            self.ready.append(target)
-        for _ in range(min(self.limit - self.workers, len(self.ready))):
-            self.pool.submit(self.work)
-            self.workers += 1
+    def open_connection(self, put: PutInFlight) -> None:
+        """In a thread of `opener`."""
+        try:
+            client = put.client
+            if client.is_blocking:
+                outcome: Any = client.round_trip(client.factory_for(client.origin), put.request)
+            else:
+                seconds = min(CONNECT_TIMEOUT, client.response_timeout)
+                outcome = client.factory_for(client.origin).connect(seconds)
+        except Exception as error:
+            outcome = error
+        self.opened.append((put, outcome))
+        self.wake()
 
-    def work(self) -> None:
-        """In a thread of the pool: puts what is queued, for one ready target after the other."""
-        while True:
-            with self.change:
-                if not self.ready or self.workers > self.limit:
-                    self.workers -= 1
-                    return
-                target = self.ready.popleft()
-                put, batch = target.queue.popleft()
-                target.in_flight += 1
-                with contextlib.suppress(Exception):  # any, such as MemoryError: this thread goes on
-                    self.schedule(target)
-            began = time.monotonic()
-            try:
-                error = Cancelled() if batch.is_cancelled else target.attempt(put)
-            except Exception as failure:  # any, such as MemoryError: the batch goes on
-                error = failure
-            with self.change:
-                target.in_flight -= 1
-                if not isinstance(error, Cancelled):
-                    target.adapt_limit(error, time.monotonic() - began, put.size)
-                # A circuit breaker: a target that fails gets no more of what is queued until it is retried.
-                not_tried = [*target.queue] if error and target.consecutive_failures >= BREAKER_THRESHOLD else []
-                if not_tried:
-                    target.queue.clear()
-                with contextlib.suppress(Exception):
-                    self.schedule(target)
-            batch.on_result(target, put, error)
-            for other_put, other_batch in not_tried:
-                other_batch.on_result(target, other_put, Cancelled())
+    def wake(self) -> None:
+        if self.is_asleep:
+            with contextlib.suppress(BlockingIOError):  # so full that it wakes all the same
+                self.wake_sender.send(b"x")
 
-    def adapt_concurrency(self) -> None:
-        """In a thread of its own: more puts at once while the process rather waits than works, else fewer."""
-        with watchdog.watching("follows the load"):
+    # ---- the loop
+
+    def run(self) -> None:
+        with watchdog.watching(self.name):
             while True:
                 watchdog.beat()
-                with self.change:
-                    if not self.change.wait_for(lambda: self.ready, 1.0):
-                        continue
-                cpu, wall = time.process_time(), time.monotonic()
-                time.sleep(SAMPLE_SECONDS)
-                busy = (time.process_time() - cpu) / (time.monotonic() - wall)
-                with self.change:
-                    self.limit = min(self.max_in_flight, self.limit * 2) if busy < CPU_BOUND else max(1, self.limit - 1)
-                    with contextlib.suppress(Exception):  # any: this thread goes on, and looks again soon
-                        for target in list(self.ready):
-                            self.schedule(target)
+                try:
+                    self.turn()
+                except Exception:  # any, such as MemoryError: the loop goes on
+                    with contextlib.suppress(Exception):
+                        log.exception("a defect of this program")
+                    time.sleep(INITIAL_BACKOFF)
+
+    def turn(self) -> None:
+        while self.submitted:
+            target, put, batch = self.submitted[0]
+            target.queue.append((put, batch))
+            self.submitted.popleft()
+            self.make_ready(target)
+        while self.opened:
+            self.on_opened(*self.opened.popleft())
+        end = time.monotonic() + self.TURN_SECONDS
+        while self.ready and len(self.flights) < self.max_in_flight and time.monotonic() < end:
+            self.begin_put(self.ready.popleft())
+        self.is_asleep = True  # before the last look at what others have filled
+        is_busy = self.submitted or self.opened or (self.ready and len(self.flights) < self.max_in_flight)
+        events = self.selector.select(0 if is_busy else self.HOUSEKEEPING_INTERVAL)
+        self.is_asleep = False
+        for key, _ in events:
+            self.on_event(key.fd)
+        if time.monotonic() >= self.next_housekeeping:
+            self.next_housekeeping = time.monotonic() + self.HOUSEKEEPING_INTERVAL
+            self.end_what_is_over()
+
+    def make_ready(self, target: Target) -> None:
+        if target.queue and target.in_flight < target.limit and not target.is_ready:
+            target.is_ready = True
+            self.ready.append(target)
+
+    def begin_put(self, target: Target) -> None:
+        target.is_ready = False
+        request, batch = target.queue.popleft()
+        target.in_flight += 1
+        self.make_ready(target)
+        flight = Flight(target, request, batch, time.monotonic())
+        if batch.is_cancelled:
+            self.finish(flight, Cancelled())
+            return
+        put = None
+        try:
+            put = target.write(request)
+            self.flights[put] = flight
+            if put.connection:
+                self.idle.pop(put.sock.fileno(), None)
+                self.wait_for_answer(put)
+            else:
+                if put.client.is_blocking:
+                    put.deadline = float("inf")  # its calls have their own
+                self.opener.submit(self.open_connection, put)
+        except Exception as error:  # any, such as MemoryError
+            if put:
+                self.on_failure(put, error)
+            else:
+                self.finish(flight, error)
+
+    def on_opened(self, put: PutInFlight, outcome: Any) -> None:
+        """A connection was opened for a put, or couldn't be; or, where that blocks, the put was answered."""
+        if put not in self.flights:  # its time was over meanwhile
+            if not isinstance(outcome, (Exception, Response)):
+                outcome.close()
+        elif isinstance(outcome, Exception):
+            self.on_failure(put, outcome)
+        elif isinstance(outcome, Response):
+            self.on_response(put, outcome)
+        else:
+            try:
+                outcome.sock.setblocking(False)
+                put.use(outcome, is_fresh=True)
+                self.selector.register(put.sock, selectors.EVENT_READ)
+                if self.flights[put].batch.is_cancelled:
+                    self.leave(put, is_reusable=True)
+                    self.finish(self.flights.pop(put), Cancelled())
+                    return
+                put.send()
+                self.wait_for_answer(put)
+            except Exception as error:
+                self.on_failure(put, error)
+
+    def wait_for_answer(self, put: PutInFlight) -> None:
+        self.by_file[put.sock.fileno()] = put
+        if put.sent < len(put.request):
+            self.selector.modify(put.sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+
+    def on_event(self, file: int) -> None:
+        """Something has come over a connection, it has been closed, or it takes more."""
+        if file == self.wake_receiver.fileno():
+            with contextlib.suppress(BlockingIOError):
+                self.wake_receiver.recv(4096)
+            return
+        put = self.by_file.get(file)
+        if put is None:
+            self.close_idle(file)
+            return
+        try:
+            if put.sent < len(put.request):
+                with contextlib.suppress(ConnectionError):  # who won't read it all may have said why, as gateways do
+                    if put.send():
+                        self.selector.modify(put.sock, selectors.EVENT_READ)
+            response = put.receive()
+            if response:
+                self.leave(put, not response.is_last)
+                self.on_response(put, response)
+        except Exception as error:
+            self.on_failure(put, error)
+
+    def on_response(self, put: PutInFlight, response: Response) -> None:
+        error: Exception | None = None
+        try:
+            if response is not PUT_ACCEPTED:
+                put.client.judge(response, True, put.token)
+        except CallError as failure:
+            error = failure
+        self.finish(self.flights.pop(put), error)
+
+    def on_failure(self, put: PutInFlight, error: Exception) -> None:
+        """No answer has come, the connection is closed. Where an idle one was closed before, the put is sent again."""
+        if put.connection:
+            self.leave(put, is_reusable=False)
+            if isinstance(error, ConnectionError) and not (put.is_fresh or put.received):
+                put.connection, put.deadline = None, time.monotonic() + 3 * CONNECT_TIMEOUT
+                with contextlib.suppress(RuntimeError):
+                    self.opener.submit(self.open_connection, put)
+                    return
+        self.finish(self.flights.pop(put), error)
+
+    def leave(self, put: PutInFlight, is_reusable: bool) -> None:
+        """A put has done with its connection: it is idle, or closed."""
+        file = put.sock.fileno()
+        self.by_file.pop(file, None)
+        if is_reusable:
+            put.client.idle_connections.append((put.connection, time.monotonic()))
+            self.idle[file] = put.client
+        else:
+            self.close(put.connection)
+
+    def close(self, connection: http.client.HTTPConnection) -> None:
+        with contextlib.suppress(KeyError, ValueError, OSError, AttributeError):
+            self.idle.pop(connection.sock.fileno(), None)
+            self.selector.unregister(connection.sock)
+        connection.close()
+
+    def close_idle(self, file: int) -> None:
+        """One that the other side has closed, or where something has come that nobody has asked for."""
+        client = self.idle.pop(file, None)
+        for idle in list(client.idle_connections) if client else ():
+            if client and idle[0].sock.fileno() == file:
+                client.idle_connections.remove(idle)
+                self.close(idle[0])
+
+    def finish(self, flight: Flight, error: Exception | None) -> None:
+        """Tells the target and the batch how a put went."""
+        target, put, batch, began = flight
+        if isinstance(error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)):
+            error = CallError.from_exception(error)
+        target.in_flight -= 1
+        not_tried: list[tuple[PutRequest, Batch]] = []
+        try:
+            if not isinstance(error, Cancelled):
+                target.on_result(put, error)
+                target.adapt_limit(error, time.monotonic() - began, put.size)
+            # A circuit breaker: a target that fails gets no more of what is queued until it is retried.
+            if error and target.consecutive_failures >= BREAKER_THRESHOLD:
+                not_tried = [*target.queue]
+                target.queue.clear()
+        except Exception as failure:  # any, such as MemoryError: the batch goes on
+            error = error or failure
+        batch.on_result(target, put, error)
+        for other_put, other_batch in not_tried:
+            other_batch.on_result(target, other_put, Cancelled())
+        self.make_ready(target)
+
+    def end_what_is_over(self) -> None:
+        """Ends puts whose deadline has passed, and closes connections that were idle for too long, or are too many."""
+        now = time.monotonic()
+        for put in [put for put in self.flights if now > put.deadline]:
+            if put.connection:
+                # Once it is closed the kernel forgets what it has not sent: else a put might arrive much later.
+                with contextlib.suppress(OSError):
+                    linger = struct.pack("ii", 1, 0)
+                    socket.socket.setsockopt(put.sock, socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.on_failure(put, TimeoutError("timed out"))
+        are_many = len(self.idle) > connection_budget()
+        for client in self.clients:
+            idle = client.idle_connections  # the last used last
+            while idle and (are_many or now - idle[0][1] >= MAX_IDLE):
+                self.close(idle.popleft()[0])
 
 
 class UnmatchedCounter:
@@ -2457,17 +2783,15 @@ class Delivery:
     def __init__(self, settings: Settings, credential_sources: CredentialSources) -> None:
         self.routes = Routes({target.number: target.topics for target in settings.targets})
         dead_letters = DeadLetterDirectory(settings.rejected_dir) if settings.rejected_dir else None
-        signing_lock = threading.RLock()
-        clients: dict[Connection, PooledLogClient] = {}
+        clients: dict[Connection, PutClient] = {}
         self.targets: dict[int, Target] = {}
         for target in settings.targets:
             connection = target.config.connection
             if connection not in clients:
-                source = credential_sources.of(target.config)
-                clients[connection] = PooledLogClient(target.config, source, signing_lock=signing_lock)
+                clients[connection] = PutClient(target.config, credential_sources.of(target.config))
             self.targets[target.number] = Target(target, clients[connection], settings.writers, dead_letters)
         self.clients = list(clients.values())
-        self.scheduler = PutScheduler(min(settings.writers * len(self.targets), connection_budget()))
+        self.loop = PutLoop(self.clients, min(settings.writers * len(self.targets), connection_budget()))
         self.merge_packs = settings.merge_packs
         self.unmatched = UnmatchedCounter()
 
@@ -2494,7 +2818,7 @@ class Delivery:
             while batch.pending or batch.in_flight:
                 token.check()
                 accepted_before = batch.accepted
-                self.scheduler.submit(batch.pending, batch)
+                self.loop.submit(batch.pending, batch)
                 failed = batch.wait_for_failures(token)
                 batch.pending = [
                     (target, one) for target, put, why in failed for one in target.split_or_reject(put, why)
@@ -3008,12 +3332,6 @@ class GroupMember(threading.Thread):
         for retry_log in logs:
             retry_log.report_recovery()
 
-    def close_stale_connections(self) -> None:
-        clients = [self.source.client, *self.delivery.clients]
-        are_many = sum(len(client.idle_connections) for client in clients) > connection_budget()
-        for client in clients:
-            client.close_stale(all_idle=are_many)
-
     def measure_lag(self) -> None:
         """Asks for the lag of the shards held; None where it is unknown."""
         try:
@@ -3265,7 +3583,8 @@ def report_loop(member: GroupMember) -> None:
             watchdog.beat()
             time.sleep(REPORT_LOOP_INTERVAL)
             member.report_recoveries()
-            member.close_stale_connections()
+            client = member.source.client
+            client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
             if time.monotonic() > next_summary:
                 member.measure_lag()
                 for line in member.summary(member.lag):

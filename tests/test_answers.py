@@ -132,8 +132,8 @@ def test_a_strange_way_to_answer_changes_nothing(service, copies, way):
 
 
 def without_looks_at_what_is_idle(program):
-    """Those that come now and then, and find what lies unread on a connection before a put would."""
-    program.PooledLogClient.close_stale = lambda *_, **__: None
+    """The loop closes an idle connection over which something comes, before a put would find it."""
+    program.PutLoop.close_idle = lambda *_: None
 
 
 def test_a_stray_answer_is_not_taken_for_that_of_the_next_put(service, copies):

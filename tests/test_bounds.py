@@ -380,8 +380,8 @@ def sockets_closed_from_the_other_side(copy):
 def not_while_it_exists(program, switch):
     import os
 
-    close_stale = program.PooledLogClient.close_stale
-    program.PooledLogClient.close_stale = lambda *one, **named: os.path.exists(switch) or close_stale(*one, **named)
+    close_idle = program.PutLoop.close_idle
+    program.PutLoop.close_idle = lambda *one: os.path.exists(switch) or close_idle(*one)
 
 
 @pytest.mark.parametrize("event", ["after an answer", "all at once"])

@@ -45,7 +45,7 @@ from local_log_service import mangling
 from local_log_service.faults import ForeignAnswer
 from local_log_service.verdict import compare
 
-from dispatch_data import Batch, Heartbeat, PutScheduler, ShardConsumer, Target
+from dispatch_data import Batch, ConnectionFactory, Heartbeat, PutClient, PutInFlight, PutLoop, ShardConsumer, Target
 
 pytestmark = pytest.mark.slow
 
@@ -295,11 +295,16 @@ def failing_at_times(program, method, done="nothing", error=""):
 
 
 FAILURES_WITHIN = {
-    "nothing handed out": (PutScheduler.submit,),
-    "half of it handed out": (PutScheduler.submit, "half", "can't start new thread"),
-    "handed out, and then": (PutScheduler.submit, "all"),
-    "before a put": (Target.attempt,),
-    "after a put": (Target.attempt, "all"),
+    "nothing handed out": (PutLoop.submit,),
+    "half of it handed out": (PutLoop.submit, "half", "can't start new thread"),
+    "handed out, and then": (PutLoop.submit, "all"),
+    "before a put": (PutClient.put_log_raw,),
+    "after a put was begun": (PutClient.put_log_raw, "all"),
+    "before its answer": (PutInFlight.receive,),
+    "after its answer": (PutInFlight.receive, "all"),
+    "a connection is opened": (ConnectionFactory.connect,),
+    "waiting for answers begins": (PutLoop.wait_for_answer,),
+    "after a put": (Target.on_result, "all"),
     "what to do after a failure": (Target.split_or_reject,),
     "waiting for the outcome": (Batch.wait_for_failures,),
     "the checkpoint": (ShardConsumer.save,),
@@ -326,7 +331,7 @@ def test_whatever_fails_within_a_batch_loses_nothing(service, copies, failure):
 
 def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):
     """Those in the air may be repeated; those that had not begun must not, for they are tried again."""
-    half = functools.partial(failing_at_times, PutScheduler.submit.__qualname__, "half")
+    half = functools.partial(failing_at_times, PutLoop.submit.__qualname__, "half")
     with service.add_fault("PutLogs", hold=True) as fault:
         copy = copies.start(patch=half, constants={"MAX_BACKOFF": 5.0}, SLS_WRITERS="1")
         with pulled_at_once(service):

@@ -140,34 +140,23 @@ def stuck_in(program, method):
     setattr(owner, name, stuck)
 
 
-def locking_the_writers(program):
-    """For as long as a report takes."""
-    report = program.GroupMember.report_recoveries
-
-    def locking(self):
-        with self.delivery.scheduler.change:
-            report(self)
-
-    program.GroupMember.report_recoveries = locking
-
-
 @pytest.mark.parametrize(
-    ("loop", "method", "patches"),
+    ("loop", "method"),
     [
-        ("tells", "GroupMember.report_recoveries", []),
-        ("joins", "Consumer.is_alive", []),
-        ("gives out work", "Heartbeat.get_held_shards", []),
-        ("sends heartbeats", "Heartbeat.send", []),
-        ("follows the load", "GroupMember.report_recoveries", [locking_the_writers]),
-        ("ends silent connections", "DeadlineStream.is_over", []),
-        ("delivers shard", "Delivery.route", []),
+        ("tells", "GroupMember.report_recoveries"),
+        ("joins", "Consumer.is_alive"),
+        ("gives out work", "Heartbeat.get_held_shards"),
+        ("sends heartbeats", "Heartbeat.send"),
+        ("puts", "PutLoop.turn"),
+        ("ends silent connections", "DeadlineStream.is_over"),
+        ("delivers shard", "Delivery.route"),
     ],
 )
-def test_a_loop_that_stands_still_is_told(service, copies, port, loop, method, patches):
+def test_a_loop_that_stands_still_is_told(service, copies, port, loop, method):
     """And no longer when it goes on."""
     service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 300)  # else a copy without heartbeats joins anew
-    patches = [functools.partial(stuck_in, method), *patches]
-    copy = copies.start(patch=patches, constants={"WATCHDOG_TIMEOUT": 2.0}, SLS_METRICS_PORT=str(port))
+    patch = functools.partial(stuck_in, method)
+    copy = copies.start(patch=patch, constants={"WATCHDOG_TIMEOUT": 2.0}, SLS_METRICS_PORT=str(port))
     wait_until_joined(service, copy)
     assert wait_for_health(service, port, 200) == "ok\n"
     switch = copy.directory / "stuck"
