@@ -23,8 +23,8 @@ whom:
 
 A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
 Read on in order: topics, settings, LogGroups as bytes, errors and retry, credentials, the service, check and status,
-delivery, consumer, monitoring, command line. Each section needs only those before it (the Watchdog also ends
-connections, which come with the service).
+delivery, consumer, monitoring, command line. Each section needs only those before it (but for the
+Watchdog, which ends connections, that come with the service).
 
 Threads, by the names that a stack dump shows. All are daemons: the process ends by os._exit, whatever they do.
 
@@ -1091,7 +1091,7 @@ class Watchdog:
         self.loops: dict[str, threading.Thread] = {}
         # When each thread said last that it goes on, by the monotonic clock; infinity while it is excused.
         self.beats: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
-        self.streams: set[DeadlineStream] = set()
+        self.deadlines: set[DeadlineStream | OpeningDeadline] = set()
         self.lock = threading.Lock()  # over its start
         self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
 
@@ -1131,8 +1131,9 @@ class Watchdog:
             while True:
                 self.beat()
                 time.sleep(self.CHECK_INTERVAL)
-                for stream in filter(DeadlineStream.is_over, list(self.streams)):
-                    stream.abort()
+                for one in list(self.deadlines):
+                    if one.is_over():
+                        one.abort()
 
 
 watchdog = Watchdog()
@@ -1448,6 +1449,28 @@ class CredentialSources:
 # ---- the service: connections and calls ------------------------------------------------------------------------------
 
 
+class OpeningDeadline:
+    """The deadline of opening a connection as a whole: its timeout begins again with each byte of a handshake."""
+
+    def __init__(self, connection: Any, seconds: float) -> None:
+        self.connection, self.deadline = connection, time.monotonic() + seconds
+
+    def is_over(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def abort(self) -> None:
+        """Called by the watchdog's thread."""
+        if self.connection.sock:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self.connection.sock, socket.SHUT_RDWR)
+
+    def __enter__(self) -> None:
+        watchdog.deadlines.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        watchdog.deadlines.discard(self)
+
+
 class ConnectionFactory:
     """Opens connections to one origin (scheme://host:port) as requests would: same proxy of any kind, same trusted CAs.
 
@@ -1483,8 +1506,9 @@ class ConnectionFactory:
         connection: Any = self.pool._new_conn()
         connection.timeout = seconds
         try:
-            self.pool._prepare_proxy(connection) if self.uses_tunnel else connection.connect()
-            connection.sock.settimeout(None)  # see DeadlineStream
+            with OpeningDeadline(connection, 3 * seconds):
+                self.pool._prepare_proxy(connection) if self.uses_tunnel else connection.connect()
+                connection.sock.settimeout(None)  # see DeadlineStream
         except BaseException:
             connection.close()
             raise
@@ -1504,11 +1528,11 @@ class DeadlineStream(io.RawIOBase):
         self.deadline = time.monotonic() + seconds
         self.received = 0
         self.reader: Any = io.BufferedReader(self)
-        watchdog.streams.add(self)
+        watchdog.deadlines.add(self)
 
     def close(self) -> None:
         """At the end of a with statement. The socket stays as it is."""
-        watchdog.streams.discard(self)
+        watchdog.deadlines.discard(self)
         super().close()
         self.reader = None  # which holds this: a circle would wait for the garbage collector, with 8 KB
 
@@ -2490,6 +2514,7 @@ class PutLoop(threading.Thread):
     others: connections are opened by threads of `opener`, retries decided by whoever delivers the batch.
     """
 
+    MAX_BYTES = 32 * 1000 * 1000  # of requests in flight; beyond it a target has one
     TURN_SECONDS = 0.005  # for which puts are begun before it looks for answers
     HOUSEKEEPING_INTERVAL = 0.2  # seconds between looks at deadlines and idle connections
 
@@ -2498,11 +2523,12 @@ class PutLoop(threading.Thread):
         self.clients, self.max_in_flight = clients, max_in_flight
         for client in clients:
             client.discard = self.close  # type: ignore[method-assign]
-        self.opener = ThreadPool(64, "opens connections")
+        self.opener = ThreadPool(256, "opens connections")
         self.ready: deque[Target] = deque()  # those that have puts queued, and fewer in flight than their limit
         self.flights: dict[PutInFlight, Flight] = {}
         self.by_file: dict[int, PutInFlight] = {}  # those that wait for an answer, by the number of their socket
         self.idle: dict[int, PutClient] = {}  # whose idle connection it is, by the same
+        self.bytes_in_flight = 0
         self.next_housekeeping = 0.0
         self.selector = selectors.DefaultSelector()
         # Filled by other threads, who then wake the loop; a deque's appends need no lock.
@@ -2580,7 +2606,8 @@ class PutLoop(threading.Thread):
             self.end_what_is_over()
 
     def make_ready(self, target: Target) -> None:
-        if target.queue and target.in_flight < target.limit and not target.is_ready:
+        limit = target.limit if self.bytes_in_flight < self.MAX_BYTES else 1
+        if target.queue and target.in_flight < limit and not target.is_ready:
             target.is_ready = True
             self.ready.append(target)
 
@@ -2597,6 +2624,7 @@ class PutLoop(threading.Thread):
         try:
             put = target.write(request)
             self.flights[put] = flight
+            self.bytes_in_flight += len(put.request)
             if put.connection:
                 self.idle.pop(put.sock.fileno(), None)
                 self.wait_for_answer(put)
@@ -2626,7 +2654,7 @@ class PutLoop(threading.Thread):
                 self.selector.register(put.sock, selectors.EVENT_READ)
                 if self.flights[put].batch.is_cancelled:
                     self.leave(put, is_reusable=True)
-                    self.finish(self.flights.pop(put), Cancelled())
+                    self.finish(self.land(put), Cancelled())
                     return
                 put.send()
                 self.wait_for_answer(put)
@@ -2667,7 +2695,7 @@ class PutLoop(threading.Thread):
                 put.client.judge(response, True, put.token)
         except CallError as failure:
             error = failure
-        self.finish(self.flights.pop(put), error)
+        self.finish(self.land(put), error)
 
     def on_failure(self, put: PutInFlight, error: Exception) -> None:
         """No answer has come, the connection is closed. Where an idle one was closed before, the put is sent again."""
@@ -2678,7 +2706,12 @@ class PutLoop(threading.Thread):
                 with contextlib.suppress(RuntimeError):
                     self.opener.submit(self.open_connection, put)
                     return
-        self.finish(self.flights.pop(put), error)
+        self.finish(self.land(put), error)
+
+    def land(self, put: PutInFlight) -> Flight:
+        """It is in flight no longer."""
+        self.bytes_in_flight -= len(put.request)
+        return self.flights.pop(put)
 
     def leave(self, put: PutInFlight, is_reusable: bool) -> None:
         """A put has done with its connection: it is idle, or closed."""
@@ -2861,6 +2894,7 @@ class ShardConsumer:
     MAX_BATCHES = 3  # that a shard may hold
     MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
+    FEW_SHARDS = 8  # more than these, and their first pulls bring one LogGroup each
     INITIAL_COUNT, MAX_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
     TARGET_BATCH_SECONDS = 1.0  # that a batch should take: it holds up a stop, and is repeated after a crash
 
@@ -2878,7 +2912,7 @@ class ShardConsumer:
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
         # Written by the task that pulls, but for the first cursor:
         self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
-        self.mean_log_group_size = float(self.INITIAL_SIZE)  # bytes, by the last pull
+        self.mean_log_group_size = 0.0  # bytes, by the last pull; 0 before the first
         self.next_pull = 0.0  # by the monotonic clock
         self.interval = consumer.member.settings.fetch_interval  # seconds until then
         self.lock = threading.Lock()  # over:
@@ -2976,7 +3010,8 @@ class ShardConsumer:
             shards = max(1, len(self.consumer.heartbeat.owned))
             share = self.PREFETCH_BYTES / self.MAX_BATCHES / shards
             size = min(self.MAX_PULL_BYTES, share)
-            count = int(max(1, min(self.MAX_COUNT, size / self.mean_log_group_size, self.count_for_target_time)))
+            mean = self.mean_log_group_size or (self.INITIAL_SIZE if shards <= self.FEW_SHARDS else size)
+            count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
             pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.closing)
             # Many idle shards are looked at less often, each time a little.
             shortest, longest = self.member.settings.fetch_interval, shards / self.MAX_IDLE_PULLS

@@ -221,7 +221,7 @@ def test_an_answer_that_does_not_come_in_time_ends_whatever_the_line(
         client.response_timeout = RESPONSE_TIMEOUT
         last = put(client)
         assert last in taken(service) and len(client.idle_connections) == 1
-    assert not watchdog.streams
+    assert not watchdog.deadlines
 
 
 def test_an_answer_of_unknown_length_whose_end_does_not_come_is_none(clean_environment):
@@ -255,7 +255,7 @@ def test_a_put_that_nobody_reads_ends(clean_environment):
         noise = LogGroup(Topic="nginx", Source="".join(map(chr, random.Random(0).choices(range(33, 127), k=9000000))))
         with pytest.raises(CallError, match=r"NoAnswer.*timed out"):
             client.put_log_raw(PROJECT, "nginx", noise)
-    assert not watchdog.streams
+    assert not watchdog.deadlines
 
 
 def test_a_socks_proxy_is_used_or_its_lack_is_told(service, clean_environment):
