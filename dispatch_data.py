@@ -1806,6 +1806,8 @@ class PutInFlight:
                 if is_end or not isinstance(self.sock, ssl.SSLSocket):
                     break
         head = self.received.lower()
+        if self.sent < len(self.request) and head.startswith(b"http/1.1 200") and not is_end:
+            return None  # whatever that is, it doesn't say that the put was accepted
         if (
             head.startswith(b"http/1.1 200 ") and head.find(b"\r\n\r\n") == len(head) - 4
             and head.count(b"\r\ncontent-length:") == 1 and b"\r\ncontent-length: 0\r\n" in head
@@ -1867,7 +1869,7 @@ class PutClient(PooledLogClient):
         idle = self.take_idle()
         if idle:
             put.use(idle, is_fresh=False)
-            with contextlib.suppress(ConnectionError):  # the answer, or that there is none, will say why
+            with contextlib.suppress(OSError):  # the answer, or that there is none, will say why
                 put.send()
         return put
 
@@ -2629,8 +2631,10 @@ class PutLoop(threading.Thread):
                 self.idle.pop(put.sock.fileno(), None)
                 self.wait_for_answer(put)
             else:
-                if put.client.is_blocking:
-                    put.deadline = float("inf")  # its calls have their own
+                if put.client.is_blocking:  # then the round trip has deadlines of its own
+                    put.deadline += (
+                        put.client.response_timeout + len(put.request) / MIN_THROUGHPUT + 3 * CONNECT_TIMEOUT
+                    )
                 self.opener.submit(self.open_connection, put)
         except Exception as error:  # any, such as MemoryError
             if put:
@@ -2736,6 +2740,9 @@ class PutLoop(threading.Thread):
             if client and idle[0].sock.fileno() == file:
                 client.idle_connections.remove(idle)
                 self.close(idle[0])
+                return
+        with contextlib.suppress(KeyError, OSError):  # of nobody's: else it would be told for ever
+            self.selector.unregister(file)
 
     def finish(self, flight: Flight, error: Exception | None) -> None:
         """Tells the target and the batch how a put went."""

@@ -10,6 +10,7 @@ import socketserver
 import ssl
 import threading
 import time
+import types
 from urllib.parse import urlsplit
 
 import pytest
@@ -28,6 +29,7 @@ from dispatch_data import (
     LogstoreApi,
     PooledLogClient,
     PutClient,
+    PutInFlight,
     largest_lag,
     read_settings,
     read_shard_status,
@@ -337,6 +339,77 @@ def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
     pulled = client.pull_logs(PROJECT, "nginx", shard, cursor, 10).get_loggroup_list().LogGroups
     assert [one.SerializeToString() for one in pulled] == [log_group]
     assert client.connection_factory is not None
+
+
+# ---- puts that are begun, not waited for
+
+ERROR_BODY = b'{"errorCode":"ServerBusy","errorMessage":"busy"}'
+WHOLE_ANSWERS = {
+    "accepted": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nx-log-requestid: 1\r\n\r\n",
+    "accepted, in chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nx-log-requestid: 1\r\n\r\n0\r\n\r\n",
+    "accepted, after a hint": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nx-log-requestid: 1\r\n\r\n",
+    "accepted, to be closed": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\nx-log-requestid: 1"
+    b"\r\n\r\n",
+    "a portal": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nlogin",
+    "refused": b"HTTP/1.1 503 Busy\r\nContent-Length: %d\r\nx-log-requestid: 1\r\n\r\n%s"
+    % (len(ERROR_BODY), ERROR_BODY),
+}
+
+
+@contextlib.contextmanager
+def put_over_a_pair_of_sockets(request=b"request"):
+    """A PutInFlight, sent, and the other end of its connection."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.setblocking(False)
+        client = PutClient(logstore_config(endpoint="sls.test", access_key_id="id", access_key="secret"))
+        put = PutInFlight(client, request, "")
+        put.use(types.SimpleNamespace(sock=here), is_fresh=True)
+        put.send()
+        yield put, there
+
+
+@pytest.mark.parametrize("answer", WHOLE_ANSWERS.values(), ids=list(WHOLE_ANSWERS))
+def test_an_answer_means_the_same_wherever_it_is_split(answer):
+    outcomes = set()
+    for split in range(1, len(answer) + 1):
+        with put_over_a_pair_of_sockets() as (put, there):
+            there.sendall(answer[:split])
+            response = put.receive()
+            if split < len(answer):
+                assert response is None, answer[:split]
+                there.sendall(answer[split:])
+                response = put.receive()
+            outcomes.add((response.status, response.body, "x-log-requestid" in response.headers, response.is_last))
+    assert len(outcomes) == 1
+    ((status, body, is_of_the_service, is_last),) = outcomes
+    assert answer.endswith(body) and b"HTTP/1.1 %d " % status in answer
+    assert is_of_the_service == (b"requestid" in answer)
+    assert is_last or (b"Connection: close" not in answer and status == 200)
+
+
+def test_what_comes_beyond_an_answer_is_not_taken_for_that_of_the_next_put():
+    with put_over_a_pair_of_sockets() as (put, there):
+        there.sendall(WHOLE_ANSWERS["accepted"] * 2)
+        response = put.receive()
+        assert (response.status, response.is_last) == (200, True)
+
+
+def test_an_answer_before_the_put_was_sent_does_not_say_that_it_was_accepted():
+    """More than the kernel takes at once; whoever answers has not read it."""
+    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
+        assert put.sent < len(put.request)
+        there.sendall(WHOLE_ANSWERS["accepted"])
+        assert put.receive() is None
+        left = len(put.request)
+        while left:
+            left -= len(there.recv(1 << 20))
+            put.send()
+        assert put.receive().status == 200
+    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
+        there.sendall(WHOLE_ANSWERS["refused"])
+        assert put.receive().status == 503, "who won't read it all may say why"
 
 
 # ---- lag
