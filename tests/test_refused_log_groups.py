@@ -1,5 +1,6 @@
 """LogGroups that a target refuses for good: held by default, set aside as files where SLS_REJECTED_DIR is set."""
 
+import base64
 import contextlib
 import errno
 import os
@@ -11,7 +12,18 @@ import pytest
 from aliyun.log.proto import LogGroup as LogGroupMessage
 from assertions import arrived_in_targets, assert_delivered_once
 from conftest import create_logstores, logstore_config
-from harness import GROUP, LIMIT, PROJECT, SOURCE, Copies, feed, group_shards, make_log_group, wait_until_delivered
+from harness import (
+    GROUP,
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    Copies,
+    feed,
+    group_shards,
+    make_log_group,
+    pulled_at_once,
+    wait_until_delivered,
+)
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
@@ -35,6 +47,12 @@ def next_indexes(service):
 
 def files_in(directory):
     return sorted(path for path in directory.iterdir())
+
+
+def position_of(service, shard, index):
+    """Of a LogGroup in a shard, by the service's cursors, which are numbers in base64."""
+    begin = service.client().get_begin_cursor(PROJECT, SOURCE, shard).get_cursor()
+    return int(base64.b64decode(begin)) + index
 
 
 def test_by_default_the_shard_waits_and_says_so_and_no_other_does(service, copies):
@@ -66,7 +84,7 @@ def test_where_a_directory_is_set_it_is_set_aside_whole_and_the_shard_goes_on(se
     assert_delivered_once(before + after, arrived_in_targets(service))
     (path,) = files_in(rejected_dir)
     assert path.read_bytes() == POISON
-    assert re.fullmatch(r"TO3-test-project-click-[0-9a-f]{32}\.loggroup", path.name)
+    assert re.fullmatch(r"TO3-test-project-click-0-%d-[0-9a-f]{32}\.loggroup" % position_of(service, 0, 8), path.name)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert copy.stop() == 0
     assert "is refused for good and set aside as " + str(path) in copy.stderr()
@@ -124,7 +142,8 @@ def test_set_aside_again_after_a_crash_it_is_the_same_file(service, copies, reje
     for shard in range(4):  # else the first checkpoint would be the start, not the batch's
         begin = client.get_begin_cursor(PROJECT, SOURCE, shard).get_cursor()
         client.update_check_point(PROJECT, SOURCE, GROUP, shard, begin)
-    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    with pulled_at_once(service):
+        service.put(PROJECT, SOURCE, [POISON, make_log_group("click")], shard=0)
     with service.add_fault("UpdateCheckPoint", cut="before") as fault:
         first = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a checkpoint that can't be saved")
@@ -145,7 +164,8 @@ def test_without_the_directory_it_waits_and_nothing_is_lost(service, copies, rej
     copy = copies.start(SLS_REJECTED_DIR=str(directory))
     service.wait_for(lambda: len(group_shards(service)) == 4, LIMIT, "a copy that has begun")
     directory.rmdir()
-    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    with pulled_at_once(service):
+        service.put(PROJECT, SOURCE, [POISON, make_log_group("click")], shard=0)
     service.wait_for(lambda: "can't be set aside yet" in copy.stderr(), LIMIT, "a word about the directory")
     assert next_indexes(service)[0] in (None, 0)
     directory.mkdir()
@@ -164,10 +184,10 @@ PLACE = logstore_config(logstore="click")
 def test_the_directory_is_bounded_in_total(tmp_path, monkeypatch):
     monkeypatch.setattr(DeadLetterDirectory, "MAX_BYTES", 100)
     rejected = DeadLetterDirectory(str(tmp_path))
-    path = rejected.save(3, PLACE, log_group_of(b"a" * 60))
-    assert rejected.save(3, PLACE, log_group_of(b"a" * 60)) == path  # the same again takes no more room
+    path = rejected.save(3, PLACE, log_group_of(b"a" * 60), "0-1")
+    assert rejected.save(3, PLACE, log_group_of(b"a" * 60), "0-1") == path  # the same again takes no more room
     with pytest.raises(OSError, match="as many as are kept; make room"):
-        rejected.save(3, PLACE, log_group_of(b"b" * 60))
+        rejected.save(3, PLACE, log_group_of(b"b" * 60), "0-2")
     assert os.listdir(str(tmp_path)) == [os.path.basename(path)]
 
 
@@ -177,7 +197,7 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        DeadLetterDirectory(str(tmp_path)).save(3, PLACE, log_group_of(b"a"))
+        DeadLetterDirectory(str(tmp_path)).save(3, PLACE, log_group_of(b"a"), "0-1")
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -210,5 +230,5 @@ def test_a_file_system_may_know_no_fsync_of_directories(monkeypatch, rejected_di
     rejected = DeadLetterDirectory(str(rejected_dir))
     place = logstore_config(logstore="click")
     with contextlib.nullcontext() if is_kept else pytest.raises(OSError):
-        rejected.save(3, place, LogGroup("click", 5, POISON, b""))
+        rejected.save(3, place, LogGroup("click", 5, POISON, b""), "0-1")
     assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]
