@@ -95,7 +95,6 @@ import http.client
 import http.server
 import io
 import ipaddress
-import itertools
 import json
 import logging
 import logging.handlers
@@ -2202,12 +2201,12 @@ class DeadLetterDirectory:
         return path
 
 
-class Acceptance(NamedTuple):
-    """LogGroups that a target has accepted with one put, or one that was set aside."""
+class Outcome(NamedTuple):
+    """LogGroups that a target has accepted with one put, or one that it has refused for what that brings."""
 
     when: float  # by the monotonic clock
     size: int  # bytes of the put
-    log_groups: int  # how many; -1 for one that was set aside
+    accepted: int  # LogGroups; 0 for one that was refused, however often
 
 
 class Target:
@@ -2235,8 +2234,8 @@ class Target:
         self.in_flight = 0
         self.consecutive_failures = 0
         self.lock = threading.Lock()  # over all of these
-        self.rejected: set[PutRequest] = set()  # of one LogGroup each, refused for what they bring and not accepted yet
-        self.accepted: deque[Acceptance] = deque(maxlen=1000)  # the last
+        self.outcomes: deque[Outcome] = deque(maxlen=1000)  # the last
+        self.rejected: set[PutRequest] = set()  # of one LogGroup each, refused for what they bring, to be tried again
         self.last_accepted = 0.0  # when, by the monotonic clock
         self.unproven = 0  # LogGroups set aside since then without anything accepted since they were refused
         self.refuted_at = 0.0  # when the target accepted last what it had refused, by the monotonic clock
@@ -2258,7 +2257,7 @@ class Target:
             now = time.monotonic()
             if put.rejections:
                 self.refuted_at = now
-            self.accepted.append(Acceptance(now, put.size, len(put.log_groups)))
+            self.outcomes.append(Outcome(now, put.size, len(put.log_groups)))
             self.last_accepted, self.unproven = now, 0
             self.log_groups += len(put.log_groups)
             self.logs += put.log_count
@@ -2270,9 +2269,10 @@ class Target:
         held."""
         if put.first_rejection < self.refuted_at:
             put.first_rejection, put.rejections = time.monotonic(), 0
-        put.rejections += 1
-        if len(put.log_groups) == 1:
+        if len(put.log_groups) == 1 and not put.rejections:
             self.rejected.add(put)
+            self.outcomes.append(Outcome(put.first_rejection, put.size, 0))
+        put.rejections += 1
 
     def adapt_limit(self, error: Exception | None, seconds: float, size: int) -> None:
         """By AIMD: one put more in flight after each that was quick, half as many after one that ran out of time."""
@@ -2316,7 +2316,6 @@ class Target:
             return [put]
         self.forget(put)
         with self.lock:
-            self.accepted.append(Acceptance(time.monotonic(), sys.maxsize, -1))
             self.unproven += self.last_accepted < put.first_rejection
             self.dead_lettered += 1
         if self.dead_letter_throttle.admit():
@@ -2327,8 +2326,8 @@ class Target:
         return []
 
     def is_at_fault(self, put: PutRequest, error: Exception) -> bool:
-        """Whether a LogGroup that was refused is at fault, and not the target itself, which refuses no more LogGroups
-        than it has accepted since this one was refused first: before, all may have been well.
+        """Whether a LogGroup that was refused is at fault, and not the target itself: since it was refused first, this
+        has accepted as many LogGroups at least as it has refused, or keeps refusing. Before, all may have been well.
 
         Where the size is blamed, only puts of that size count, unless it is beyond what every region takes. See
         REJECTION_PATIENCE for a target that is given nothing else.
@@ -2337,21 +2336,22 @@ class Target:
         size = put.size if blames_size and put.size <= UNDISPUTED_BYTES else 0
         since = put.first_rejection
         with self.lock:
-            rejected = len(self.rejected)
             is_late = time.monotonic() - since > REJECTION_PATIENCE
-            are_few = rejected + self.unproven <= MAX_UNPROVEN
+            held = max(1, len(self.rejected))
+            are_few = held + self.unproven <= MAX_UNPROVEN
             if is_late and are_few:
                 since -= REJECTION_LOOKBACK
-            later = itertools.takewhile(lambda each: each.when >= since, reversed(self.accepted))
-            accepted = sum(each.log_groups for each in later if each.size >= size)
-        if accepted >= rejected:
+            recent = [each for each in self.outcomes if each.when >= since]
+        accepted = sum(each.accepted for each in recent if each.size >= size)
+        refused = max(held, sum(not each.accepted for each in recent))
+        if accepted >= refused:
             return True
         if (is_late or not are_few) and self.distrust_throttle.admit():
             log.error(
                 "%s: it refuses %d LogGroups and has accepted %d others%s meanwhile, so the target itself seems to be "
                 "wrong: none is set aside, and their shards wait; look at its settings and key, and at gateways and "
                 "proxies on the way, which may change headers or what is put",
-                self.name, rejected, max(0, accepted), " of that size" if size else "",
+                self.name, refused, accepted, " of that size" if size else "",
             )  # fmt: skip
         return False
 

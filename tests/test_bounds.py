@@ -447,7 +447,7 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
         (directory / ("TO3-test-project-click-%032x.loggroup" % number)).touch()
     poisons = [make_log_group("click", Source="10.0.0.%d" % number) + b"\x28\x01" for number in range(20)]
     with pulled_at_once(service):
-        service.put(PROJECT, SOURCE, poisons + [make_log_group("click") for _ in poisons])
+        service.put(PROJECT, SOURCE, poisons + [make_log_group("click") for _ in range(80)])
     copy = copies.start(
         patch=functools.partial(counting_looks, str(looks)),
         constants={"DeadLetterDirectory.RESCAN_INTERVAL": 1e9},
