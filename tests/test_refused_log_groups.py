@@ -5,6 +5,7 @@ import contextlib
 import errno
 import functools
 import os
+import random
 import re
 import stat
 import time
@@ -307,6 +308,22 @@ def test_of_what_a_target_refuses_mostly_nothing_is_set_aside(service, copies, r
     wait_until_delivered(service)
     assert_delivered_once(sent + log_groups, arrived_in_targets(service))
     assert files_in(rejected_dir) == []
+
+
+@pytest.mark.parametrize("percent", [1, 10, 25])
+def test_refused_ones_among_more_that_are_taken_are_all_set_aside(service, copies, rejected_dir, percent):
+    """In any order, in all shards at once, each in a put of its own."""
+    choice = random.Random(percent)
+    log_groups = [make_log_group("click", Source="10.0.0.%d" % number) for number in range(600)]
+    poisons = [log_group + b"\x28\x01" for log_group in log_groups[: 6 * percent]]
+    good = log_groups[len(poisons) :]
+    mixed = poisons + good
+    choice.shuffle(mixed)
+    service.put(PROJECT, SOURCE, mixed)
+    copies.start(constants={"REJECTION_PATIENCE": 1.0}, SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    assert sorted(path.read_bytes() for path in files_in(rejected_dir)) == sorted(poisons)
+    assert_delivered_once(good, arrived_in_targets(service))
 
 
 def test_the_last_of_its_batch_is_set_aside_though_nothing_comes_after_it(service, copies, rejected_dir):
