@@ -623,6 +623,10 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     configs = [source, *(target.config for target in targets)]
     for name in dict.fromkeys(config.variables["SLS_STS_TOKEN"] for config in configs if config.security_token):
         warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
+    # No error: an emptyDir volume has mode 0777, and in its pod nobody else is there.
+    if tuning["rejected_dir"] and os.stat(tuning["rejected_dir"]).st_mode & 0o002:
+        words = "SLS_REJECTED_DIR: any user can write to %s, and so remove or replace what is set aside; chmod 700 it"
+        warnings.append((words + ", unless there are no others, as in a pod") % tuning["rejected_dir"])
     start = tuning["cursor_start"]
     shown = start if isinstance(start, str) else format_with_utc(start)
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % shown]
@@ -657,15 +661,15 @@ class LogGroup(NamedTuple):
 class PutRequest:
     """LogGroups equal in everything but their logs, which travel as one: `LogClient.put_log_raw` takes it for such."""
 
-    __slots__ = ("accepted_at_last_rejection", "envelope", "log_count", "log_groups", "rejections", "size")
+    __slots__ = ("envelope", "first_rejection", "log_count", "log_groups", "rejections", "size")
 
     def __init__(self, envelope: bytes) -> None:
         self.log_groups: list[LogGroup] = []
         self.envelope = envelope
         self.log_count = 0
         self.size = len(envelope)  # bytes, uncompressed
-        self.rejections = 0  # times that it was refused for what it brings, by a target that takes others
-        self.accepted_at_last_rejection = -1  # that its target had taken when it was refused last
+        self.rejections = 0  # times that the service has refused it for what it brings
+        self.first_rejection = -1.0  # when it, or the put it was a part of, was so first, by the monotonic clock
 
     def SerializeToString(self) -> bytes:
         return b"".join([log_group.logs for log_group in self.log_groups] + [self.envelope])
@@ -832,6 +836,7 @@ class ErrorKind(enum.Enum):
     CONFIG = "has to be mended by somebody"
     CREDENTIALS = "has to be mended by somebody, unless the key is one that is refreshed"
     REJECTED = "blames what the put brings"
+    BLOCKED = "nobody knows: something on the way blames the size of the put"
     FENCED = "this consumer is not, or no longer, the holder of the shard"
 
 
@@ -883,6 +888,8 @@ ERROR_CATALOGUE = {
         "PostBodyTooLarge PostBodyInvalid PostBodyUncompressError InvalidKey InvalidEncoding InvalidTimestamp":
             "the service won't take this LogGroup, see SLS_REJECTED_DIR",
         "ParameterInvalid": "the service won't take this call; if it is a put, see SLS_REJECTED_DIR",
+    },
+    ErrorKind.BLOCKED: {
         "RequestEntityTooLarge": "a gateway on the way to {SLS_ENDPOINT} won't let a put of this size pass",
     },
     ErrorKind.FENCED: {
@@ -1915,12 +1922,27 @@ def cursor_position(cursor: str) -> int:
     return -1
 
 
+def short_hash(*parts: bytes) -> str:
+    """32 hexadecimal digits."""
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+
+
 class PullResult(NamedTuple):
     """What a pull brought: a batch, unless it has no LogGroups."""
 
     log_groups: list[LogGroup]
     size: int  # bytes, uncompressed
     next_cursor: str
+    shard: int
+
+    def place_of(self, log_group: LogGroup) -> str:
+        """Shard and position of one of its LogGroups: the same however pulls are cut, for the service numbers the
+        LogGroups of a shard. Where its cursors can't be read, a hash that is the same for the same pull."""
+        index = next(index for index, each in enumerate(self.log_groups) if each is log_group)
+        position = cursor_position(self.next_cursor) - len(self.log_groups) + index
+        if 0 <= position < 1 << 64:
+            return "%d-%d" % (self.shard, position)
+        return "%d-%s" % (self.shard, short_hash(b"%d %s" % (index, self.next_cursor.encode()))[:20])
 
 
 class LogstoreApi:
@@ -1975,7 +1997,7 @@ class LogstoreApi:
         first, after = cursor_position(cursor), cursor_position(next_cursor)
         leads_on = after >= first + bool(log_groups) or after < 0
         self.validate("an answer to another pull", leads_on and len(log_groups) <= count)
-        return PullResult(log_groups, size, next_cursor)
+        return PullResult(log_groups, size, next_cursor, shard)
 
     def consumer_groups(self) -> dict[str, Any] | None:
         """ListConsumerGroup: the SDK's ConsumerGroupEntity by name; None where the key may not list them."""
@@ -2290,51 +2312,59 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 RETRY_LINGER = 1.0  # seconds for which puts that failed wait for the others of their batch
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
+# Where nothing comes any more that the target could accept, as in a lone shard that waits for its LogGroup: seconds
+# after which what the target accepted before counts as well, how far back (s), and for how many LogGroups in a row.
+REJECTION_PATIENCE, REJECTION_LOOKBACK, MAX_UNPROVEN = 10.0, 60.0, 3
+UNDISPUTED_BYTES = MAX_MERGED_BYTES  # of a put, that every region takes: a larger one may be at fault by its size alone
 BREAKER_THRESHOLD = 8  # puts in a row that a target must fail before those that wait for it are not even tried
 
 
 class DeadLetterDirectory:
     """Keeps LogGroups that a target refuses for good as files: one each, for the owner alone, on disk for certain.
 
-    A file has the bytes of one LogGroup, and a name made of those of its target and of a hash: a LogGroup that is
-    refused again after a crash is the same file again.
+    A file has the bytes of one LogGroup. Its name says whose they are, and where in the source they stood: two that are
+    equal are two files, one that is refused again after a crash is the same file again.
     """
 
     MAX_BYTES = 1000 * 1000 * 1000  # of all such files; what goes beyond is not set aside
     MAX_NAME = 64  # characters of a project's or logstore's, for a file's name must not have more than 255
     RESCAN_INTERVAL = 30.0  # seconds between looks at what other copies keep, and what has been taken away
+    NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW  # nothing that somebody else has laid there
 
-    def __init__(self, directory: str) -> None:
-        self.directory = directory
-        self.lock = threading.Lock()
+    def __init__(self, directory: str, source: str = "") -> None:
+        """`source` is what the source logstore is called: other programs may use the directory for other sources."""
+        self.directory, self.source = directory, source
+        self.lock = threading.Lock()  # over:
         self.used, self.looked = 0, float("-inf")
 
-    def save(self, target: int, config: LogstoreConfig, log_group: LogGroup) -> str:
-        """Returns the path of the file, which is there whole or not at all, whenever the machine stops.
+    def save(self, target: int, config: LogstoreConfig, log_group: LogGroup, place: str) -> str:
+        """Returns the path of the file, which is there whole or not at all, whenever the machine stops. `place` is
+        PullResult.place_of.
 
         Raises OSError, also when the directory has MAX_BYTES.
         """
         data = log_group.SerializeToString()
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         names = config.project[: self.MAX_NAME], config.logstore[: self.MAX_NAME]
-        path = os.path.join(self.directory, "TO%d-%s-%s-%s.loggroup" % (target, *names, digest))
+        name = "TO%d-%s-%s-%s-%s.loggroup" % (target, *names, place, short_hash(self.source.encode(), data))
+        path = os.path.join(self.directory, name)
         with self.lock:
             if time.monotonic() - self.looked > self.RESCAN_INTERVAL:
                 with os.scandir(self.directory) as entries:
-                    self.used = sum(entry.stat().st_size for entry in entries if ".loggroup" in entry.name)
-                self.looked = time.monotonic()
-            is_new = not os.path.exists(path)
+                    kept = [entry.stat(follow_symlinks=False) for entry in entries if ".loggroup" in entry.name]
+                self.used, self.looked = sum(each.st_size for each in kept), time.monotonic()
+            is_new = not os.path.lexists(path)
             if is_new and self.used + len(data) > self.MAX_BYTES:
                 used = "it holds %d bytes, as many as are kept; make room" % self.used
                 raise OSError(errno.EDQUOT, used, self.directory)
             self.used += is_new * len(data)
-        unfinished = "%s.%d.unfinished" % (path, threading.get_native_id())
+        unfinished = "%s.%s.unfinished" % (path, uuid.uuid4().hex[:12])
         try:
-            with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with open(os.open(unfinished, self.NEW_FILE, 0o600), "wb") as file:
+                os.fchmod(file.fileno(), 0o600)  # whatever the umask
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(unfinished, path)
+            os.replace(unfinished, path)  # a link as well: it is replaced, not followed
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(unfinished)
@@ -2348,6 +2378,14 @@ class DeadLetterDirectory:
         finally:
             os.close(directory)
         return path
+
+
+class Outcome(NamedTuple):
+    """LogGroups that a target has accepted with one put, or one that it has refused for what that brings."""
+
+    when: float  # by the monotonic clock
+    size: int  # bytes of the put
+    accepted: int  # LogGroups; 0 for one that was refused, however often
 
 
 class Target:
@@ -2365,74 +2403,132 @@ class Target:
         self.dead_letter_retries = RetryLog(
             self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.config
         )
-        self.dead_letter_throttle = LogThrottle()
+        self.dead_letter_throttle, self.distrust_throttle = LogThrottle(), LogThrottle()
         # Of the PutLoop's thread alone:
         self.queue: deque[tuple[PutRequest, Batch]] = deque()
         self.limit = 1  # of puts in flight
         self.in_flight = 0
         self.is_ready = False  # it is in the loop's queue of such
         self.consecutive_failures = 0
-        self.puts = self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
+        self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
         self.lock = threading.Lock()  # over:
+        self.outcomes: deque[Outcome] = deque(maxlen=1000)  # the last
+        self.rejected: set[PutRequest] = set()  # of one LogGroup each, refused for what they bring, to be tried again
+        self.last_accepted = 0.0  # when, by the monotonic clock
+        self.unproven = 0  # LogGroups set aside since then, by what was accepted before they were refused
+        self.refuted_at = 0.0  # when the target accepted last what it had refused, by the monotonic clock
         self.dead_lettered = 0
 
     def on_result(self, put: PutRequest, error: Exception | None) -> None:
         """Counts a put that was tried; `error` is None when the target has accepted it."""
         if error:
             self.retries += 1
+            if is_rejection(error):
+                with self.lock:
+                    self.on_rejection(put)
             self.put_retries.on_failure(put, error)
             return
-        self.put_retries.on_done(put)
-        self.puts += 1
+        self.forget(put)
+        now = time.monotonic()
+        with self.lock:
+            if put.rejections:
+                self.refuted_at = now
+            self.outcomes.append(Outcome(now, put.size, len(put.log_groups)))
+            self.last_accepted, self.unproven = now, 0
         self.log_groups += len(put.log_groups)
         self.logs += put.log_count
         self.bytes += put.size
+
+    def on_rejection(self, put: PutRequest) -> None:
+        """Counts one. Those from before the target accepted what it had refused count for nothing. Called with `lock`
+        held."""
+        if put.first_rejection < self.refuted_at:
+            put.first_rejection, put.rejections = time.monotonic(), 0
+        if len(put.log_groups) == 1 and not put.rejections:
+            self.rejected.add(put)
+            self.outcomes.append(Outcome(put.first_rejection, put.size, 0))
+        put.rejections += 1
 
     def adapt_limit(self, error: Exception | None, seconds: float, size: int) -> None:
         """By AIMD: one put more in flight after each that was quick, half as many after one that ran out of time."""
         is_slow = seconds > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
         if error is None:
-            self.consecutive_failures = 0
             self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
         else:
-            self.consecutive_failures += not is_rejection(error)
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
+        # One that is blamed says nothing of the others; and it is tried again before them.
+        self.consecutive_failures = 0 if error is None or blames_put(error) else self.consecutive_failures + 1
 
     def forget(self, put: PutRequest) -> None:
-        """For a put that need not be retried, since it is set aside, or its batch is cancelled."""
+        """For a put that need not be retried: it is accepted, split, set aside, or its batch is cancelled."""
         self.put_retries.on_done(put)
         self.dead_letter_retries.on_done(put)
+        self.rejected.discard(put)
 
-    def split_or_reject(self, put: PutRequest, error: Exception) -> list[PutRequest]:
+    def split_or_reject(self, put: PutRequest, error: Exception, pull: PullResult) -> list[PutRequest]:
         """What is to be tried in the place of a put that failed: itself, as a rule.
 
-        One that is rejected for what it brings is split into the LogGroups that were merged. A single one that was
-        rejected so MAX_REJECTIONS times, by a target that accepted others in between, becomes a dead letter.
+        One that is refused for what it brings, or for its size, is split into the LogGroups of `pull` that were merged.
+        A single one that the service has refused MAX_REJECTIONS times becomes a dead letter, if it is at fault.
         """
-        if not is_rejection(error):
+        if not blames_put(error):
             return [put]
         if len(put.log_groups) > 1:
-            self.put_retries.on_done(put)
-            return [PutRequest(single.envelope).add(single) for single in put.log_groups]
-        # Unless the target accepts others, no LogGroup is at fault: a header, the key or something on the way may be.
-        put.rejections += self.puts > put.accepted_at_last_rejection
-        put.accepted_at_last_rejection = self.puts
-        if put.rejections < MAX_REJECTIONS or not self.dead_letters:
+            self.forget(put)
+            singles = [PutRequest(single.envelope).add(single) for single in put.log_groups]
+            for single in singles:
+                single.first_rejection = put.first_rejection
+            return singles
+        if not is_rejection(error) or put.rejections < MAX_REJECTIONS or not self.is_at_fault(put, error):
             return [put]
+        if not self.dead_letters:
+            return [put]
+        log_group = put.log_groups[0]
         try:
-            path = self.dead_letters.save(self.number, self.config, put.log_groups[0])
+            path = self.dead_letters.save(self.number, self.config, log_group, pull.place_of(log_group))
         except OSError as failure:
             self.dead_letter_retries.on_failure(put, failure)
             return [put]
         self.forget(put)
         with self.lock:
+            self.unproven += self.last_accepted < put.first_rejection
             self.dead_lettered += 1
         if self.dead_letter_throttle.admit():
             log.error(
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
-                self.name, escape_for_log(put.log_groups[0].Topic, 60), put.log_count, path, self.dead_lettered, error,
+                self.name, escape_for_log(log_group.Topic, 60), put.log_count, path, self.dead_lettered, error,
             )  # fmt: skip
         return []
+
+    def is_at_fault(self, put: PutRequest, error: Exception) -> bool:
+        """Whether a LogGroup that was refused is at fault, and not the target itself: since it was refused first, this
+        has accepted as many LogGroups at least as it has refused, or keeps refusing. Before, all may have been well.
+
+        Where the size is blamed, only puts of that size count, unless it is beyond what every region takes. See
+        REJECTION_PATIENCE for a target that is given nothing else.
+        """
+        blames_size = isinstance(error, CallError) and error.code == "PostBodyTooLarge"
+        size = put.size if blames_size and put.size <= UNDISPUTED_BYTES else 0
+        since = put.first_rejection
+        with self.lock:
+            is_late = time.monotonic() - since > REJECTION_PATIENCE
+            held = max(1, len(self.rejected))
+            are_few = held + self.unproven <= MAX_UNPROVEN
+            if is_late and are_few:
+                since -= REJECTION_LOOKBACK
+            recent = [each for each in self.outcomes if each.when >= since]
+        accepted = sum(each.accepted for each in recent if each.size >= size)
+        refused = max(held, sum(not each.accepted for each in recent))
+        if accepted >= refused:
+            return True
+        if (is_late or not are_few) and self.distrust_throttle.admit():
+            log.error(
+                "%s: it refuses %d LogGroups and has accepted %d others%s meanwhile, so the target itself seems to be "
+                "wrong: none is set aside, and their shards wait; look at its settings and key, and at gateways and "
+                "proxies on the way, which may change headers or what is put",
+                self.name, refused, accepted, " of that size" if size else "",
+            )  # fmt: skip
+        return False
 
     def summary(self) -> str:
         return (
@@ -2444,6 +2540,11 @@ class Target:
 def is_rejection(error: Exception) -> bool:
     """Whether the service blames what the put brings."""
     return isinstance(error, CallError) and error.kind == ErrorKind.REJECTED
+
+
+def blames_put(error: Exception) -> bool:
+    """As well, or something on the way blames its size: smaller ones may pass."""
+    return is_rejection(error) or (isinstance(error, CallError) and error.kind == ErrorKind.BLOCKED)
 
 
 class Batch:
@@ -2822,7 +2923,8 @@ class Delivery:
 
     def __init__(self, settings: Settings, credential_sources: CredentialSources) -> None:
         self.routes = Routes({target.number: target.topics for target in settings.targets})
-        dead_letters = DeadLetterDirectory(settings.rejected_dir) if settings.rejected_dir else None
+        source = str(settings.source)
+        dead_letters = DeadLetterDirectory(settings.rejected_dir, source) if settings.rejected_dir else None
         clients: dict[Connection, PutClient] = {}
         self.targets: dict[int, Target] = {}
         for target in settings.targets:
@@ -2846,13 +2948,13 @@ class Delivery:
                 shares.setdefault(self.targets[number], []).append(log_group)
         return [(target, put) for target, share in shares.items() for put in merge_log_groups(share, self.merge_packs)]
 
-    def deliver(self, log_groups: Iterable[LogGroup], token: CancelToken) -> None:
+    def deliver(self, pull: PullResult, token: CancelToken) -> None:
         """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
 
         Puts that failed are retried soon while others are accepted, else with backoff. Raises Cancelled when `token` is
         cancelled before all were; then, as on any other exception, no put of these begins any more.
         """
-        batch = Batch(self.route(log_groups))
+        batch = Batch(self.route(pull.log_groups))
         failures = 0
         try:
             while batch.pending or batch.in_flight:
@@ -2861,7 +2963,7 @@ class Delivery:
                 self.loop.submit(batch.pending, batch)
                 failed = batch.wait_for_failures(token)
                 batch.pending = [
-                    (target, one) for target, put, why in failed for one in target.split_or_reject(put, why)
+                    (target, one) for target, put, why in failed for one in target.split_or_reject(put, why, pull)
                 ]
                 if batch.pending:
                     failures = 0 if batch.accepted > accepted_before else failures + 1
@@ -3069,7 +3171,7 @@ class ShardConsumer:
             batch = self.batches[0]
             if batch is not self.unsaved:
                 began = time.monotonic()
-                self.member.delivery.deliver(batch.log_groups, self.closed)
+                self.member.delivery.deliver(batch, self.closed)
                 seconds = max(0.001, time.monotonic() - began)
                 self.count_for_target_time = len(batch.log_groups) * self.TARGET_BATCH_SECONDS / seconds
                 self.unsaved, self.delivered = batch, batch.next_cursor

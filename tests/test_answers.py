@@ -233,7 +233,7 @@ def test_one_that_is_too_large_is_set_aside_and_what_was_joined_with_it_is_not(t
             service.put(PROJECT, SOURCE, small[:20], shard=0)
             service.put(PROJECT, SOURCE, [large], shard=0)
             service.put(PROJECT, SOURCE, small[20:], shard=0)
-            copies.start(SLS_REJECTED_DIR=str(directory))
+            copies.start(SLS_REJECTED_DIR=str(directory), constants={"UNDISPUTED_BYTES": 20 * 1000})
             wait_until_delivered(service)
         assert [path.read_bytes() for path in directory.iterdir()] == [large]
         assert_delivered_once(small, arrived_in_targets(service))

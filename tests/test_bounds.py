@@ -29,6 +29,7 @@ from harness import (
     group_shards,
     is_shared,
     make_log_group,
+    pulled_at_once,
     wait_until_begun,
     wait_until_delivered,
     wait_until_joined,
@@ -445,7 +446,8 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
     for number in range(50 * 1000):
         (directory / ("TO3-test-project-click-%032x.loggroup" % number)).touch()
     poisons = [make_log_group("click", Source="10.0.0.%d" % number) + b"\x28\x01" for number in range(20)]
-    service.put(PROJECT, SOURCE, poisons)
+    with pulled_at_once(service):
+        service.put(PROJECT, SOURCE, poisons + [make_log_group("click") for _ in range(80)])
     copy = copies.start(
         patch=functools.partial(counting_looks, str(looks)),
         constants={"DeadLetterDirectory.RESCAN_INTERVAL": 1e9},
@@ -461,6 +463,6 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
 def test_a_log_group_is_set_aside_under_the_longest_names_that_settings_allow(tmp_path):
     place = logstore_config("p" * 63, "l" * 128)
     path = DeadLetterDirectory(str(tmp_path)).save(
-        10**9 - 1, place, LogGroup("click", 1, b"", b"data", mergeable=False)
+        10**9 - 1, place, LogGroup("click", 1, b"", b"data", mergeable=False), "%d-%s" % (10**9, "f" * 20)
     )
     assert Path(path).read_bytes() == b"data"

@@ -448,9 +448,10 @@ def test_log_groups_that_were_set_aside_can_be_put_again(service, installation):
     log_groups = [make_log_group("click") for _ in range(3)]
     place = logstore_config(logstore="click")
     rejected = dispatch_data.DeadLetterDirectory(str(directory))
-    for log_group in log_groups:
-        rejected.save(3, place, dispatch_data.LogGroup("click", 5, log_group, b""))
-    refused = rejected.save(3, place, dispatch_data.LogGroup("click", 5, make_log_group("click") + b"\x28\x01", b""))
+    for number, log_group in enumerate(log_groups):
+        rejected.save(3, place, dispatch_data.LogGroup("click", 5, log_group, b""), "0-%d" % number)
+    poison = dispatch_data.LogGroup("click", 5, make_log_group("click") + b"\x28\x01", b"")
+    refused = rejected.save(3, place, poison, "0-3")
     ended = run_shell(recipe("put again"), installation, service)
     assert ended.returncode == 1 and "PostBodyInvalid" in ended.stderr, "one is refused still"
     assert os.path.exists(refused)

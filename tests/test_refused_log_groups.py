@@ -1,8 +1,11 @@
 """LogGroups that a target refuses for good: held by default, set aside as files where SLS_REJECTED_DIR is set."""
 
+import base64
 import contextlib
 import errno
+import functools
 import os
+import random
 import re
 import stat
 import time
@@ -11,7 +14,21 @@ import pytest
 from aliyun.log.proto import LogGroup as LogGroupMessage
 from assertions import arrived_in_targets, assert_delivered_once
 from conftest import create_logstores, logstore_config
-from harness import GROUP, LIMIT, PROJECT, SOURCE, Copies, feed, group_shards, make_log_group, wait_until_delivered
+from harness import (
+    GROUP,
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    Copies,
+    feed,
+    group_shards,
+    make_log_group,
+    pulled_at_once,
+    run_program,
+    settings_for,
+    wait_until_begun,
+    wait_until_delivered,
+)
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
@@ -35,6 +52,12 @@ def next_indexes(service):
 
 def files_in(directory):
     return sorted(path for path in directory.iterdir())
+
+
+def position_of(service, shard, index):
+    """Of a LogGroup in a shard, by the service's cursors, which are numbers in base64."""
+    begin = service.client().get_begin_cursor(PROJECT, SOURCE, shard).get_cursor()
+    return int(base64.b64decode(begin)) + index
 
 
 @pytest.mark.slow
@@ -67,7 +90,7 @@ def test_where_a_directory_is_set_it_is_set_aside_whole_and_the_shard_goes_on(se
     assert_delivered_once(before + after, arrived_in_targets(service))
     (path,) = files_in(rejected_dir)
     assert path.read_bytes() == POISON
-    assert re.fullmatch(r"TO3-test-project-click-[0-9a-f]{32}\.loggroup", path.name)
+    assert re.fullmatch(r"TO3-test-project-click-0-%d-[0-9a-f]{32}\.loggroup" % position_of(service, 0, 8), path.name)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert copy.stop() == 0
     assert "is refused for good and set aside as " + str(path) in copy.stderr()
@@ -125,7 +148,8 @@ def test_set_aside_again_after_a_crash_it_is_the_same_file(service, copies, reje
     for shard in range(4):  # else the first checkpoint would be the start, not the batch's
         begin = client.get_begin_cursor(PROJECT, SOURCE, shard).get_cursor()
         client.update_check_point(PROJECT, SOURCE, GROUP, shard, begin)
-    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    with pulled_at_once(service):
+        service.put(PROJECT, SOURCE, [POISON, make_log_group("click")], shard=0)
     with service.add_fault("UpdateCheckPoint", cut="before") as fault:
         first = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a checkpoint that can't be saved")
@@ -146,7 +170,8 @@ def test_without_the_directory_it_waits_and_nothing_is_lost(service, copies, rej
     copy = copies.start(SLS_REJECTED_DIR=str(directory))
     service.wait_for(lambda: len(group_shards(service)) == 4, LIMIT, "a copy that has begun")
     directory.rmdir()
-    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    with pulled_at_once(service):
+        service.put(PROJECT, SOURCE, [POISON, make_log_group("click")], shard=0)
     service.wait_for(lambda: "can't be set aside yet" in copy.stderr(), LIMIT, "a word about the directory")
     assert next_indexes(service)[0] in (None, 0)
     directory.mkdir()
@@ -165,10 +190,10 @@ PLACE = logstore_config(logstore="click")
 def test_the_directory_is_bounded_in_total(tmp_path, monkeypatch):
     monkeypatch.setattr(DeadLetterDirectory, "MAX_BYTES", 100)
     rejected = DeadLetterDirectory(str(tmp_path))
-    path = rejected.save(3, PLACE, log_group_of(b"a" * 60))
-    assert rejected.save(3, PLACE, log_group_of(b"a" * 60)) == path  # the same again takes no more room
+    path = rejected.save(3, PLACE, log_group_of(b"a" * 60), "0-1")
+    assert rejected.save(3, PLACE, log_group_of(b"a" * 60), "0-1") == path  # the same again takes no more room
     with pytest.raises(OSError, match="as many as are kept; make room"):
-        rejected.save(3, PLACE, log_group_of(b"b" * 60))
+        rejected.save(3, PLACE, log_group_of(b"b" * 60), "0-2")
     assert os.listdir(str(tmp_path)) == [os.path.basename(path)]
 
 
@@ -178,7 +203,7 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        DeadLetterDirectory(str(tmp_path)).save(3, PLACE, log_group_of(b"a"))
+        DeadLetterDirectory(str(tmp_path)).save(3, PLACE, log_group_of(b"a"), "0-1")
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -211,5 +236,300 @@ def test_a_file_system_may_know_no_fsync_of_directories(monkeypatch, rejected_di
     rejected = DeadLetterDirectory(str(rejected_dir))
     place = logstore_config(logstore="click")
     with contextlib.nullcontext() if is_kept else pytest.raises(OSError):
-        rejected.save(3, place, LogGroup("click", 5, POISON, b""))
+        rejected.save(3, place, LogGroup("click", 5, POISON, b""), "0-1")
     assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]
+
+
+# ---- whose fault it is
+
+
+def something_that_refuses(program, switch, least, status, headers, body):
+    """What answers, while the file `switch` is there, to puts of more than so many raw bytes; the file tells how often.
+
+    In the copy, for nothing but the answer counts: whether it bears the service's id, and what it says.
+    """
+    import os
+    import re
+
+    round_trip = program.PooledLogClient.round_trip
+
+    def refuse(self, factory, request):
+        size = re.search(rb"x-log-bodyrawsize: (\d+)", request)
+        if b"/shards/lb HTTP" in request and os.path.exists(switch) and int(size.group(1)) > least:
+            with open(switch, "a") as file:
+                file.write(".")
+            return program.Response(status, body, headers, True)
+        return round_trip(self, factory, request)
+
+    program.PooledLogClient.round_trip = refuse
+
+
+def error_body(code):
+    return b'{"errorCode": "%s", "errorMessage": "no"}' % code.encode()
+
+
+OF_THE_SERVICE = {"x-log-requestid": "5B9D1D1D1D1D1D1D"}
+SYSTEMATIC = {
+    "a gateway, what has more than 100 bytes": (100, 413, {"Content-Type": "text/html"}, b"<html>too large</html>"),
+    "the service, what has more than 100 bytes": (100, 413, OF_THE_SERVICE, error_body("PostBodyTooLarge")),
+    "the service, all but an empty one": (2, 400, OF_THE_SERVICE, error_body("PostBodyInvalid")),
+    "the service, nearly all": (40, 400, OF_THE_SERVICE, error_body("PostBodyInvalid")),
+}
+
+
+@pytest.mark.parametrize("refusal", SYSTEMATIC.values(), ids=list(SYSTEMATIC))
+@pytest.mark.parametrize("begins", ["at the start", "later"])
+def test_of_what_a_target_refuses_mostly_nothing_is_set_aside(service, copies, rejected_dir, tmp_path, refusal, begins):
+    """It takes the small ones, and what came before; neither speaks against those that it refuses."""
+    switch = tmp_path / "switch"
+    sent = []
+    copy = copies.start(
+        patch=functools.partial(something_that_refuses, str(switch), *refusal),
+        constants={"REJECTION_PATIENCE": 0.5},
+        SLS_REJECTED_DIR=str(rejected_dir),
+    )
+    wait_until_begun(service)
+    if begins == "later":
+        sent += feed(service, 40)
+        wait_until_delivered(service)
+    switch.touch()
+    large = [make_log_group("click", 20, Source="10.0.0.%d" % number) for number in range(120)]
+    small = [make_log_group("click", 1) for _ in range(40)]
+    assert min(map(len, large)) > 100 and 2 < max(map(len, small)) <= 40
+    log_groups = [each for number, each in enumerate(large) for each in [each, *small[number::120]]]
+    service.put(PROJECT, SOURCE, log_groups)
+    service.wait_for(lambda: switch.stat().st_size > 120 * 5, LIMIT, "all of them refused five times")
+    assert files_in(rejected_dir) == []
+    said = "RequestEntityTooLarge" if refusal[1:3] == (413, {"Content-Type": "text/html"}) else "seems to be wrong"
+    service.wait_for(lambda: said in copy.stderr(), LIMIT, "a word about it")
+    lines = [line for line in copy.stderr().splitlines() if "seems to be wrong" in line]
+    assert all(" ERROR TO3 test-project/click: it refuses " in line and "gateways" in line for line in lines)
+    assert len(lines) <= 2, "a flood"
+    switch.unlink()
+    wait_until_delivered(service)
+    assert_delivered_once(sent + log_groups, arrived_in_targets(service))
+    assert files_in(rejected_dir) == []
+
+
+@pytest.mark.parametrize("percent", [1, 10, 25])
+def test_refused_ones_among_more_that_are_taken_are_all_set_aside(service, copies, rejected_dir, percent):
+    """In any order, in all shards at once, each in a put of its own."""
+    choice = random.Random(percent)
+    log_groups = [make_log_group("click", Source="10.0.0.%d" % number) for number in range(600)]
+    poisons = [log_group + b"\x28\x01" for log_group in log_groups[: 6 * percent]]
+    good = log_groups[len(poisons) :]
+    mixed = poisons + good
+    choice.shuffle(mixed)
+    service.put(PROJECT, SOURCE, mixed)
+    copies.start(constants={"REJECTION_PATIENCE": 1.0}, SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    assert sorted(path.read_bytes() for path in files_in(rejected_dir)) == sorted(poisons)
+    assert_delivered_once(good, arrived_in_targets(service))
+
+
+def test_the_last_of_its_batch_is_set_aside_though_nothing_comes_after_it(service, copies, rejected_dir):
+    """A lone shard waits for it: what its target accepted just before has to do."""
+    good = [make_log_group("click", Source="10.0.0.%d" % number) for number in range(6)]
+    copies.start(constants={"REJECTION_PATIENCE": 1.0}, SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_begun(service)
+    service.put(PROJECT, SOURCE, good, shard=0)
+    wait_until_delivered(service)
+    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    wait_until_delivered(service)
+    assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]
+    assert_delivered_once(good, arrived_in_targets(service))
+
+
+def test_one_that_is_alone_in_its_target_waits_until_others_are_taken(service, copies, rejected_dir):
+    """Nobody can know whose fault it is, and the program puts nothing of its own into a target to find out."""
+    copy = copies.start(constants={"REJECTION_PATIENCE": 1.0}, SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_begun(service)
+    service.put(PROJECT, SOURCE, [POISON], shard=0)
+    service.wait_for(lambda: "it refuses 1 LogGroups and has accepted 0 others" in copy.stderr(), LIMIT, "a word")
+    assert files_in(rejected_dir) == [] and service.ledger(PROJECT, "click") == []
+    good = [make_log_group("click") for _ in range(3)]
+    service.put(PROJECT, SOURCE, good, shard=1)
+    wait_until_delivered(service)
+    assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]
+    assert_delivered_once(good, arrived_in_targets(service))
+
+
+@pytest.mark.parametrize("setting", [None, "set"])
+def test_one_that_is_refused_after_an_outage_holds_up_no_others_of_its_target(service, copies, rejected_dir, setting):
+    """It is tried again before them; the target answers, so they are tried all the same."""
+    others = [make_log_group("click", Source="10.0.0.%d" % number) for number in range(19)]
+    with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
+        service.put(PROJECT, SOURCE, [POISON, *others], shard=0)
+        copies.start(SLS_REJECTED_DIR=setting and str(rejected_dir), SLS_WRITERS="1")
+        service.wait_for(lambda: fault.hits >= dispatch_data.BREAKER_THRESHOLD, LIMIT, "puts that fail")
+    service.wait_for(lambda: compare(others, arrived_in_targets(service)).ok, LIMIT, "the others delivered")
+
+
+def test_equal_ones_are_as_many_files(service, copies, rejected_dir):
+    """The same bytes from two shards and twice from one are three LogGroups, each of which may be put again."""
+    good = [make_log_group("click") for _ in range(6)]
+    with pulled_at_once(service):
+        service.put(PROJECT, SOURCE, [POISON, *good[:3], POISON], shard=0)
+        service.put(PROJECT, SOURCE, [good[3], POISON, *good[4:]], shard=2)
+    copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    places = [(0, 0), (0, 4), (2, 1)]
+    named = ["%d-%d" % (shard, position_of(service, shard, index)) for shard, index in places]
+    files = files_in(rejected_dir)
+    assert sorted(re.sub("TO3-test-project-click-|-[0-9a-f]{32}.loggroup", "", path.name) for path in files) == named
+    assert [path.read_bytes() for path in files] == [POISON] * 3
+
+
+def two_at_a_time(program):
+    pull_logs = program.LogstoreApi.pull_logs
+    program.LogstoreApi.pull_logs = lambda self, shard, cursor, count: pull_logs(self, shard, cursor, min(count, 2))
+
+
+def test_set_aside_again_from_a_pull_that_is_cut_in_another_way_it_is_the_same_file(service, copies, rejected_dir):
+    """The first copy pulls all at once; the second, after a crash, two at a time."""
+    good = [make_log_group("click") for _ in range(6)]
+    client = service.client()
+    client.create_consumer_group(PROJECT, SOURCE, GROUP, 2)
+    for shard in range(4):
+        begin = client.get_begin_cursor(PROJECT, SOURCE, shard).get_cursor()
+        client.update_check_point(PROJECT, SOURCE, GROUP, shard, begin)
+    service.put(PROJECT, SOURCE, [*good[:3], POISON, *good[3:]], shard=0)
+    with service.add_fault("UpdateCheckPoint", cut="before") as fault:
+        first = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "a checkpoint that can't be saved")
+        before = files_in(rejected_dir)
+        first.process.kill()
+        first.process.wait()
+    copies.start(patch=two_at_a_time, constants={"REJECTION_PATIENCE": 1.0}, SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    assert files_in(rejected_dir) == before and len(before) == 1
+
+
+def strange_cursors(program):
+    """Those of a service that numbers nothing, to the eyes of the copy."""
+    program.cursor_position = lambda cursor: -1
+
+
+def test_equal_ones_are_as_many_files_where_cursors_are_no_numbers(service, copies, rejected_dir):
+    good = [make_log_group("click") for _ in range(6)]
+    with pulled_at_once(service):
+        service.put(PROJECT, SOURCE, [POISON, *good[:3], POISON], shard=0)
+        service.put(PROJECT, SOURCE, [POISON, *good[3:]], shard=1)
+    copies.start(patch=strange_cursors, SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON] * 3
+
+
+# ---- what is told of it
+
+
+def refusing_while(program, switch, what):
+    import os
+
+    write = program.PooledLogClient.put_log_raw
+
+    def refuse(self, project, logstore, put, *arguments, **named):
+        if what in put.SerializeToString() and os.path.exists(switch):
+            raise program.CallError("PostBodyInvalid", "refused", 400)
+        return write(self, project, logstore, put, *arguments, **named)
+
+    program.PooledLogClient.put_log_raw = refuse
+
+
+def test_one_that_cannot_be_set_aside_and_is_taken_after_all_fails_no_longer(service, copies, tmp_path):
+    """Its directory is away, then its target takes it: nothing is left that fails."""
+    directory, switch = tmp_path / "gone", tmp_path / "switch"
+    directory.mkdir()
+    switch.touch()
+    refused = make_log_group("click", Source="refused")
+    copy = copies.start(
+        patch=functools.partial(refusing_while, str(switch), b"refused"),
+        constants={"RetryLog.RECOVERY_QUIET": 0.5},
+        SLS_REJECTED_DIR=str(directory),
+    )
+    wait_until_begun(service)
+    directory.rmdir()
+    good = [make_log_group("click") for _ in range(4)]
+    service.put(PROJECT, SOURCE, [refused, *good], shard=0)
+    service.wait_for(lambda: "can't be set aside yet" in copy.stderr(), LIMIT, "a word about the directory")
+    switch.unlink()
+    wait_until_delivered(service)
+    assert_delivered_once([refused, *good], arrived_in_targets(service))
+    service.wait_for(lambda: "click: puts recovered after" in copy.stderr(), LIMIT, "a word about the end of refusals")
+    service.wait_for(lambda: "click: setting aside recovered after" in copy.stderr(), LIMIT, "and one about the rest")
+
+
+# ---- others in the directory
+
+
+def planting(program, victim, kind):
+    """Somebody guesses the name of each file that is about to be made, and is there first, twice."""
+    import os
+
+    real, planted = os.open, []
+
+    def plant(path, flags, *mode, **more):
+        if str(path).endswith(".unfinished") and len(planted) < 2:
+            planted.append(path)
+            if kind == "link":
+                os.symlink(victim, path)
+            else:
+                file = real(path, os.O_WRONLY | os.O_CREAT)
+                os.fchmod(file, 0o666)
+                os.close(file)
+        return real(path, flags, *mode, **more)
+
+    os.open = plant
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_others_lay_into_the_directory_is_neither_followed_nor_used(service, copies, rejected_dir, tmp_path, kind):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"of somebody else")
+    rejected_dir.chmod(0o777)
+    with pulled_at_once(service):
+        service.put(PROJECT, SOURCE, [POISON, make_log_group("click")], shard=0)
+    copy = copies.start(patch=functools.partial(planting, str(victim), kind), SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    (path,) = [path for path in files_in(rejected_dir) if path.name.endswith(".loggroup")]
+    status = path.lstat()
+    assert stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o600 and status.st_nlink == 1
+    assert path.read_bytes() == POISON
+    assert victim.read_bytes() == b"of somebody else"
+    assert "can't be set aside yet" in copy.stderr()
+
+
+@pytest.mark.parametrize("what", ["link", "link to nothing", "file"])
+def test_what_lies_in_the_place_of_a_file_is_replaced(tmp_path, rejected_dir, what):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"of somebody else")
+    rejected = DeadLetterDirectory(str(rejected_dir))
+    path = rejected_dir / os.path.basename(rejected.save(3, PLACE, log_group_of(b"a"), "0-1"))
+    path.unlink()
+    if what == "file":
+        path.write_bytes(b"planted")
+        path.chmod(0o666)
+    else:
+        path.symlink_to(victim if what == "link" else tmp_path / "nothing")
+    DeadLetterDirectory(str(rejected_dir)).save(3, PLACE, log_group_of(b"a"), "0-1")
+    assert path.read_bytes() == b"a" and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert victim.read_bytes() == b"of somebody else" and files_in(rejected_dir) == [path]
+
+
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_a_file_is_for_its_owner_whatever_the_umask(rejected_dir, umask):
+    before = os.umask(umask)
+    try:
+        path = DeadLetterDirectory(str(rejected_dir)).save(3, PLACE, log_group_of(b"a"), "0-1")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+
+
+@pytest.mark.parametrize("mode, is_warned", [(0o700, False), (0o770, False), (0o777, True), (0o1777, True)])
+def test_a_directory_that_any_user_can_write_to_earns_a_warning(service, rejected_dir, mode, is_warned):
+    """No more than that: an emptyDir volume has mode 0777."""
+    rejected_dir.chmod(mode)
+    ended = run_program(settings_for(service, SLS_REJECTED_DIR=str(rejected_dir)), "--check")
+    assert ended.returncode == 0
+    assert ("warning: SLS_REJECTED_DIR: any user can write to %s" % rejected_dir in ended.stdout) == is_warned

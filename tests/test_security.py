@@ -133,7 +133,7 @@ def test_hostile_topics_and_names_forge_no_path(service, copies, tmp_path):
     directory.mkdir()
     service.create_logstore(PROJECT, "rest")
     poisons = [make_log_group(topic, 1) + b"\x28\x01" for topic in HOSTILE_TOPICS[:4]]
-    service.put(PROJECT, SOURCE, poisons)
+    service.put(PROJECT, SOURCE, poisons + [make_log_group("other") for _ in range(8)])
     copy = copies.start(SLS_REJECTED_DIR=str(directory), **AND_A_CATCH_ALL)
     wait_until_delivered(service)
     assert copy.stop() == 0
@@ -205,7 +205,7 @@ def test_a_full_disk_for_refused_log_groups_is_said_and_loses_nothing(service, c
     poison = make_log_group("click", 500) + b"\x28\x01"
     directory = tmp_path / "rejected"
     directory.mkdir()
-    service.put(PROJECT, SOURCE, [poison], shard=0)
+    service.put(PROJECT, SOURCE, [poison, make_log_group("click")], shard=0)
     copy = copies.start(patch=small_files, SLS_REJECTED_DIR=str(directory), SLS_LOG_DIR="")
     service.wait_for(lambda: "File too large" in copy.stderr(), LIMIT, "a word about the disk")
     assert "TO3 test-project/click: a refused LogGroup can't be set aside yet: " in copy.stderr()
