@@ -2463,7 +2463,9 @@ class Target:
         """For a put that need not be retried: it is accepted, split, set aside, or its batch is cancelled."""
         self.put_retries.on_done(put)
         self.dead_letter_retries.on_done(put)
-        self.rejected.discard(put)
+        if put.rejections:
+            with self.lock:
+                self.rejected.discard(put)
 
     def split_or_reject(self, put: PutRequest, error: Exception, pull: PullResult) -> list[PutRequest]:
         """What is to be tried in the place of a put that failed: itself, as a rule.
@@ -2543,7 +2545,7 @@ def is_rejection(error: Exception) -> bool:
 
 
 def blames_put(error: Exception) -> bool:
-    """As well, or something on the way blames its size: smaller ones may pass."""
+    """Whether the service blames what the put brings, or something on the way its size: smaller ones may pass."""
     return is_rejection(error) or (isinstance(error, CallError) and error.kind == ErrorKind.BLOCKED)
 
 
