@@ -647,7 +647,7 @@ def test_a_batch_that_is_given_up_with_its_shard_begins_no_further_put(service, 
 
 
 def refusing(program, refusals):
-    write, refused = program.PooledLogClient.put_log_raw, []
+    write, refused = program.PutClient.put_log_raw, []
 
     def refuse_at_first(self, project, logstore, put, *arguments, **named):
         if logstore == "click" and len(put.log_groups) == 1 and put.log_count == 5 and len(refused) < refusals:
@@ -655,7 +655,7 @@ def refusing(program, refusals):
             raise program.CallError("PostBodyInvalid", "refused", 400)
         return write(self, project, logstore, put, *arguments, **named)
 
-    program.PooledLogClient.put_log_raw = refuse_at_first
+    program.PutClient.put_log_raw = refuse_at_first
 
 
 @pytest.mark.parametrize("refusals", [1, 2, 3])

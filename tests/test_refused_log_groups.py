@@ -426,14 +426,14 @@ def test_equal_ones_are_as_many_files_where_cursors_are_no_numbers(service, copi
 def refusing_while(program, switch, what):
     import os
 
-    write = program.PooledLogClient.put_log_raw
+    write = program.PutClient.put_log_raw
 
     def refuse(self, project, logstore, put, *arguments, **named):
         if what in put.SerializeToString() and os.path.exists(switch):
             raise program.CallError("PostBodyInvalid", "refused", 400)
         return write(self, project, logstore, put, *arguments, **named)
 
-    program.PooledLogClient.put_log_raw = refuse
+    program.PutClient.put_log_raw = refuse
 
 
 def test_one_that_cannot_be_set_aside_and_is_taken_after_all_fails_no_longer(service, copies, tmp_path):
