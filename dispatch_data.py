@@ -2632,9 +2632,9 @@ class ShardConsumer:
         # Written by the task that loads the checkpoint and delivers:
         self.checkpoint = ""  # the service's, as far as this copy knows
         self.first, self.first_start = "", 0  # the checkpoint that it made where there was none, and group_start then
-        self.sent: deque[str] = deque(maxlen=4)  # the last checkpoints that were sent, answered or not
+        self.unanswered: deque[str] = deque(maxlen=4)  # checkpoints that may arrive late, for saving them failed
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
-        self.next_look = 0.0  # at an idle shard's, by the monotonic clock
+        self.next_look = 0.0  # at the service's, by the monotonic clock
         self.delivered = ""  # cursor up to which all is delivered; beyond the checkpoint while that is not saved
         self.unsaved: PullResult | None = None  # the batch that is delivered, but not checkpointed
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
@@ -2751,15 +2751,15 @@ class ShardConsumer:
         """Obeys a checkpoint that somebody has set by hand since it was looked at last, and raises Cancelled then: what
         was under way is of before. Raises CallError.
 
-        By hand means: it is none that this consumer has sent, answered or not, and none of another consumer of this
-        program, such as the holder before, whose last one may come late. Nobody can say for sure whether the service
-        then names the tool, nobody or still this consumer.
+        By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
+        late, nor one of another consumer of this program, such as the holder before. Whether the service names the tool
+        then, nobody or still this consumer, its pages don't say.
         """
         self.next_look = time.monotonic() + self.consumer.heartbeat.interval
         entry = self.source.checkpoints(self.member.group, self.shard).get(self.shard, {})
         found, is_news = self.note_entry(entry)
         by, own_name = entry.get("consumer") or "", self.consumer.name_in_group
-        is_own = found == self.checkpoint or (by == own_name and found in self.sent)
+        is_own = found == self.checkpoint or (by == own_name and found in self.unanswered)
         is_of_a_copy = by != own_name and CONSUMER_NAME.fullmatch(by)
         if not found or not is_news or is_own or is_of_a_copy:
             return
@@ -2860,23 +2860,26 @@ class ShardConsumer:
         """Saves the checkpoint. Raises Cancelled once `token` or the lease is, for without it nothing is saved, and
         where somebody has set another by hand.
 
-        UpdateCheckPoint can't compare: so the service's is looked at before each, a small call for each batch.
+        UpdateCheckPoint can't compare: so the service's is looked at before, a small call for each batch, and again
+        while saving fails.
         """
         token = CancelToken(token, self.consumer.lease)
+        self.next_look = 0.0
 
         def look_and_save() -> None:
-            self.look_at_checkpoint()
-            token.check()
+            if time.monotonic() >= self.next_look:
+                self.look_at_checkpoint()
+                token.check()
             self.send_checkpoint(cursor)
 
         self.member.checkpoint_retries.retry(self.shard, look_and_save, token)
 
     def send_checkpoint(self, cursor: str) -> None:
         """Raises CallError."""
-        self.sent.append(cursor)
         try:
             self.source.save_checkpoint(self.member.group, self.consumer.name_in_group, self.shard, cursor)
         except CallError as error:
+            self.unanswered.append(cursor)
             if error.kind == ErrorKind.FENCED:
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
             raise
