@@ -23,7 +23,6 @@ from harness import (
     feed,
     group_shards,
     make_log_group,
-    pulled_at_once,
     run_program,
     settings_for,
     wait_until_begun,
@@ -150,7 +149,8 @@ def test_a_pull_whose_parts_disagree_delivers_nothing_and_skips_nothing(service,
     copy = copies.start()
     wait_until_begun(service)
     with service.add_fault("PullLogs", mangle=mangle) as fault:
-        with pulled_at_once(service):
+        with service.add_fault("PullLogs", hold=True) as held:
+            service.wait_for(lambda: held.hits >= 4, LIMIT, "no pull of before the fault under way")
             feed(service, 80)
         hits = fault.hits
         service.wait_for(
