@@ -1597,9 +1597,9 @@ def read_response(stream: DeadlineStream) -> Response:
     if response.status != 200:
         stream.limit = MAX_ANSWER_BYTES  # an error is short, whatever was asked for
     headers = requests.structures.CaseInsensitiveDict()
-    for name, value in response.headers.items():  # one of the service's that comes twice is both, as HTTP has it
-        is_one_more = name in headers and name.lower().startswith("x-log-")
-        headers[name] = "%s, %s" % (headers[name], value) if is_one_more else headers.get(name, value)
+    for name, value in response.headers.items():
+        is_one_more = name in headers and name.lower().startswith("x-log-")  # then it is both of them, as HTTP has it
+        headers[name.lower()] = "%s, %s" % (headers[name], value) if is_one_more else headers.get(name, value)
     return Response(response.status, response.read(), headers, response.status != 200 or response.will_close)
 
 

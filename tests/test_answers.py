@@ -81,6 +81,7 @@ DISAGREEING = {
     "a LogGroupList without its end": mangling.broken_off,
     "a cursor that is none": mangling.announcing(cursor="MTAwM"),
     "a cursor of no number": mangling.announcing(cursor="LTEwMDA="),
+    "two cursors": mangling.announcing(Cursor="MTAwMA=="),
     "an empty cursor": mangling.announcing(cursor=""),
     "a cursor too near": lambda answer, call: mangling.announcing(cursor=cursor_after(call.query["cursor"], 1))(
         answer, call

@@ -37,7 +37,10 @@ def without(header: str) -> Callable[[Answer, Call], Answer]:
 
 
 def announcing(**headers: str) -> Callable[[Answer, Call], Answer]:
-    """Give headers other values, where LogGroups come at all; their names with "_" for "-", without "x-log-"."""
+    """Give headers other values, where LogGroups come at all; their names with "_" for "-", without "x-log-".
+
+    One that is spelt with a capital comes in addition to the right one.
+    """
 
     def mangle(answer: Answer, call: Call) -> Answer:
         if answer.headers["x-log-count"] == "0":
