@@ -824,6 +824,9 @@ INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
 CONNECT_TIMEOUT = 10  # seconds
 RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see DeadlineStream
 MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
+# Bytes that an answer may have, its head included: a shard is listed with some 250. A pull is asked for as much as the
+# memory suits, but one LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
+MAX_ANSWER_BYTES, MAX_PULL_BYTES = 1000 * 1000, 100 * 1000 * 1000
 MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
 REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
@@ -865,6 +868,8 @@ ERROR_CATALOGUE = {
         "ConsumerGroupNotExist": "the consumer group was deleted, and its checkpoints with it: start the copies again "
                                  "to make it anew, from SLS_CURSOR_START on",
         "ShardNotExist": "the shard, or the logstore it was in, is gone",
+        "UnreadableCheckPoint": "somebody saved what is none: set it to a cursor of the shard, in the console or by "
+                                "`aliyunlog log update_check_point`, and the shard goes on by itself",
         "InvalidCursor InvalidShardCheckPoint":
             "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again",
     },
@@ -1268,7 +1273,7 @@ def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT,
             with session.request(method, url, **options) as answer:
                 for byte in answer.iter_content(1):
                     body += byte
-                    if time.monotonic() > end:
+                    if time.monotonic() > end or len(body) > MAX_ANSWER_BYTES:
                         raise requests.Timeout("the answer has no end")
     except requests.RequestException as error:
         reason = getattr(error.args[0], "reason", error) if error.args else error  # without the URL, a secret maybe
@@ -1522,6 +1527,12 @@ class ConnectionFactory:
         return connection
 
 
+def check_length(stream: Any, size: int) -> None:
+    """Raises CallError where so many bytes are more than the answer on a stream may have."""
+    if size > stream.limit:
+        raise CallError("NotTheService", "an answer of more than %d bytes, or without end" % stream.limit)
+
+
 class DeadlineStream(io.RawIOBase):
     """What one call receives over a socket, until its deadline: from its making until it is closed.
 
@@ -1530,11 +1541,12 @@ class DeadlineStream(io.RawIOBase):
     makes each call of the operating system two. So the socket has none; the watchdog ends connections that are over.
     """
 
-    def __init__(self, sock: socket.socket, seconds: float) -> None:
+    def __init__(self, sock: socket.socket, seconds: float, limit: int = MAX_ANSWER_BYTES) -> None:
+        """Receives at most `limit` bytes."""
         self.sock = sock
         self.deadline = time.monotonic() + seconds
-        self.received = 0
-        self.reader: Any = io.BufferedReader(self)
+        self.received, self.limit = 0, limit
+        self.reader: Any = AnswerReader(self)
         watchdog.deadlines.add(self)
 
     def close(self) -> None:
@@ -1563,13 +1575,34 @@ class DeadlineStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Called by the reader. Raises OSError, TimeoutError when the deadline has passed."""
+        """Called by the reader. Raises OSError, TimeoutError when the deadline has passed, CallError beyond `limit`."""
         count = self.sock.recv_into(buffer)
         if not count and self.is_over():
             raise TimeoutError("timed out")  # for an answer without a length this would be its end
         self.received += count
+        self.check_length(self.received)
         self.deadline += count / MIN_THROUGHPUT
         return count
+
+    check_length = check_length
+
+
+class AnswerReader(io.BufferedReader):
+    """What http.client reads an answer from: that would take a head without its blank line for a whole one, cut off in
+    the middle of a header's value maybe, and make room for as much as is announced."""
+
+    raw: Any
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """For heads, and what is between chunks."""
+        line = super().readline(size)
+        if not line.endswith(b"\n") and len(line) != size:
+            raise http.client.RemoteDisconnected("the answer ends within its head, or before it")
+        return line
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.raw.check_length(size or 0)
+        return super().read(size)
 
 
 class Response(NamedTuple):
@@ -1585,7 +1618,7 @@ SIMPLE_OK = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r
 
 
 def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
-    """Reads one answer. Raises OSError or HTTPException."""
+    """Reads one answer. Raises OSError, HTTPException or, for one that is too long, CallError."""
     head = SIMPLE_OK.match(stream.reader.peek())
     if head:  # as the service's usually are, which http.client would take longer for than the rest of a put takes
         fields = [field.split(":", 1) for field in head.group(1).decode("latin-1").split("\r\n")[:-1]]
@@ -1604,8 +1637,25 @@ def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
     while 100 <= response.status < 200:  # such as 103 Early Hints; http.client knows 100 alone
         response.headers = response.msg = None
         response.begin()
-    body = response.read()
-    return Response(response.status, body, response.headers, response.status != 200 or response.will_close)
+    if response.status != 200:
+        stream.limit = MAX_ANSWER_BYTES  # an error is short, whatever was asked for
+    headers = requests.structures.CaseInsensitiveDict()
+    for name, value in response.headers.items():
+        is_one_more = name in headers and name.lower().startswith("x-log-")  # then it is both of them, as HTTP has it
+        headers[name.lower()] = "%s, %s" % (headers[name], value) if is_one_more else headers.get(name, value)
+    return Response(response.status, response.read(), headers, response.status != 200 or response.will_close)
+
+
+def check_pull(response: Response, shard: str) -> None:
+    """Raises CallError where the head of a pull can't be right, before the SDK believes it: that makes room for as many
+    bytes as are announced, and passes over the body where none are. A header that is missing is for the SDK to miss."""
+    size, count = [response.headers.get(name, "0") for name in ("x-log-bodyrawsize", "x-log-count")]
+    are_numbers = re.fullmatch("[0-9]{1,9}", size) and re.fullmatch("[0-9]{1,9}", count)
+    # Of nothing lz4, the one compression that is asked for, makes one byte.
+    if are_numbers and int(size) <= MAX_PULL_BYTES and (int(size) or len(response.body) <= 1):
+        return
+    words = shard, len(response.body), escape_for_log(size, 30), escape_for_log(count, 30)
+    raise CallError("UnreadablePull", "shard %s: a body of %d bytes, announced as %s bytes of %s LogGroups" % words)
 
 
 def is_reusable(connection: http.client.HTTPConnection, since: float) -> bool:
@@ -1654,12 +1704,16 @@ class PooledLogClient(LogClient):
             scheme, host, path = urlsplit(url)[:3]
             factory = self.factory_for("%s://%s" % (scheme, host))
             path += "?" + urlencode(params) if params else ""
-            response = self.round_trip(factory, factory.request(method, path, headers, body or b""))
+            is_pull = params.get("type") == "log"
+            limit = MAX_PULL_BYTES if is_pull else MAX_ANSWER_BYTES
+            response = self.round_trip(factory, factory.request(method, path, headers, body or b""), limit)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
             raise CallError.from_exception(error) from error
         finally:
             watchdog.beat()
         self.judge(response, url.endswith("/shards/lb"), headers.get("x-acs-security-token", ""))
+        if is_pull:
+            check_pull(response, url.rpartition("/")[2])
         self.last_date = response.headers.get("Date") or "", time.monotonic()
         return response.status, response.body, response.headers
 
@@ -1675,27 +1729,27 @@ class PooledLogClient(LogClient):
             failure = CallError.from_response(response.status, response.headers, response.body)
             raise self.credential_source.on_auth_failure(failure, token)
 
-    def round_trip(self, factory: ConnectionFactory, request: bytes) -> Response:
-        """Sends a request over an idle connection, if there is one, and reads its answer. Where that connection was
-        closed meanwhile, the request is sent once more over a fresh one. Any other failure is for the caller: the
-        service may have heard the request.
+    def round_trip(self, factory: ConnectionFactory, request: bytes, limit: int) -> Response:
+        """Sends a request over an idle connection, if there is one, and reads its answer, of `limit` bytes at the most.
+        Where that connection was closed meanwhile, the request is sent once more over a fresh one. Any other failure is
+        for the caller: the service may have heard the request.
 
         Raises what `connect` and `read_response` do.
         """
         idle = self.take_idle()
         if idle:
-            stream = self.open_stream(idle, request)
+            stream = self.open_stream(idle, request, limit)
             try:
                 return self.exchange(idle, stream, request)
             except ConnectionError:  # http.client's RemoteDisconnected is one
                 if stream.received:
                     raise
         connection = factory.connect(min(CONNECT_TIMEOUT, self.response_timeout))
-        return self.exchange(connection, self.open_stream(connection, request), request)
+        return self.exchange(connection, self.open_stream(connection, request, limit), request)
 
-    def open_stream(self, connection: http.client.HTTPConnection, request: bytes) -> DeadlineStream:
+    def open_stream(self, connection: http.client.HTTPConnection, request: bytes, limit: int) -> DeadlineStream:
         """With time for the request, too: the kernel takes that at once, whenever the line carries it."""
-        return DeadlineStream(connection.sock, self.response_timeout + len(request) / MIN_THROUGHPUT)
+        return DeadlineStream(connection.sock, self.response_timeout + len(request) / MIN_THROUGHPUT, limit)
 
     def exchange(self, connection: http.client.HTTPConnection, stream: DeadlineStream, request: bytes) -> Response:
         """Sends a request and reads its answer; then the connection is idle again, or closed."""
@@ -1757,10 +1811,13 @@ class ReceivedStream(io.RawIOBase):
     class NeedsMore(Exception):
         pass
 
+    check_length = check_length
+
     def __init__(self, data: bytes, is_end: bool) -> None:
         """`is_end`: nothing more will come."""
-        self.data, self.is_end = io.BytesIO(data), is_end
-        self.reader: Any = io.BufferedReader(self)
+        self.data, self.is_end, self.limit = io.BytesIO(data), is_end, MAX_ANSWER_BYTES
+        self.check_length(len(data))
+        self.reader: Any = AnswerReader(self)
 
     def makefile(self, *_: object) -> object:
         return self.reader
@@ -1916,9 +1973,11 @@ class PutClient(PooledLogClient):
 
 
 def cursor_position(cursor: str) -> int:
-    """A cursor as a number that grows along the shard; -1 for what is no cursor as the service's pages have it."""
+    """A cursor as a number that grows along the shard. The service's pages have the base64 of a decimal, and the SDK
+    computes with that; -1 for anything else, which is no cursor: it moves nothing and is never saved."""
     with contextlib.suppress(ValueError):
-        return int(base64.b64decode(cursor, validate=True))
+        digits = base64.b64decode(cursor, validate=True)
+        return int(digits) if digits.isdigit() else -1
     return -1
 
 
@@ -1972,12 +2031,12 @@ class LogstoreApi:
     def list_shards(self) -> list[dict[str, Any]]:
         """ListShards: shardID and status ("readwrite" or "readonly") of each, at least one."""
         shards = self.call(self.client.list_shards).get_shards_info()
-        return self.validate(shards, shards and is_list(shards, "shardID", "status"))
+        return self.validate(shards, shards and is_list(shards, shardID=int, status=str))
 
     def get_cursor(self, shard: int, start: str | int) -> str:
         """GetCursor: of "begin", "end", or of the first LogGroup that arrived at a time (unix seconds) or later."""
         cursor = self.call(self.client.get_cursor, shard, start).get_cursor()
-        return self.validate(cursor, cursor and isinstance(cursor, str))
+        return self.validate(cursor, isinstance(cursor, str) and cursor_position(cursor) >= 0)
 
     def arrival_time(self, shard: int, cursor: str) -> int:
         """GetCursorTime: when the LogGroup at the cursor arrived, in unix seconds."""
@@ -1987,17 +2046,25 @@ class LogstoreApi:
     def pull_logs(self, shard: int, cursor: str, count: int) -> PullResult:
         """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on."""
         response = self.call(self.client.pull_logs, shard, cursor, count)
-        size, next_cursor = response.get_raw_size(), response.get_next_cursor()
-        self.validate(response.get_all_headers(), next_cursor)
+        next_cursor = response.get_next_cursor()
         try:
-            log_groups = log_groups_of(response)
+            log_groups = log_groups_of(response)  # as many bytes as x-log-bodyrawsize says
+            # x-log-count is that of the LogGroups, as the SDK's get_loggroup_count has it.
+            announced = response.get_loggroup_count()
+            if len(log_groups) != announced:
+                raise ValueError(f"a pull of {len(log_groups)} LogGroups, announced as {announced}")
+            # Between any two LogGroups there is a cursor, for `count` may be 1: so many of them move it at least as
+            # far. It may move farther, over positions that have none, a gap or what retention has dropped. A cache or a
+            # proxy in confusion may give the answer of an earlier pull, which would lead back, or of a larger one.
+            moved = cursor_position(next_cursor) - cursor_position(cursor)
+            if cursor_position(next_cursor) < 0:
+                raise ValueError("the next cursor is none: %s" % escape_for_log(next_cursor, 60))
+            if moved < len(log_groups) or len(log_groups) > count:
+                words = f"{len(log_groups)} LogGroups from {cursor} to {next_cursor}"
+                raise ValueError("an answer to another pull: " + words)
         except ValueError as error:
             raise CallError("UnreadablePull", "shard %d: %s" % (shard, error)) from error
-        # A cache or a proxy in confusion may give the answer of an earlier pull; it would lead back.
-        first, after = cursor_position(cursor), cursor_position(next_cursor)
-        leads_on = after >= first + bool(log_groups) or after < 0
-        self.validate("an answer to another pull", leads_on and len(log_groups) <= count)
-        return PullResult(log_groups, size, next_cursor, shard)
+        return PullResult(log_groups, response.get_raw_size(), next_cursor, shard)
 
     def consumer_groups(self) -> dict[str, Any] | None:
         """ListConsumerGroup: the SDK's ConsumerGroupEntity by name; None where the key may not list them."""
@@ -2013,10 +2080,13 @@ class LogstoreApi:
         """CreateConsumerGroup; `timeout` in seconds. Shards that a split makes are handed out at once."""
         self.call(self.client.create_consumer_group, name, timeout, False)
 
-    def checkpoints(self, group: str) -> dict[int, dict[str, Any]]:
-        """GetCheckPoint of every shard: checkpoint (a cursor), updateTime (unix microseconds), consumer."""
-        entries = self.call(self.client.get_check_point, group).get_consumer_group_check_points()
-        self.validate(entries, is_list(entries, "shard", "checkpoint"))
+    def checkpoints(self, group: str, shard: int = -1) -> dict[int, dict[str, Any]]:
+        """GetCheckPoint of every shard or of one: checkpoint (as it was saved, a cursor or not), updateTime (unix
+        microseconds), consumer."""
+        entries = self.call(self.client.get_check_point, group, shard).get_consumer_group_check_points()
+        nothing = type(None)
+        types = dict(shard=int, checkpoint=(str, nothing), updateTime=(int, nothing), consumer=(str, nothing))
+        self.validate(entries, is_list(entries, **types))
         return {entry["shard"]: entry for entry in entries}
 
     def save_checkpoint(self, group: str, consumer: str, shard: int, cursor: str) -> None:
@@ -2030,9 +2100,11 @@ class LogstoreApi:
         return self.validate(held, isinstance(held, list) and all(isinstance(shard, int) for shard in held))
 
 
-def is_list(answer: object, *fields: str) -> bool:
-    """Whether it is a list of objects with these fields."""
-    return isinstance(answer, list) and all(isinstance(one, dict) and {*fields} <= {*one} for one in answer)
+def is_list(answer: object, **types: Any) -> bool:
+    """Whether it is a list of objects with fields of these types."""
+    return isinstance(answer, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in types.items()) for one in answer
+    )
 
 
 class ThreadPool(concurrent.futures.ThreadPoolExecutor):
@@ -2101,7 +2173,7 @@ def probe_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[
     number, checkpoint = shard["shardID"], entry.get("checkpoint") or ""
     end = logstore.get_cursor(number, "end")
     try:
-        arrival = logstore.arrival_time(number, checkpoint) if checkpoint else None
+        arrival = logstore.arrival_time(number, checkpoint) if cursor_position(checkpoint) >= 0 else None
     except CallError as error:
         if error.code != "InvalidCursor":
             raise
@@ -2190,6 +2262,12 @@ def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
     return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full), False
 
 
+def unreadable_checkpoint(shard: int, entry: Mapping[str, Any]) -> CallError:
+    """What there is to say of a checkpoint that is no cursor, an entry of LogstoreApi.checkpoints."""
+    text, by = escape_for_log(entry["checkpoint"], 60), escape_for_log(entry.get("consumer") or "nobody", 70)
+    return CallError("UnreadableCheckPoint", f"the checkpoint of shard {shard} is no cursor: {text}, saved by {by}")
+
+
 def has_checkpoints(checkpoints: Mapping[int, Mapping[str, Any]]) -> bool:
     """Whether a group with these checkpoints, by shard, has any."""
     return any(entry["checkpoint"] for entry in checkpoints.values())
@@ -2206,6 +2284,9 @@ def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], int
         yield line % (name, timeout, interval, 2 * interval, min(interval, timeout / 2))
     if group.is_in_order():
         yield "%s consumes in order, and keeps that: children of a split wait for their parent" % name
+    for shard, entry in checkpoints.items():
+        if entry["checkpoint"] and cursor_position(entry["checkpoint"]) < 0:
+            yield "%s: %s" % (name, unreadable_checkpoint(shard, entry))
     holders = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
     strange = sorted(escape_for_log(holder, 60) for holder in holders if not CONSUMER_NAME.fullmatch(holder))
     if strange:
@@ -2265,12 +2346,14 @@ def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: flo
     """As --status shows it; `behind` is that of all of them, `now` in unix seconds."""
     rows = [("shard", "status", "holder", "checkpoint", "behind", "updated")]
     for shard in statuses:
-        arrival = format_local(shard.checkpoint_time) if shard.checkpoint_time else ""
+        arrival = format_local(shard.checkpoint_time) if shard.checkpoint_time else "expired"
+        if cursor_position(shard.checkpoint) < 0:
+            arrival = "no cursor" if shard.checkpoint else "none"
         rows.append((
             str(shard.shard),
             shard.status,
             shard.holder or "-",
-            arrival or ("expired" if shard.checkpoint else "none"),
+            arrival,
             "-" if shard.behind_seconds is None else "%.0f s" % shard.behind_seconds,
             "%.0f s ago" % (now - shard.updated_time) if shard.updated_time else "never",
         ))  # fmt: skip
@@ -2662,7 +2745,7 @@ class PutLoop(threading.Thread):
         try:
             client = put.client
             if client.is_blocking:
-                outcome: Any = client.round_trip(client.factory_for(client.origin), put.request)
+                outcome: Any = client.round_trip(client.factory_for(client.origin), put.request, MAX_ANSWER_BYTES)
             else:
                 seconds = min(CONNECT_TIMEOUT, client.response_timeout)
                 outcome = client.factory_for(client.origin).connect(seconds)
@@ -3017,7 +3100,11 @@ class ShardConsumer:
         self.closing = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)  # nothing begins any more
         self.closed = CancelToken(self.closing, grace=GRACE)  # nor does what has begun go on
         # Written by the task that loads the checkpoint and delivers:
-        self.checkpoint = ""  # the service's
+        self.checkpoint = ""  # the service's, as far as this copy knows
+        self.first, self.first_start = "", 0  # the checkpoint that it made where there was none, and group_start then
+        self.unanswered: deque[str] = deque(maxlen=4)  # checkpoints that may arrive late, for saving them failed
+        self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
+        self.next_look = 0.0  # at the service's, by the monotonic clock
         self.delivered = ""  # cursor up to which all is delivered; beyond the checkpoint while that is not saved
         self.unsaved: PullResult | None = None  # the batch that is delivered, but not checkpointed
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
@@ -3030,6 +3117,7 @@ class ShardConsumer:
         self.is_pulling = False
         self.is_busy = False  # delivering a batch, or loading the checkpoint
         self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
+        self.moves = 0  # times that a checkpoint set by hand was obeyed: what a pull brings across one is of before
 
     def consume(self) -> None:
         """Begins the tasks that may begin: called by the SDK's loop in each turn, and when a task has ended."""
@@ -3100,19 +3188,68 @@ class ShardConsumer:
         Else a copy killed before its first checkpoint would let the next begin at a later "end". What the consumer
         before this one has delivered, but could not save, is saved if nobody has been further since.
         """
-        shard, member, start = self.shard, self.member, self.member.settings.cursor_start
-        saved = self.source.checkpoints(member.group).get(shard, {}).get("checkpoint", "")
+        shard, member = self.shard, self.member
+        while True:
+            entries = self.source.checkpoints(member.group)
+            saved = self.note_entry(entries.get(shard, {}))[0]
+            member.take_older_start(entries)
+            # One that it has just made is made again where the group turns out to be older; nothing was pulled yet.
+            if saved and (saved != self.first or self.first_start == member.group_start):
+                break
+            self.first_start = member.group_start
+            self.first = member.first_cursor(shard)
+            self.send_checkpoint(self.first)
+            if member.settings.cursor_start != "end":
+                return
+        if cursor_position(saved) < 0:
+            raise unreadable_checkpoint(shard, entries[shard])
         saved_before, delivered = member.delivered_unsaved.get(shard, ("", ""))
-        if not saved:
-            # The end is that of when the group began; a shard that a split has made since holds later logs only.
-            if start == "end":
-                start = member.group_start or "begin"
-            self.send_checkpoint(member.end_cursors_at_start.get(shard) or self.source.get_cursor(shard, start))
-        elif saved == saved_before:
+        if saved == saved_before:
             self.send_checkpoint(delivered)
         else:
             self.checkpoint = self.delivered = saved
         member.delivered_unsaved.pop(shard, None)
+
+    def note_entry(self, entry: Mapping[str, Any]) -> tuple[str, bool]:
+        """The checkpoint in an entry of LogstoreApi.checkpoints, and whether it is later than the last one seen."""
+        found = entry.get("updateTime") or 0, entry.get("checkpoint") or ""
+        is_news = found != self.seen and found[0] >= self.seen[0]
+        if is_news:
+            self.seen = found
+        return found[1], is_news
+
+    def look_at_checkpoint(self) -> None:
+        """Obeys a checkpoint that somebody has set by hand since it was looked at last, and raises Cancelled then: what
+        was under way is of before. Raises CallError.
+
+        By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
+        late, nor one of another consumer of this program, such as the holder before. Whether the service names the tool
+        then, nobody or still this consumer, its pages don't say.
+        """
+        self.next_look = time.monotonic() + self.consumer.heartbeat.interval
+        entry = self.source.checkpoints(self.member.group, self.shard).get(self.shard, {})
+        found, is_news = self.note_entry(entry)
+        by, own_name = entry.get("consumer") or "", self.consumer.name_in_group
+        is_own = found == self.checkpoint or (by == own_name and found in self.unanswered)
+        is_of_a_copy = by != own_name and CONSUMER_NAME.fullmatch(by)
+        if not found or not is_news or is_own or is_of_a_copy:
+            return
+        if cursor_position(found) < 0:  # moves nothing, and is written over
+            log.warning("%s: %s", self.member.subject, unreadable_checkpoint(self.shard, entry))
+            return
+        is_back = cursor_position(found) < cursor_position(self.checkpoint)
+        log.warning(
+            "%s: shard %s: its checkpoint was set by hand to %s (by %s), where this copy had saved %s: it goes on from "
+            "there, %s", self.member.subject, self.shard, found, escape_for_log(by, 70) or "nobody", self.checkpoint,
+            "and what was delivered since is delivered again" if is_back else "what lies between is SKIPPED",
+        )  # fmt: skip
+        with self.lock:
+            self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
+            self.batches.clear()
+            self.checkpoint = self.delivered = self.cursor = found
+            self.unsaved, self.next_pull = None, 0.0
+            self.moves += 1
+        raise Cancelled
 
     def pull(self) -> None:
         """A task: pulls once, and retries until there is an answer."""
@@ -3123,6 +3260,7 @@ class ShardConsumer:
             size = min(self.MAX_PULL_BYTES, share)
             mean = self.mean_log_group_size or (self.INITIAL_SIZE if shards <= self.FEW_SHARDS else size)
             count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
+            moves = self.moves
             pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.closing)
             # Many idle shards are looked at less often, each time a little.
             shortest, longest = self.member.settings.fetch_interval, shards / self.MAX_IDLE_PULLS
@@ -3131,14 +3269,21 @@ class ShardConsumer:
                 self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
                 with self.lock:
                     self.closing.check()  # else nobody would give the memory back
+                    if moves != self.moves:
+                        return
                     self.consumer.on_buffered(pull.size)
                     self.batches.append(pull)
                 if len(pull.log_groups) >= count or pull.size >= size / 2:
                     self.next_pull = 0.0  # there is more
-            elif pull.next_cursor != self.checkpoint and not self.batches:
-                # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
-                self.save(pull.next_cursor, self.closing)
-            self.cursor = pull.next_cursor
+            elif not self.batches:  # nor is one being delivered: nobody else looks at the checkpoint
+                if moves == self.moves and pull.next_cursor != self.checkpoint:
+                    # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
+                    self.save(pull.next_cursor, self.closing)
+                elif time.monotonic() > self.next_look:
+                    self.look_at_checkpoint()
+            with self.lock:
+                if moves == self.moves:
+                    self.cursor = pull.next_cursor
 
     def pull_once(self, count: int) -> PullResult:
         """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is. Raises
@@ -3184,15 +3329,29 @@ class ShardConsumer:
                 self.consumer.on_buffered(-batch.size)
 
     def save(self, cursor: str, token: CancelToken) -> None:
-        """Saves the checkpoint. Raises Cancelled once `token` or the lease is: without it nothing is saved."""
+        """Saves the checkpoint. Raises Cancelled once `token` or the lease is, for without it nothing is saved, and
+        where somebody has set another by hand.
+
+        UpdateCheckPoint can't compare: so the service's is looked at before, a small call for each batch, and again
+        while saving fails.
+        """
         token = CancelToken(token, self.consumer.lease)
-        self.member.checkpoint_retries.retry(self.shard, lambda: self.send_checkpoint(cursor), token)
+        self.next_look = 0.0
+
+        def look_and_save() -> None:
+            if time.monotonic() >= self.next_look:
+                self.look_at_checkpoint()
+                token.check()
+            self.send_checkpoint(cursor)
+
+        self.member.checkpoint_retries.retry(self.shard, look_and_save, token)
 
     def send_checkpoint(self, cursor: str) -> None:
         """Raises CallError."""
         try:
             self.source.save_checkpoint(self.member.group, self.consumer.name_in_group, self.shard, cursor)
         except CallError as error:
+            self.unanswered.append(cursor)
             if error.kind == ErrorKind.FENCED:
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
             raise
@@ -3348,7 +3507,24 @@ class Consumer(ConsumerWorker):
 
 
 class GroupMember(threading.Thread):
-    """This copy in the consumer group: joins it, and joins again whenever its consumer has lost the lease."""
+    """This copy in the consumer group: joins it, and joins again whenever its consumer has lost the lease.
+
+    Where is the end, when SLS_CURSOR_START says end? Several copies may start at once, and a call take any time. What
+    arrives after the group was made must lie behind it, in every shard, whoever gets that:
+
+      1. A copy looks at all ends, then lists the groups once more. If this one is not there, or is made by this copy
+         later still, the look was before the group, and whatever arrives after the group was made lies behind its ends.
+      2. Any other copy can't tell, and doesn't join before the group has a checkpoint. The first is that of a copy as
+         in 1; or of one that has waited FIRST_CHECKPOINT_TIMEOUT for it in vain, since the group was made by hand, or
+         who made it died at once: then its own look is all that there is to know.
+      3. The first to write a checkpoint decides: its name says when the group began, see Consumer. Who finds one begins
+         its shards at that time, by GetCursor.
+      4. Who has made a checkpoint by its own ends looks again, before it pulls, and takes an older start if there is
+         one. Of two such copies the one whose checkpoint came later is sure to find the other's, so that no shard
+         begins later than whoever was first has decided.
+    """
+
+    FIRST_CHECKPOINT_TIMEOUT = 60.0  # seconds: a few calls may be answered late, and one in vain
 
     def __init__(self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources) -> None:
         super().__init__(name="joins", daemon=True)
@@ -3371,7 +3547,8 @@ class GroupMember(threading.Thread):
         self.last_heartbeat: float | None = None  # unix seconds
         self.lag: float | None = None  # seconds, as last measured
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
-        self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end when the group began there
+        self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
+        self.is_older_than_group = False  # that look of it, certainly
         # Shard -> checkpoint, and the cursor up to which a consumer without lease has delivered since.
         self.delivered_unsaved: dict[int, tuple[str, str]] = {}
 
@@ -3414,9 +3591,16 @@ class GroupMember(threading.Thread):
         StartupError."""
         timeout = 2 * self.settings.heartbeat_interval
         try:
-            group = (self.source.consumer_groups() or {}).get(self.group)
-            if not (group or self.consumer):
+            groups = self.source.consumer_groups()
+            may_make = not self.consumer and self.group not in (groups or {})
+            if may_make and self.settings.cursor_start == "end":
+                self.look_at_ends()
+                groups = self.source.consumer_groups()
+                self.is_older_than_group |= groups is not None and self.group not in groups
+            group = (groups or {}).get(self.group)
+            if may_make and not group:
                 self.source.make_consumer_group(self.group, timeout)
+                self.is_older_than_group = bool(self.end_cursors_at_start)
         except CallError as error:
             if error.code == "ConsumerGroupAlreadyExist":  # another copy was faster, or the key may not list groups
                 group = (self.source.consumer_groups() or {}).get(self.group)
@@ -3439,18 +3623,61 @@ class GroupMember(threading.Thread):
 
     def find_group_start(self, group: Any) -> None:
         """Finds when the group began, and tells what there is to say of it: an SDK's ConsumerGroupEntity, or None.
-        Raises CallError."""
+        Raises CallError, Cancelled."""
         checkpoints = self.source.checkpoints(self.group)
         for line in group_warnings(group, checkpoints, self.settings.heartbeat_interval) if group else ():
             log.warning("%s: %s", self.subject, line)
-        if has_checkpoints(checkpoints):  # the names of its consumers tell when, unless none was of this program
-            names = [CONSUMER_NAME.fullmatch(entry.get("consumer") or "") for entry in checkpoints.values()]
-            self.group_start = min([int(name.group(1), 16) for name in names if name and name.group(1)], default=0)
-        else:
-            self.group_start = int(self.source.client.server_time())  # before the ends are asked for: no log is between
-            if self.settings.cursor_start == "end":
-                shards = [shard["shardID"] for shard in self.source.list_shards()]
-                self.end_cursors_at_start = {shard: self.source.get_cursor(shard, "end") for shard in shards}
+        if self.is_older_than_group:
+            self.take_older_start(checkpoints)
+            return
+        if self.settings.cursor_start == "end" and not has_checkpoints(checkpoints):
+            self.look_at_ends()
+            checkpoints = self.wait_for_first_checkpoint(checkpoints)
+        if has_checkpoints(checkpoints):
+            self.group_start, self.end_cursors_at_start = self.start_by_names(checkpoints), {}
+        elif not self.end_cursors_at_start:
+            self.group_start = int(self.source.client.server_time())
+
+    def look_at_ends(self) -> None:
+        """Finds the end of each shard, once. Raises CallError."""
+        if not self.end_cursors_at_start:
+            shards = [shard["shardID"] for shard in self.source.list_shards()]
+            start = int(self.source.client.server_time())  # before the ends are asked for: no log is between
+            ends = {shard: self.source.get_cursor(shard, "end") for shard in shards}
+            self.group_start, self.end_cursors_at_start = start, ends
+
+    def wait_for_first_checkpoint(self, checkpoints: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """The group's checkpoints as soon as there is one, or none after some time. Raises CallError, Cancelled."""
+        words = self.subject, self.group, self.FIRST_CHECKPOINT_TIMEOUT
+        log.info("%s: consumer group %s has no checkpoint yet: for %g s the copy that made it may write one", *words)
+        end = time.monotonic() + self.FIRST_CHECKPOINT_TIMEOUT
+        while not has_checkpoints(checkpoints) and time.monotonic() < end:
+            self.soft_stop.sleep(1.0)
+            checkpoints = self.source.checkpoints(self.group)
+        return checkpoints
+
+    def start_by_names(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> int:
+        """When the group began (unix seconds), as the consumers of its checkpoints say, this one aside; 0 where none of
+        them is of this program."""
+        own_name = self.consumer.name_in_group if self.consumer else ""
+        names = {entry.get("consumer") or "" for entry in checkpoints.values()} - {own_name}
+        found = [CONSUMER_NAME.fullmatch(name) for name in names]
+        return min([int(name.group(1), 16) for name in found if name and name.group(1)], default=0)
+
+    def take_older_start(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> None:
+        """Has the group begin when another copy says, if that is earlier: within the same second its time is, for
+        GetCursor takes whole ones, unless this copy's look is older than the group anyway."""
+        found = self.start_by_names(checkpoints)
+        if 0 < found < self.group_start + (not self.is_older_than_group):
+            self.end_cursors_at_start, self.group_start = {}, found
+
+    def first_cursor(self, shard: int) -> str:
+        """Where a shard without a checkpoint begins. Raises CallError."""
+        start: str | int = self.settings.cursor_start
+        if start == "end":
+            # That of when the group began; a shard that a split has made since holds later logs only.
+            start = self.group_start or "begin"
+        return self.end_cursors_at_start.get(shard) or self.source.get_cursor(shard, start)
 
     def stop(self, seconds: float) -> dict[int, int]:
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not

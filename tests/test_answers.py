@@ -21,13 +21,14 @@ from harness import (
     SOURCE,
     Copies,
     feed,
+    group_shards,
     make_log_group,
     run_program,
     settings_for,
     wait_until_begun,
     wait_until_delivered,
 )
-from local_log_service import ForeignAnswer, LocalLogService, mangling
+from local_log_service import ForeignAnswer, LocalLogService, cursors, mangling
 
 ANSWERS = {
     "empty": ForeignAnswer(200),
@@ -65,6 +66,31 @@ PULLS = {
     "undecodable": mangling.undecodable,
     "unknown compression": mangling.unknown_compression,
 }
+# What a pull announces, brings and moves the cursor by do not agree.
+DISAGREEING = {
+    "no size": mangling.announcing(bodyrawsize="0"),
+    "neither size nor count": mangling.announcing(bodyrawsize="0", count="0"),
+    "a size below nothing": mangling.announcing(bodyrawsize="-1"),
+    "a size beyond all measure": mangling.announcing(bodyrawsize="2000000000"),
+    "a size that is none": mangling.announcing(bodyrawsize="large"),
+    "no count": mangling.announcing(count="0"),
+    "a count that is none": mangling.announcing(count="many"),
+    "half of the LogGroups": mangling.bringing(lambda groups: groups[: len(groups) // 2]),
+    "none of the LogGroups": mangling.bringing(lambda _: []),
+    "a LogGroup twice": mangling.bringing(lambda groups: groups + groups[:1]),
+    "a LogGroupList without its end": mangling.broken_off,
+    "a cursor that is none": mangling.announcing(cursor="MTAwM"),
+    "a cursor of no number": mangling.announcing(cursor="LTEwMDA="),
+    "two cursors": mangling.announcing(Cursor="MTAwMA=="),
+    "an empty cursor": mangling.announcing(cursor=""),
+    "a cursor too near": lambda answer, call: mangling.announcing(cursor=cursor_after(call.query["cursor"], 1))(
+        answer, call
+    ),
+}
+
+
+def cursor_after(cursor, count):
+    return cursors.encode(cursors.decode(cursor) + count)
 
 
 def wait_for_a_word(service, copy, fault, words="NotTheService"):
@@ -116,6 +142,144 @@ def test_a_pull_counts_only_as_it_was_announced(service, copies, mangle):
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert "Traceback" not in copy.stderr()
+
+
+@pytest.mark.parametrize("mangle", DISAGREEING.values(), ids=list(DISAGREEING))
+def test_a_pull_whose_parts_disagree_delivers_nothing_and_skips_nothing(service, copies, mangle):
+    """Whole batches: a pull of one LogGroup leaves nothing to disagree about. It is told, once, and pulled again."""
+    copy = copies.start()
+    wait_until_begun(service)
+    with service.add_fault("PullLogs", mangle=mangle) as fault:
+        with service.add_fault("PullLogs", hold=True) as held:
+            service.wait_for(lambda: held.hits >= 4, LIMIT, "no pull of before the fault under way")
+            feed(service, 80)
+        hits = fault.hits
+        service.wait_for(
+            lambda: "UnreadablePull" in copy.stderr() and fault.hits >= hits + 8, LIMIT, "tries, and a word"
+        )
+        assert puts_arrived(service) == 0
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    told = [line for line in copy.stderr().splitlines() if "UnreadablePull" in line]
+    assert len(told) <= 3 and "Traceback" not in copy.stderr()
+
+
+def test_a_pull_without_its_count_delivers_nothing_and_skips_nothing(service, copies):
+    copy = copies.start()
+    wait_until_begun(service)
+    with service.add_fault("PullLogs", mangle=mangling.without("x-log-count")) as fault:
+        feed(service, 40)
+        wait_for_a_word(service, copy, fault)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+def test_a_pull_of_nothing_may_be_the_lz4_of_nothing(service, copies):
+    """One byte: whether the service compresses nothing, too, nobody says."""
+
+    def compress_nothing(answer, call):
+        headers = {**answer.headers, "x-log-compresstype": "lz4"}
+        return answer if answer.body else answer._replace(body=b"\0", headers=headers)
+
+    with service.add_fault("PullLogs", mangle=compress_nothing) as fault:
+        copy = copies.start()
+        wait_until_begun(service)
+        feed(service, 40)
+        wait_until_delivered(service)
+        hits = fault.hits
+        service.wait_for(lambda: fault.hits >= hits + 8, LIMIT, "pulls that bring nothing")
+    assert_all_delivered_once(service)
+    assert "UnreadablePull" not in copy.stderr()
+
+
+CUT_HEADS = {
+    "PullLogs": "x-log-cursor",
+    "PutLogs": "x-log-requestid",
+    "HeartBeat": "x-log-requestid",
+    "UpdateCheckPoint": "x-log-requestid",
+}
+
+
+@pytest.mark.parametrize("action, name", CUT_HEADS.items(), ids=list(CUT_HEADS))
+def test_a_head_that_ends_before_its_blank_line_is_none(service, copies, action, name):
+    copy = copies.start()
+    wait_until_begun(service)
+    with service.add_fault(action, cut_head=name) as fault:
+        feed(service, 40)
+        wait_for_a_word(service, copy, fault, "ends within its head")
+    wait_until_delivered(service)
+    if action == "PutLogs":  # each was taken, and nobody could tell
+        assert_nothing_lost(service, most_repeated=fault.hits * 40 * 5)
+    else:
+        assert_all_delivered_once(service)
+    assert "made again" not in copy.stderr() and "Traceback" not in copy.stderr()
+
+
+ENDLESS = {
+    "a body": dict(endless="chunks"),
+    "what comes before an answer": dict(endless="interims"),
+    "an error": dict(endless="chunks", status=503, code="ServerBusy"),
+    "a page": dict(endless="chunks", answer=ForeignAnswer(403, {"Content-Type": "text/html"})),
+    "what is announced": dict(answer=ForeignAnswer(200, {"Content-Length": "900000000"}, b"{", request_id=True)),
+}
+
+
+@pytest.mark.parametrize("effects", ENDLESS.values(), ids=list(ENDLESS))
+@pytest.mark.parametrize("action", RUNNING_CALLS)
+def test_an_answer_without_end_is_given_up(service, copies, action, effects):
+    """In memory it would be as large as the line is fast. A put may be repeated, for nobody could tell it was taken."""
+    copy = copies.start(constants={"MAX_PULL_BYTES": 3000000})
+    wait_until_begun(service)
+    with service.add_fault(action, **effects) as fault:
+        feed(service, 40)
+        wait_for_a_word(service, copy, fault, "or without end")
+    wait_until_delivered(service)
+    taken = action == "PutLogs" and effects in (ENDLESS["a body"], ENDLESS["what comes before an answer"])
+    assert_nothing_lost(service, most_repeated=fault.hits * 40 * 5 if taken else 0)
+    assert "Traceback" not in copy.stderr()
+
+
+UNREADABLE_CHECKPOINTS = {"cut off": "MTAwM", "of another kind": "1/2/3", "no number": "LTEwMDA="}
+
+
+@pytest.mark.parametrize("text", UNREADABLE_CHECKPOINTS.values(), ids=list(UNREADABLE_CHECKPOINTS))
+def test_a_saved_checkpoint_that_is_no_cursor_is_named_and_blames_no_logstore(service, copies, text):
+    """The shard waits, the others go on, and once somebody has set a cursor it does too."""
+    first = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert first.stop() == 0
+    with service.add_fault("GetCheckPoint", mangle=mangling.checkpoints(checkpoint=text, consumer="other")):
+        copy = copies.start()
+        feed(service, 40)
+        service.wait_for(
+            lambda: [shard["next"] for shard in group_shards(service).values()] == [10, 20, 20, 20], LIMIT, "the others"
+        )
+        service.wait_for(lambda: "a shard can't begin yet" in copy.stderr(), LIMIT, "a word about shard 0")
+        said = (
+            run_program(settings_for(service), "--check").stdout + run_program(settings_for(service), "--status").stdout
+        )
+    (line,) = [line for line in copy.stderr().splitlines() if "a shard can't begin yet" in line]
+    assert " ERROR " in line and "UnreadableCheckPoint" in line and "shard 0 is no cursor: %s" % text in line
+    assert "made again" not in copy.stderr()
+    assert "shard 0 is no cursor: %s" % text in said and "  no cursor  " in said
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+ODD_CURSORS = {"cut off": "MTAwM", "no number": "LTEwMDA=", "empty": ""}
+
+
+@pytest.mark.parametrize("cursor", ODD_CURSORS.values(), ids=list(ODD_CURSORS))
+def test_a_group_does_not_begin_at_a_cursor_that_is_none(service, copies, cursor):
+    answer = ForeignAnswer(200, {}, b'{"cursor": "%s"}' % cursor.encode(), request_id=True)
+    feed(service, 20)
+    with service.add_fault("GetCursor", answer=answer) as fault:
+        copy = copies.start()
+        wait_for_a_word(service, copy, fault)
+        assert not any(shard["checkpoint"] for shard in group_shards(service).values())
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))

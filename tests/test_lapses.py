@@ -222,6 +222,176 @@ def test_a_first_start_at_the_end_that_is_killed_half_way_decides_for_all_shards
     assert_delivered_once(since, arrived_in_targets(service))
 
 
+DELAYS = {
+    "": {},
+    "ends": dict(GetCursor=0.7),
+    "the group": dict(CreateConsumerGroup=1.5),
+    "checkpoints": dict(UpdateCheckPoint=2.0),
+    "heartbeats": dict(HeartBeat=1.0),
+    "all of them": dict(GetCursor=0.3, CreateConsumerGroup=0.7, UpdateCheckPoint=1.0, HeartBeat=0.5, GetCheckPoint=0.3),
+}
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+@pytest.mark.parametrize("delays", DELAYS.values(), ids=list(DELAYS))
+def test_copies_that_start_at_the_end_together_lose_nothing_since_the_group_was_made(service, copies, delays, share):
+    """Whichever looks at the ends, makes the group, gets a shard and writes its checkpoint first."""
+    feed(service, 40)
+    wait_until_older(service, service.ledger(PROJECT, SOURCE))
+    since = []
+    with contextlib.ExitStack() as faults:
+        for action, delay in delays.items():
+            faults.enter_context(service.add_fault(action, project=PROJECT, logstore=SOURCE, share=share, delay=delay))
+        for _ in range(4):
+            copies.start(SLS_CURSOR_START="end", SLS_HEARTBEAT_INTERVAL="5")
+
+        def feed_and_look():
+            is_made = bool(group_shards(service))
+            fed = feed(service, 4)
+            since.extend(fed if is_made else [])
+            time.sleep(0.02)
+            return is_begun(service, 4)
+
+        service.wait_for(feed_and_look, LIMIT, "all shards begun")
+    since += feed(service, 40)
+    wait_until_delivered(service)
+    outcome = compare(since, arrived_in_targets(service))
+    assert (outcome.lost, outcome.duplicated) == (0, 0), str(outcome)
+
+
+def test_who_finds_a_group_without_checkpoints_waits_for_the_first(service, copies):
+    """A start at the end: the second copy's look is later than the group, and may not decide for the shards it gets."""
+    with service.add_fault("UpdateCheckPoint", hold=True) as fault:
+        copies.start(SLS_CURSOR_START="end", SLS_HEARTBEAT_INTERVAL="5")
+        service.wait_for(lambda: fault.hits >= 4, LIMIT, "a copy that begins all shards")
+        since = feed(service, 40)
+        second = copies.start(SLS_CURSOR_START="end", SLS_HEARTBEAT_INTERVAL="5")
+        service.wait_for(lambda: "has no checkpoint yet" in second.log(), LIMIT, "a copy that waits")
+    flow = SteadyFeed(service)
+    flow.wait_until_shared(*copies.started)
+    wait_until_delivered(service)
+    assert compare(since, arrived_in_targets(service)).lost == 0
+    assert_all_delivered_once(service)
+
+
+def test_of_copies_that_find_a_group_made_by_hand_the_first_to_write_decides(service, copies):
+    """Nobody knows when it was made; from the first checkpoint on nothing is lost, whoever gets the other shards."""
+    made_group(service, 10)
+    feed(service, 40)
+    wait_until_older(service, service.ledger(PROJECT, SOURCE))
+    since = []
+    with service.add_fault("UpdateCheckPoint", delay=1.0, share=0.5):
+        for _ in range(4):
+            copies.start(
+                constants={"GroupMember.FIRST_CHECKPOINT_TIMEOUT": 1.0},
+                SLS_CURSOR_START="end",
+                SLS_HEARTBEAT_INTERVAL="5",
+            )
+
+        def feed_and_look():
+            has_begun = any(shard["checkpoint"] for shard in group_shards(service).values())
+            fed = feed(service, 4)
+            since.extend(fed if has_begun else [])
+            time.sleep(0.02)
+            return is_begun(service, 4)
+
+        service.wait_for(feed_and_look, LIMIT, "all shards begun")
+    since += feed(service, 40)
+    wait_until_delivered(service)
+    outcome = compare(since, arrived_in_targets(service))
+    assert (outcome.lost, outcome.duplicated) == (0, 0), str(outcome)
+
+
+# ---- checkpoints that somebody sets by hand ---------------------------------------------------------------------
+
+
+def set_checkpoint(service, shard, cursor, consumer=""):
+    service.set_checkpoint(PROJECT, SOURCE, GROUP, shard, cursor, consumer)
+
+
+def begin_of(service, shard):
+    return service.client().get_begin_cursor(PROJECT, SOURCE, shard).get_cursor()
+
+
+SETTERS = {"nobody": lambda _: "", "a tool": lambda _: "console", "the holder": lambda holder: holder}
+
+
+@pytest.mark.parametrize("is_idle", [True, False], ids=["idle", "busy"])
+@pytest.mark.parametrize("setter", SETTERS.values(), ids=list(SETTERS))
+def test_a_checkpoint_set_back_by_hand_is_told_and_obeyed(service, copies, setter, is_idle):
+    """What was delivered since is delivered again, once; an idle shard looks now and then, a busy one at each save."""
+    copy = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    before = group_shards(service)[0]
+    if is_idle:
+        set_checkpoint(service, 0, begin_of(service, 0), setter(before["consumer"]))
+    else:
+        with service.add_fault("PutLogs", hold=True) as fault:
+            with pulled_at_once(service):
+                feed(service, 10, shard=0)
+            service.wait_for(lambda: fault.hits > 0, LIMIT, "a batch in flight")
+            set_checkpoint(service, 0, begin_of(service, 0), setter(before["consumer"]))
+    service.wait_for(lambda: "was set by hand" in copy.stderr(), LIMIT, "a word about it")
+    wait_until_delivered(service)
+    feed(service, 40)
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.foreign, outcome.duplicated) == (0, 0, (10 if is_idle else 20) * 5), str(outcome)
+    (line,) = [line for line in copy.stderr().splitlines() if "was set by hand" in line]
+    assert " WARNING " in line and "shard 0" in line and before["checkpoint"] in line and begin_of(service, 0) in line
+    assert "delivered again" in line and copy.stop() == 0
+
+
+def test_a_checkpoint_set_forward_by_hand_is_told_and_obeyed(service, copies):
+    """The batch in flight is delivered, what was pulled behind it is dropped."""
+    copy = copies.start(constants={"ShardConsumer.INITIAL_COUNT": 5, "ShardConsumer.TARGET_BATCH_SECONDS": 0.0})
+    wait_until_begun(service)
+    with service.add_fault("PutLogs", hold=True) as fault:
+        in_flight = feed(service, 4, topics=["click"], shard=0)
+        service.wait_for(lambda: fault.hits > 0, LIMIT, "a batch in flight")
+        feed(service, 400, topics=["nginx"], shard=0)
+        set_checkpoint(service, 0, end_of(service, 0), "console")
+    service.wait_for(lambda: "SKIPPED" in copy.stderr(), LIMIT, "a word about it")
+    later = feed(service, 20, topics=["sql_audit"], shard=0)
+    wait_until_delivered(service)
+    arrived = [[entry.log_group for entry in service.ledger(PROJECT, name)] for name in ("click", "sql-audit")]
+    assert compare(in_flight, arrived[0]).duplicated == compare(later, arrived[1]).duplicated == 0
+    assert compare(later, arrived[1]).lost == 0 and logs_in(service, "nginx") == 0
+    assert "was set by hand" in copy.stderr() and copy.stop() == 0
+
+
+def test_a_checkpoint_that_is_set_twice_to_the_same_place_is_obeyed_twice(service, copies):
+    copy = copies.start()
+    feed(service, 40)
+    for number in (1, 2):
+        wait_until_delivered(service)
+        set_checkpoint(service, 0, begin_of(service, 0))
+        service.wait_for(lambda number=number: copy.stderr().count("was set by hand") == number, LIMIT, "a word")
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.duplicated) == (0, 2 * 10 * 5), str(outcome)
+
+
+def test_late_checkpoints_of_copies_are_not_taken_for_set_by_hand(service, copies):
+    """Nor the copy's own that were taken and not answered, nor that of the holder before it, forced as by the SDK."""
+    copy = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    holder = group_shards(service)[0]["consumer"]
+    set_checkpoint(service, 0, begin_of(service, 0), holder[:-12] + "0123456789ab")
+    pass_calls(service, "GetCheckPoint", 8)
+    with service.add_fault("UpdateCheckPoint", cut="after", share=0.5) as fault:
+        for _ in range(5):
+            feed(service, 40)
+            service.wait_for(lambda: group_shards(service)[1]["checkpoint"] == end_of(service, 1), LIMIT, "delivered")
+        assert fault.hits > 4
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "by hand" not in copy.stderr() and copy.stop() == 0
+
+
 # ---- batches in which the program itself fails ------------------------------------------------------------------
 
 

@@ -92,6 +92,12 @@ class Assignment:
             if self.state == TRANSFER:
                 self.state = ALREADY_ALLOC
 
+    def set_checkpoint(self, checkpoint: str, consumer: str, now: float) -> None:
+        """Take a checkpoint from a consumer, or from whoever says that he is one."""
+        self.checkpoint = checkpoint
+        self.checkpoint_consumer = consumer
+        self.update_time = int(now * 1000000)
+
     def set_aside(self, state: str) -> None:
         """Let nobody have the shard."""
         self.free()
@@ -184,9 +190,7 @@ class ConsumerGroup:
                 raise ConsumerUnknown(consumer)
             if assignment.state not in _HELD or assignment.consumer != consumer:
                 raise ConsumerNotHolder(consumer)
-        assignment.checkpoint = checkpoint
-        assignment.checkpoint_consumer = consumer
-        assignment.update_time = int(now * 1000000)
+        assignment.set_checkpoint(checkpoint, consumer, now)
 
     def _held_by(self, consumer: str) -> List[int]:
         return sorted(

@@ -15,10 +15,12 @@
     service.add_fault("PullLogs", cut_short=10)                    # the last 10 bytes of the body never come
     service.add_fault("PullLogs", mangle=mangling.wrong_raw_size)  # or undecodable, unknown_compression, without(...)
     service.add_fault("PullLogs", mangle=mangling.OfAnotherShard())  # or Earlier(): a reply to another request
+    service.add_fault("PullLogs", cut_head="x-log-cursor")         # the head ends within the value of this header
+    service.add_fault("HeartBeat", endless="chunks")               # or "interims": 103 after 103, and never an answer
     service.add_fault("*", trickle=0.01)                           # the right answer, byte by byte
 
-Those that concern how an answer is sent (close, interim, stray, cut_short, trickle) go together with each other and
-with any answer: the right one, an error of the service, a foreign one.
+Those that concern how an answer is sent (close, interim, stray, cut_short, cut_head, endless, trickle) go together with
+each other and with any answer: the right one, an error of the service, a foreign one.
 """
 
 import math
@@ -62,6 +64,8 @@ class Effects(NamedTuple):
         stray: an answer that is sent after the one that was due.
         stray_pause: seconds between the two, 0 for the same segment.
         cut_short: bytes of the announced body that never come; then the connection is closed.
+        cut_head: the head ends in the middle of this header's value; then the connection is closed.
+        endless: "chunks", the body goes on for ever, or "interims", the answers before it do.
         close: the connection is closed after the answer, which did not announce it.
     """
 
@@ -77,12 +81,15 @@ class Effects(NamedTuple):
     stray: Optional[ForeignAnswer] = None
     stray_pause: float = 0.0
     cut_short: int = 0
+    cut_head: str = ""
+    endless: str = ""
     close: bool = False
 
     @property
     def concern_sending(self) -> bool:
         """Whether an answer is sent in another way than usual."""
-        return bool(self.trickle or self.interim or self.stray or self.cut_short or self.close)
+        ways = self.trickle, self.interim, self.stray, self.cut_short, self.cut_head, self.endless, self.close
+        return any(bool(way) for way in ways)
 
     def check(self) -> None:
         """Raise ValueError where they make no fault."""
@@ -90,6 +97,8 @@ class Effects(NamedTuple):
             raise ValueError("delay, trickle and stray_pause are seconds, cut_short bytes")
         if self.cut not in (None, "before", "after"):
             raise ValueError('cut has to be None, "before" or "after"')
+        if self.endless not in ("", "chunks", "interims"):
+            raise ValueError('endless has to be "chunks" or "interims"')
         if self.interim is not None and not 100 <= self.interim.status < 200:
             raise ValueError("the status of an interim answer is 1xx")
         if sum(reply is not None for reply in (self.error, self.cut, self.answer, self.mangle)) > 1:

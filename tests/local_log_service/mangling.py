@@ -4,8 +4,10 @@ Each takes the right answer and the call that it answers, and returns what the c
 effect by then.
 """
 
-from typing import Callable, Dict, Tuple
+import json
+from typing import Any, Callable, Dict, List, Tuple
 
+from . import compression, wire_format
 from .actions import Answer, Call
 
 
@@ -30,6 +32,45 @@ def without(header: str) -> Callable[[Answer, Call], Answer]:
 
     def mangle(answer: Answer, call: Call) -> Answer:
         return answer._replace(headers={name: text for name, text in answer.headers.items() if name != header})
+
+    return mangle
+
+
+def announcing(**headers: str) -> Callable[[Answer, Call], Answer]:
+    """Give headers other values, where LogGroups come at all; their names with "_" for "-", without "x-log-".
+
+    One that is spelt with a capital comes in addition to the right one.
+    """
+
+    def mangle(answer: Answer, call: Call) -> Answer:
+        if answer.headers["x-log-count"] == "0":
+            return answer
+        return _with_headers(answer, {"x-log-" + name.replace("_", "-"): text for name, text in headers.items()})
+
+    return mangle
+
+
+def bringing(change: Callable[[List[bytes]], List[bytes]]) -> Callable[[Answer, Call], Answer]:
+    """Bring with a pull other LogGroups, of the size that is announced, and count those that there were."""
+
+    def mangle(answer: Answer, call: Call) -> Answer:
+        groups = [bytes(log_group) for _, log_group in wire_format.fields(_raw_body(answer))]
+        return _with_raw_body(answer, wire_format.log_group_list(change(groups)))
+
+    return mangle
+
+
+def broken_off(answer: Answer, call: Call) -> Answer:
+    """Break off the LogGroupList of a pull within its last LogGroup, and announce what is left of it."""
+    return _with_raw_body(answer, _raw_body(answer)[:-3])
+
+
+def checkpoints(**fields: Any) -> Callable[[Answer, Call], Answer]:
+    """Have the entries of shard 0 in an answer to GetCheckPoint other fields."""
+
+    def mangle(answer: Answer, call: Call) -> Answer:
+        entries = [{**entry, **(fields if entry["shard"] == 0 else {})} for entry in json.loads(answer.body)]
+        return answer._replace(body=json.dumps(entries).encode("ascii"))
 
     return mangle
 
@@ -67,3 +108,13 @@ class OfAnotherShard:
 
 def _with_headers(answer: Answer, headers: Dict[str, str]) -> Answer:
     return answer._replace(headers={**answer.headers, **headers})
+
+
+def _raw_body(answer: Answer) -> bytes:
+    size = int(answer.headers["x-log-bodyrawsize"])
+    return compression.decompress(answer.headers.get("x-log-compresstype", ""), answer.body, size)
+
+
+def _with_raw_body(answer: Answer, body: bytes) -> Answer:
+    headers = {name: text for name, text in answer.headers.items() if name != "x-log-compresstype"}
+    return answer._replace(body=body, headers={**headers, "x-log-bodyrawsize": str(len(body))})

@@ -372,6 +372,8 @@ class LocalLogService:
         stray: Optional[ForeignAnswer] = None,
         stray_pause: float = 0.0,
         cut_short: int = 0,
+        cut_head: str = "",
+        endless: str = "",
         close: bool = False,
     ) -> Fault:
         """Put a fault into force until it is removed. Where several apply to a call, they do in turn.
@@ -398,6 +400,8 @@ class LocalLogService:
                 is looked at; by default with the same segment, which a client reads that reads ahead.
             cut_short: keep back so many bytes of the body that Content-Length announces (of a shorter body it
                 announces so many), then close the connection.
+            cut_head: end the head in the middle of this header's value, then close the connection.
+            endless: send a body that never ends ("chunks"), or answers 103 without end before it ("interims").
             close: close the connection after the answer, without having announced it.
 
         Raises:
@@ -422,6 +426,8 @@ class LocalLogService:
             stray=stray,
             stray_pause=stray_pause,
             cut_short=cut_short,
+            cut_head=cut_head,
+            endless=endless,
             close=close,
         )
         return self._faults.add(action, project, logstore, share, effects)
@@ -479,6 +485,19 @@ class LocalLogService:
                 "consumers": {name: now - last for name, last in consumer_group.consumers.items()},
                 "shards": shards,
             }
+
+    def set_checkpoint(
+        self, project: str, logstore: str, group: str, shard: int, checkpoint: str, consumer: str = ""
+    ) -> None:
+        """Set the checkpoint of a shard as somebody does in the console, whoever holds it, to any text.
+
+        Which consumer the service names then is not documented: ``consumer``.
+        """
+        with self._state.lock:
+            store = self._state.logstore(project, logstore)
+            consumer_group = store.consumer_group(group)
+            consumer_group.refresh(store.views(consumer_group), time.time())
+            consumer_group.assignments[shard].set_checkpoint(checkpoint, consumer, time.time())
 
     def lag(self, project: str, logstore: str, group: str) -> int:
         """Return how many LogGroups of all shards, expired ones aside, are beyond the group's checkpoints."""

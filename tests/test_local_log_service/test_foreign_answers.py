@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 import lz4.block
 import pytest
-from aliyun.log.proto import LogGroup
+from aliyun.log.proto import LogGroup, LogGroupList
 from local_log_service import ForeignAnswer, LocalLogService, mangling
 
 pytestmark = pytest.mark.quick
@@ -241,7 +241,50 @@ def test_an_answer_without_a_body_is_cut_short_by_announcing_one(log_service, co
     assert taken(log_service) == before + 1
 
 
+def test_a_head_ends_within_the_value_of_a_header(log_service):
+    log_service.add_fault("PullLogs", cut_head="X-Log-Cursor")
+    cursor = log_service.client().get_begin_cursor(PROJECT, SOURCE, 1).get_cursor()
+    with everything_sent(log_service, lambda client: client.pull_logs(PROJECT, SOURCE, 1, cursor)) as received:
+        head = received.read()
+    name, _, value = head.rpartition(b"x-log-cursor: ")
+    assert name.startswith(b"HTTP/1.1 200 OK\r\n") and 0 < len(value) < len(cursor) and b"\r\n" not in value
+
+
+@pytest.mark.parametrize("endless, start", [("chunks", b"HTTP/1.1 200 OK\r\n"), ("interims", b"HTTP/1.1 103 ")])
+def test_an_answer_without_end_goes_on_until_its_client_has_had_enough(log_service, endless, start):
+    log_service.add_fault("PutLogs", endless=endless)
+    before = taken(log_service)
+    with everything_sent(log_service, lambda client: client.put_log_raw(PROJECT, TARGET, GROUP)) as received:
+        assert received.read(3000000).startswith(start)
+    log_service.clear_faults()
+    assert taken(log_service) == before + 1
+
+
 # Right answers that were mangled
+
+
+def test_a_pull_may_announce_or_bring_what_it_does_not(log_service, connection):
+    right = pull(log_service, connection)
+    with log_service.add_fault("PullLogs", mangle=mangling.announcing(count="7", bodyrawsize="0")):
+        wrong = pull(log_service, connection)
+    assert (wrong.headers["x-log-count"], wrong.headers["x-log-bodyrawsize"]) == ("7", "0") and wrong.body == right.body
+    one = LogGroupList(LogGroups=[GROUP]).SerializeToString()
+    with log_service.add_fault("PullLogs", mangle=mangling.bringing(lambda groups: groups[:1])):
+        wrong = pull(log_service, connection)
+    assert (wrong.body, wrong.headers["x-log-bodyrawsize"], wrong.headers["x-log-count"]) == (one, str(len(one)), "5")
+    with log_service.add_fault("PullLogs", mangle=mangling.broken_off):
+        assert pull(log_service, connection).body == right.raw()[:-3]
+
+
+def test_a_checkpoint_may_be_any_text(log_service):
+    client = log_service.client()
+    client.create_consumer_group(PROJECT, SOURCE, "group", 20)
+    log_service.set_checkpoint(PROJECT, SOURCE, "group", 1, "a text", "a tool")
+    with log_service.add_fault("GetCheckPoint", mangle=mangling.checkpoints(checkpoint="another")):
+        first, second = client.get_check_point(PROJECT, SOURCE, "group").get_consumer_group_check_points()
+    assert first["checkpoint"] == "another"
+    assert (second["checkpoint"], second["consumer"]) == ("a text", "a tool") and second["updateTime"] > 0
+    client.delete_consumer_group(PROJECT, SOURCE, "group")
 
 
 def test_a_pull_may_announce_another_size(log_service, connection):
@@ -293,6 +336,7 @@ def test_the_answer_that_another_shard_had_comes_in_the_place_of_each(log_servic
         {"takes_effect": True, "status": 403},
         {"interim": ForeignAnswer(200)},
         {"cut_short": -1},
+        {"endless": "body"},
         {"stray_pause": 0.1, "status": 403},
     ],
 )
