@@ -580,7 +580,7 @@ class SettingsParser:
             words = "%s: %r is wrong; right would be the host without the project"
             self.errors.append(words % (variables["SLS_ENDPOINT"], values["endpoint"]))
         if not values["region"] and not is_md5_allowed():
-            words = "%s must be set: this machine's OpenSSL forbids MD5, as in FIPS mode, which signatures v1 need and v4 don't"
+            words = "%s must be set: OpenSSL forbids MD5 here, as in FIPS mode; signatures v1 need it, v4 do not"
             self.errors.append(words % variables["SLS_REGION"])
         values["credentials"] = self.complete_credentials(values["credentials"], variables["SLS_CREDENTIALS"])
         return LogstoreConfig(**values, variables=variables)
