@@ -3187,7 +3187,7 @@ class MetricsServer:
         # Each client, the oldest first: its conversation, what that waits for, and until when, by the monotonic clock.
         self.clients: dict[socket.socket, tuple[Iterator[int], int, float]] = {}
         try:
-            self.listener = socket.create_server(address, family=family, backlog=MAX_CLIENTS)
+            self.listener = socket.create_server(address, family=family, backlog=1024)  # full, it costs a client 1 s
             self.listener.setblocking(False)
             self.selector = selectors.DefaultSelector()
             self.selector.register(self.listener, selectors.EVENT_READ)
