@@ -3135,7 +3135,7 @@ class GroupMember(threading.Thread):
 WATCHDOG_TIMEOUT = 60.0  # seconds; a loop of the process that has stood still for longer is stuck
 REQUEST_TIMEOUT = 2.0  # seconds that a client has for its request, again for taking the answer, and for hanging up
 MAX_REQUEST = 16 * 1024  # bytes
-MAX_CLIENTS = 64  # connections at once, and no more than a sixteenth of the files that this process may open
+MAX_CLIENTS = 64  # connections at once; fewer where this process may open fewer than 1024 files
 
 
 class Metric(NamedTuple):
@@ -3180,14 +3180,16 @@ class MetricsServer:
     def __init__(self, settings: Settings, member: GroupMember) -> None:
         """A port that is taken, perhaps by another copy, is no reason to stop: then this copy goes on without."""
         address = settings.metrics_host, int(settings.metrics_port)
-        family = socket.AF_INET6 if ":" in settings.metrics_host else socket.AF_INET
+        is_ipv6 = ":" in settings.metrics_host
+        family, is_dual = socket.AF_INET6 if is_ipv6 else socket.AF_INET, is_ipv6 and socket.has_dualstack_ipv6()
         self.member = member
         # Where one more comes, the oldest is closed.
-        self.max_clients = min(MAX_CLIENTS, max(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
+        self.max_clients = min(MAX_CLIENTS, max(4, connection_budget() // 5))
         # Each client, the oldest first: its conversation, what that waits for, and until when, by the monotonic clock.
         self.clients: dict[socket.socket, tuple[Iterator[int], int, float]] = {}
         try:
-            self.listener = socket.create_server(address, family=family, backlog=1024)  # full, it costs a client 1 s
+            # Who finds the backlog full tries again after a second.
+            self.listener = socket.create_server(address, family=family, backlog=1024, dualstack_ipv6=is_dual)
             self.listener.setblocking(False)
             self.selector = selectors.DefaultSelector()
             self.selector.register(self.listener, selectors.EVENT_READ)

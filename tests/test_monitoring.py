@@ -393,6 +393,37 @@ def test_each_request_gets_the_answer_that_it_deserves(service, copies, port, re
     assert answer[:12] == (b"HTTP/1.0 " + status if status else b"")
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
+@pytest.mark.parametrize("host, addresses", [("::", ["127.0.0.1", "::1"]), ("::1", ["::1"])])
+def test_it_is_served_on_the_addresses_of_either_kind(service, copies, port, host, addresses):
+    copy = copies.start(SLS_METRICS_PORT=str(port), SLS_METRICS_HOST=host)
+    wait_until_joined(service, copy)
+    for address in addresses:
+        with socket.create_connection((address, port), LIMIT) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert b"".join(iter(lambda client=client: client.recv(1000), b"")).endswith(b"ok\n")
+
+
+def test_few_open_files_are_left_to_the_logs(service, copies, port):
+    copy = copies.start(SLS_METRICS_PORT=str(port), patch=few_files)
+    wait_until_joined(service, copy)
+    clients = [silent(port) for _ in range(100)]
+    assert get(port, "/healthz") == (200, "ok\n")
+    feed(service, 200)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    for client in clients:
+        client.close()
+    assert "TooManyOpenFiles" not in copy.stderr()
+
+
+def few_files(program):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+
 def test_a_client_that_trickles_its_request_is_hung_up_on(service, copies, port):
     """Each byte comes in time, the whole doesn't."""
     copies.start(SLS_METRICS_PORT=str(port))
