@@ -38,7 +38,7 @@ Threads, by the names that a stack dump shows. All are daemons: the process ends
     tells                     report_loop: summaries, recoveries, stale connections
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
-    serves metrics            MetricsServer.serve, SERVER_THREADS of them
+    serves metrics            MetricsServer.serve
 
 Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
 Consumer.lock or the ThreadPool's own. What is the PutLoop's alone needs none.
@@ -94,7 +94,6 @@ import functools
 import hashlib
 import hmac
 import http.client
-import http.server
 import io
 import ipaddress
 import json
@@ -108,7 +107,6 @@ import resource
 import selectors
 import signal
 import socket
-import socketserver
 import ssl
 import struct
 import sys
@@ -346,9 +344,38 @@ def parse_cursor_start(text: str) -> str | int:
     return start
 
 
+def load_cas(path: str) -> ssl.SSLContext:
+    """A TLS context that trusts the CAs of this file or directory alone, or with "" those of the system.
+
+    Raises ValueError where there are none to be read, which says why.
+    """
+    is_directory = os.path.isdir(path)
+    try:
+        context = ssl.create_default_context(
+            cafile=None if is_directory else path or None, capath=path if is_directory else None
+        )
+        # OpenSSL reads a directory later, and finds by name what `openssl rehash` has named; nothing else is looked at.
+        names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)] if is_directory else []
+    except OSError as error:  # ssl.SSLError is one
+        raise ValueError("%s: %s" % (path, error.strerror or error)) from None
+    if path and not (names or context.cert_store_stats()["x509"]):
+        raise ValueError("%s: no certificates" % path)
+    return context
+
+
+def is_md5_allowed() -> bool:
+    """Whether this machine's OpenSSL lets the SDK hash a body for a signature v1; not so in FIPS mode."""
+    try:
+        hashlib.md5(b"")  # noqa: S324
+    except (AttributeError, ValueError):
+        return False
+    return True
+
+
 # fmt: off
 check_secret = pattern(r"[!-~]+", "printable characters without spaces")
-check_ca_file = validator(lambda path: path if os.path.exists(path) else None, "a file of CA certificates")
+check_cas = validator(load_cas, "a file of CA certificates in PEM that can be read, or a directory of such files, "
+                                "named by `openssl rehash`")
 check_directory = validator(lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
                             "a directory that exists and can be written to")
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -480,7 +507,7 @@ SOURCE_SETTINGS = (*CONNECTION_SETTINGS.values(), SOURCE_LOGSTORE, CONSUMER_GROU
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-NETWORK_SETTINGS = [Setting(name, check_ca_file, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
+NETWORK_SETTINGS = [Setting(name, check_cas, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
 NETWORK_SETTINGS += [Setting(name, check_proxy, "", "a proxy", is_secret=True) for name in PROXY_VARIABLES]
 TARGET_STEMS = [each.variable + "_TO" for each in (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)]
 TARGET_NUMBER = "[1-9][0-9]{0,8}"
@@ -556,6 +583,9 @@ class SettingsParser:
         if values["project"] and re.match(r"(https?://)?%s\." % values["project"], values["endpoint"], re.IGNORECASE):
             words = "%s: %r is wrong; right would be the host without the project"
             self.errors.append(words % (variables["SLS_ENDPOINT"], values["endpoint"]))
+        if not values["region"] and not is_md5_allowed():
+            words = "%s must be set: OpenSSL forbids MD5 here, as in FIPS mode; signatures v1 need it, v4 do not"
+            self.errors.append(words % variables["SLS_REGION"])
         values["credentials"] = self.complete_credentials(values["credentials"], variables["SLS_CREDENTIALS"])
         return LogstoreConfig(**values, variables=variables)
 
@@ -828,6 +858,7 @@ MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
 # memory suits, but one LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
 MAX_ANSWER_BYTES, MAX_PULL_BYTES = 1000 * 1000, 100 * 1000 * 1000
 MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
+MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
 REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
@@ -872,6 +903,7 @@ ERROR_CATALOGUE = {
                                 "`aliyunlog log update_check_point`, and the shard goes on by itself",
         "InvalidCursor InvalidShardCheckPoint":
             "{SLS_LOGSTORE} may have been deleted and made again: then start the copies again",
+        "LocalFailure": "neither the service nor the network is to blame: the call failed within this process",
     },
     ErrorKind.TRANSIENT: {
         "WriteQuotaExceed": "the project's write quota is used up: ask for more in the console",
@@ -883,7 +915,11 @@ ERROR_CATALOGUE = {
         "InternalServerError ServerBusy": OUTAGE_HINT,
         "NoAnswer": "{SLS_ENDPOINT} must be reachable from here: look at its name, the network, the proxy variables",
         "NoKey": "what {SLS_CREDENTIALS} names must be reachable, and have a key that is good by this machine's clock",
-        "CertificateNotTrusted": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs",
+        "CertificateNotTrusted": "the certificate is not trusted; REQUESTS_CA_BUNDLE can name a file of CAs, which is "
+                                 "read again when it changes",
+        "CAsUnreadable": "REQUESTS_CA_BUNDLE must name a file of CA certificates in PEM that this process can read",
+        "NoShards": "{SLS_LOGSTORE} has no shards yet, as for a moment after it was made",
+        "OutOfMemory": "this process gets no more memory: raise its limit",
         "TooManyOpenFiles": "this process may open no more files: raise `ulimit -n` (LimitNOFILE in systemd)",
         "UnreadablePull": "nothing of it is delivered or skipped; it is pulled again",
         "NotTheService": "something else answers for {SLS_ENDPOINT}: look at its name, at gateways and portals on the "
@@ -1277,7 +1313,9 @@ def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT,
                         raise requests.Timeout("the answer has no end")
     except requests.RequestException as error:
         reason = getattr(error.args[0], "reason", error) if error.args else error  # without the URL, a secret maybe
-        raise CallError("NoKey", "%s: %s" % (type(reason).__name__, reason)) from None
+        is_untrusted = isinstance(next(iter(reason.args), None), ssl.SSLCertVerificationError)
+        code = "CertificateNotTrusted" if is_untrusted else "NoKey"
+        raise CallError(code, "%s: %s" % (type(reason).__name__, reason)) from None
     text = body.decode("utf-8", "replace").strip()
     if answer.status_code == 200:
         return text
@@ -1483,6 +1521,43 @@ class OpeningDeadline:
         watchdog.deadlines.discard(self)
 
 
+class TrustedCAs:
+    """The CAs of a file or directory, read again when they change, by whatever way: somebody appends to a file, renames
+    another to it, leads a link elsewhere; and after a certificate that was not trusted, for not every change shows."""
+
+    REREAD_INTERVAL = 5.0  # seconds at least between two readings that nothing but such a certificate asked for
+
+    def __init__(self, path: str) -> None:
+        """Without a path they are those of the system."""
+        self.path = path
+        system = ssl.get_default_verify_paths()
+        self.watched = [path] if path else [one for one in (system.cafile, system.capath) if one]
+        self.lock = threading.Lock()  # over:
+        self.loaded: ssl.SSLContext | None = None  # one for all connections: to read takes 20 ms, to keep half a MB
+        self.state: Sequence[tuple[int, ...]] = ()  # of what is watched, when that was loaded
+        self.loaded_at = 0.0  # by the monotonic clock
+        self.is_doubtful = False
+
+    def context(self) -> ssl.SSLContext:
+        """For a new connection. Where what has changed can't be read, those before go on as long as they will do; else
+        raises CallError."""
+        with self.lock:
+            try:
+                state = [(it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns) for it in map(os.stat, self.watched)]
+                if not self.loaded or self.is_doubtful or state != self.state:
+                    self.loaded, self.state, self.loaded_at = load_cas(self.path), state, time.monotonic()
+                    self.is_doubtful = False
+            except (OSError, ValueError) as error:
+                if not self.loaded or self.is_doubtful:
+                    raise CallError("CAsUnreadable", str(error)) from error
+            return self.loaded
+
+    def doubt(self) -> None:
+        """Takes note of a certificate that they don't vouch for."""
+        with self.lock:
+            self.is_doubtful |= time.monotonic() - self.loaded_at > self.REREAD_INTERVAL
+
+
 class ConnectionFactory:
     """Opens connections to one origin (scheme://host:port) as requests would: same proxy of any kind, same trusted CAs.
 
@@ -1498,10 +1573,12 @@ class ConnectionFactory:
         pool = self.pool = adapter.get_connection_with_tls_context(request, settled["verify"], settled["proxies"])
         pool.conn_kw["socket_options"] = urllib3.connection.HTTPConnection.default_socket_options  # TCP_NODELAY
         self.uses_tunnel = pool.proxy and origin.startswith("https:")
-        if pool.scheme == "https" and not (self.uses_tunnel and pool.proxy.scheme == "https"):
-            # One for all connections: to read the CAs takes some 20 ms, to keep them half a MB.
-            context = ssl.create_default_context(cafile=pool.ca_certs, capath=pool.ca_cert_dir)
-            pool.conn_kw["ssl_context"], pool.ca_certs, pool.ca_cert_dir = context, None, None
+        self.trusted_cas: TrustedCAs | None = None
+        self.shares_context = not (self.uses_tunnel and pool.proxy.scheme == "https")
+        if pool.scheme == "https":
+            self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "")
+            if self.shares_context:
+                pool.ca_certs = pool.ca_cert_dir = None
         # An HTTP proxy without a tunnel is told the whole URL, and who asks, with each request.
         sends_absolute_url = pool.proxy and not self.uses_tunnel
         self.url_prefix = origin if sends_absolute_url else ""
@@ -1513,17 +1590,23 @@ class ConnectionFactory:
         return ("%s %s%s HTTP/1.1\r\n%s\r\n" % (method, self.url_prefix, path, "".join(lines))).encode("latin-1") + body
 
     def connect(self, seconds: float) -> Any:
-        """A new HTTPConnection, open, with so much time for each address that the host has. Raises OSError, ValueError,
-        HTTPException or HTTPError."""
+        """A new HTTPConnection, open, with so much time for each address that the host has. Raises CallError, OSError,
+        ValueError, HTTPException or HTTPError."""
+        context = self.trusted_cas and self.trusted_cas.context()
+        if context and self.shares_context:
+            self.pool.conn_kw["ssl_context"] = context
         connection: Any = self.pool._new_conn()
         connection.timeout = seconds
         try:
             with OpeningDeadline(connection, 3 * seconds):
                 self.pool._prepare_proxy(connection) if self.uses_tunnel else connection.connect()
                 connection.sock.settimeout(None)  # see DeadlineStream
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if self.trusted_cas and isinstance(error.__cause__ or error, ssl.SSLCertVerificationError):
+                self.trusted_cas.doubt()
             raise
+        connection.opened = time.monotonic()
         return connection
 
 
@@ -1658,9 +1741,12 @@ def check_pull(response: Response, shard: str) -> None:
     raise CallError("UnreadablePull", "shard %s: a body of %d bytes, announced as %s bytes of %s LogGroups" % words)
 
 
-def is_reusable(connection: http.client.HTTPConnection, since: float) -> bool:
-    """Whether nobody has closed a connection that has been idle since then, and nothing lies unread on it."""
-    return time.monotonic() - since < MAX_IDLE and not urllib3.util.wait_for_read(connection.sock, 0)
+def is_reusable(connection: Any, since: float) -> bool:
+    """Whether nobody has closed a connection that has been idle since then, nothing lies unread on it, and it is none
+    of long ago."""
+    now = time.monotonic()
+    is_young = now - since < MAX_IDLE and now - connection.opened < MAX_AGE
+    return is_young and not urllib3.util.wait_for_read(connection.sock, 0)
 
 
 class PooledLogClient(LogClient):
@@ -1693,6 +1779,7 @@ class PooledLogClient(LogClient):
         # The pool: each connection and since when it is idle, the last used last.
         self.idle_connections: deque[tuple[http.client.HTTPConnection, float]] = deque()
         self.last_date = "", 0.0  # that of the last answer, and when it came, by the monotonic clock
+        self.of_thread = threading.local()  # has_answer: the service has answered the thread's last call
         watchdog.start()
 
     def _getHttpResponse(
@@ -1715,6 +1802,7 @@ class PooledLogClient(LogClient):
         if is_pull:
             check_pull(response, url.rpartition("/")[2])
         self.last_date = response.headers.get("Date") or "", time.monotonic()
+        self.of_thread.has_answer = True
         return response.status, response.body, response.headers
 
     def factory_for(self, origin: str) -> ConnectionFactory:
@@ -2013,12 +2101,17 @@ class LogstoreApi:
         self.client = PooledLogClient(config, *options, **more)
 
     def call(self, method: Callable[..., Any], *arguments: object) -> Any:
-        """What the SDK makes of the answer; whatever it can't make sense of is no answer of the service."""
+        """What the SDK makes of the answer; what it can't make sense of is none of the service. Raises CallError."""
+        self.client.of_thread.has_answer = False
         try:
             return method(self.config.project, self.config.logstore, *arguments)
         except CallError:
             raise
+        except MemoryError as error:
+            raise CallError("OutOfMemory", repr(error)) from error
         except Exception as error:  # any: the SDK reads all answers as if they were right
+            if not self.client.of_thread.has_answer:
+                raise CallError("LocalFailure", repr(error)) from error
             raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(error), 100)) from error
 
     @staticmethod
@@ -2031,7 +2124,9 @@ class LogstoreApi:
     def list_shards(self) -> list[dict[str, Any]]:
         """ListShards: shardID and status ("readwrite" or "readonly") of each, at least one."""
         shards = self.call(self.client.list_shards).get_shards_info()
-        return self.validate(shards, shards and is_list(shards, shardID=int, status=str))
+        if shards == []:
+            raise CallError("NoShards", "its list of shards is empty")
+        return self.validate(shards, is_list(shards, shardID=int, status=str))
 
     def get_cursor(self, shard: int, start: str | int) -> str:
         """GetCursor: of "begin", "end", or of the first LogGroup that arrived at a time (unix seconds) or later."""
@@ -3724,8 +3819,9 @@ class GroupMember(threading.Thread):
 # ---- monitoring: what the process counts, and whether its loops stand still, over HTTP -------------------------------
 
 WATCHDOG_TIMEOUT = 60.0  # seconds; a loop of the process that has stood still for longer is stuck
-REQUEST_TIMEOUT = 2.0  # seconds that a client has for its request, and again for taking the answer
-SERVER_THREADS = 8  # as many requests are answered at once; others wait in the kernel
+REQUEST_TIMEOUT = 2.0  # seconds that a client has for its request, again for taking the answer, and for hanging up
+MAX_REQUEST = 16 * 1024  # bytes
+MAX_CLIENTS = 64  # connections at once; fewer where this process may open fewer than 1024 files
 
 
 class Metric(NamedTuple):
@@ -3763,31 +3859,111 @@ def prometheus_labels(**labels: object) -> str:
     return "{%s}" % ",".join("%s=%s" % (name, json.dumps(str(value))) for name, value in labels.items())
 
 
-class MetricsServer(socketserver.TCPServer):
-    """Serves what there is to tell of this copy, in threads of its own. It asks nobody, the lag is as last measured."""
-
-    allow_reuse_address = True
-    request_queue_size = 32
+class MetricsServer:
+    """Serves what there is to tell of this copy, in one thread that waits for no client: those that are silent, trickle
+    or don't read hold up nobody. It asks nobody either, the lag is as last measured."""
 
     def __init__(self, settings: Settings, member: GroupMember) -> None:
         """A port that is taken, perhaps by another copy, is no reason to stop: then this copy goes on without."""
         address = settings.metrics_host, int(settings.metrics_port)
-        self.address_family = socket.AF_INET6 if ":" in settings.metrics_host else socket.AF_INET
+        is_ipv6 = ":" in settings.metrics_host
+        family, is_dual = socket.AF_INET6 if is_ipv6 else socket.AF_INET, is_ipv6 and socket.has_dualstack_ipv6()
         self.member = member
+        # Where one more comes, the oldest is closed.
+        self.max_clients = min(MAX_CLIENTS, max(4, connection_budget() // 5))
+        # Each client, the oldest first: its conversation, what that waits for, and until when, by the monotonic clock.
+        self.clients: dict[socket.socket, tuple[Iterator[int], int, float]] = {}
         try:
-            super().__init__(address, MetricsHandler)
-            for _ in range(SERVER_THREADS):
-                threading.Thread(target=self.serve, name="serves metrics", daemon=True).start()
+            # Who finds the backlog full tries again after a second.
+            self.listener = socket.create_server(address, family=family, backlog=1024, dualstack_ipv6=is_dual)
+            self.listener.setblocking(False)
+            self.selector = selectors.DefaultSelector()
+            self.selector.register(self.listener, selectors.EVENT_READ)
+            threading.Thread(target=self.serve, name="serves metrics", daemon=True).start()
         except (OSError, RuntimeError) as error:
             log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *address, error)
 
     def serve(self) -> None:
         while True:
-            self.handle_request()
-            time.sleep(0.01)  # it returns at once while there is no file for another connection
+            for key, _ in self.selector.select(REQUEST_TIMEOUT / 4):
+                client: Any = key.fileobj
+                self.accept() if client is self.listener else self.go_on(client)
+            now = time.monotonic()
+            for client in [each for each, (_, _, deadline) in self.clients.items() if now > deadline]:
+                self.hang_up(client)
 
-    def handle_error(self, *_: object) -> None:
-        """A client that goes away in the middle is no news."""
+    def accept(self) -> None:
+        if len(self.clients) >= self.max_clients:
+            self.hang_up(next(iter(self.clients)))
+        try:
+            client, _ = self.listener.accept()
+            client.setblocking(False)
+            self.selector.register(client, selectors.EVENT_READ)
+        except OSError as error:  # it has gone already; or this process may open no more files
+            if self.clients and error.errno in (errno.EMFILE, errno.ENFILE):
+                self.hang_up(next(iter(self.clients)))
+            time.sleep(0.01)
+            return
+        self.clients[client] = self.converse(client), 0, 0.0
+        self.go_on(client)
+
+    def go_on(self, client: socket.socket) -> None:
+        """Takes a conversation to where it has to wait next, or to its end."""
+        if client not in self.clients:  # to make room, in this same round
+            return
+        conversation, waits_for, _ = self.clients[client]
+        try:
+            event = next(conversation)
+        except Exception:  # its end; or a client that goes away in the middle, which is no news
+            self.hang_up(client)
+            return
+        if event != waits_for:
+            self.selector.modify(client, event)
+            self.clients[client] = conversation, event, time.monotonic() + REQUEST_TIMEOUT
+
+    def hang_up(self, client: socket.socket) -> None:
+        self.selector.unregister(client)
+        del self.clients[client]
+        client.close()
+
+    def converse(self, client: socket.socket) -> Iterator[int]:
+        """Answers one request; yields the event that it waits for before each use of the socket. Raises OSError."""
+        request = b""
+        while not re.search(rb"\r?\n\r?\n", request):
+            yield selectors.EVENT_READ
+            data = client.recv(4096)
+            request += data
+            if not data or len(request) > MAX_REQUEST:
+                return
+        answer = self.answer(request)
+        while answer:
+            yield selectors.EVENT_WRITE
+            answer = answer[client.send(answer) :]
+        client.shutdown(socket.SHUT_WR)
+        for _ in range(MAX_REQUEST // 4096):  # closed with something unread the connection is reset, the answer lost
+            yield selectors.EVENT_READ
+            if not client.recv(4096):
+                return
+
+    def answer(self, request: bytes) -> bytes:
+        """To a whole request, GET or HEAD."""
+        method, path, *_ = [*request.partition(b"\n")[0].decode("latin-1").split(), "", ""]
+        pages = {"/metrics": self.metrics, "/healthz": self.health}
+        page = pages.get(path.partition("?")[0])
+        status, text = 404, ""
+        if method not in ("GET", "HEAD"):
+            status = 405 if path else 400
+        elif page:
+            status, text = page()
+        body = text.encode()
+        lines = [
+            "HTTP/1.0 %d %s" % (status, http.HTTPStatus(status).phrase),
+            "Server: " + USER_AGENT["User-Agent"],
+            "Content-Type: text/plain; version=0.0.4; charset=utf-8",
+            "Content-Length: %d" % len(body),
+            "Allow: GET, HEAD\r\n\r\n",
+        ]
+        return "\r\n".join(lines).encode() + (b"" if method == "HEAD" else body)
 
     def metrics(self) -> tuple[int, str]:
         """HTTP's status, and the text, in Prometheus' format."""
@@ -3814,31 +3990,6 @@ class MetricsServer(socketserver.TCPServer):
         line = "the loop that %s has stood still for %.0f s\n"
         problems = "".join(line % stuck for stuck in watchdog.stuck(WATCHDOG_TIMEOUT).items())
         return (503, problems) if problems else (200, "ok\n")
-
-
-class MetricsHandler(http.server.BaseHTTPRequestHandler):
-    """Answers one request."""
-
-    server: MetricsServer
-    server_version, sys_version = USER_AGENT["User-Agent"], ""
-
-    def handle(self) -> None:
-        # A timeout of the socket would begin again with each byte.
-        with DeadlineStream(self.connection, REQUEST_TIMEOUT) as self.stream:
-            super().handle()
-
-    def do_GET(self) -> None:
-        pages = {"/metrics": self.server.metrics, "/healthz": self.server.health}
-        page = pages.get(self.path.partition("?")[0])
-        status, text = page() if page else (404, "")
-        self.stream.deadline = time.monotonic() + REQUEST_TIMEOUT
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_: object) -> None:
-        """Nobody wants a line for each request."""
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -3872,11 +4023,20 @@ class RedactingFormatter(logging.Formatter):
 
 
 class QuietLogFile(logging.handlers.RotatingFileHandler):
-    """A log file whose trouble, such as a full disk, is told on stderr and stops nothing."""
+    """A log file whose trouble, such as a full disk, is told on stderr and stops nothing. Where somebody has moved or
+    deleted it, as logrotate does, it is begun anew."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
         self.throttle = LogThrottle()
+
+    def shouldRollover(self, record: logging.LogRecord) -> Any:
+        """Called with each record before it is written, and opens the file where there is none."""
+        path, stream = self.baseFilename, self.stream
+        if stream and not (os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(stream.fileno()))):
+            self.stream = None
+            stream.close()
+        return super().shouldRollover(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
         told = "dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, sys.exc_info()[1])

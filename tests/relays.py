@@ -47,6 +47,10 @@ class Relay:
         """Changes for a copy that is to reach the service this way."""
         return dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://%s:%d" % (self.address, self._port))
 
+    def connections(self) -> int:
+        """How many there are now."""
+        return len(self._flows)
+
     def __enter__(self) -> "Relay":
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         listening = asyncio.start_server(self._serve, self.address, 0, limit=self.PIECE)

@@ -603,6 +603,7 @@ def test_sts_must_be_who_it_says(key_services, sources, monkeypatch):
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     failure = failure_of(sources("oidc"))
     assert "CERTIFICATE_VERIFY_FAILED" in str(failure)
+    assert failure.code == "CertificateNotTrusted" and failure.is_transient()
     assert key_services.asked["STS"] == 0
 
 

@@ -1,6 +1,8 @@
 """/metrics and /healthz: what they say of real copies, over real HTTP, and that they cost a copy nothing."""
 
+import contextlib
 import functools
+import http.client
 import socket
 import time
 from collections import Counter
@@ -256,6 +258,159 @@ def test_clients_that_ask_nothing_hold_up_neither_the_others_nor_the_stop(servic
         client.sendall(b"GET /metrics HTTP/1.1\r\n")
         assert copy.stop(seconds=10) == 0
     assert copy.stderr() == ""
+
+
+def silent(port):
+    return socket.create_connection(("127.0.0.1", port))
+
+
+def trickling(port):
+    client = silent(port)
+    client.sendall(b"GET /hea")
+    return client
+
+
+def not_reading(port):
+    """One that asks again and again, and takes no answer."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    client.connect(("127.0.0.1", port))
+    client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n" * 50)
+    return client
+
+
+@pytest.mark.parametrize("count", [24, 40, 400])
+@pytest.mark.parametrize("connect", [silent, trickling, not_reading])
+def test_clients_that_are_silent_hold_up_no_probe(service, copies, port, count, connect):
+    """Half of them are renewed between two probes of the kubelet, which gives up after 5 s."""
+
+    def of_process(kind):
+        return len(list(Path("/proc/%d/%s" % (copy.process.pid, kind)).iterdir()))
+
+    copy = copies.start(SLS_METRICS_PORT=str(port))
+    wait_until_joined(service, copy)
+    feed(service, 40)
+    wait_until_delivered(service)
+    threads, files = of_process("task"), of_process("fd")
+    clients = []
+    for _ in range(10):
+        clients += [connect(port) for _ in range(count - len(clients))]
+        with socket.create_connection(("127.0.0.1", port)) as probe:
+            probe.settimeout(5)  # as the README's probe has it
+            probe.sendall(b"GET /healthz HTTP/1.1\r\nHost: pod\r\n\r\n")
+            answer = b"".join(iter(lambda probe=probe: probe.recv(1000), b""))
+            assert answer.startswith(b"HTTP/1.0 200 OK\r\n") and answer.endswith(b"\r\n\r\nok\n")
+        assert of_process("task") < threads + 8 and of_process("fd") < files + 100
+        for client in clients[: count // 2]:
+            client.close()
+        del clients[: count // 2]
+    assert copy.stop(seconds=10) == 0
+    for client in clients:
+        client.close()
+    assert copy.stderr() == ""
+
+
+def test_an_answer_that_the_kernel_does_not_take_at_once_arrives_whole(service, copies, port):
+    """With a hundred targets, and a client that reads when others have been answered."""
+    targets = {"SLS_LOGSTORE_TO%d" % number: "nginx" for number in range(100, 200)}
+    topics = {"SLS_TOPIC_TO%d" % number: "topic-%d" % number for number in range(100, 200)}
+    copies.start(SLS_METRICS_PORT=str(port), **targets, **topics, SLS_TOPIC_TO1="nginx", SLS_TOPIC_TO2="a",
+                 SLS_TOPIC_TO3="b", patch=small_buffers)  # fmt: skip
+    wait_for_health(service, port, 200)
+    client = not_reading(port)
+    assert get(port, "/healthz") == (200, "ok\n")
+    client.settimeout(LIMIT)
+    answer = b"".join(iter(lambda: client.recv(100000), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert ("Content-Length: %d" % len(body)).encode() in head and len(body) > 40000
+    client.close()
+
+
+def small_buffers(program):
+    """What a client doesn't read waits in the program, not in the kernel."""
+    import socket
+
+    create = program.socket.create_server
+
+    def creating(*arguments, **named):
+        server = create(*arguments, **named)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return server
+
+    program.socket.create_server = creating
+
+
+def test_head_is_get_without_the_body_and_other_methods_are_refused(service, copies, port):
+    copies.start(SLS_METRICS_PORT=str(port))
+    wait_for_health(service, port, 200)
+
+    def ask(method, path):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+        connection.request(method, path)
+        answer = connection.getresponse()
+        with contextlib.closing(connection):
+            return answer.status, answer.getheader("Content-Length"), answer.getheader("Content-Type"), answer.read()
+
+    plain = "text/plain; version=0.0.4; charset=utf-8"
+    assert ask("GET", "/healthz") == (200, "3", plain, b"ok\n")
+    assert ask("HEAD", "/healthz") == (200, "3", plain, b"")
+    status, length, _, body = ask("HEAD", "/metrics")
+    assert (status, body) == (200, b"") and int(length) > 1000
+    assert ask("HEAD", "/elsewhere") == (404, "0", plain, b"")
+    assert [ask(method, "/healthz")[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")] == [405] * 4
+
+
+@pytest.mark.parametrize(
+    "request_text, status",
+    [
+        (b"GET /healthz HTTP/1.0\n\n", b"200"),
+        (b"GET /healthz?verbose HTTP/1.1\r\n\r\n", b"200"),
+        (b"GET\r\n\r\n", b"404"),
+        (b"\r\n\r\n", b"400"),
+        (b"\xff\xfe\r\n\r\n", b"400"),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 20000 + b"\r\n\r\n", b""),
+    ],
+)
+def test_each_request_gets_the_answer_that_it_deserves(service, copies, port, request_text, status):
+    copies.start(SLS_METRICS_PORT=str(port))
+    wait_for_health(service, port, 200)
+    with socket.create_connection(("127.0.0.1", port), LIMIT) as client:
+        client.sendall(request_text)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            answer = b"".join(iter(lambda: client.recv(1000), b""))
+    assert answer[:12] == (b"HTTP/1.0 " + status if status else b"")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
+@pytest.mark.parametrize("host, addresses", [("::", ["127.0.0.1", "::1"]), ("::1", ["::1"])])
+def test_it_is_served_on_the_addresses_of_either_kind(service, copies, port, host, addresses):
+    copy = copies.start(SLS_METRICS_PORT=str(port), SLS_METRICS_HOST=host)
+    wait_until_joined(service, copy)
+    for address in addresses:
+        with socket.create_connection((address, port), LIMIT) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            assert b"".join(iter(lambda client=client: client.recv(1000), b"")).endswith(b"ok\n")
+
+
+def test_few_open_files_are_left_to_the_logs(service, copies, port):
+    copy = copies.start(SLS_METRICS_PORT=str(port), patch=few_files)
+    wait_until_joined(service, copy)
+    clients = [silent(port) for _ in range(100)]
+    assert get(port, "/healthz") == (200, "ok\n")
+    feed(service, 200)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    for client in clients:
+        client.close()
+    assert "TooManyOpenFiles" not in copy.stderr()
+
+
+def few_files(program):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
 
 def test_a_client_that_trickles_its_request_is_hung_up_on(service, copies, port):

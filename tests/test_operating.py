@@ -3,12 +3,15 @@
 import concurrent.futures
 import functools
 import json
+import os
+import pathlib
 import re
 import time
 
 import pytest
+import requests
 from aliyun.log.proto import LogGroup
-from assertions import assert_delivered_once
+from assertions import assert_all_delivered_once, assert_delivered_once
 from harness import (
     GROUP,
     LIMIT,
@@ -24,6 +27,7 @@ from harness import (
     wait_until_delivered,
     wait_until_shared,
 )
+from local_log_service import ForeignAnswer
 
 from dispatch_data import PROBE_CONCURRENCY
 
@@ -243,6 +247,134 @@ def test_a_target_that_cannot_be_reached_yet_does_not_stop_the_start(service, co
     wait_until_delivered(service)
     assert "TO3 test-project/click: not reachable now: " in copy.stderr()
     assert copy.stop() == 0
+
+
+# ---- whom a failed call blames
+
+
+def test_a_machine_that_forbids_md5_is_told_what_does_without(service, copies, tmp_path):
+    """As OpenSSL does in FIPS mode: calls with a body would fail before anything was sent."""
+    program = program_with(tmp_path, no_md5)
+    for option in ((), ("--check",), ("--status",)):
+        ended = run_program(settings_for(service), *option, program=program)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        (line,) = ended.stderr.splitlines()
+        assert "SLS_REGION must be set: OpenSSL forbids MD5" in line
+    ended = run_program(settings_for(service, SLS_REGION_TO=service.region), program=program)
+    assert ended.returncode == 2  # for the source's sake
+    copy = copies.start(patch=no_md5, SLS_REGION=service.region)
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0 and copy.stderr() == ""
+
+
+def no_md5(program):
+    import hashlib
+
+    def md5(*_, **__):
+        raise ValueError("[digital envelope routines] unsupported")
+
+    hashlib.md5 = md5
+
+
+def failing_calls(program, method, error, switch=""):
+    """Whatever is called so fails before anything is sent; with `switch`, while there is a file of that name."""
+    import os
+
+    original = getattr(program.LogClient, method)
+
+    def failing(self, *arguments, **named):
+        if not switch or os.path.exists(switch):
+            raise getattr(__import__("builtins"), error)("ours")
+        return original(self, *arguments, **named)
+
+    setattr(program.LogClient, method, failing)
+
+
+@pytest.mark.parametrize("method", ["list_shards", "list_consumer_group", "create_consumer_group"])
+def test_a_defect_of_the_program_blames_nobody_else_and_ends_a_start(service, tmp_path, method):
+    program = program_with(tmp_path, functools.partial(failing_calls, method, "TypeError"))
+    ended = run_program(settings_for(service, SLS_LOG_DIR=""), program=program)
+    assert ended.returncode == 1
+    assert "LocalFailure: TypeError('ours'" in ended.stderr and "within this process" in ended.stderr
+    assert "NotTheService" not in ended.stderr and "Traceback" not in ended.stderr
+
+
+OF_A_START = ("get_check_point", "get_cursor", "list_shards", "create_consumer_group")
+OF_A_RUN = ("heart_beat", "pull_logs", "update_check_point")
+
+
+@pytest.mark.parametrize(
+    "method, error, code",
+    [(method, "ValueError", "LocalFailure") for method in OF_A_RUN]
+    + [(method, "MemoryError", "OutOfMemory") for method in (*OF_A_RUN, *OF_A_START)],
+)
+def test_what_fails_within_the_program_is_told_as_such_and_tried_again(service, copies, tmp_path, method, error, code):
+    """At a start, too, if it may pass."""
+    switch = tmp_path / "fails"
+    is_start = method in OF_A_START
+    if is_start:
+        switch.touch()
+    copy = copies.start(patch=functools.partial(failing_calls, method, error, str(switch)))
+    if not is_start:
+        wait_until_begun(service)
+        switch.touch()
+    feed(service, 20)
+    service.wait_for(lambda: code in copy.stderr(), LIMIT, "a word about it")
+    assert "NotTheService" not in copy.stderr() and "NoAnswer" not in copy.stderr()
+    switch.unlink()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+@pytest.mark.parametrize("logstore, place", [(SOURCE, "SLS_LOGSTORE"), ("nginx", "SLS_LOGSTORE_TO1")])
+def test_a_logstore_whose_shards_are_not_there_yet_is_waited_for(service, copies, logstore, place):
+    """As for a moment after it was made."""
+    none_yet = ForeignAnswer(200, {}, b"[]", request_id=True)
+    with service.add_fault("ListShards", logstore=logstore, answer=none_yet) as fault:
+        assert "NoShards: " in "".join(run(service, "--check")[1])
+        hits = fault.hits
+        copy = copies.start(SLS_CURSOR_START="end")
+        service.wait_for(lambda: fault.hits > hits and "NoShards: " in copy.stderr(), LIMIT, "a word about it")
+        assert "%s has no shards yet" % place in copy.stderr()
+        assert "NotTheService" not in copy.stderr()
+    wait_until_begun(service)
+    feed(service, 20)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+NO_CAS = {"empty": b"", "no PEM": b"\x30\x82\x01", "cut short": b"-----BEGIN CERTIFICATE-----\nMIIB\n"}
+
+
+@pytest.mark.parametrize("content", NO_CAS.values(), ids=list(NO_CAS))
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_a_file_without_cas_ends_a_start_and_is_named(service, tmp_path, variable, content):
+    path = tmp_path / "cas.pem"
+    path.write_bytes(content)
+    for option in ((), ("--check",)):
+        status, stdout, (line,) = run(service, *option, **{variable: str(path)})
+        assert (status, stdout) == (2, [])
+        assert "%s: %r is wrong; right would be a file of CA certificates in PEM" % (variable, str(path)) in line
+
+
+def test_a_directory_in_which_openssl_finds_no_ca_ends_a_start(service, tmp_path):
+    (tmp_path / "ca.pem").write_bytes(pathlib.Path(requests.certs.where()).read_bytes())
+    status, _, (line,) = run(service, REQUESTS_CA_BUNDLE=str(tmp_path))
+    assert status == 2
+    assert "REQUESTS_CA_BUNDLE: " in line and "`openssl rehash`" in line
+
+
+def test_a_file_of_cas_that_cannot_be_read_ends_a_start(service, tmp_path):
+    path = tmp_path / "cas.pem"
+    path.write_bytes(pathlib.Path(requests.certs.where()).read_bytes())
+    assert run(service, "--check", REQUESTS_CA_BUNDLE=str(path))[0] == 0
+    path.chmod(0)
+    unreadable = "/proc/self/mem" if os.access(path, os.R_OK) else str(path)  # root may read the other
+    status, _, (line,) = run(service, REQUESTS_CA_BUNDLE=unreadable)
+    assert status == 2 and "REQUESTS_CA_BUNDLE: " in line
 
 
 # ---- --status

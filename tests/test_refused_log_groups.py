@@ -249,19 +249,17 @@ def something_that_refuses(program, switch, least, status, headers, body):
     In the copy, for nothing but the answer counts: whether it bears the service's id, and what it says.
     """
     import os
-    import re
 
-    round_trip = program.PooledLogClient.round_trip
+    write = program.PutClient.put_log_raw
 
-    def refuse(self, factory, request):
-        size = re.search(rb"x-log-bodyrawsize: (\d+)", request)
-        if b"/shards/lb HTTP" in request and os.path.exists(switch) and int(size.group(1)) > least:
+    def refuse(self, project, logstore, put):
+        if os.path.exists(switch) and put.size > least:
             with open(switch, "a") as file:
                 file.write(".")
-            return program.Response(status, body, headers, True)
-        return round_trip(self, factory, request)
+            self.judge(program.Response(status, body, headers, True), True, "")
+        return write(self, project, logstore, put)
 
-    program.PooledLogClient.round_trip = refuse
+    program.PutClient.put_log_raw = refuse
 
 
 def error_body(code):

@@ -149,6 +149,14 @@ MISTAKES = [
         {"REQUESTS_CA_BUNDLE": "/no/such.pem"},
         r"REQUESTS_CA_BUNDLE: '/no/such.pem' is wrong; right would be a file of CA",
     ),
+    (
+        {"REQUESTS_CA_BUNDLE": __file__},
+        r"REQUESTS_CA_BUNDLE: '.*test_settings\.py' is wrong; .* or a directory of such",
+    ),
+    (
+        {"CURL_CA_BUNDLE": "/dev/null"},
+        r"CURL_CA_BUNDLE: '/dev/null' is wrong; right would be a file of CA certificates",
+    ),
     ({"SLS_ENDPOINT": "htps://cn-hangzhou.log.aliyuncs.com"}, r"SLS_ENDPOINT: 'htps://.*' is wrong"),
     ({"SLS_LOGSTORE_TO1": "../nginx"}, r"SLS_LOGSTORE_TO1: '../nginx' is wrong"),
     ({"SLS_PROJECT_TO": "a%2Fb"}, r"SLS_PROJECT_TO: 'a%2Fb' is wrong"),

@@ -11,14 +11,17 @@ class Certificates:
     Attributes:
         context: the server's TLS context for ``*.<endpoint_host>``; what it presents may be changed at any time.
         authority: the CA certificate to trust (PEM).
+        other_authority: the one that vouches for what else may be presented (PEM).
     """
 
     def __init__(self, endpoint_host: str) -> None:
         names = ("*." + endpoint_host, endpoint_host)
         trusted = trustme.CA(organization_name="Local Log Service")
         self._trusted = trusted.issue_cert(*names)
-        self._untrusted = trustme.CA(organization_name="Somebody Else").issue_cert(*names)
+        other = trustme.CA(organization_name="Somebody Else")
+        self._untrusted = other.issue_cert(*names)
         self.authority: bytes = trusted.cert_pem.bytes()
+        self.other_authority: bytes = other.cert_pem.bytes()
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.present(True)
 

@@ -200,6 +200,16 @@ class LocalLogService:
             raise RuntimeError("there are certificates with https=True only, once it was started")
         self._certificates.present(trusted)
 
+    def authority(self, trusted: bool) -> bytes:
+        """Return the CA certificate (PEM) that vouches for what ``present_certificate`` presents then.
+
+        Raises:
+            RuntimeError: it speaks HTTP, or was never started.
+        """
+        if self._certificates is None:
+            raise RuntimeError("there are certificates with https=True only, once it was started")
+        return self._certificates.authority if trusted else self._certificates.other_authority
+
     # How clients reach it
 
     @property
