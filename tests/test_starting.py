@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from assertions import assert_all_delivered_once
-from harness import LIMIT, feed, run_program, settings_for, wait_until_begun, wait_until_delivered
+from harness import LIMIT, PROGRAM, feed, run_program, settings_for, wait_until_begun, wait_until_delivered
 
 # As cron's jobs and small containers have it, with nothing of Python's to make up for it.
 NO_LOCALE = {
@@ -125,3 +125,17 @@ def test_a_signal_at_any_moment_of_the_start_is_a_plain_end(service, copies, num
         statuses.add(copy.stop(number))
         assert copy.stderr() == ""
     assert -number in statuses <= {-number, 0}
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_the_imports_is_no_traceback_of_theirs(service, copies):
+    """Before the program's first line it is the interpreter's, which has no business with any other line."""
+    before = PROGRAM.read_text(encoding="utf-8").partition("    _signal.signal(")[0].count("\n")
+    for moment in range(40):
+        copy = copies.start()
+        time.sleep(moment * 0.005)
+        while copy.process.poll() is None:  # PyPy's start may swallow one
+            copy.send(signal.SIGINT)
+            time.sleep(0.1)
+        lines = [int(line) for line in re.findall(r'dispatch_data\.py", line (\d+)', copy.stderr())]
+        assert all(line <= before for line in lines), copy.stderr()
