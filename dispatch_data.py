@@ -950,7 +950,7 @@ class Redactor:
                 spelt += re.escape(char)
             else:
                 codes = "".join(r"(?:%%(?:25)*|\\+x)%02x" % byte for byte in char.encode("utf-8", "surrogateescape"))
-                spelt += r"(?:\\*%s|(?i:%s|\\+u%04x)|&#?\w+;)" % (re.escape(char), codes, ord(char))
+                spelt += r"(?:(?i:%s|\\+u%04x)|&#?\w+;|\\*%s)" % (codes, ord(char), re.escape(char))
         is_like_a_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
         if not is_like_a_word and len(secret) >= 8:
             return spelt
