@@ -39,6 +39,8 @@ Threads, by the names that a stack dump shows. All are daemons: the process ends
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
+    writes stderr             LogWriter.run: no other thread waits for whoever reads that
+    writes the log file       the same, and for the file's disk
 
 Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
 Consumer.lock or the ThreadPool's own. What is the PutLoop's alone needs none.
@@ -72,6 +74,7 @@ What is private to others, or theirs and replaced here; the test goes red when a
                               test_the_sdk_still_keeps_the_bytes_of_a_pull
     urllib3.HTTPSConnectionPool._new_conn, ._prepare_proxy, requests' HTTPAdapter.get_connection_with_tls_context
                               ConnectionFactory opens connections as requests does: test_proxies.py
+    _signal                   what signal is made of, for that imports enough to be interrupted: test_starting.py
     http.client.HTTPResponse  reads from a DeadlineStream: test_answers.py
     concurrent.futures.ThreadPoolExecutor._adjust_thread_count
                               ThreadPool's goes on with the threads that there are
@@ -79,6 +82,11 @@ What is private to others, or theirs and replaced here; the test goes red when a
 """
 
 from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+
+if __name__ == "__main__":  # the other imports take a moment: Ctrl-C meanwhile is no reason for a traceback
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import argparse
 import base64
@@ -101,6 +109,7 @@ import logging
 import logging.handlers
 import os
 import platform
+import queue
 import random
 import re
 import resource
@@ -112,16 +121,16 @@ import struct
 import sys
 import threading
 import time
+import traceback
 import uuid
 import weakref
 from collections import Counter, deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
 from urllib.parse import unquote, urlencode, urlsplit
 
-if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile is no reason for a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":  # before the SDK is imported
     # Whoever started this may have closed stdin, stdout or stderr: a socket would get the number, and all that is said.
     while os.open(os.devnull, os.O_RDWR) < 2:
         pass
@@ -131,8 +140,10 @@ if __name__ == "__main__":  # importing the SDK takes a moment: Ctrl-C meanwhile
     nursery_is_set = platform.python_implementation() != "PyPy" or "PYPY_GC_NURSERY" in os.environ
     if not nursery_is_set and os.path.isfile(sys.argv[0]):
         os.environ["PYPY_GC_NURSERY"] = "16MB"
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the new one gets here, or there is none
         with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as command_line:
             os.execv(sys.executable, command_line.read().split(b"\0")[:-1])  # noqa: S606
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 try:
     import requests
@@ -956,33 +967,74 @@ UNAUTHORIZED = {
 }
 
 
-def escape_for_log(text: str, longest: int = 300) -> str:
-    """The text, safe to show on one line: what isn't printable is escaped, what is too long is cut."""
-    shown = text if len(text) <= longest else text[:longest] + "..."
-    return shown if shown.isprintable() else repr(shown)[1:-1]
-
-
 class Redactor:
-    """Keeps secrets out of all that is shown."""
+    """Keeps secrets out of all that is shown.
+
+    A secret that may be a word or a number is hidden where it stands alone, any other within words as well; both as
+    they are, and as URLs, JSON, HTML or a repr write them.
+    """
+
+    MAX_LENGTH = 10000  # characters of a secret, as others may write it
+    # One stands alone that no letter, digit or _ is next to, unless that ends \n, \x0a, \u000a or %0A.
+    BEGINS = r"(?:(?<![A-Za-z0-9_])|(?<=\\[abfnrtv])|(?<=\\x..)|(?<=\\u....)|(?<=%[0-9A-F].)|(?<=%[0-9a-f].))"
+    ENDS = "(?![A-Za-z0-9_])"
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # over:
         self.secrets: Mapping[str, float] = {}  # text -> when it ends, unix seconds
+        self.pattern = re.compile("(?!)")  # finds any of them
 
     def add(self, end: float, *texts: str | None) -> None:
         """Nothing shows these texts until some time after their `end` (unix seconds), for clocks may differ."""
         with self.lock:
             kept = {text: its_end for text, its_end in self.secrets.items() if its_end > time.time() - 3600}
             self.secrets = {**kept, **{text: end for text in texts if text}}
+            longest_first = sorted(self.secrets, key=len, reverse=True)  # one may begin with another
+            self.pattern = re.compile("|".join(map(self.pattern_of, longest_first)) or "(?!)")
+
+    def pattern_of(self, secret: str) -> str:
+        spelt = ""
+        for char in secret:
+            if re.fullmatch("[A-Za-z0-9_.~-]", char):
+                spelt += re.escape(char)
+            else:
+                codes = "".join(r"(?:%%(?:25)*|\\+x)%02x" % byte for byte in char.encode("utf-8", "surrogateescape"))
+                spelt += r"(?:(?i:%s|\\+u%04x)|&#?\w+;|\\*%s)" % (codes, ord(char), re.escape(char))
+        is_like_a_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
+        if not is_like_a_word and len(secret) >= 8:
+            return spelt
+        begins, ends = (re.match("[A-Za-z0-9_]", char) for char in (secret[0], secret[-1]))
+        return (self.BEGINS if begins else "") + spelt + (self.ENDS if ends else "")
 
     def redact(self, text: str) -> str:
         """The text without the secrets."""
-        for secret in sorted(self.secrets, key=len, reverse=True):  # one may begin with another
-            text = text.replace(secret, "***")
-        return text
+        return self.pattern.sub("***", text)
+
+    def cut(self, text: str, longest: int) -> str:
+        """The same of a text's first so many characters. Secrets go first: half of one is none that is known."""
+        if len(text) <= longest:
+            return self.redact(text)
+        found = self.pattern.finditer(text, 0, longest + self.MAX_LENGTH)
+        end = max([longest, *(one.end() for one in found if one.start() < longest)])
+        return self.redact(text[:end])[:longest] + "..."
 
 
 redactor = Redactor()
+
+
+def escape(text: str) -> str:
+    """The text on one line, without what a terminal might obey."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def escape_for_log(text: str, longest: int = 300) -> str:
+    """What others have written, safe to show on one line: without secrets, cut where it is too long, escaped."""
+    return escape(redactor.cut(text, longest))
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Prints lines on stdout, or another stream, without secrets, and escaped. Raises OSError."""
+    print("\n".join(map(escape, redactor.redact(text).split("\n"))), file=file, flush=True)
 
 
 class CallError(Exception):
@@ -993,7 +1045,8 @@ class CallError(Exception):
     """
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
-        self.code, self.message, self.status = code.replace("SecurityToken.", "SecurityToken"), message, status
+        self.code = escape_for_log(code.replace("SecurityToken.", "SecurityToken"), 60)
+        self.message, self.status = message, status
         super().__init__("%s%s: %s" % ("%d " % status if status else "", self.code, escape_for_log(message)))
         self.kind, self.hint = ERROR_BY_CODE.get(
             self.code, (ErrorKind.TRANSIENT if status in (None, 429) else ErrorKind.CONFIG, "")
@@ -1022,7 +1075,8 @@ class CallError(Exception):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 error = json.loads(body)
                 return cls(str(error["errorCode"]), str(error["errorMessage"]), status)
-        text = "%s %s" % (headers.get("Content-Type", ""), body[:100].decode("utf-8", "replace"))
+        beginning = escape_for_log(body[: Redactor.MAX_LENGTH].decode("utf-8", "replace"), 100)
+        text = "%s %s" % (headers.get("Content-Type", ""), beginning)
         return cls("RequestEntityTooLarge" if status == 413 else "NotTheService", text.strip(), status)
 
     def is_transient(self) -> bool:
@@ -1207,7 +1261,7 @@ class RetryLog:
         self.lock = threading.Lock()
         self.failing: set[object] = set()  # what has failed and is to be retried
         self.failures = 0  # since all was well
-        self.codes: set[str] = set()  # of these, as told
+        self.codes: set[str] = set()  # of these, as told at once when they are new
         self.since = self.last = 0.0  # when the first and the last of these came, by the monotonic clock
         self.throttle = LogThrottle()
 
@@ -1235,6 +1289,8 @@ class RetryLog:
     def on_failure(self, what: object, error: Exception) -> None:
         """Takes note that `what` has failed and will be retried."""
         code = error.code if isinstance(error, CallError) else type(error).__name__
+        if isinstance(error, CallError) and code not in ERROR_BY_CODE:
+            code = "any other"  # else each could be new, and get a line of its own
         with self.lock:
             self.last = time.monotonic()
             if not self.failures:
@@ -2421,8 +2477,9 @@ def check_before_start(settings: Settings, sources: CredentialSources) -> None:
         log.error("%s; its logs, and no others, wait until that is mended", line)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows, aligned."""
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """The rows, aligned; what others have written in them is escaped."""
+    rows = [[escape_for_log(cell, 2000) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -2432,8 +2489,8 @@ def show_check(settings: Settings) -> int:
     sources = CredentialSources()
     results = probe_all(settings, sources)
     keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
-    print(table([(result.subject, str(result)) for result in results] + keys))
-    print("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
+    show(table([(result.subject, str(result)) for result in results] + keys))
+    show("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
     return int(any(result.verdict in (Verdict.WRONG, Verdict.UNREACHABLE) for result in results))
 
 
@@ -2468,20 +2525,21 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
         statuses = read_shard_status(logstore, group, mapper=ThreadPool(PROBE_CONCURRENCY, "probe").map)
     except CallError as error:
         subject = "%s, consumer group %s" % (settings.source_name, group)
-        print("%s: %s" % (subject, describe_error(error, source)), file=sys.stderr)
+        show("%s: %s" % (subject, describe_error(error, source)), sys.stderr)
         return 1
     now = logstore.client.server_time()
     ahead = time.time() - now
     if abs(ahead) > CLOCK_TOLERANCE:
         words = abs(ahead), "ahead of" if ahead > 0 else "behind"
-        print("this machine's clock is %.0f s %s the service's, by which this is told" % words, file=sys.stderr)
+        show("this machine's clock is %.0f s %s the service's, by which this is told" % words, sys.stderr)
     behind = largest_lag(statuses)
     if as_json:
-        shards = [{name: value for name, value in vars(each).items() if name != "is_at_end"} for each in statuses]
+        shards = [{name: redactor.redact(value) if isinstance(value, str) else value
+                   for name, value in vars(each).items() if name != "is_at_end"} for each in statuses]  # fmt: skip
         print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
                           "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
     else:
-        print(status_table(statuses, behind, now))
+        show(status_table(statuses, behind, now))
     return int(max_lag is not None and (behind is None or behind > max_lag))
 
 
@@ -2917,11 +2975,14 @@ class PutLoop(threading.Thread):
                         put.client.response_timeout + len(put.request) / MIN_THROUGHPUT + 3 * CONNECT_TIMEOUT
                     )
                 self.opener.submit(self.open_connection, put)
+        except CallError as error:
+            self.finish(flight, error)
         except Exception as error:  # any, such as MemoryError
             if put:
                 self.on_failure(put, error)
-            else:
-                self.finish(flight, error)
+            else:  # nothing was sent, and nobody else is to blame
+                code = "OutOfMemory" if isinstance(error, MemoryError) else "LocalFailure"
+                self.finish(flight, CallError(code, repr(error)))
 
     def on_opened(self, put: PutInFlight, outcome: Any) -> None:
         """A connection was opened for a put, or couldn't be; or, where that blocks, the put was answered."""
@@ -3075,7 +3136,9 @@ class UnmatchedCounter:
         self.topics: Counter[str] = Counter()
 
     def add(self, log_group: LogGroup) -> None:
-        topic = escape_for_log(log_group.Topic, self.MAX_TOPIC_LENGTH)
+        topic = log_group.Topic
+        if len(topic) > self.MAX_TOPIC_LENGTH or topic not in self.topics:
+            topic = escape_for_log(topic, self.MAX_TOPIC_LENGTH)
         with self.lock:
             if not log_group.log_count:
                 self.empty += 1
@@ -3087,7 +3150,8 @@ class UnmatchedCounter:
 
     def summary(self) -> str:
         with self.lock:
-            named = json.dumps(", ".join("%s %d" % pair for pair in self.topics.most_common(10)), ensure_ascii=False)
+            pairs = ("%s %d" % (redactor.redact(topic), count) for topic, count in self.topics.most_common(10))
+            named = json.dumps(", ".join(pairs), ensure_ascii=False)
             counts = f"empty_groups={self.empty} unmatched_groups={self.log_groups} unmatched_logs={self.logs}"
             return f"{counts} unmatched_topics={named}"
 
@@ -3997,6 +4061,8 @@ class MetricsServer:
 REPORT_LOOP_INTERVAL = 0.5  # seconds between looks at what is over, and which connections are stale
 SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
+LAST_LINES_TIMEOUT = 1.0  # seconds of these that the end waits for lines which are not written yet
+THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
 FIRST_RUN_HINT = (
     "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
     "python3 -m tests.local_log_service demo"
@@ -4013,21 +4079,77 @@ def secret_values(settings: Settings) -> list[str]:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Hides secrets, and makes sure that nothing which is logged looks like a line of its own or is without end."""
+    """Hides secrets, and makes sure that nothing which is logged looks like a line of its own or is without end.
+
+    A format ends with the message; what stands before it is never hidden, nor are the lines of a summary, whose keys
+    are read by programs: in them the topics are the only foreign words, and have been redacted.
+    """
 
     LONGEST_LINE = 2000  # characters
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = redactor.redact(super().format(record)).splitlines()
-        return "\n    ".join(escape_for_log(line, self.LONGEST_LINE) for line in lines)
+        text = super().format(record)
+        start = len(self.formatMessage(record)) - len(record.message)
+        if not hasattr(record, "is_redacted"):
+            text = text[:start] + redactor.redact(text[start:])
+        lines = (line[: self.LONGEST_LINE] + "..." * (len(line) > self.LONGEST_LINE) for line in text.splitlines())
+        return "\n    ".join(map(escape, lines))
+
+
+class LogWriter(logging.Handler):
+    """Has another handler write what is logged, in a thread of its own, so that nobody else waits for a pipe that
+    nobody reads, or for a file system that hangs. What finds the queue full is dropped, and counted."""
+
+    MAX_LINES = 10000  # that wait
+
+    def __init__(self, handler: logging.Handler, name: str) -> None:
+        """`name` is the thread's. Raises RuntimeError where it can't be started."""
+        super().__init__()
+        self.setFormatter(RedactingFormatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
+        self.handler = handler
+        self.lines: queue.Queue[str] = queue.Queue(self.MAX_LINES)
+        self.dropped = 0  # since the last word about that; under the handler's lock
+        threading.Thread(target=self.run, name=name, daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(Exception):  # such as arguments that don't fit: no reason to fail for who logs
+            self.add_line(self.format(record))
+
+    def add_line(self, line: str) -> None:
+        """Never waits, never fails."""
+        self.acquire()
+        try:
+            self.lines.put_nowait(line)
+        except queue.Full:
+            self.dropped += 1
+        finally:
+            self.release()
+
+    def run(self) -> None:
+        while True:
+            self.handler.handle(logging.makeLogRecord({"msg": self.lines.get()}))
+            if self.dropped and self.lines.empty():
+                self.acquire()
+                dropped, self.dropped = self.dropped, 0
+                self.release()
+                words = "%d lines are missing here, for nobody took them in time"
+                self.handle(log.makeRecord(log.name, logging.WARNING, "", 0, words, (dropped,), None))
+            self.lines.task_done()
+
+    def drain(self, seconds: float) -> None:
+        """Waits until all is written, but no longer than so many seconds."""
+        with self.lines.all_tasks_done:
+            self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, seconds)
 
 
 class QuietLogFile(logging.handlers.RotatingFileHandler):
     """A log file whose trouble, such as a full disk, is told on stderr and stops nothing. Where somebody has moved or
     deleted it, as logrotate does, it is begun anew."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, stderr: LogWriter) -> None:
+        """Raises OSError when the file can't be made."""
         super().__init__(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+        self.stderr = stderr
         self.throttle = LogThrottle()
 
     def shouldRollover(self, record: logging.LogRecord) -> Any:
@@ -4039,30 +4161,30 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
         return super().shouldRollover(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
-        told = "dispatch_data.py: can't write the log file %s: %s" % (self.baseFilename, sys.exc_info()[1])
-        with contextlib.suppress(OSError):  # stderr may be on the same full disk
-            if self.throttle.admit():
-                print(told, file=sys.stderr)
+        if self.throttle.admit():
+            words = "dispatch_data.py: can't write the log file %s: %s"
+            self.stderr.add_line(escape_for_log(words % (self.baseFilename, sys.exc_info()[1]), 2000))
 
 
-def set_up_logging(settings: Settings) -> None:
+def set_up_logging(settings: Settings) -> list[LogWriter]:
     """To stderr, and to a file of this process's own; stderr gets only warnings when it is no terminal but a file.
 
-    Raises OSError when the file can't be made.
+    From then on nothing else is to write to stderr, whose lock the thread holds that waits for its reader. Raises
+    OSError when the file can't be made, RuntimeError where no thread can be started.
     """
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    writers = [LogWriter(logging.StreamHandler(), "writes stderr")]
     if settings.log_dir:
-        handlers[0].setLevel(logging.NOTSET if sys.stderr.isatty() else logging.WARNING)
+        writers[0].setLevel(logging.NOTSET if sys.stderr.isatty() else logging.WARNING)
         path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
-        handlers.append(QuietLogFile(path))
-    redactor.add(float("inf"), *secret_values(settings))
-    for handler in handlers:
-        handler.setFormatter(RedactingFormatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
-    logging.basicConfig(level=settings.log_level, handlers=handlers)
+        writers.append(LogWriter(QuietLogFile(path, writers[0]), "writes the log file"))
+    logging.basicConfig(level=settings.log_level, handlers=writers)
     if settings.log_level != "DEBUG":
         # What the SDK would say of failing calls, once each, RetryLog says in sums.
         logging.getLogger("aliyun").setLevel(logging.CRITICAL)
     logging.raiseExceptions = False  # what can't be told, on a full disk, is no reason for a traceback
+    logging.captureWarnings(True)
+    threading.excepthook = lambda end: log.error("a defect of this program", exc_info=end.exc_value)
+    return writers
 
 
 def help_text() -> str:
@@ -4108,6 +4230,11 @@ def install_signal_handlers() -> list[int]:
     return caught
 
 
+def log_summary(member: GroupMember, lag_seconds: float | None = None) -> None:
+    for line in member.summary(lag_seconds):
+        log.info("%s", line, extra={"is_redacted": True})
+
+
 def report_loop(member: GroupMember) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
@@ -4120,8 +4247,7 @@ def report_loop(member: GroupMember) -> None:
             client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
             if time.monotonic() > next_summary:
                 member.measure_lag()
-                for line in member.summary(member.lag):
-                    log.info("%s", line)
+                log_summary(member, member.lag)
                 next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
@@ -4167,7 +4293,7 @@ def run(settings: Settings) -> int:
         member.start()
         threading.Thread(target=report_loop, args=(member,), name="tells", daemon=True).start()
     except RuntimeError as error:
-        log.error("%s; the limit is `ulimit -u`, or the container's", error)
+        log.error("%s; %s", error, THREAD_LIMIT_HINT)
         return 1
     ending = wait_for_ending(member, caught_signals)
     left = member.stop(SHUTDOWN_TIMEOUT)
@@ -4178,8 +4304,8 @@ def run(settings: Settings) -> int:
         )  # fmt: skip
     for line in str(member.failure or "").splitlines():
         log.error("%s", line)
-    for line in member.summary() if member.consumer else ():
-        log.info("%s", line)
+    if member.consumer:
+        log_summary(member)
     return ending.value[1]
 
 
@@ -4219,21 +4345,33 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         settings = read_settings(environment)
     except SettingsError as error:
         for problem in error.args:
-            print("dispatch_data.py: %s" % problem, file=sys.stderr)
+            show("dispatch_data.py: %s" % problem, sys.stderr)
         if any(" is missing: " in problem for problem in error.args):
-            print(FIRST_RUN_HINT, file=sys.stderr)
+            show(FIRST_RUN_HINT, sys.stderr)
         return 2
+    redactor.add(float("inf"), *secret_values(settings))
     if parsed.check or parsed.status:
         logging.disable(logging.CRITICAL)  # what there is to say goes to stdout
         return show_check(settings) if parsed.check else show_status(settings, parsed.json, parsed.max_lag)
     try:
-        set_up_logging(settings)
+        writers = set_up_logging(settings)
     except OSError as error:
-        print("dispatch_data.py: SLS_LOG_DIR: can't write a log file there: %s" % error, file=sys.stderr)
+        show("dispatch_data.py: SLS_LOG_DIR: can't write a log file there: %s" % error, sys.stderr)
         return 2
-    for warning in settings.warnings:
-        log.warning("%s", warning)
-    return run(settings)
+    except RuntimeError as error:
+        show("dispatch_data.py: %s; %s" % (error, THREAD_LIMIT_HINT), sys.stderr)
+        return 1
+    try:
+        for warning in settings.warnings:
+            log.warning("%s", warning)
+        return run(settings)
+    except Exception:
+        log.exception("a defect of this program")
+        return 1
+    finally:
+        end = time.monotonic() + LAST_LINES_TIMEOUT
+        for writer in writers:
+            writer.drain(end - time.monotonic())
 
 
 if __name__ == "__main__":
@@ -4242,17 +4380,17 @@ if __name__ == "__main__":
         try:
             status = main()
         except SystemExit as end:  # argparse's way
+            sys.stderr.flush()
             status = int(end.code or 0)
         sys.stdout.flush()
     except OSError as error:  # such as stdout on a full disk
         status = 1
-        print("dispatch_data.py: %s" % error, file=sys.stderr)
-    except Exception:
-        logging.disable(logging.NOTSET)
-        logging.getLogger().exception("a defect of this program")
-    finally:
-        logging.shutdown()
         with contextlib.suppress(OSError):
-            sys.stderr.flush()
-        # A thread that waits for an answer from a dead target, up to RESPONSE_TIMEOUT, must not hold up the end.
+            show("dispatch_data.py: %s" % error, sys.stderr)
+    except Exception:
+        with contextlib.suppress(OSError):
+            show("a defect of this program\n" + traceback.format_exc(), sys.stderr)
+    finally:
+        # A thread that waits for an answer from a dead target, up to RESPONSE_TIMEOUT, or for a reader of stderr, must
+        # not hold up the end.
         os._exit(status)

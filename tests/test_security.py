@@ -1,11 +1,16 @@
 """What must not leak, and what hostile logs and full disks must not do."""
 
+import hashlib
+import html
+import json
 import logging
 import os
 import re
 import stat
 from pathlib import Path
+from urllib.parse import quote
 
+import hypothesis
 import pytest
 from assertions import assert_all_delivered_once, verdict
 from conftest import create_logstores
@@ -19,10 +24,12 @@ from harness import (
     make_log_group,
     run_program,
     settings_for,
+    wait_until_begun,
     wait_until_delivered,
     wait_until_joined,
 )
 from local_log_service import LocalLogService
+from local_log_service.faults import ForeignAnswer
 
 from dispatch_data import LogGroup as RoutedLogGroup
 from dispatch_data import (
@@ -99,6 +106,176 @@ def test_the_password_of_a_proxy_is_a_secret(monkeypatch, scheme):
     redactor = Redactor()
     redactor.add(float("inf"), *secret_values(settings))
     assert redactor.redact(text) == "cannot reach http://user:***@proxy.test:3128 or *** with ***"
+
+
+# ---- secrets in what others say, and words that are no secrets
+
+LONG_TOKEN = "CAIS" + hashlib.sha512(b"token").hexdigest() + "+/=" + hashlib.sha512(b"more").hexdigest() * 6
+
+
+def shown_of(secret, text):
+    """The pieces of a secret, 8 characters each, that stand in a text."""
+    return [piece for piece in {secret[start : start + 8] for start in range(len(secret) - 7)} if piece in text]
+
+
+@pytest.fixture
+def long_token_service():
+    with LocalLogService({"local-id": SECRET}, {"local-id": LONG_TOKEN}) as service:
+        create_logstores(service)
+        yield service
+
+
+def echoing_faults(before):
+    """What the service says with its code or its message, and something on the way in any place: the secrets."""
+    echo = "." * before + " token=" + LONG_TOKEN + "&key=" + quote(SECRET, safe="") + "\n" + SECRET
+    return (
+        dict(status=401, code="SignatureNotMatch", message=echo),
+        dict(status=401, code="Odd" + echo, message="odd"),
+        dict(answer=ForeignAnswer(502, {"Content-Type": "text/html"}, echo.encode())),
+        dict(answer=ForeignAnswer(200, {}, echo.encode(), request_id=True)),
+        dict(answer=ForeignAnswer(200, {}, json.dumps({"count": echo, "shards": [echo]}).encode(), request_id=True)),
+        dict(answer=ForeignAnswer(200, {}, json.dumps({echo: {echo: echo}}).encode(), request_id=True)),
+    )
+
+
+@pytest.mark.parametrize("before", [0, 40, 70, 250])
+def test_secrets_that_are_echoed_are_shown_by_no_command_wherever_a_text_is_cut(long_token_service, before):
+    environment = settings_for(long_token_service, SLS_STS_TOKEN=LONG_TOKEN)
+    for fault in echoing_faults(before):
+        with long_token_service.add_fault("*", **fault):
+            for arguments in (["--check"], ["--status"], ["--status", "--json"]):
+                ended = run_program(environment, *arguments)
+                said = ended.stdout + ended.stderr
+                assert ended.returncode == 1
+                assert shown_of(LONG_TOKEN, said) == shown_of(SECRET, said) == shown_of(quote(SECRET), said) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_secrets_that_are_echoed_are_in_no_log_wherever_a_text_is_cut(long_token_service, tmp_path, level):
+    service = long_token_service
+    with Copies(service, tmp_path) as copies:
+        copy = copies.start(SLS_LOG_LEVEL=level, SLS_STS_TOKEN=LONG_TOKEN)
+        wait_until_joined(service, copy)
+        feed(service, 8)
+        wait_until_delivered(service)
+        for fault in echoing_faults(70):
+            with service.add_fault("*", **fault) as force:
+                service.wait_for(lambda force=force: force.hits >= 4, LIMIT, "calls that fail")
+        feed(service, 8)
+        wait_until_delivered(service)
+        assert copy.stop() == 0
+        written = everything_written(copy)
+    assert "***" in written
+    assert shown_of(LONG_TOKEN, written) == shown_of(SECRET, written) == []
+
+
+ENCODINGS = [
+    str,
+    html.escape,
+    quote,
+    lambda text: quote(quote(text)),
+    lambda text: re.sub("%..", lambda code: code.group().lower(), quote(text, safe="")),
+    lambda text: repr(text)[1:-1],
+    lambda text: repr(text.encode())[2:-1],
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
+]
+PLACES = ["http://user:%s@proxy.test:3128", "GET /?token=%s&a=b", "x-acs-security-token: %s\r\n", '{"key": "%s"}',
+          "%s", "refused: %s: odd", r"a\n%s\n", "%0A%s%0a", r"\x1b%s\x1b", r"\u001b%s\u001b", "<p>%s</p>"]  # fmt: skip
+printable = hypothesis.strategies.text("".join(map(chr, range(33, 127))), min_size=6, max_size=40)
+
+
+@pytest.mark.quick
+@hypothesis.given(printable, hypothesis.strategies.sampled_from(ENCODINGS))
+@hypothesis.example("Ab1/'\"\\&<+=%~", ENCODINGS[5])
+def test_a_secret_that_stands_alone_is_hidden_in_all_that_is_usual(secret, encode):
+    redactor = Redactor()
+    redactor.add(float("inf"), secret)
+    written = encode(secret)
+    for text in PLACES:
+        before, _, after = text.partition("%s")
+        shown = redactor.redact(before + written + after)
+        assert shown.startswith(redactor.redact(before) + "***") and len(shown) <= len(before + "***" + after)
+
+
+@pytest.mark.quick
+@hypothesis.given(
+    hypothesis.strategies.text("abcDEF0123456789+/=", min_size=20, max_size=600),
+    hypothesis.strategies.integers(0, 400),
+    hypothesis.strategies.integers(1, 300),
+)
+def test_no_piece_of_a_secret_is_left_by_a_cut(secret, position, longest):
+    """Wherever it stands, in words as well."""
+    shown = Redactor()
+    shown.add(float("inf"), secret)
+    text = shown.cut("." * position + secret + "x" * 20 + secret, longest)
+    assert shown_of(secret, text) == [] and len(text) <= longest + 3
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "secret, text, shown",
+    [
+        ("group", "groups=29 unmatched_groups=0", "groups=29 unmatched_groups=0"),
+        ("s", "groups=29 s=1", "groups=29 ***=1"),
+        ("2", "29 of 12 and 2", "29 of 12 and ***"),
+        ("dispatch", "dispatch_data and dispatcher", "dispatch_data and dispatcher"),
+        ("group", "http://u:group@proxy.test", "http://u:***@proxy.test"),
+        ("hunter2", "xhunter2 hunter2", "xhunter2 ***"),
+        ("Tr0ub4dor&3", "xTr0ub4dor&3x", "x***x"),
+        ("correct-horse-battery-staple", "xcorrect-horse-battery-staplex", "x***x"),
+        ("@me", "a@me.test a@mex", "a***.test a@mex"),
+    ],
+)
+def test_words_are_hidden_as_words_and_what_can_be_nothing_else_anywhere(secret, text, shown):
+    redactor = Redactor()
+    redactor.add(float("inf"), secret)
+    assert redactor.redact(text) == shown
+
+
+@pytest.mark.parametrize("password", ["group", "groups", "summary", "INFO", "1", "shard", "logs"])
+def test_a_password_that_is_a_word_of_ours_leaves_what_programs_read(service, copies, password):
+    proxies = {"https_proxy": "http://user:%s@127.0.0.1:9" % password}
+    copy = copies.start(**proxies)
+    feed(service, 20, ["nginx", "password %s" % password])
+    wait_until_delivered(service)
+    status = json.loads(run_program(settings_for(service, **proxies), "--status", "--json").stdout)
+    assert copy.stop() == 0
+    assert set(status) == {"project", "logstore", "consumer_group", "time", "behind_seconds", "shards"}
+    assert [shard["shard"] for shard in status["shards"]] == [0, 1, 2, 3]
+    pattern = r"(?m)^20\S+ [\d:,]+ \d+ INFO summary target=1 logstore=test-project/nginx groups=10 logs=50 bytes="
+    assert re.search(pattern, copy.log())
+    summary = copy.log().splitlines()[-1]
+    assert " INFO summary source=test-project/source group=dispatch shards=" in summary
+    assert ' unmatched_topics="password *** 10"' in summary
+
+
+class HostileConsumers:
+    """Of an answer about consumers: names that would do something to a terminal."""
+
+    NAME = "gro\x1b[2J\x1b]0;owned\x07\u202e\nall  4 in all-1-" + 12 * "0"
+
+    def __call__(self, answer, _):
+        entries = [dict(entry, consumer=self.NAME) for entry in json.loads(answer.body)]
+        return answer._replace(body=json.dumps(entries).encode())
+
+
+def test_names_of_consumers_do_nothing_to_a_terminal(service, copies):
+    copies.start()
+    wait_until_begun(service)
+    with service.add_fault("GetCheckPoint", mangle=HostileConsumers()):
+        for arguments in (["--check"], ["--status"], ["--status", "--json"]):
+            ended = run_program(settings_for(service), *arguments)
+            assert ended.returncode == 0 and ended.stderr == ""
+            assert all(line.isprintable() for line in ended.stdout.split("\n")), ended.stdout
+            if arguments == ["--status"]:
+                assert len(ended.stdout.splitlines()) == 6
+                assert r"\x1b[2J" in ended.stdout
+        copy = copies.start()
+        wait_until_joined(service, copy)
+        service.wait_for(lambda: "has checkpoints of another program" in copy.stderr(), LIMIT, "a word about them")
+    assert all(line.isprintable() for line in everything_written(copy).split("\n"))
 
 
 # ---- hostile logs

@@ -5,12 +5,14 @@ Shells, cron, supervisors and containers differ in all of them, and none asks th
 
 import functools
 import os
+import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from assertions import assert_all_delivered_once
-from harness import feed, run_program, settings_for, wait_until_begun, wait_until_delivered
+from harness import LIMIT, PROGRAM, feed, run_program, settings_for, wait_until_begun, wait_until_delivered
 
 # As cron's jobs and small containers have it, with nothing of Python's to make up for it.
 NO_LOCALE = {
@@ -93,3 +95,49 @@ def test_output_that_nobody_can_take_is_told_in_one_line(service):
     answer = run_program(settings_for(service), "--check", stdout="/dev/full")
     assert answer.returncode == 1
     assert answer.stderr == "dispatch_data.py: [Errno 28] No space left on device\n"
+
+
+def catches(process_id, number):
+    """Whether a process has a handler for a signal; for Ctrl-C every Python has, until somebody does away with it."""
+    status = Path("/proc/%d/status" % process_id).read_text(encoding="latin-1")
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status).group(1), 16) >> (number - 1) & 1)
+
+
+def wait_for_first_line(copy):
+    """Waits until the interpreter has come to what the program does first, or further."""
+    end = time.monotonic() + LIMIT
+    for is_there in (True, False):
+        while catches(copy.process.pid, signal.SIGINT) != is_there and not catches(copy.process.pid, signal.SIGTERM):
+            assert time.monotonic() < end
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc here to look at")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_at_any_moment_of_the_start_is_a_plain_end(service, copies, number):
+    """From the program's first line on, through its imports, and on PyPy through its second start: by the signal or,
+    once the settings are read, as asked. What comes before that line is the interpreter's."""
+    statuses = set()
+    for moment in range(20):
+        copy = copies.start()
+        wait_for_first_line(copy)
+        time.sleep(moment * 0.04)
+        statuses.add(copy.stop(number))
+        assert copy.stderr() == ""
+    assert -number in statuses <= {-number, 0}
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_the_imports_is_no_traceback_of_theirs(service, copies):
+    """Before the program's first line it is the interpreter's, which has no business with any other line."""
+    before = PROGRAM.read_text(encoding="utf-8").partition("    _signal.signal(")[0].count("\n")
+    for moment in range(40):
+        copy = copies.start()
+        time.sleep(moment * 0.005)
+        end = time.monotonic() + LIMIT
+        while copy.process.poll() is None:  # PyPy's start may swallow one
+            assert time.monotonic() < end
+            copy.send(signal.SIGINT)
+            time.sleep(0.1)
+        lines = [int(line) for line in re.findall(r'dispatch_data\.py", line (\d+)', copy.stderr())]
+        assert all(line <= before for line in lines), copy.stderr()
