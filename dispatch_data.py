@@ -480,7 +480,8 @@ class Settings:
         "offset or Z it is local time")
     heartbeat_interval: int = env(in_range(int, 1, 300, "whole seconds"), "20",
         "seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
-    fetch_interval: float = env(in_range(float, 0.01, 60, "seconds"), "0.4", "seconds between looks at an idle shard")
+    fetch_interval: float = env(in_range(float, 0.01, 60, "seconds"), "0.4",
+        "seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second at most")
     writers: int = env(in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target")
     merge_packs: bool = env(
         validator(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false"), "false",
@@ -1566,9 +1567,10 @@ class OpeningDeadline:
 
     def abort(self) -> None:
         """Called by the watchdog's thread."""
-        if self.connection.sock:
+        sock = self.connection.sock
+        if sock:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(self.connection.sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
 
     def __enter__(self) -> None:
         watchdog.deadlines.add(self)
@@ -2961,11 +2963,11 @@ class PutLoop(threading.Thread):
         if batch.is_cancelled:
             self.finish(flight, Cancelled())
             return
-        put = None
+        put: Any = None
         try:
             put = target.write(request)
-            self.flights[put] = flight
             self.bytes_in_flight += len(put.request)
+            self.flights[put] = flight
             if put.connection:
                 self.idle.pop(put.sock.fileno(), None)
                 self.wait_for_answer(put)
@@ -2975,11 +2977,11 @@ class PutLoop(threading.Thread):
                         put.client.response_timeout + len(put.request) / MIN_THROUGHPUT + 3 * CONNECT_TIMEOUT
                     )
                 self.opener.submit(self.open_connection, put)
-        except CallError as error:
-            self.finish(flight, error)
         except Exception as error:  # any, such as MemoryError
-            if put:
+            if put in self.flights:
                 self.on_failure(put, error)
+            elif isinstance(error, CallError):
+                self.finish(flight, error)
             else:  # nothing was sent, and nobody else is to blame
                 code = "OutOfMemory" if isinstance(error, MemoryError) else "LocalFailure"
                 self.finish(flight, CallError(code, repr(error)))
