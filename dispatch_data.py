@@ -2142,12 +2142,9 @@ class PullResult(NamedTuple):
 
     def place_of(self, log_group: LogGroup) -> str:
         """Shard and position of one of its LogGroups: the same however pulls are cut, for the service numbers the
-        LogGroups of a shard. Where its cursors can't be read, a hash that is the same for the same pull."""
+        LogGroups of a shard."""
         index = next(index for index, each in enumerate(self.log_groups) if each is log_group)
-        position = cursor_position(self.next_cursor) - len(self.log_groups) + index
-        if 0 <= position < 1 << 64:
-            return "%d-%d" % (self.shard, position)
-        return "%d-%s" % (self.shard, short_hash(b"%d %s" % (index, self.next_cursor.encode()))[:20])
+        return "%d-%d" % (self.shard, cursor_position(self.next_cursor) - len(self.log_groups) + index)
 
 
 class LogstoreApi:

@@ -403,21 +403,6 @@ def test_set_aside_again_from_a_pull_that_is_cut_in_another_way_it_is_the_same_f
     assert files_in(rejected_dir) == before and len(before) == 1
 
 
-def strange_cursors(program):
-    """Those of a service that numbers nothing, to the eyes of the copy."""
-    program.cursor_position = lambda cursor: -1
-
-
-def test_equal_ones_are_as_many_files_where_cursors_are_no_numbers(service, copies, rejected_dir):
-    good = [make_log_group("click") for _ in range(6)]
-    with pulled_at_once(service):
-        service.put(PROJECT, SOURCE, [POISON, *good[:3], POISON], shard=0)
-        service.put(PROJECT, SOURCE, [POISON, *good[3:]], shard=1)
-    copies.start(patch=strange_cursors, SLS_REJECTED_DIR=str(rejected_dir))
-    wait_until_delivered(service)
-    assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON] * 3
-
-
 # ---- what is told of it
 
 
