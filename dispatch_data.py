@@ -23,8 +23,8 @@ whom:
 
 A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
 Read on in order: topics, settings, LogGroups as bytes, errors and retry, credentials, the service, check and status,
-delivery, consumer, monitoring, command line. Each section needs only those before it (but for the
-Watchdog, which ends connections, that come with the service).
+delivery, consumer, monitoring, command line. Each section needs only those before it, but for the Watchdog, which ends
+connections, and these come with the service.
 
 Threads, by the names that a stack dump shows. All are daemons: the process ends by os._exit, whatever they do.
 
