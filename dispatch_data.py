@@ -26,7 +26,7 @@ Read on in order: topics, settings, LogGroups as bytes, errors and retry, creden
 delivery, consumer, monitoring, command line. Each section needs only those before it, but for the Watchdog, which ends
 connections, and these come with the service.
 
-Threads, by the names that a stack dump shows. All are daemons: the process ends by os._exit, whatever they do.
+Threads, by the names that a stack dump shows. None is waited for: the process ends by os._exit, whatever they do.
 
     MainThread                waits for a signal, or for the end of the group member
     joins                     GroupMember.run, until the copy stops
@@ -35,6 +35,7 @@ Threads, by the names that a stack dump shows. All are daemons: the process ends
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
     puts                      PutLoop.run: sends all puts, takes all their answers
     opens connections_<n>     PutLoop.opener, for the puts
+    probe_<n>                 `probe` of all logstores at the start
     tells                     report_loop: summaries, recoveries, stale connections
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
@@ -66,6 +67,9 @@ What is private to others, or theirs and replaced here; the test goes red when a
     aliyun.log.LogClient._getHttpResponse
                               PooledLogClient's: requests costs four times as much, and what it raises is not repeated
                               test_the_sdk_s_client_still_sends_through_the_method_we_override
+    aliyun.log.LogClient._auth.sign_request, ._logHost, ._endpoint, .http_type
+                              PutClient signs what many puts share once
+                              test_puts_are_signed_byte_for_byte_as_the_sdk_signs_them
     aliyun.log.LogClient._auth._getGMT
                               one that doesn't set the process's locale for each signature
                               test_the_sdk_s_client_still_takes_the_date_from_where_we_put_it
@@ -76,7 +80,7 @@ What is private to others, or theirs and replaced here; the test goes red when a
                               ConnectionFactory opens connections as requests does: test_proxies.py
     _signal                   what signal is made of, for that imports enough to be interrupted: test_starting.py
     http.client.HTTPResponse  reads from a DeadlineStream: test_answers.py
-    concurrent.futures.ThreadPoolExecutor._adjust_thread_count
+    concurrent.futures.ThreadPoolExecutor._adjust_thread_count, ._threads
                               ThreadPool's goes on with the threads that there are
                               test_tasks_wait_for_the_threads_that_there_are
 """
@@ -848,7 +852,8 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
     puts: list[PutRequest] = []
     growing: dict[bytes, PutRequest] = {}
     for log_group in log_groups:
-        merge_key = without_pack_id(log_group.envelope) if merge_packs else log_group.envelope
+        can_strip = merge_packs and log_group.mergeable  # else its envelope may be of a form that isn't read here
+        merge_key = without_pack_id(log_group.envelope) if can_strip else log_group.envelope
         put = growing.get(merge_key) if log_group.mergeable else None
         if (not put or put.size + len(log_group.logs) > MAX_MERGED_BYTES
                 or put.log_count + log_group.log_count > MAX_MERGED_LOGS):  # fmt: skip
@@ -1235,8 +1240,9 @@ class Watchdog:
                 self.beat()
                 time.sleep(self.CHECK_INTERVAL)
                 for one in list(self.deadlines):
-                    if one.is_over():
-                        one.abort()
+                    with contextlib.suppress(Exception):  # any: what others wait for is ended all the same
+                        if one.is_over():
+                            one.abort()
 
 
 watchdog = Watchdog()
@@ -1632,6 +1638,7 @@ class ConnectionFactory:
         pool.conn_kw["socket_options"] = urllib3.connection.HTTPConnection.default_socket_options  # TCP_NODELAY
         self.uses_tunnel = pool.proxy and origin.startswith("https:")
         self.trusted_cas: TrustedCAs | None = None
+        # In a tunnel through an https:// proxy urllib3 makes both layers of TLS by itself.
         self.shares_context = not (self.uses_tunnel and pool.proxy.scheme == "https")
         if pool.scheme == "https":
             self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "")
@@ -1782,7 +1789,8 @@ def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
         stream.limit = MAX_ANSWER_BYTES  # an error is short, whatever was asked for
     headers = requests.structures.CaseInsensitiveDict()
     for name, value in response.headers.items():
-        is_one_more = name in headers and name.lower().startswith("x-log-")  # then it is both of them, as HTTP has it
+        # Of one of the service's that comes twice both are kept, so that checks of it fail; of others the first counts.
+        is_one_more = name in headers and name.lower().startswith("x-log-")
         headers[name.lower()] = "%s, %s" % (headers[name], value) if is_one_more else headers.get(name, value)
     return Response(response.status, response.read(), headers, response.status != 200 or response.will_close)
 
@@ -1931,6 +1939,7 @@ class PooledLogClient(LogClient):
         return None
 
     def discard(self, connection: http.client.HTTPConnection) -> None:
+        """Closes one. PutLoop sets its own method in the place of this, which stops watching it as well."""
         connection.close()
 
     def close_stale(self, all_idle: bool) -> None:
@@ -2016,15 +2025,19 @@ class PutInFlight:
                 if is_end or not isinstance(self.sock, ssl.SSLSocket):
                     break
         head = self.received.lower()
-        if self.sent < len(self.request) and head.startswith(b"http/1.1 200") and not is_end:
-            return None  # whatever that is, it doesn't say that the put was accepted
+        if self.sent < len(self.request) and head.startswith(b"http/1.1 200"):
+            # Whatever that is, it doesn't say that the put was accepted: only after the whole request could it.
+            if is_end:
+                raise ConnectionAbortedError("answered and closed before the put was sent")
+            return None
         if (
             head.startswith(b"http/1.1 200 ") and head.find(b"\r\n\r\n") == len(head) - 4
             and head.count(b"\r\ncontent-length:") == 1 and b"\r\ncontent-length: 0\r\n" in head
             and b"\r\n%s:" % REQUEST_ID.encode() in head and b"\r\ntransfer-encoding:" not in head
             and (b"\r\nconnection:" not in head or head.count(b"\r\nconnection: keep-alive\r\n") == 1)
         ):  # fmt: skip
-            return PUT_ACCEPTED  # as nearly all are: read_response would take longer than the rest
+            # As nearly all are: read_response would take longer than the rest.
+            return PUT_ACCEPTED._replace(is_last=True) if is_end else PUT_ACCEPTED
         stream = ReceivedStream(self.received, is_end)
         try:
             response = read_response(stream)
@@ -2547,9 +2560,10 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 RETRY_LINGER = 1.0  # seconds for which puts that failed wait for the others of their batch
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
-# Where nothing comes any more that the target could accept, as in a lone shard that waits for its LogGroup: seconds
-# after which what the target accepted before counts as well, how far back (s), and for how many LogGroups in a row.
-REJECTION_PATIENCE, REJECTION_LOOKBACK, MAX_UNPROVEN = 10.0, 60.0, 3
+# Where nothing comes any more that the target could accept, as in a lone shard that waits for its refused LogGroup:
+REJECTION_PATIENCE = 10.0  # seconds, after which what the target accepted before the refusal counts as well
+REJECTION_LOOKBACK = 60.0  # seconds before the refusal, from which on that counts
+MAX_UNPROVEN = 3  # LogGroups in a row that may be set aside on such evidence
 UNDISPUTED_BYTES = MAX_MERGED_BYTES  # of a put, that every region takes: a larger one may be at fault by its size alone
 BREAKER_THRESHOLD = 8  # puts in a row that a target must fail before those that wait for it are not even tried
 
@@ -2601,6 +2615,7 @@ class DeadLetterDirectory:
                 os.fsync(file.fileno())
             os.replace(unfinished, path)  # a link as well: it is replaced, not followed
         except OSError:
+            self.looked = float("-inf")  # what there is of it now doesn't count
             with contextlib.suppress(OSError):
                 os.unlink(unfinished)
             raise
@@ -2738,8 +2753,9 @@ class Target:
         return []
 
     def is_at_fault(self, put: PutRequest, error: Exception) -> bool:
-        """Whether a LogGroup that was refused is at fault, and not the target itself: since it was refused first, this
-        has accepted as many LogGroups at least as it has refused, or keeps refusing. Before, all may have been well.
+        """Whether a LogGroup that was refused is at fault, and not the target: since the first refusal the target has
+        accepted at least as many LogGroups as it refuses. What it accepted earlier proves nothing: it may have broken
+        since.
 
         Where the size is blamed, only puts of that size count, unless it is beyond what every region takes. See
         REJECTION_PATIENCE for a target that is given nothing else.
@@ -2788,7 +2804,7 @@ class Batch:
     """What is to be put of one pull, and what has become of it."""
 
     def __init__(self, pending: list[tuple[Target, PutRequest]]) -> None:
-        self.pending = pending  # what the delivering thread is to submit
+        self.pending = pending  # what the delivering thread submits next, or has submitted since it last waited
         self.change = threading.Condition()  # over:
         self.in_flight = 0  # puts that were submitted and have no result yet
         self.accepted = 0
@@ -3036,8 +3052,7 @@ class PutLoop(threading.Thread):
     def on_response(self, put: PutInFlight, response: Response) -> None:
         error: Exception | None = None
         try:
-            if response is not PUT_ACCEPTED:
-                put.client.judge(response, True, put.token)
+            put.client.judge(response, True, put.token)
         except CallError as failure:
             error = failure
         self.finish(self.land(put), error)
@@ -3257,7 +3272,7 @@ class ShardConsumer:
         self.revoked = CancelToken()
         self.closing = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)  # nothing begins any more
         self.closed = CancelToken(self.closing, grace=GRACE)  # nor does what has begun go on
-        # Written by the task that loads the checkpoint and delivers:
+        # Written by whichever task loads, saves or looks at the checkpoint; two never do so at a time:
         self.checkpoint = ""  # the service's, as far as this copy knows
         self.first, self.first_start = "", 0  # the checkpoint that it made where there was none, and group_start then
         self.unanswered: deque[str] = deque(maxlen=4)  # checkpoints that may arrive late, for saving them failed
@@ -3266,7 +3281,7 @@ class ShardConsumer:
         self.delivered = ""  # cursor up to which all is delivered; beyond the checkpoint while that is not saved
         self.unsaved: PullResult | None = None  # the batch that is delivered, but not checkpointed
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
-        # Written by the task that pulls, but for the first cursor:
+        # Written by the task that pulls, and under `lock` where a checkpoint was loaded, or set by hand:
         self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
         self.mean_log_group_size = 0.0  # bytes, by the last pull; 0 before the first
         self.next_pull = 0.0  # by the monotonic clock
@@ -3351,7 +3366,8 @@ class ShardConsumer:
             entries = self.source.checkpoints(member.group)
             saved = self.note_entry(entries.get(shard, {}))[0]
             member.take_older_start(entries)
-            # One that it has just made is made again where the group turns out to be older; nothing was pulled yet.
+            # Done when it is another's, or our own, made by the start that still holds. Else the group has turned out
+            # to be older (rule 4 of GroupMember), and it is made once more; nothing was pulled yet.
             if saved and (saved != self.first or self.first_start == member.group_start):
                 break
             self.first_start = member.group_start
@@ -3510,7 +3526,8 @@ class ShardConsumer:
             self.source.save_checkpoint(self.member.group, self.consumer.name_in_group, self.shard, cursor)
         except CallError as error:
             self.unanswered.append(cursor)
-            if error.kind == ErrorKind.FENCED:
+            # A shard that is to move may have done so while its cursor was saved.
+            if error.kind == ErrorKind.FENCED and not self.revoked.is_cancelled():
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
             raise
         self.checkpoint = self.delivered = cursor
@@ -3594,7 +3611,13 @@ class Heartbeat(threading.Thread):
 
 class Consumer(ConsumerWorker):
     """One consumer, from joining the group to losing its lease: the SDK's worker, with ours in the place of its own
-    client, heartbeat and shard consumers."""
+    client, heartbeat and shard consumers. What its loop does, in essence:
+
+        while not self.shut_down_flag:
+            for shard in self.heart_beat.get_held_shards(): self._get_shard_consumer(shard).consume()
+            for each other one of self.shard_consumers: one.shut_down()
+            for each that is_shutdown(): self.heart_beat.remove_heart_shard(shard), and it is dropped
+    """
 
     # ConsumerWorker makes a client for itself, by which it makes the group; it gets this object in its place.
     consumer_client = property(lambda self: self, lambda *_: None)
@@ -3670,11 +3693,10 @@ class GroupMember(threading.Thread):
     Where is the end, when SLS_CURSOR_START says end? Several copies may start at once, and a call take any time. What
     arrives after the group was made must lie behind it, in every shard, whoever gets that:
 
-      1. A copy looks at all ends, then lists the groups once more. If this one is not there, or is made by this copy
-         later still, the look was before the group, and whatever arrives after the group was made lies behind its ends.
-      2. Any other copy can't tell, and doesn't join before the group has a checkpoint. The first is that of a copy as
-         in 1; or of one that has waited FIRST_CHECKPOINT_TIMEOUT for it in vain, since the group was made by hand, or
-         who made it died at once: then its own look is all that there is to know.
+      1. A copy looks at all ends, then lists the groups again. If the group is still missing, or this copy makes it
+         only now, the look is older than the group: what arrives after the group was made lies behind these ends.
+      2. Any other copy waits, before it joins, until the group has a checkpoint. After FIRST_CHECKPOINT_TIMEOUT, for
+         the group was made by hand, or who made it has died, it goes by its own look: that is all there is to know.
       3. The first to write a checkpoint decides: its name says when the group began, see Consumer. Who finds one begins
          its shards at that time, by GetCursor.
       4. Who has made a checkpoint by its own ends looks again, before it pulls, and takes an older start if there is
@@ -3826,7 +3848,8 @@ class GroupMember(threading.Thread):
         """Has the group begin when another copy says, if that is earlier: within the same second its time is, for
         GetCursor takes whole ones, unless this copy's look is older than the group anyway."""
         found = self.start_by_names(checkpoints)
-        if 0 < found < self.group_start + (not self.is_older_than_group):
+        is_older = found < self.group_start or (found == self.group_start and not self.is_older_than_group)
+        if found and is_older:
             self.end_cursors_at_start, self.group_start = {}, found
 
     def first_cursor(self, shard: int) -> str:
@@ -3888,7 +3911,7 @@ MAX_CLIENTS = 64  # connections at once; fewer where this process may open fewer
 
 
 class Metric(NamedTuple):
-    """One metric of each subject of a kind: "target", "copy" (GroupMember), "key" (CredentialSource)."""
+    """One metric of each subject of a kind: "target", "copy" (GroupMember), "key" (CredentialSource), "program"."""
 
     kind: str
     name: str  # without the prefix; one that ends in _total is a counter
@@ -4241,13 +4264,14 @@ def report_loop(member: GroupMember) -> None:
         while True:
             watchdog.beat()
             time.sleep(REPORT_LOOP_INTERVAL)
-            member.report_recoveries()
-            client = member.source.client
-            client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
-            if time.monotonic() > next_summary:
-                member.measure_lag()
-                log_summary(member, member.lag)
-                next_summary = time.monotonic() + SUMMARY_INTERVAL
+            with contextlib.suppress(Exception):  # any, such as MemoryError: it goes on telling
+                member.report_recoveries()
+                client = member.source.client
+                client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
+                if time.monotonic() > next_summary:
+                    member.measure_lag()
+                    log_summary(member, member.lag)
+                    next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
 def tune_process() -> None:
@@ -4262,7 +4286,7 @@ def tune_process() -> None:
 
 
 class Ending(enum.Enum):
-    """Why a run has ended; the value is the exit status. Those but the first say more in the log."""
+    """Why a run has ended, and its exit status."""
 
     STOPPED = "told to stop", 0
     EXPIRED = "a token has run out that can't be refreshed", 1

@@ -408,6 +408,11 @@ def test_an_answer_before_the_put_was_sent_does_not_say_that_it_was_accepted():
             put.send()
         assert put.receive().status == 200
     with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
+        there.sendall(WHOLE_ANSWERS["accepted"])
+        there.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionError):
+            put.receive() or put.receive()
+    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
         there.sendall(WHOLE_ANSWERS["refused"])
         assert put.receive().status == 503, "who won't read it all may say why"
 

@@ -297,3 +297,10 @@ def test_counting_is_by_description():
     assert ParsedLogGroup.DESCRIPTOR.fields_by_name["Logs"].number << 3 | 2 == dispatch_data.LOGS_KEY
     assert ParsedLogGroup.DESCRIPTOR.fields_by_name["Topic"].number << 3 | 2 == dispatch_data.TOPIC_KEY
     assert ParsedLogGroup.DESCRIPTOR.fields_by_name["LogTags"].number << 3 | 2 == dispatch_data.LOG_TAGS_KEY
+
+
+def test_what_the_parser_had_to_read_is_put_as_it_is_where_packs_are_merged():
+    """Its envelope is the whole LogGroup in a form not read here: a group of protobuf, beside a pack id."""
+    strange = b"\x32\x12\x0a\x0b__pack_id__\x12\x03A-1" + b"\x7b\x7c"
+    log_group = LogGroup("t", 1, b"", strange, mergeable=False)
+    assert [put.SerializeToString() for put in merge_log_groups([log_group], True)] == [strange]
