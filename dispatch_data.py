@@ -2564,6 +2564,7 @@ MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it co
 REJECTION_PATIENCE = 10.0  # seconds, after which what the target accepted before the refusal counts as well
 REJECTION_LOOKBACK = 60.0  # seconds before the refusal, from which on that counts
 MAX_UNPROVEN = 3  # LogGroups in a row that may be set aside on such evidence
+UNPROVEN_INTERVAL = 60.0  # seconds between further ones, where shards would wait for each other's for ever
 UNDISPUTED_BYTES = MAX_MERGED_BYTES  # of a put, that every region takes: a larger one may be at fault by its size alone
 BREAKER_THRESHOLD = 8  # puts in a row that a target must fail before those that wait for it are not even tried
 
@@ -2666,6 +2667,7 @@ class Target:
         self.rejected: set[PutRequest] = set()  # of one LogGroup each, refused for what they bring, to be tried again
         self.last_accepted = 0.0  # when, by the monotonic clock
         self.unproven = 0  # LogGroups set aside since then, by what was accepted before they were refused
+        self.last_unproven = 0.0  # when, the last of these
         self.refuted_at = 0.0  # when the target accepted last what it had refused, by the monotonic clock
         self.dead_lettered = 0
 
@@ -2743,7 +2745,8 @@ class Target:
             return [put]
         self.forget(put)
         with self.lock:
-            self.unproven += self.last_accepted < put.first_rejection
+            if self.last_accepted < put.first_rejection:
+                self.unproven, self.last_unproven = self.unproven + 1, time.monotonic()
             self.dead_lettered += 1
         if self.dead_letter_throttle.admit():
             log.error(
@@ -2764,10 +2767,11 @@ class Target:
         size = put.size if blames_size and put.size <= UNDISPUTED_BYTES else 0
         since = put.first_rejection
         with self.lock:
-            is_late = time.monotonic() - since > REJECTION_PATIENCE
+            now = time.monotonic()
+            is_late = now - since > REJECTION_PATIENCE
             held = max(1, len(self.rejected))
             are_few = held + self.unproven <= MAX_UNPROVEN
-            if is_late and are_few:
+            if is_late and (are_few or now - max(self.last_accepted, self.last_unproven) > UNPROVEN_INTERVAL):
                 since -= REJECTION_LOOKBACK
             recent = [each for each in self.outcomes if each.when >= since]
         accepted = sum(each.accepted for each in recent if each.size >= size)

@@ -319,7 +319,8 @@ def test_refused_ones_among_more_that_are_taken_are_all_set_aside(service, copie
     mixed = poisons + good
     choice.shuffle(mixed)
     service.put(PROJECT, SOURCE, mixed)
-    copies.start(constants={"REJECTION_PATIENCE": 1.0}, SLS_REJECTED_DIR=str(rejected_dir))
+    soon = {"REJECTION_PATIENCE": 1.0, "UNPROVEN_INTERVAL": 1.0}
+    copies.start(constants=soon, SLS_REJECTED_DIR=str(rejected_dir))
     wait_until_delivered(service)
     assert sorted(path.read_bytes() for path in files_in(rejected_dir)) == sorted(poisons)
     assert_delivered_once(good, arrived_in_targets(service))
