@@ -1799,6 +1799,9 @@ def check_pull(response: Response, shard: str) -> None:
     raise CallError("UnreadablePull", "shard %s: a body of %d bytes, announced as %s bytes of %s LogGroups" % words)
 
 
+ANSWERED_TOO_EARLY = "an answer 200 before the request was sent whole"
+
+
 def is_reusable(connection: Any, since: float) -> bool:
     """Whether nobody has closed a connection that has been idle since then, nothing lies unread on it, and it is none
     of long ago."""
@@ -1902,12 +1905,16 @@ class PooledLogClient(LogClient):
         is_kept = False
         try:
             with stream:
+                is_sent = True
                 try:
                     stream.sock.sendall(request)
                 except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
                     if not urllib3.util.wait_for_read(stream.sock, 0):
                         raise
+                    is_sent = False
                 response = read_response(stream)
+                if response.status == 200 and not is_sent:
+                    raise http.client.HTTPException(ANSWERED_TOO_EARLY)
             is_kept = self.keep_alive and not response.is_last
             return response
         except OSError:
@@ -1981,7 +1988,9 @@ class ReceivedStream(io.RawIOBase):
 class PutInFlight:
     """A put that was begun: what is still to be sent of its request, and what has come of its answer."""
 
-    __slots__ = ("client", "connection", "deadline", "is_fresh", "received", "request", "sent", "sock", "token")
+    __slots__ = (
+        "client", "connection", "deadline", "is_early", "is_fresh", "received", "request", "sent", "sock", "token"
+    )  # fmt: skip
 
     def __init__(self, client: PutClient, request: bytes, token: str) -> None:
         self.client, self.request, self.token = client, request, token
@@ -1992,6 +2001,7 @@ class PutInFlight:
         """Takes a connection, over which nothing was sent yet. `is_fresh`: it was opened for this put."""
         self.connection, self.sock, self.is_fresh = connection, connection.sock, is_fresh
         self.sent, self.received = 0, b""
+        self.is_early = False  # an answer began before the request was sent whole: it can't say that all was accepted
         # With time for the request, too: the kernel takes that at once, whenever the line carries it.
         self.deadline = time.monotonic() + self.client.response_timeout + len(self.request) / MIN_THROUGHPUT
 
@@ -2015,11 +2025,11 @@ class PutInFlight:
                 is_end = not data
                 if is_end or not isinstance(self.sock, ssl.SSLSocket):
                     break
+        if self.sent < len(self.request) and INTERIM_ANSWERS.sub(b"", self.received):
+            self.is_early = True  # even if the rest is sent later
         head = self.received.lower()
-        if self.sent < len(self.request) and head.startswith(b"http/1.1 200") and not is_end:
-            return None  # whatever that is, it doesn't say that the put was accepted
         if (
-            head.startswith(b"http/1.1 200 ") and head.find(b"\r\n\r\n") == len(head) - 4
+            not self.is_early and head.startswith(b"http/1.1 200 ") and head.find(b"\r\n\r\n") == len(head) - 4
             and head.count(b"\r\ncontent-length:") == 1 and b"\r\ncontent-length: 0\r\n" in head
             and b"\r\n%s:" % REQUEST_ID.encode() in head and b"\r\ntransfer-encoding:" not in head
             and (b"\r\nconnection:" not in head or head.count(b"\r\nconnection: keep-alive\r\n") == 1)
@@ -2030,12 +2040,15 @@ class PutInFlight:
             response = read_response(stream)
         except ReceivedStream.NeedsMore:
             return None
+        if self.is_early and response.status == 200:
+            raise http.client.HTTPException(ANSWERED_TOO_EARLY)
         is_whole = not is_end and self.sent == len(self.request) and not stream.reader.closed
         with contextlib.suppress(ReceivedStream.NeedsMore):
             is_whole = is_whole and not stream.reader.peek(1)  # and nothing has come beyond it
         return response._replace(is_last=response.is_last or not is_whole)
 
 
+INTERIM_ANSWERS = re.compile(rb"\A(?:HTTP/1\.1 1[0-9][0-9][ \r].*?\r\n\r\n)+", re.DOTALL)
 PUT_ACCEPTED = Response(200, b"", {REQUEST_ID: ""}, is_last=False)
 
 

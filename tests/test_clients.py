@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import http.client
 import pathlib
 import platform
 import random
@@ -401,15 +402,62 @@ def test_an_answer_before_the_put_was_sent_does_not_say_that_it_was_accepted():
     with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
         assert put.sent < len(put.request)
         there.sendall(WHOLE_ANSWERS["accepted"])
+        with pytest.raises(http.client.HTTPException, match="before the request was sent"):
+            put.receive()
+    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
+        there.sendall(WHOLE_ANSWERS["refused"])
+        assert put.receive().status == 503, "who won't read it all may say why"
+
+
+@pytest.mark.parametrize("answer", ["accepted", "accepted, after a hint"])
+@pytest.mark.parametrize("then", ["the rest is sent", "it is closed"])
+def test_an_answer_that_began_too_early_counts_for_nothing_whatever_comes_then(answer, then):
+    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
+        there.sendall(WHOLE_ANSWERS[answer][:-5])
+        assert put.receive() is None
+        there.sendall(WHOLE_ANSWERS[answer][-5:])
+        if then == "it is closed":
+            there.shutdown(socket.SHUT_WR)
+        else:
+            left = len(put.request)
+            while left:
+                left -= len(there.recv(1 << 20))
+                put.send()
+        with pytest.raises(http.client.HTTPException, match="before the request was sent"):
+            assert put.receive() is None
+            put.receive()
+
+
+def test_an_interim_answer_may_come_before_the_put_was_sent():
+    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
+        interim, final = WHOLE_ANSWERS["accepted, after a hint"].split(b"HTTP/1.1 200", 1)
+        there.sendall(interim)
         assert put.receive() is None
         left = len(put.request)
         while left:
             left -= len(there.recv(1 << 20))
             put.send()
+        there.sendall(b"HTTP/1.1 200" + final)
         assert put.receive().status == 200
-    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
-        there.sendall(WHOLE_ANSWERS["refused"])
-        assert put.receive().status == 503, "who won't read it all may say why"
+
+
+def test_a_connection_closed_while_a_call_is_sent_has_accepted_nothing(clean_environment):
+    """Whatever it said before: a 200 that it has not read all for."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_the_beginning():
+            there, _ = listener.accept()
+            with there:
+                there.recv(1000)
+                there.sendall(WHOLE_ANSWERS["accepted"])
+                time.sleep(0.2)  # so that it is there before the connection is reset
+
+        threading.Thread(target=answer_the_beginning, daemon=True).start()
+        client = client_for(None, "127.0.0.1:%d" % listener.getsockname()[1])
+        with pytest.raises(CallError, match="before the request was sent"):
+            client._getHttpResponse(
+                "POST", "http://%s/logstores/nginx/shards/lb" % client._endpoint, {}, b"x" * 20000000, {}
+            )
 
 
 # ---- lag
