@@ -2023,7 +2023,7 @@ class PutInFlight:
                 self.received += data
                 self.deadline += len(data) / MIN_THROUGHPUT
                 is_end = not data
-                if is_end or not isinstance(self.sock, ssl.SSLSocket):
+                if is_end or not isinstance(self.sock, ssl.SSLSocket) or len(self.received) > MAX_ANSWER_BYTES:
                     break
         if self.sent < len(self.request) and INTERIM_ANSWERS.sub(b"", self.received):
             self.is_early = True  # even if the rest is sent later
