@@ -2966,6 +2966,8 @@ class PutLoop(threading.Thread):
 
     def begin_put(self, target: Target) -> None:
         target.is_ready = False
+        if not target.queue:  # the circuit breaker has emptied it meanwhile
+            return
         request, batch = target.queue.popleft()
         target.in_flight += 1
         self.make_ready(target)
