@@ -1073,7 +1073,7 @@ class CallError(Exception):
     def from_response(cls, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
         """For an answer that is no success: an error of the service, or not of the service at all."""
         if REQUEST_ID in headers:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 error = json.loads(body)
                 return cls(str(error["errorCode"]), str(error["errorMessage"]), status)
         beginning = escape_for_log(body[: Redactor.MAX_LENGTH].decode("utf-8", "replace"), 100)
@@ -3053,7 +3053,7 @@ class PutLoop(threading.Thread):
         try:
             if response is not PUT_ACCEPTED:
                 put.client.judge(response, True, put.token)
-        except CallError as failure:
+        except Exception as failure:  # any, such as RecursionError: its connection is another put's by now
             error = failure
         self.finish(self.land(put), error)
 
