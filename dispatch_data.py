@@ -1480,6 +1480,7 @@ class CredentialSource(CredentialsProvider):
         """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallError."""
         if not self.key:
             self.first_try_done.wait(FIRST_CREDENTIALS_TIMEOUT)
+            self.first_try_done.set()  # whoever asks now waits no more: one thread sends the puts of all targets
         key = self.key
         if key and time.time() < key.end:
             return key
