@@ -1078,7 +1078,7 @@ class CallError(Exception):
     def from_response(cls, status: int, headers: Mapping[str, str], body: bytes) -> CallError:
         """For an answer that is no success: an error of the service, or not of the service at all."""
         if REQUEST_ID in headers:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 error = json.loads(body)
                 return cls(str(error["errorCode"]), str(error["errorMessage"]), status)
         beginning = escape_for_log(body[: Redactor.MAX_LENGTH].decode("utf-8", "replace"), 100)
@@ -1486,6 +1486,7 @@ class CredentialSource(CredentialsProvider):
         """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallError."""
         if not self.key:
             self.first_try_done.wait(FIRST_CREDENTIALS_TIMEOUT)
+            self.first_try_done.set()  # whoever asks now waits no more: one thread sends the puts of all targets
         key = self.key
         if key and time.time() < key.end:
             return key
@@ -1807,6 +1808,9 @@ def check_pull(response: Response, shard: str) -> None:
     raise CallError("UnreadablePull", "shard %s: a body of %d bytes, announced as %s bytes of %s LogGroups" % words)
 
 
+ANSWERED_TOO_EARLY = "an answer 200 before the request was sent whole"
+
+
 def is_reusable(connection: Any, since: float) -> bool:
     """Whether nobody has closed a connection that has been idle since then, nothing lies unread on it, and it is none
     of long ago."""
@@ -1910,12 +1914,16 @@ class PooledLogClient(LogClient):
         is_kept = False
         try:
             with stream:
+                is_sent = True
                 try:
                     stream.sock.sendall(request)
                 except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
                     if not urllib3.util.wait_for_read(stream.sock, 0):
                         raise
+                    is_sent = False
                 response = read_response(stream)
+                if response.status == 200 and not is_sent:
+                    raise http.client.HTTPException(ANSWERED_TOO_EARLY)
             is_kept = self.keep_alive and not response.is_last
             return response
         except OSError:
@@ -1990,7 +1998,9 @@ class ReceivedStream(io.RawIOBase):
 class PutInFlight:
     """A put that was begun: what is still to be sent of its request, and what has come of its answer."""
 
-    __slots__ = ("client", "connection", "deadline", "is_fresh", "received", "request", "sent", "sock", "token")
+    __slots__ = (
+        "client", "connection", "deadline", "is_early", "is_fresh", "received", "request", "sent", "sock", "token"
+    )  # fmt: skip
 
     def __init__(self, client: PutClient, request: bytes, token: str) -> None:
         self.client, self.request, self.token = client, request, token
@@ -2001,6 +2011,7 @@ class PutInFlight:
         """Takes a connection, over which nothing was sent yet. `is_fresh`: it was opened for this put."""
         self.connection, self.sock, self.is_fresh = connection, connection.sock, is_fresh
         self.sent, self.received = 0, b""
+        self.is_early = False  # an answer began before the request was sent whole: it can't say that all was accepted
         # With time for the request, too: the kernel takes that at once, whenever the line carries it.
         self.deadline = time.monotonic() + self.client.response_timeout + len(self.request) / MIN_THROUGHPUT
 
@@ -2022,16 +2033,13 @@ class PutInFlight:
                 self.received += data
                 self.deadline += len(data) / MIN_THROUGHPUT
                 is_end = not data
-                if is_end or not isinstance(self.sock, ssl.SSLSocket):
+                if is_end or not isinstance(self.sock, ssl.SSLSocket) or len(self.received) > MAX_ANSWER_BYTES:
                     break
+        if self.sent < len(self.request) and INTERIM_ANSWERS.sub(b"", self.received):
+            self.is_early = True  # even if the rest is sent later
         head = self.received.lower()
-        if self.sent < len(self.request) and head.startswith(b"http/1.1 200"):
-            # Whatever that is, it doesn't say that the put was accepted: only after the whole request could it.
-            if is_end:
-                raise ConnectionAbortedError("answered and closed before the put was sent")
-            return None
         if (
-            head.startswith(b"http/1.1 200 ") and head.find(b"\r\n\r\n") == len(head) - 4
+            not self.is_early and head.startswith(b"http/1.1 200 ") and head.find(b"\r\n\r\n") == len(head) - 4
             and head.count(b"\r\ncontent-length:") == 1 and b"\r\ncontent-length: 0\r\n" in head
             and b"\r\n%s:" % REQUEST_ID.encode() in head and b"\r\ntransfer-encoding:" not in head
             and (b"\r\nconnection:" not in head or head.count(b"\r\nconnection: keep-alive\r\n") == 1)
@@ -2043,12 +2051,15 @@ class PutInFlight:
             response = read_response(stream)
         except ReceivedStream.NeedsMore:
             return None
+        if self.is_early and response.status == 200:
+            raise http.client.HTTPException(ANSWERED_TOO_EARLY)
         is_whole = not is_end and self.sent == len(self.request) and not stream.reader.closed
         with contextlib.suppress(ReceivedStream.NeedsMore):
             is_whole = is_whole and not stream.reader.peek(1)  # and nothing has come beyond it
         return response._replace(is_last=response.is_last or not is_whole)
 
 
+INTERIM_ANSWERS = re.compile(rb"\A(?:HTTP/1\.1 1[0-9][0-9][ \r].*?\r\n\r\n)+", re.DOTALL)
 PUT_ACCEPTED = Response(200, b"", {REQUEST_ID: ""}, is_last=False)
 
 
@@ -2973,6 +2984,8 @@ class PutLoop(threading.Thread):
 
     def begin_put(self, target: Target) -> None:
         target.is_ready = False
+        if not target.queue:  # the circuit breaker has emptied it meanwhile
+            return
         request, batch = target.queue.popleft()
         target.in_flight += 1
         self.make_ready(target)
@@ -3057,7 +3070,7 @@ class PutLoop(threading.Thread):
         error: Exception | None = None
         try:
             put.client.judge(response, True, put.token)
-        except CallError as failure:
+        except Exception as failure:  # any, such as RecursionError: its connection is another put's by now
             error = failure
         self.finish(self.land(put), error)
 
@@ -3067,15 +3080,16 @@ class PutLoop(threading.Thread):
             self.leave(put, is_reusable=False)
             if isinstance(error, ConnectionError) and not (put.is_fresh or put.received):
                 put.connection, put.deadline = None, time.monotonic() + 3 * CONNECT_TIMEOUT
-                with contextlib.suppress(RuntimeError):
+                with contextlib.suppress(Exception):  # any, such as no thread: then it has failed
                     self.opener.submit(self.open_connection, put)
                     return
         self.finish(self.land(put), error)
 
     def land(self, put: PutInFlight) -> Flight:
         """It is in flight no longer."""
+        flight = self.flights.pop(put)
         self.bytes_in_flight -= len(put.request)
-        return self.flights.pop(put)
+        return flight
 
     def leave(self, put: PutInFlight, is_reusable: bool) -> None:
         """A put has done with its connection: it is idle, or closed."""

@@ -110,6 +110,20 @@ def test_what_something_in_between_says_counts_for_nothing(service, copies, acti
     assert "Traceback" not in copy.stderr()
 
 
+@pytest.mark.parametrize("status", [200, 403])
+def test_an_answer_too_deep_to_be_read_blames_the_answer(service, copies, status):
+    """And its connection is not among the idle ones when it is closed."""
+    copy = copies.start()
+    wait_until_begun(service)
+    answer = ForeignAnswer(status, {}, b"[" * 200000, request_id=True)
+    with service.add_fault("PutLogs", answer=answer) as fault:
+        feed(service, 40)
+        wait_for_a_word(service, copy, fault)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert not re.search("Traceback|RecursionError|LocalFailure", copy.log())
+
+
 @pytest.mark.parametrize("action", STARTING_CALLS)
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=list(ANSWERS))
 def test_a_start_waits_until_the_service_answers(service, copies, action, answer):

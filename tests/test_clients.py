@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import http.client
 import pathlib
 import platform
 import random
@@ -396,25 +397,89 @@ def test_what_comes_beyond_an_answer_is_not_taken_for_that_of_the_next_put():
         assert (response.status, response.is_last) == (200, True)
 
 
+class EndlessAnswer(ssl.SSLSocket):
+    """A TLS connection over which more comes than anybody reads; a selector shows nothing of what it holds."""
+
+    def __init__(self):
+        self.begun, self.given = b"HTTP/1.1 200 OK\r\nx-log-requestid: 1\r\n\r\n", 0
+
+    def recv(self, *_):
+        data, self.begun = self.begun or b"x" * 16384, b""
+        self.given += len(data)
+        if self.given > 20000000:
+            raise ssl.SSLWantReadError
+        return data
+
+
+def test_an_answer_without_end_over_tls_keeps_nobody_busy():
+    client = PutClient(logstore_config(endpoint="sls.test", access_key_id="id", access_key="secret"))
+    put = PutInFlight(client, b"", "")
+    put.use(types.SimpleNamespace(sock=EndlessAnswer()), is_fresh=True)
+    with pytest.raises(CallError, match="without end"):
+        put.receive()
+    assert put.sock.given < 2000000
+
+
 def test_an_answer_before_the_put_was_sent_does_not_say_that_it_was_accepted():
     """More than the kernel takes at once; whoever answers has not read it."""
     with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
         assert put.sent < len(put.request)
         there.sendall(WHOLE_ANSWERS["accepted"])
+        with pytest.raises(http.client.HTTPException, match="before the request was sent"):
+            put.receive()
+    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
+        there.sendall(WHOLE_ANSWERS["refused"])
+        assert put.receive().status == 503, "who won't read it all may say why"
+
+
+@pytest.mark.parametrize("answer", ["accepted", "accepted, after a hint"])
+@pytest.mark.parametrize("then", ["the rest is sent", "it is closed"])
+def test_an_answer_that_began_too_early_counts_for_nothing_whatever_comes_then(answer, then):
+    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
+        there.sendall(WHOLE_ANSWERS[answer][:-5])
+        assert put.receive() is None
+        there.sendall(WHOLE_ANSWERS[answer][-5:])
+        if then == "it is closed":
+            there.shutdown(socket.SHUT_WR)
+        else:
+            left = len(put.request)
+            while left:
+                left -= len(there.recv(1 << 20))
+                put.send()
+        with pytest.raises(http.client.HTTPException, match="before the request was sent"):
+            put.receive()
+
+
+def test_an_interim_answer_may_come_before_the_put_was_sent():
+    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
+        interim, final = WHOLE_ANSWERS["accepted, after a hint"].split(b"HTTP/1.1 200", 1)
+        there.sendall(interim)
         assert put.receive() is None
         left = len(put.request)
         while left:
             left -= len(there.recv(1 << 20))
             put.send()
+        there.sendall(b"HTTP/1.1 200" + final)
         assert put.receive().status == 200
-    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
-        there.sendall(WHOLE_ANSWERS["accepted"])
-        there.shutdown(socket.SHUT_WR)
-        with pytest.raises(ConnectionError):
-            put.receive() or put.receive()
-    with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):
-        there.sendall(WHOLE_ANSWERS["refused"])
-        assert put.receive().status == 503, "who won't read it all may say why"
+
+
+def test_a_connection_closed_while_a_call_is_sent_has_accepted_nothing(clean_environment):
+    """Whatever it said before: a 200 that it has not read all for."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_the_beginning():
+            there, _ = listener.accept()
+            with there:
+                there.recv(1000)
+                there.sendall(WHOLE_ANSWERS["accepted"])
+                time.sleep(0.2)  # so that it is there before the connection is reset
+
+        threading.Thread(target=answer_the_beginning, daemon=True).start()
+        client = client_for(None, "127.0.0.1:%d" % listener.getsockname()[1])
+        with pytest.raises(CallError, match="before the request was sent"):
+            client._getHttpResponse(
+                "POST", "http://%s/logstores/nginx/shards/lb" % client._endpoint, {}, b"x" * 20000000, {}
+            )
 
 
 # ---- lag

@@ -119,6 +119,42 @@ def test_a_target_that_takes_nothing_is_not_asked_for_each_put_there_is(service,
     assert fault.hits < len(log_groups) / 2
 
 
+def no_key_for_puts_while_it_exists(program, switch):
+    import os
+
+    begin = program.PutClient.put_log_raw
+
+    def begin_with_a_key(self, *arguments):
+        if os.path.exists(switch):
+            with open(switch, "a") as tries:
+                tries.write("x")
+            raise program.CallError("NoKey", "another is on its way")
+        return begin(self, *arguments)
+
+    program.PutClient.put_log_raw = begin_with_a_key
+
+
+def test_puts_that_fail_before_they_are_sent_end_what_waits_behind_them(service, copies, tmp_path):
+    """What waits for a target is taken from it while that is next in turn."""
+    switch = tmp_path / "no_key"
+    log_groups = [make_log_group("nginx", Source="10.0.0.%d" % number) for number in range(100)]
+    copy = copies.start(
+        patch=functools.partial(no_key_for_puts_while_it_exists, str(switch)),
+        constants={"ShardConsumer.TARGET_BATCH_SECONDS": 1000.0},  # a batch may be all of a pull
+    )
+    service.put(PROJECT, SOURCE, log_groups, shard=0)
+    wait_until_delivered(service)
+    switch.touch()
+    with pulled_at_once(service):
+        service.put(PROJECT, SOURCE, log_groups, shard=0)
+    service.wait_for(lambda: switch.stat().st_size > 8, LIMIT, "puts that fail, and more after what waits was taken")
+    switch.unlink()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+    assert "Traceback" not in copy.log()
+
+
 @pytest.mark.parametrize(
     "failure, logstore",
     [

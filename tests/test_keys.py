@@ -751,6 +751,28 @@ def test_one_thread_renews_and_nobody_waits_for_it(source, service):
     assert source.most_at_once == 1
 
 
+def test_who_has_waited_in_vain_for_the_first_key_has_done_so_for_all(source, monkeypatch):
+    """One thread sends the puts of all targets: it would wait for each put to the one whose source hangs."""
+    source.may_answer.clear()
+    keys = CredentialSource(place_with("ecs")).start()
+    monkeypatch.setattr(dispatch_data, "FIRST_CREDENTIALS_TIMEOUT", 0.1)
+    with pytest.raises(CallError, match="NoKey"):
+        keys.get_credentials()
+    monkeypatch.setattr(dispatch_data, "FIRST_CREDENTIALS_TIMEOUT", 10 * LIMIT)
+    told = []
+
+    def ask():
+        try:
+            keys.get_credentials()
+        except CallError as error:
+            told.append(error.code)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(LIMIT / 4)
+    assert told == ["NoKey"]
+
+
 @pytest.mark.quick
 def test_many_who_ask_first_get_the_first_key(source):
     keys = CredentialSource(place_with("ecs")).start()
