@@ -1563,6 +1563,12 @@ class CredentialSources:
 # ---- the service: connections and calls ------------------------------------------------------------------------------
 
 
+def forget_unsent(sock: Any) -> None:
+    """Has the kernel forget, once a socket is closed, what it has not sent: else a put or a checkpoint that was given
+    up might arrive much later. Raises OSError."""
+    socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 class OpeningDeadline:
     """The deadline of opening a connection as a whole: its timeout begins again with each byte of a handshake."""
 
@@ -1709,11 +1715,10 @@ class DeadlineStream(io.RawIOBase):
 
     def abort(self) -> None:
         """Ends the connection under whoever waits for it: called by the watchdog's thread."""
-        # The socket itself, for its TLS layer is another thread's. Once that closes it, the kernel forgets what it has
-        # not sent: else a put or a checkpoint that was given up might arrive much later.
+        # The socket itself, for its TLS layer is another thread's, who closes it then.
         sock = getattr(self.sock, "socket", self.sock)
         with contextlib.suppress(OSError):
-            socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            forget_unsent(sock)
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def makefile(self, *_: object) -> object:
@@ -3145,10 +3150,8 @@ class PutLoop(threading.Thread):
         now = time.monotonic()
         for put in [put for put in self.flights if now > put.deadline]:
             if put.connection:
-                # Once it is closed the kernel forgets what it has not sent: else a put might arrive much later.
                 with contextlib.suppress(OSError):
-                    linger = struct.pack("ii", 1, 0)
-                    socket.socket.setsockopt(put.sock, socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    forget_unsent(put.sock)
             self.on_failure(put, TimeoutError("timed out"))
         are_many = len(self.idle) > connection_budget()
         for client in self.clients:
