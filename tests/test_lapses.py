@@ -232,6 +232,21 @@ DELAYS = {
 }
 
 
+def feed_until_begun(service, counts):
+    """Feeds a little at a time until all shards have a checkpoint; what was fed since `counts()` became true."""
+    since = []
+
+    def feed_and_look():
+        is_counted = counts()
+        fed = feed(service, 4)
+        since.extend(fed if is_counted else [])
+        time.sleep(0.02)
+        return is_begun(service, 4)
+
+    service.wait_for(feed_and_look, LIMIT, "all shards begun")
+    return since
+
+
 @pytest.mark.parametrize("share", [1.0, 0.4])
 @pytest.mark.parametrize("delays", DELAYS.values(), ids=list(DELAYS))
 def test_copies_that_start_at_the_end_together_lose_nothing_since_the_group_was_made(service, copies, delays, share):
@@ -245,14 +260,7 @@ def test_copies_that_start_at_the_end_together_lose_nothing_since_the_group_was_
         for _ in range(4):
             copies.start(SLS_CURSOR_START="end", SLS_HEARTBEAT_INTERVAL="5")
 
-        def feed_and_look():
-            is_made = bool(group_shards(service))
-            fed = feed(service, 4)
-            since.extend(fed if is_made else [])
-            time.sleep(0.02)
-            return is_begun(service, 4)
-
-        service.wait_for(feed_and_look, LIMIT, "all shards begun")
+        since += feed_until_begun(service, lambda: bool(group_shards(service)))
     since += feed(service, 40)
     wait_until_delivered(service)
     outcome = compare(since, arrived_in_targets(service))
@@ -288,14 +296,7 @@ def test_of_copies_that_find_a_group_made_by_hand_the_first_to_write_decides(ser
                 SLS_HEARTBEAT_INTERVAL="5",
             )
 
-        def feed_and_look():
-            has_begun = any(shard["checkpoint"] for shard in group_shards(service).values())
-            fed = feed(service, 4)
-            since.extend(fed if has_begun else [])
-            time.sleep(0.02)
-            return is_begun(service, 4)
-
-        service.wait_for(feed_and_look, LIMIT, "all shards begun")
+        since += feed_until_begun(service, lambda: any(shard["checkpoint"] for shard in group_shards(service).values()))
     since += feed(service, 40)
     wait_until_delivered(service)
     outcome = compare(since, arrived_in_targets(service))
