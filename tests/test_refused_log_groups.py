@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import random
+import signal
 import re
 import stat
 import time
@@ -283,7 +284,7 @@ def test_of_what_a_target_refuses_mostly_nothing_is_set_aside(service, copies, r
     sent = []
     copy = copies.start(
         patch=functools.partial(something_that_refuses, str(switch), *refusal),
-        constants={"REJECTION_PATIENCE": 0.5},
+        constants={"REJECTION_PATIENCE": 2.0},
         SLS_REJECTED_DIR=str(rejected_dir),
     )
     wait_until_begun(service)
@@ -295,7 +296,9 @@ def test_of_what_a_target_refuses_mostly_nothing_is_set_aside(service, copies, r
     small = [make_log_group("click", 1) for _ in range(40)]
     assert min(map(len, large)) > 100 and 2 < max(map(len, small)) <= 40
     log_groups = [each for number, each in enumerate(large) for each in [each, *small[number::120]]]
+    copy.send(signal.SIGSTOP)  # until all are there: of the first few alone, most might well be taken
     service.put(PROJECT, SOURCE, log_groups)
+    copy.send(signal.SIGCONT)
     service.wait_for(lambda: switch.stat().st_size > 120 * 5, LIMIT, "all of them refused five times")
     assert files_in(rejected_dir) == []
     said = "RequestEntityTooLarge" if refusal[1:3] == (413, {"Content-Type": "text/html"}) else "seems to be wrong"
