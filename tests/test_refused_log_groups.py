@@ -6,8 +6,8 @@ import errno
 import functools
 import os
 import random
-import signal
 import re
+import signal
 import stat
 import time
 
