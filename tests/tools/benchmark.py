@@ -242,19 +242,17 @@ def running(
 
 def measure(program: Path, settings: Dict[str, str], row: Row, megabytes: float, warm_up_count: int) -> Figures:
     """One run of a program over a backlog of so many MB, after so many LogGroups of warm-up. Raises Lost."""
-    warm_up = list(itertools.islice(log_groups(SHAPES["warm-up"]), warm_up_count))
     targets = targets_of(row)
+    source = log_groups(SHAPES[row.shape], row.targets // len(TARGETS))
+    # For each target its own, where there are many: each has a limit of its own to learn.
+    warm_up = list(itertools.islice(log_groups(SHAPES["warm-up"]) if targets is TARGETS else source, warm_up_count))
     backlog = []
     size = 0
-    for topic, log_group in log_groups(SHAPES[row.shape], row.targets // len(TARGETS)):
+    for topic, log_group in source:
         backlog.append((topic, log_group))
         size += len(log_group) if topic in targets else 0
         if size > megabytes * 1e6:
             break
-    if targets is not TARGETS:
-        warm_up = backlog[:warm_up_count]
-        backlog = backlog[warm_up_count:]
-        size = sum(len(log_group) for topic, log_group in backlog if topic in targets)
     with running(program, settings, row.shards, targets) as (service, dispatcher):
         service.put(PROJECT, SOURCE, (log_group for _, log_group in warm_up))
         service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the warm-up")
