@@ -74,7 +74,8 @@ What is private to others, or theirs and replaced here; the test goes red when a
                               one that doesn't set the process's locale for each signature
                               test_the_sdk_s_client_still_takes_the_date_from_where_we_put_it
     aliyun.log.pulllog_response.PullLogResponse._raw_uncompressed_body
-                              read by `log_groups_of`; the SDK's parser is slow, on PyPy by a factor of a thousand
+                              read by `log_groups_of`; the SDK's parser is slow, on PyPy by a factor of a thousand,
+                              and reads there no pull with a text that isn't UTF-8
                               test_the_sdk_still_keeps_the_bytes_of_a_pull
     urllib3.HTTPSConnectionPool._new_conn, ._prepare_proxy, requests' HTTPAdapter.get_connection_with_tls_context
                               ConnectionFactory opens connections as requests does: test_proxies.py
@@ -165,6 +166,8 @@ try:
         (LogClient, "_getHttpResponse"), (ConsumerWorker, "_get_shard_consumer"),
         (urllib3.HTTPSConnectionPool, "_new_conn"), (urllib3.HTTPSConnectionPool, "_prepare_proxy"),
         (requests.adapters.HTTPAdapter, "get_connection_with_tls_context"),
+        (PullLogResponse("", dict.fromkeys(["x-log-count", "x-log-bodyrawsize", "x-log-cursor"], "0")),
+         "_raw_uncompressed_body"),
     ):  # fmt: skip
         getattr(owner, name)  # so that another release is told apart at once
 except (ImportError, AttributeError) as missing:
@@ -754,11 +757,12 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """The fields of a message within data[position:end] as (key, start of field, start of value, end of field).
 
-    Raises ValueError or IndexError where these bytes are no message, or use groups, which proto2 has given up.
+    Raises ValueError or IndexError where these bytes are no message.
     """
+    open_groups: list[int] = []  # the field numbers of protobuf's groups, each within the one before it
+    start = position
     while position < end:
-        start = position
-        key, value = read_varint(data, start)
+        key, value = read_varint(data, position)
         wire_type = key & 7
         if wire_type == 2:
             length, value = read_varint(data, value)
@@ -767,11 +771,20 @@ def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int
             position = read_varint(data, value)[1]
         elif wire_type in (1, 5):
             position = value + (8 if wire_type == 1 else 4)
+        elif wire_type == 3:
+            open_groups.append(key >> 3)
+            position = value
+        elif wire_type == 4 and open_groups and open_groups.pop() == key >> 3:
+            position = value
         else:
             raise ValueError("wire type %d" % wire_type)
         if position > end or key < 8:
             raise ValueError("a field that is none, or goes beyond its message")
-        yield key, start, value, position
+        if not open_groups:
+            yield key, start, value, position
+            start = position
+    if open_groups:
+        raise ValueError("a group without an end")
 
 
 def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGroup:
@@ -818,27 +831,14 @@ def read_log_group_list(data: bytes) -> list[LogGroup]:
 
 def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
     """The LogGroups of a PullLogResponse. Raises ValueError when its bytes are not those that were announced."""
-    # The SDK keeps the bytes of a pull in this private attribute until its own parser is asked for; when it is gone
-    # from a new release, parsing is the slow way that still works.
-    data: Any = getattr(response, "_raw_uncompressed_body", None)
+    data: bytes = response._raw_uncompressed_body or b""  # type: ignore[attr-defined]
     size = response.get_raw_size()
-    if data is None and size <= 0:
-        return []
-    if data is not None and len(data) != size:
+    if len(data) != size:
         raise ValueError("a pull of %d bytes, announced as %d" % (len(data), size))
-    with contextlib.suppress(ValueError, IndexError, TypeError):  # the last where there are no such bytes
-        return read_log_group_list(data)
-    log_groups = []
     try:
-        for parsed in response.get_loggroup_list().LogGroups:
-            # The SDK's LogGroupRaw, for what is not UTF-8, has bytes here.
-            topic = parsed.Topic.decode("utf-8", "replace") if isinstance(parsed.Topic, bytes) else parsed.Topic
-            log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), mergeable=False))
-    except Exception:  # its text would hold the whole pull
+        return read_log_group_list(data)
+    except (ValueError, IndexError):
         raise ValueError("a pull of %d bytes is no LogGroupList" % size) from None
-    # Such as protobuf's groups, which proto2 has given up and no known writer of logs uses.
-    log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", size)
-    return log_groups
 
 
 def without_pack_id(envelope: bytes) -> bytes:
@@ -864,7 +864,7 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
     puts: list[PutRequest] = []
     growing: dict[bytes, PutRequest] = {}
     for log_group in log_groups:
-        can_strip = merge_packs and log_group.mergeable  # else its envelope may be of a form that isn't read here
+        can_strip = merge_packs and log_group.mergeable
         merge_key = without_pack_id(log_group.envelope) if can_strip else log_group.envelope
         put = growing.get(merge_key) if log_group.mergeable else None
         if (not put or put.size + len(log_group.logs) > MAX_MERGED_BYTES
