@@ -147,7 +147,7 @@ logs = st.builds(
     st.none() | st.integers(0, 999999999),
 )
 wire_log_groups = st.builds(
-    lambda logs, category, topic, source, machine, tags: (
+    lambda logs, category, topic, source, machine, tags, unknown: (
         b"".join(field(1, log) for log in logs)
         + b"".join(
             field(number, value)
@@ -155,6 +155,7 @@ wire_log_groups = st.builds(
             if value is not None
         )
         + b"".join(field(6, tag) for tag in tags)
+        + unknown
     ),
     st.lists(logs, max_size=4),
     st.none() | st.binary(max_size=9),
@@ -162,6 +163,7 @@ wire_log_groups = st.builds(
     st.none() | st.binary(max_size=15),
     st.none() | st.binary(max_size=40),
     pairs,
+    st.sampled_from((b"", b"\x48\x07", b"\x4b\x50\x01\x53\x0a\x01x\x54\x4c")),  # a number, a group that has a group
 )
 
 
