@@ -95,7 +95,6 @@ if __name__ == "__main__":  # the other imports take a moment: Ctrl-C meanwhile 
 
 import argparse
 import base64
-import calendar
 import concurrent.futures
 import contextlib
 import difflib
@@ -922,6 +921,7 @@ ERROR_CATALOGUE = {
         "Unauthorized": PERMISSION_HINT,
         "KeyRefused": "what {SLS_CREDENTIALS} names gives no key: is the RAM role attached to this instance, does it "
                       "trust the pod's service account?",
+        "KeyFileExposed": "chmod 600 what {SLS_CREDENTIALS} names, or 640; in a Secret's volume set defaultMode: 0400",
         "RequestTimeExpired RequestTimeTooSkewed": "this machine's clock must be right to 15 minutes",
         "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: delete one that nobody "
                                     "uses, in the console or by `aliyunlog log delete_consumer_group`, or ask for more",
@@ -1351,7 +1351,27 @@ FIRST_CREDENTIALS_TIMEOUT = 15.0  # seconds that calls wait for the outcome of t
 STS_DURATION = 3600  # seconds, of a key that STS is asked for
 REFRESH_MARGIN = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
 REFRESH_POLL = 1.0  # seconds between looks at whether it is time for another key
-CREDENTIAL_FIELDS = ("AccessKeyId", "AccessKeySecret", "SecurityToken", "Expiration")
+
+
+def unix_seconds(value: Any) -> float:
+    """Of a time with its zone, or of unix seconds or milliseconds, which their size tells apart. Raises ValueError."""
+    try:
+        number = float(value)
+    except ValueError:
+        text = re.sub(r"(?<=:\d\d)\.\d+", "", value).replace(" ", "T").upper()
+        end = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        return min(end, 1e10)  # the year 9999 is another in some zones, and can't be shown there
+    number /= 1000 if number >= 1e12 else 1
+    if not 1e9 <= number < 1e10:
+        raise ValueError(number)
+    return number
+
+
+# The fields of the JSON that all sources give, and how each is read.
+CREDENTIAL_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "AccessKeyId": check_secret, "AccessKeySecret": check_secret, "SecurityToken": check_secret,
+    "Expiration": unix_seconds,
+}  # fmt: skip
 
 
 class AccessKey(Credentials):
@@ -1403,16 +1423,21 @@ def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT,
 
 def parse_credentials(text: str, role: str = "") -> AccessKey:
     """The key in the JSON that all sources give, STS inside of another object. Raises CallError."""
+    name = ""
+    values: list[Any] = []
     try:
         fields = json.loads(text)
         fields = fields.get("Credentials", fields)
         if fields.get("Code", "Success") != "Success":
             raise CallError("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
-        key_id, key_secret, token, expiration = [check_secret(fields[name]) for name in CREDENTIAL_FIELDS]
-        end = calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ"))
+        for name, check in CREDENTIAL_FIELDS.items():
+            values.append(check(fields[name]))
+        key_id, key_secret, token, end = values
         return AccessKey(key_id, key_secret, token, end, role)
-    except (ValueError, TypeError, KeyError, AttributeError):  # their text may show what was to be read
-        raise CallError("NoKey", "what came isn't JSON with %s" % ", ".join(CREDENTIAL_FIELDS)) from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # their text may show what was to be read
+        words = "what came isn't JSON with " + ", ".join(CREDENTIAL_FIELDS)
+        right = {"": "", "Expiration": "; look at Expiration, a time with its zone such as 2026-11-25T21:55:47Z"}
+        raise CallError("NoKey", words + right.get(name, "; look at " + name)) from None
 
 
 def from_ecs_metadata(role: str) -> AccessKey:
@@ -1449,7 +1474,7 @@ def from_file(path: str) -> AccessKey:
     """From a file that a sidecar rewrites. Raises CallError, OSError."""
     with open(path, encoding="utf-8") as file:
         if os.fstat(file.fileno()).st_mode & 0o007:
-            raise CallError("KeyRefused", "others can get at %s: chmod 600 it, or 640" % path)
+            raise CallError("KeyFileExposed", "others can get at " + path)
         return parse_credentials(file.read())
 
 
