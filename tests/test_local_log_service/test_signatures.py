@@ -265,6 +265,19 @@ def test_version_1_is_signed_with_sha_1_or_sha_256(log_service, method, algorith
     assert send(log_service, request) == (401, "SignatureNotMatch")
 
 
+def test_an_empty_content_md5_stands_for_no_body(log_service):
+    """What the OpenAPI SDKs send where there is none, by GET and by POST, signed with hmac-sha256."""
+    request = signed_put(log_service, auth.AUTH_VERSION_1)
+    del request.headers["x-log-date"]
+    request.headers.update({"Content-MD5": "", "Content-Type": "application/json", "x-log-bodyrawsize": "0"})
+    sign_with(request, "hmac-sha256", hashlib.sha256)
+    assert send(log_service, request) == (400, "PostBodyInvalid")
+    request.method, request.body = "GET", b""
+    request.url = request.url[: request.url.rindex("/")]
+    sign_with(request, "hmac-sha256", hashlib.sha256)
+    assert send(log_service, request) == (200, None)
+
+
 def test_other_signature_methods_are_refused(log_service):
     request = signed_put(log_service, auth.AUTH_VERSION_1)
     request.headers["x-log-signaturemethod"] = "hmac-md5"
