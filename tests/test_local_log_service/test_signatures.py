@@ -79,7 +79,7 @@ def send(service, request):
         proxies={"http": service.environment()["http_proxy"]},
     )
     assert "secret" not in response.text
-    return response.status_code, response.json()["errorCode"] if response.content else None
+    return response.status_code, None if response.status_code == 200 else response.json()["errorCode"]
 
 
 @VERSIONS
@@ -273,6 +273,7 @@ def test_an_empty_content_md5_stands_for_no_body(log_service):
     sign_with(request, "hmac-sha256", hashlib.sha256)
     assert send(log_service, request) == (400, "PostBodyInvalid")
     request.method, request.body = "GET", b""
+    request.headers.pop("Content-Length", None)
     request.url = request.url[: request.url.rindex("/")]
     sign_with(request, "hmac-sha256", hashlib.sha256)
     assert send(log_service, request) == (200, None)
