@@ -4,7 +4,7 @@ A hand-written walk over the top-level fields costs the same on every interprete
 would be far too slow where the protobuf runtime is pure Python.
 """
 
-from typing import Iterable, Iterator, List, Tuple, Union
+from typing import Iterable, Iterator, List, Mapping, Tuple, Union
 
 _LENGTH_DELIMITED = 2
 _LAST_KNOWN_FIELD = 6  # Logs, Category, Topic, Source, MachineUUID, LogTags: every one is length-delimited
@@ -157,6 +157,22 @@ def _varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def delimited(field: int, value: bytes) -> bytes:
+    """Return a length-delimited field."""
+    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(len(value)) + value
+
+
+def log_of(seconds: int, contents: Mapping[str, str]) -> bytes:
+    """Return a serialized Log."""
+    pairs = [delimited(1, text(key)) + delimited(2, text(value)) for key, value in contents.items()]
+    return b"\x08" + _varint(seconds) + b"".join(delimited(2, pair) for pair in pairs)
+
+
+def text(value: str) -> bytes:
+    """Return a text as UTF-8; half a character, which JSON may have, as a question mark."""
+    return value.encode("utf-8", "replace")
 
 
 def framed_size(log_group: bytes) -> int:

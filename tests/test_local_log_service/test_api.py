@@ -412,6 +412,30 @@ def test_a_frame_of_zstd_that_is_cut_or_followed_by_garbage_is_refused(stream):
             compression.decompress("zstd", data, 60)
 
 
+def track(log_service, logstore, document):
+    url = "%s/logstores/%s/track?APIVersion=0.6.0" % (log_service.environment()["http_proxy"], logstore)
+    host = PROJECT + "." + log_service.endpoint[len("http://") :]
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    answer = requests.post(url, data=body, headers={"Host": host}, proxies={"http": ""})
+    return answer.status_code, answer.json()["errorCode"] if answer.content else None
+
+
+def test_web_pages_are_tracked_without_a_key(log_service, client, logstore):
+    page = {"__logs__": [{"a": "t\xe4glich"}, {}], "__topic__": "t", "__source__": "s", "__tags__": {"k": "v"}}
+    assert track(log_service, logstore, page) == (401, "Unauthorized")
+    client.update_logstore(PROJECT, logstore, enable_tracking=True)
+    assert track(log_service, logstore, page) == (200, None)
+    assert track(log_service, logstore, {"__logs__": [{"half": "\ud83d"}]}) == (200, None)
+    first, second = [entry.parse() for entry in log_service.ledger(PROJECT, logstore)]
+    assert (first.Topic, first.Source, [(tag.Key, tag.Value) for tag in first.LogTags]) == ("t", "s", [("k", "v")])
+    assert [[(pair.Key, pair.Value) for pair in log.Contents] for log in first.Logs] == [[("a", "t\xe4glich")], []]
+    assert abs(first.Logs[0].Time - time.time()) < 60 and second.Logs[0].Contents[0].Value == "?"
+    for wrong in (b"no JSON", [], {}, {"__logs__": [1]}, {"__logs__": [{"a": 1}]}, {**page, "__tags__": {"k": {}}}):
+        assert track(log_service, logstore, wrong) == (400, "PostBodyInvalid")
+    assert track(log_service, logstore, {"__logs__": [{"a": "x" * 5000}]}) == (413, "PostBodyTooLarge")
+    assert track(log_service, "no-logstore", page) == (404, "LogStoreNotExist")
+
+
 def test_an_unknown_compression_is_refused(client, logstore):
     headers = {"x_log_bodyrawsize": "5", "x_log_compresstype": "snappy"}
     assert refusal(put_body, client, logstore, b"\n\x03abc", **headers) == (400, "InvalidCompressType")

@@ -5,11 +5,10 @@ They are no requirements of the tests: where one is not installed, its tests are
 FOREIGN_CLIENTS says "required", as it does in CI. Installed they are when
 
 * the command line (``pip install aliyun-log-cli``, in a virtual environment of its own) is ``aliyunlog`` on the PATH,
-* ``node`` is on the PATH and the packages (``npm install @alicloud/log @alicloud/sls20201230``) in a folder that
-  NODE_PATH names,
-* FOREIGN_PYTHON names the interpreter of a virtual environment of its own, that has alibabacloud-sls20201230.
+* ``node`` is on the PATH, and its packages are in a folder that NODE_PATH names,
+* FOREIGN_PYTHON names the interpreter of a virtual environment of its own with the OpenAPI SDK and what writes logs.
 
-`.ci/run` says of which releases this is known to be so.
+`.ci/run` has all of their names and releases.
 """
 
 import base64
@@ -21,8 +20,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import harness
 import pytest
 from aliyun.log.proto import LogGroup
+from assertions import assert_delivered_once
 from local_log_service import LocalLogService
 
 PROJECT = "foreign-project"
@@ -504,3 +505,44 @@ def test_openapi_sdks_get_along(log_service, logstore, openapi, version):
     assert int(time_of["cursortime"]) >= int(entries[0].received_at)  # the Node SDK has it as a text
     assert owned == [0, 1] and [(shard["shard"], shard["checkpoint"]) for shard in checkpoints] == [(0, end), (1, "")]
     assert one == checkpoints[:1] and one[0]["consumer"] == "hand"
+
+
+# ---- what others write goes through the dispatcher
+
+
+def test_what_foreign_writers_write_is_sorted_and_unchanged(service, copies):
+    """Each in its own form and compression, at the same time; the ledger decides."""
+    python, node = foreign_python(), foreign_node("@aliyun-sls/web-track-browser")
+    here = Path(__file__).resolve().parent
+    service.create_logstore(harness.PROJECT, "rest", 2)
+    service.client().update_logstore(harness.PROJECT, harness.SOURCE, enable_tracking=True)
+    copies.start(**harness.AND_A_CATCH_ALL)
+    environment = {name: os.environ[name] for name in ("PATH", "NODE_PATH") if name in os.environ}
+    environment.update(service.environment())
+    commands = [
+        [python, str(here / "foreign_writers.py"), service.endpoint, harness.PROJECT, harness.SOURCE, "5"],
+        [
+            node,
+            str(here / "foreign_writers.js"),
+            "%s:%d" % (service.endpoint[len("http://") :], service.port),
+            harness.PROJECT,
+            harness.SOURCE,
+        ],
+    ]
+    writers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
+        for command in commands
+    ]
+    written = [writer.communicate(timeout=LIMIT) for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0], written
+    assert written[0][0] == "written\n" and json.loads(written[1][0]) == [200] * 8  # 5,000 logs are one POST
+    harness.wait_until_delivered(service)
+    sent = [entry.log_group for entry in service.ledger(harness.PROJECT, harness.SOURCE)]
+    topics = {"nginx": "nginx", "sql-audit": "sql_audit", "click": "click", "rest": ""}
+    arrived = {logstore: service.ledger(harness.PROJECT, logstore) for logstore in topics}
+    assert_delivered_once(sent, [entry.log_group for entries in arrived.values() for entry in entries])
+    assert {name: {entry.parse().Topic for entry in entries} for name, entries in arrived.items()} == {
+        name: {topic} for name, topic in topics.items()
+    }
+    logs = [log for entry in arrived["rest"] for log in entry.parse().Logs]
+    assert len([log for log in logs if log.Contents and log.Contents[0].Key == "number"]) == 5000
