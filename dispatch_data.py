@@ -74,7 +74,8 @@ What is private to others, or theirs and replaced here; the test goes red when a
                               one that doesn't set the process's locale for each signature
                               test_the_sdk_s_client_still_takes_the_date_from_where_we_put_it
     aliyun.log.pulllog_response.PullLogResponse._raw_uncompressed_body
-                              read by `log_groups_of`; the SDK's parser is slow, on PyPy by a factor of a thousand
+                              read by `log_groups_of`; the SDK's parser is slow, on PyPy by a factor of a thousand,
+                              and reads there no pull with a text that isn't UTF-8
                               test_the_sdk_still_keeps_the_bytes_of_a_pull
     urllib3.HTTPSConnectionPool._new_conn, ._prepare_proxy, requests' HTTPAdapter.get_connection_with_tls_context
                               ConnectionFactory opens connections as requests does: test_proxies.py
@@ -94,7 +95,6 @@ if __name__ == "__main__":  # the other imports take a moment: Ctrl-C meanwhile 
 
 import argparse
 import base64
-import calendar
 import concurrent.futures
 import contextlib
 import difflib
@@ -165,6 +165,8 @@ try:
         (LogClient, "_getHttpResponse"), (ConsumerWorker, "_get_shard_consumer"),
         (urllib3.HTTPSConnectionPool, "_new_conn"), (urllib3.HTTPSConnectionPool, "_prepare_proxy"),
         (requests.adapters.HTTPAdapter, "get_connection_with_tls_context"),
+        (PullLogResponse("", dict.fromkeys(["x-log-count", "x-log-bodyrawsize", "x-log-cursor"], "0")),
+         "_raw_uncompressed_body"),
     ):  # fmt: skip
         getattr(owner, name)  # so that another release is told apart at once
 except (ImportError, AttributeError) as missing:
@@ -185,6 +187,9 @@ FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
 
 # One of these in brackets is the character itself; a full-width one without them is taken for a slip.
 ESCAPED_CHAR = re.compile(r"\[([*?[]|%s)\]" % FULLWIDTH_CHAR.pattern)
+
+# A star in brackets is none.
+STARS = re.compile(r"(\[!?\]?[^]]*\])|\*+")
 
 
 @dataclass(frozen=True)
@@ -207,8 +212,17 @@ class TopicPattern:
         return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
     def compile(self) -> re.Pattern[str]:
-        """Raises re.error for a range such as [z-a], which newer versions of Python take to match nothing."""
-        return re.compile(fnmatch.translate(self.spelling))
+        """Matches in time that grows with the topic's length, no faster: whoever writes logs chooses their topics.
+
+        Raises re.error for a range such as [z-a], which newer versions of Python take to match nothing.
+        """
+        # What follows a star is matched where it first comes, and nowhere later: a lookahead is tried once.
+        # fnmatch.translate does so only from Python 3.9 on; without a star it gives a group and an anchor.
+        parts = STARS.sub(lambda found: found.group(1) or "\0", self.spelling).split("\0")
+        first, *others = [fnmatch.translate(part)[: -len(r"\Z")] for part in parts]
+        last = [".*" + part for part in others[-1:]]
+        between = [r"(?=(?P<s%d>.*?%s))(?P=s%d)" % (n, part, n) for n, part in enumerate(others[:-1])]
+        return re.compile(r"(?s:%s)\Z" % "".join([first, *between, *last]))
 
 
 def decode_utf8(text: str) -> str:
@@ -742,11 +756,12 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """The fields of a message within data[position:end] as (key, start of field, start of value, end of field).
 
-    Raises ValueError or IndexError where these bytes are no message, or use groups, which proto2 has given up.
+    Raises ValueError or IndexError where these bytes are no message.
     """
+    open_groups: list[int] = []  # the field numbers of protobuf's groups, each within the one before it
+    start = position
     while position < end:
-        start = position
-        key, value = read_varint(data, start)
+        key, value = read_varint(data, position)
         wire_type = key & 7
         if wire_type == 2:
             length, value = read_varint(data, value)
@@ -755,11 +770,20 @@ def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int
             position = read_varint(data, value)[1]
         elif wire_type in (1, 5):
             position = value + (8 if wire_type == 1 else 4)
+        elif wire_type == 3:
+            open_groups.append(key >> 3)
+            position = value
+        elif wire_type == 4 and open_groups and open_groups.pop() == key >> 3:
+            position = value
         else:
             raise ValueError("wire type %d" % wire_type)
         if position > end or key < 8:
             raise ValueError("a field that is none, or goes beyond its message")
-        yield key, start, value, position
+        if not open_groups:
+            yield key, start, value, position
+            start = position
+    if open_groups:
+        raise ValueError("a group without an end")
 
 
 def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGroup:
@@ -806,27 +830,14 @@ def read_log_group_list(data: bytes) -> list[LogGroup]:
 
 def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
     """The LogGroups of a PullLogResponse. Raises ValueError when its bytes are not those that were announced."""
-    # The SDK keeps the bytes of a pull in this private attribute until its own parser is asked for; when it is gone
-    # from a new release, parsing is the slow way that still works.
-    data: Any = getattr(response, "_raw_uncompressed_body", None)
+    data: bytes = response._raw_uncompressed_body or b""  # type: ignore[attr-defined]
     size = response.get_raw_size()
-    if data is None and size <= 0:
-        return []
-    if data is not None and len(data) != size:
+    if len(data) != size:
         raise ValueError("a pull of %d bytes, announced as %d" % (len(data), size))
-    with contextlib.suppress(ValueError, IndexError, TypeError):  # the last where there are no such bytes
-        return read_log_group_list(data)
-    log_groups = []
     try:
-        for parsed in response.get_loggroup_list().LogGroups:
-            # The SDK's LogGroupRaw, for what is not UTF-8, has bytes here.
-            topic = parsed.Topic.decode("utf-8", "replace") if isinstance(parsed.Topic, bytes) else parsed.Topic
-            log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), mergeable=False))
-    except Exception:  # its text would hold the whole pull
+        return read_log_group_list(data)
+    except (ValueError, IndexError):
         raise ValueError("a pull of %d bytes is no LogGroupList" % size) from None
-    # Such as protobuf's groups, which proto2 has given up and no known writer of logs uses.
-    log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", size)
-    return log_groups
 
 
 def without_pack_id(envelope: bytes) -> bytes:
@@ -852,7 +863,7 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
     puts: list[PutRequest] = []
     growing: dict[bytes, PutRequest] = {}
     for log_group in log_groups:
-        can_strip = merge_packs and log_group.mergeable  # else its envelope may be of a form that isn't read here
+        can_strip = merge_packs and log_group.mergeable
         merge_key = without_pack_id(log_group.envelope) if can_strip else log_group.envelope
         put = growing.get(merge_key) if log_group.mergeable else None
         if (not put or put.size + len(log_group.logs) > MAX_MERGED_BYTES
@@ -910,6 +921,7 @@ ERROR_CATALOGUE = {
         "Unauthorized": PERMISSION_HINT,
         "KeyRefused": "what {SLS_CREDENTIALS} names gives no key: is the RAM role attached to this instance, does it "
                       "trust the pod's service account?",
+        "KeyFileExposed": "chmod 600 what {SLS_CREDENTIALS} names, or 640; in a Secret's volume set defaultMode: 0400",
         "RequestTimeExpired RequestTimeTooSkewed": "this machine's clock must be right to 15 minutes",
         "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: delete one that nobody "
                                     "uses, in the console or by `aliyunlog log delete_consumer_group`, or ask for more",
@@ -1339,7 +1351,27 @@ FIRST_CREDENTIALS_TIMEOUT = 15.0  # seconds that calls wait for the outcome of t
 STS_DURATION = 3600  # seconds, of a key that STS is asked for
 REFRESH_MARGIN = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
 REFRESH_POLL = 1.0  # seconds between looks at whether it is time for another key
-CREDENTIAL_FIELDS = ("AccessKeyId", "AccessKeySecret", "SecurityToken", "Expiration")
+
+
+def unix_seconds(value: Any) -> float:
+    """Of a time with its zone, or of unix seconds or milliseconds, which their size tells apart. Raises ValueError."""
+    try:
+        number = float(value)
+    except ValueError:
+        text = re.sub(r"(?<=:\d\d)\.\d+", "", value).replace(" ", "T").upper()
+        end = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        return min(end, 1e10)  # the year 9999 is another in some zones, and can't be shown there
+    number /= 1000 if number >= 1e12 else 1
+    if not 1e9 <= number < 1e10:
+        raise ValueError(number)
+    return number
+
+
+# The fields of the JSON that all sources give, and how each is read.
+CREDENTIAL_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "AccessKeyId": check_secret, "AccessKeySecret": check_secret, "SecurityToken": check_secret,
+    "Expiration": unix_seconds,
+}  # fmt: skip
 
 
 class AccessKey(Credentials):
@@ -1391,16 +1423,21 @@ def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT,
 
 def parse_credentials(text: str, role: str = "") -> AccessKey:
     """The key in the JSON that all sources give, STS inside of another object. Raises CallError."""
+    name = ""
+    values: list[Any] = []
     try:
         fields = json.loads(text)
         fields = fields.get("Credentials", fields)
         if fields.get("Code", "Success") != "Success":
             raise CallError("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
-        key_id, key_secret, token, expiration = [check_secret(fields[name]) for name in CREDENTIAL_FIELDS]
-        end = calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ"))
+        for name, check in CREDENTIAL_FIELDS.items():
+            values.append(check(fields[name]))
+        key_id, key_secret, token, end = values
         return AccessKey(key_id, key_secret, token, end, role)
-    except (ValueError, TypeError, KeyError, AttributeError):  # their text may show what was to be read
-        raise CallError("NoKey", "what came isn't JSON with %s" % ", ".join(CREDENTIAL_FIELDS)) from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # their text may show what was to be read
+        words = "what came isn't JSON with " + ", ".join(CREDENTIAL_FIELDS)
+        right = {"": "", "Expiration": "; look at Expiration, a time with its zone such as 2026-11-25T21:55:47Z"}
+        raise CallError("NoKey", words + right.get(name, "; look at " + name)) from None
 
 
 def from_ecs_metadata(role: str) -> AccessKey:
@@ -1437,7 +1474,7 @@ def from_file(path: str) -> AccessKey:
     """From a file that a sidecar rewrites. Raises CallError, OSError."""
     with open(path, encoding="utf-8") as file:
         if os.fstat(file.fileno()).st_mode & 0o007:
-            raise CallError("KeyRefused", "others can get at %s: chmod 600 it, or 640" % path)
+            raise CallError("KeyFileExposed", "others can get at " + path)
         return parse_credentials(file.read())
 
 

@@ -208,19 +208,26 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path, monkeypa
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_logs_too_old_to_be_put_are_set_aside_and_hold_up_no_others(tmp_path, rejected_dir):
-    """The service refuses logs of more than 7 days ago; a long backlog may have some."""
+# What @alicloud/log 1.2.6 sends for a timestamp of 1700000000000: it takes seconds, and keeps 32 bits of them.
+OF_2080 = b'\n\x0e\x08\x80\xd0\x95\xff\x0c\x12\x06\n\x01a\x12\x01b\x1a\x05nginx"\x02ms'
+
+
+def test_logs_too_old_or_of_years_to_come_are_set_aside_and_hold_up_no_others(tmp_path, rejected_dir):
+    """The service refuses logs of more than 7 days ago, which a long backlog may have, or 15 minutes ahead."""
+    (log,) = LogGroupMessage.FromString(OF_2080).Logs
+    assert time.gmtime(log.Time).tm_year == 2080
     old = LogGroupMessage(Topic="click")
     old.Logs.add(Time=int(time.time()) - 8 * 24 * 3600).Contents.add(Key="number", Value="old")
     with LocalLogService(check_log_times=True) as service:
         create_logstores(service)
-        service.put(PROJECT, SOURCE, [old.SerializeToString()], shard=0)
+        service.put(PROJECT, SOURCE, [old.SerializeToString(), OF_2080], shard=0)
         sent = feed(service, 20)
         with Copies(service, tmp_path) as copies:
-            copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+            copy = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
             wait_until_delivered(service)
         assert_delivered_once(sent, arrived_in_targets(service))
-        assert [path.read_bytes() for path in files_in(rejected_dir)] == [old.SerializeToString()]
+        assert {path.read_bytes() for path in files_in(rejected_dir)} == {old.SerializeToString(), OF_2080}
+        assert len(re.findall("is refused for good and set aside .*: 499 PostBodyInvalid", copy.stderr())) == 2
 
 
 @pytest.mark.parametrize("number, is_kept", [(errno.EINVAL, True), (errno.EBADF, True), (errno.EIO, False)])
