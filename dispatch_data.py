@@ -116,7 +116,6 @@ import platform
 import queue
 import random
 import re
-import resource
 import selectors
 import signal
 import socket
@@ -126,6 +125,7 @@ import sys
 import threading
 import time
 import traceback
+import unicodedata
 import uuid
 import weakref
 from collections import Counter, deque
@@ -133,6 +133,11 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
 from urllib.parse import unquote, urlencode, urlsplit
+
+try:
+    import resource
+except ImportError:
+    sys.exit("dispatch_data.py: this system is no Unix; on Windows it runs in WSL or a container")
 
 if __name__ == "__main__":  # before the SDK is imported
     # Whoever started this may have closed stdin, stdout or stderr: a socket would get the number, and all that is said.
@@ -183,8 +188,34 @@ FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u20
 FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
 
 
-# One of these in brackets is the character itself; a full-width one without them is taken for a slip.
-ESCAPED_CHAR = re.compile(r"\[([*?[]|%s)\]" % FULLWIDTH_CHAR.pattern)
+# What is no letter, alone in brackets, is the character itself; a full-width one without them is taken for a slip.
+ESCAPED_CHAR = re.compile(r"\[([^\w!\]]|%s)\]" % FULLWIDTH_CHAR.pattern)
+TOPIC_SEPARATOR = re.compile(r"(?<!\[),|,(?!\])")  # a comma, but for [,]
+COMMENT = r"(?:^|\s)#(?:\s|$)|\s#"  # a shell drops it, docker --env-file and kubectl don't
+# What other programs take in the place of topics, and how that is written here.
+FOREIGN_NOTATIONS = (
+    (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
+    (r"^\[.*,.*\]$", "brackets make no list; leave them out"),
+    (r"[;|]", "only commas separate topics"),
+    (r"(^|,)\s*\^|\$\s*(,|$)", "^ and $ stand for themselves; a topic is compared as a whole anyway"),
+    (r"(^|,)\s*\.\*|\.\+|\\[dDsSwWb]|\(\?", "this is no regular expression; * stands for any characters, ? for one"),
+    (r"\[\^[^\]]", "[^...] is one of these characters; one that is none of them is [!...]"),
+    (r"\\[^\w\s]", "a backslash stands for itself; brackets make a character literal, as in [,] or [*]"),
+    (r"(^|,)\s*!", "! stands for itself; nothing can be excluded"),
+    (r"(^|,)\s*(__)?topic(__)?\s*[:=]", "a topic is written without a name in front"),
+    (r"%\s*(,|$)|(^|,)\s*%", "% stands for itself; * stands for any characters"),
+    (r"[^,\s]\s+[^,\s]", "a space belongs to the topic; only commas separate topics"),
+)
+
+
+def spell_out(topic: str) -> str:
+    """A topic as it is shown: [] where there is none; escaped what would make it look like another: accents apart from
+    their letters, spaces at the ends, Greek or Cyrillic among ASCII letters."""
+    if unicodedata.normalize("NFC", topic) != topic:
+        topic = "".join(ascii(char)[1:-1] if unicodedata.combining(char) else char for char in topic)
+    for pattern in ("^ +| +$", "(?<=[A-Za-z])[\u0370-\u052f]+|[\u0370-\u052f]+(?=[A-Za-z])"):
+        topic = re.sub(pattern, lambda found: "".join("\\u%04x" % ord(char) for char in found.group()), topic)
+    return topic or "[]"
 
 
 @dataclass(frozen=True)
@@ -222,9 +253,11 @@ def parse_topics(text: str) -> tuple[TopicPattern, ...]:
     """The topics in a text of the environment, one at least. Raises ValueError, which says what would be right."""
     text = decode_utf8(text)
     if not text.isprintable():
-        raise ValueError("topics in UTF-8, of characters that can be seen")
-    topics = tuple(TopicPattern(part.strip()) for part in text.split(",") if part.strip())
-    if not topics or FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text)):
+        raise ValueError("topics separated by commas, in UTF-8, of characters that can be seen")
+    topics = tuple(TopicPattern(part.strip()) for part in TOPIC_SEPARATOR.split(text))
+    if not all(topic.spelling for topic in topics):
+        raise ValueError("topics separated by commas, one on either side of each; was the value cut off at a space?")
+    if re.search("%s|%s" % (FULLWIDTH_CHAR.pattern, COMMENT), ESCAPED_CHAR.sub("", text)):
         raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
     if any(topic.spelling[0] in "'\"" or topic.spelling[-1] in "'\"" for topic in topics):
         raise ValueError("topics separated by commas, with quotes around all of them or none")
@@ -311,6 +344,11 @@ def pattern(regex: str, expected: str) -> Callable[[str], str]:
     return validator(lambda text: text if re.fullmatch(regex, text) else None, expected)
 
 
+def word(expected: str, **words: object) -> Callable[[str], Any]:
+    """A check for one of these words, in capitals or not; their values."""
+    return validator(lambda text: words.get(text.lower()), expected)
+
+
 def in_range(kind: type[float], low: float, high: float, expected: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
     is_plain, expected = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch, "%s from %s to %s" % (expected, low, high)
@@ -333,7 +371,7 @@ def format_with_utc(unix_seconds: float) -> str:
 # A date, perhaps with a time, perhaps with its zone: Z, +08:00, +0800, UTC+8 or GMT+8.
 TIMESTAMP = re.compile(
     r"(\d{4})-(\d\d?)-(\d\d?)(?:[T ](\d\d?):(\d\d?)(?::(\d\d?)(?:\.\d+)?)?"
-    r" ?(?:(Z|UTC|GMT)|(?:UTC|GMT)?([+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
+    r" ?(?:(?P<utc>Z|UTC|GMT)|(?:UTC|GMT)?(?P<sign>[+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -342,16 +380,16 @@ def parse_cursor_start(text: str) -> str | int:
     """'begin', 'end', or a time as unix seconds; without a zone it is local time, as everywhere in the SDK. UTC+8 is
     eight hours east, as people mean it. No library reads this: dateutil's is west, and it drops zones it doesn't know.
     """
-    if text in ("begin", "end"):
-        return text
-    try:
+    text = {"earliest": "begin", "latest": "end"}.get(text.lower(), text)
+    if text.lower() in ("begin", "end"):
+        return text.lower()
+    start = int(text) if re.fullmatch("[0-9]{10}", text) else -1
+    with contextlib.suppress(AttributeError, ValueError, OverflowError):
         *parts, utc, sign, hours, minutes = TIMESTAMP.fullmatch(text).groups()  # type: ignore[union-attr]
         offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
         zone = timezone(-offset if sign == "-" else offset) if utc or sign else None
         year, month, day, hour, minute, second = (int(part or 0) for part in parts)
         start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
-    except (AttributeError, ValueError, OverflowError):
-        start = -1
     if start < 0:
         raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00")
     if start > time.time() + CLOCK_TOLERANCE:
@@ -413,7 +451,10 @@ REGION_PATTERN = re.compile(
 class Connection:
     """How to reach a project, and as whom: the source's, but with _TO another for all targets, with _TO<n> for one."""
 
-    endpoint: str = env(pattern("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
+    endpoint: str = env(
+        validator(lambda text: re.sub("^[a-zA-Z]*://", lambda scheme: scheme.group().lower(), text)
+                  if re.fullmatch("((?i:https?)://)?%s%s/?" % (HOST, PORT), text) else None,
+                  "a host such as cn-hangzhou.log.aliyuncs.com"),
         REQUIRED, "the service's host in the project's region; https:// in front turns TLS on")
     access_key_id: str = env(check_secret, REQUIRED, "id of the access key", variable="SLS_AK_ID", is_secret=True)
     access_key: str = env(check_secret, REQUIRED, "secret of the access key", variable="SLS_AK_KEY", is_secret=True)
@@ -449,9 +490,11 @@ class LogstoreConfig(Connection):
 
     def may_be_same_as(self, other: LogstoreConfig) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
-        region, so only two regions tell two of one name apart."""
-        named = [REGION_PATTERN.search(config.endpoint.lower()) for config in (self, other)]
-        are_two_regions = len({region.group(2) for region in named if region}) == 2
+        region, so only two regions tell two of one name apart. An endpoint that names its region is believed before
+        SLS_REGION is."""
+        found = [(REGION_PATTERN.search(config.endpoint.lower()), config.region) for config in (self, other)]
+        regions = {named.group(2) if named else region for named, region in found} - {""}
+        are_two_regions = len(regions) == 2
         same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
         return same_name and not are_two_regions
 
@@ -488,12 +531,14 @@ class Settings:
         "seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second at most")
     writers: int = env(in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target")
     merge_packs: bool = env(
-        validator(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false"), "false",
+        word("true or false", **dict.fromkeys(("true", "yes", "on", "1"), True),
+             **dict.fromkeys(("false", "no", "off", "0"), False)), "false",
         "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up")
     rejected_dir: str = env(check_directory, "",
         "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait")
     log_dir: str = env(check_directory, ".", "where the log file goes; empty: no file, stderr alone", may_be_empty=True)
-    log_level: str = env(pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO", "what is logged")
+    log_level: str = env(word("DEBUG, INFO, WARNING or ERROR", debug="DEBUG", info="INFO", warning="WARNING",
+                              warn="WARNING", error="ERROR"), "INFO", "what is logged")
     metrics_port: int | str = env(in_range(int, 1, 65535, "a port"), "",  # value "" without one
         "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere")
     metrics_host: str = env(
@@ -523,10 +568,26 @@ SOURCE_SETTINGS = (*CONNECTION_SETTINGS.values(), SOURCE_LOGSTORE, CONSUMER_GROU
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-NETWORK_SETTINGS = [Setting(name, check_cas, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
-NETWORK_SETTINGS += [Setting(name, check_proxy, "", "a proxy", is_secret=True) for name in PROXY_VARIABLES]
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 TARGET_STEMS = [each.variable + "_TO" for each in (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)]
 TARGET_NUMBER = "[1-9][0-9]{0,8}"
+SERVICE_LINK_NAME = r"SLS_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_[0-9]+_[A-Z]+\w*)"
+# What no value has by intent, and whence it comes.
+LEFTOVERS = (
+    (COMMENT, "what follows # is a comment to a shell alone; it gets a line of its own"),
+    (r"\$[{(]|\{\{|^\$\w+$|^%\w+%$", "it holds a variable that nothing has replaced"),
+    (r"<[^<>]+>", "it holds a placeholder that nothing has replaced"),
+    ("^(tcp|udp|sctp)://", "Kubernetes sets it so for a Service of that name; not with enableServiceLinks: false"),
+)
+# What settings are called elsewhere; ends of names.
+FOREIGN_NAMES = (
+    ("SECRET|SECRET_?KEY", "SLS_AK_KEY"),
+    ("(ACCESS_?KEY|ACCESS|KEY|AK)_?ID", "SLS_AK_ID"),
+    ("TOKEN", "SLS_STS_TOKEN"),
+    ("GROUP(_NAME)?", "SLS_CG"),
+    ("START|POSITION", "SLS_CURSOR_START"),
+)
+OTHER_PREFIXES = "(ALIBABA_?CLOUD|ALICLOUD|ALIYUN)_"
 TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
 
 
@@ -538,6 +599,12 @@ def strip_quotes(text: str) -> str:
     """Without what is around a value: space, and quotes, which a shell takes away, but `docker --env-file` doesn't."""
     text = text.strip()
     return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] in "'\"" and text.count(text[0]) == 2 else text
+
+
+def foreign_name(name: str) -> str:
+    """The setting that is called so elsewhere, "" if nobody can tell."""
+    stem, target = re.fullmatch("(.*?)(_TO[0-9]*)?", name).groups("")  # type: ignore[union-attr]
+    return next((here + target for regex, here in FOREIGN_NAMES if re.search("_(%s)$" % regex, stem)), "")
 
 
 class SettingsParser:
@@ -558,20 +625,50 @@ class SettingsParser:
         if not text and (text is None or not setting.may_be_empty):
             text = setting.default
         if text is REQUIRED:
-            self.errors.append("%s is missing: %s" % (name, setting.meaning))
+            unread = [other for other in sorted(self.environment) if re.match(OTHER_PREFIXES, other)]
+            unread = [other for other in unread if self.environment[other] and foreign_name(other) == name]
+            but = "; %s is set, but not read" % " and ".join(unread) if unread else ""
+            self.errors.append("%s is missing: %s%s" % (name, setting.meaning, but))
         elif text:
+            shown = "its value (not shown)" if setting.is_secret else repr(decode_utf8(text))
+            foreign = self.foreign_notation(setting, decode_utf8(text))
             try:
-                return setting.check(text)
+                value = setting.check(text)
+                if foreign:
+                    self.warnings.append("%s: %s looks wrong: %s" % (name, shown, foreign))
+                return value
             except ValueError as expected:
-                text = decode_utf8(text)
-                shown = "its value (not shown)" if setting.is_secret else repr(text)
                 line = "%s: %s is wrong; right would be %s" % (name, shown, expected)
-                wide = FULLWIDTH_CHAR.search(text)
-                if wide and not setting.is_secret:
-                    words = "; %r is a full-width character, type %r instead"
-                    line += words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
-                self.errors.append(line)
+                self.errors.append("; ".join(filter(None, [line, foreign])))
         return ""
+
+    def foreign_notation(self, setting: Setting, text: str) -> str:
+        """What there is to say of a value that means something else elsewhere, "" for nothing."""
+        wide = None if setting.is_secret else FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text))
+        if wide:
+            ascii_text = strip_quotes(text.translate(FULLWIDTH_TO_ASCII))
+            with contextlib.suppress(ValueError):
+                setting.check(ascii_text)
+                words = "%r is a full-width character, type %r instead"
+                return words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
+            return "%r is a full-width character" % wide.group()
+        if not setting.variable.startswith("SLS_"):
+            return ""
+        notations = (*LEFTOVERS, *FOREIGN_NOTATIONS) if setting.variable == TARGET_TOPICS.variable else LEFTOVERS
+        literal = ESCAPED_CHAR.sub("", text)
+        return next((words for regex, words in notations if re.search(regex, literal)), "")
+
+    def read_network(self, configs: Iterable[LogstoreConfig]) -> None:
+        """Checks what requests takes from the environment to reach these: of variables that stand in for each other
+        only the one that it looks at."""
+        schemes = {"https" if config.endpoint.startswith("https:") else "http" for config in configs}
+        schemes |= {"https" for config in configs if config.credentials == "oidc"}  # STS
+        groups = [(check_cas, CA_VARIABLES)] + [(check_proxy, (scheme + "_proxy", "all_proxy")) for scheme in schemes]
+        for check, names in groups:
+            # An empty one in lower case hides that in capitals.
+            heard = [name if name in self.environment else name.upper() for name in names]
+            name = next((name for name in heard if self.environment.get(name)), "")
+            self.read(Setting(name, check, "", "", is_secret=check is check_proxy))
 
     def suffix_of(self, variable: str, suffixes: Sequence[str]) -> str:
         """The first of these with which the variable is set, "" for none. An access key's variables go together: it is
@@ -637,6 +734,9 @@ class SettingsParser:
                         "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the "
                         "topic spelt like that is written %r" % (number, topic.spelling, topic.literal_spelling)
                     )
+                if TopicPattern("*") in routed and topic.exact_topic is None:
+                    words = "SLS_TOPIC_TO%d: %r takes nothing: the * of SLS_TOPIC_TO%d comes first, and takes all"
+                    self.warnings.append(words % (number, topic.spelling, routed[TopicPattern("*")]))
                 if routed.setdefault(topic, number) != number:
                     words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
                     self.errors.append(words % (number, topic.spelling, routed[topic]))
@@ -646,12 +746,19 @@ class SettingsParser:
         """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
         plain = [each.variable for each in (*SOURCE_SETTINGS, *TUNING_SETTINGS.values())]
         plain += [each.variable + "_TO" for each in CONNECTION_SETTINGS.values()]
-        for name in sorted(self.environment):
-            if name.startswith("SLS_") and name not in plain and not TARGET_VARIABLE.fullmatch(name):
+        names = [name for name in sorted(self.environment) if name.startswith("SLS_")]
+        unknown = [name for name in names if name not in plain and not TARGET_VARIABLE.fullmatch(name)]
+        links = [name for name in unknown if re.fullmatch(SERVICE_LINK_NAME, name)]
+        if links:
+            words = "%s: Kubernetes sets it for a Service that is called like that; not with enableServiceLinks: false"
+            yield words % ", ".join(links)
+        for name in unknown:
+            if name not in links:
                 number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
                 possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
-                nearest = difflib.get_close_matches(name, possible, 1, 0)
-                yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
+                nearest = difflib.get_close_matches(name, possible, 1, 0)[0]
+                meant = foreign_name(name) if foreign_name(name) in possible else nearest
+                yield "%s is not a setting of this program; did you mean %s?" % (name, meant)
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -661,9 +768,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     consumer_group = parser.read(CONSUMER_GROUP)
     targets = tuple(parser.read_targets(source))
     tuning = {name: parser.read(setting) for name, setting in TUNING_SETTINGS.items()}
-    for setting in NETWORK_SETTINGS:
-        parser.read(setting)
-    warnings = [*parser.warn_unknown_variables(), *parser.warnings]
+    parser.read_network([source, *(target.config for target in targets)])
+    warnings = list(dict.fromkeys([*parser.warn_unknown_variables(), *parser.warnings]))
     if parser.errors:
         raise SettingsError(*dict.fromkeys(parser.errors), *warnings)
     configs = [source, *(target.config for target in targets)]
@@ -674,10 +780,19 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         words = "SLS_REJECTED_DIR: any user can write to %s, and so remove or replace what is set aside; chmod 700 it"
         warnings.append((words + ", unless there are no others, as in a pod") % tuning["rejected_dir"])
     start = tuning["cursor_start"]
+    written = TIMESTAMP.fullmatch(parser.environment.get("SLS_CURSOR_START", ""))
+    if written and not (written["utc"] or written["sign"]):
+        zone, offset = os.environ.get("TZ"), format_with_utc(start)[20:25]
+        words = "SLS_CURSOR_START: %r has no offset, and is taken for local time, %s by %s; write its offset, as in %s"
+        by = "TZ=%r" % zone if zone else "this machine's clock"
+        warnings.append(words % (written.group(), offset, by, "2018-12-26T00:00:00+08:00"))
     shown = start if isinstance(start, str) else format_with_utc(start)
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % shown]
     if not parser.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
+        for number in sorted(DEFAULT_TOPICS.keys() - {target.number for target in targets}):
+            words = "no SLS_LOGSTORE_TO%d is set: its default topics, %s, go nowhere"
+            warnings.append(words % (number, DEFAULT_TOPICS[number]))
     return Settings(source=source, consumer_group=consumer_group, targets=targets, warnings=tuple(warnings),
                     notes=tuple(notes), **tuning)  # fmt: skip
 
@@ -3173,7 +3288,7 @@ class UnmatchedCounter:
     def add(self, log_group: LogGroup) -> None:
         topic = log_group.Topic
         if len(topic) > self.MAX_TOPIC_LENGTH or topic not in self.topics:
-            topic = escape_for_log(topic, self.MAX_TOPIC_LENGTH)
+            topic = spell_out(escape_for_log(topic, self.MAX_TOPIC_LENGTH))
         with self.lock:
             if not log_group.log_count:
                 self.empty += 1
@@ -4106,6 +4221,7 @@ SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
 LAST_LINES_TIMEOUT = 1.0  # seconds of these that the end waits for lines which are not written yet
 THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
+UNREAD_FILE_HINT = "dispatch_data.py: .env is there, but nobody has exported what it sets: set -a; . ./.env; set +a"
 FIRST_RUN_HINT = (
     "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
     "python3 -m tests.local_log_service demo"
@@ -4388,10 +4504,10 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         settings = read_settings(environment)
     except SettingsError as error:
-        for problem in error.args:
-            show("dispatch_data.py: %s" % problem, sys.stderr)
+        lines = ["dispatch_data.py: %s" % problem for problem in error.args]
         if any(" is missing: " in problem for problem in error.args):
-            show(FIRST_RUN_HINT, sys.stderr)
+            lines += [UNREAD_FILE_HINT] * os.path.exists(".env") + [FIRST_RUN_HINT]
+        show("\n".join(lines), sys.stderr)
         return 2
     redactor.add(float("inf"), *secret_values(settings))
     if parsed.check or parsed.status:

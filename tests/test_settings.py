@@ -185,21 +185,22 @@ def test_a_mistake_gets_one_line(changes, line):
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])
 def test_a_proxy_that_is_no_url_is_refused_and_its_password_not_shown(name):
+    endpoint = "https://e" if name.lower() == "https_proxy" else "http://e"  # one that it is used for
     wrong = ["user:pass-word@", "http://", ":8080", "http://user:pass-word@:1", "http://h:0", "h:99999", "ftp://h:21"]
     for url in [*wrong, "http://a b", "http://h/path", "http://[::1", "http://us[er:pass-word@h", "-", " http://h:1"]:
         with pytest.raises(SettingsError) as caught:
-            read(**{name: url})
+            read(**{"SLS_ENDPOINT": endpoint, name: url})
         (problem,) = caught.value.args
         assert problem.startswith(name + ": its value (not shown) is wrong; right would be a URL such as"), problem
         assert "pass-word" not in problem
     for url in ["", "h", "h:80", "http://h:80/", "HTTPS://h", "socks5h://user:p%40ss@h:1080", "u:p@ss@my_proxy:3128"]:
-        read(**{name: url})
-    read(**{name: "http://[::1]:3128"})
+        read(**{"SLS_ENDPOINT": endpoint, name: url})
+    read(**{"SLS_ENDPOINT": endpoint, name: "http://[::1]:3128"})
 
 
 def test_a_proxy_that_is_no_url_ends_the_program_in_one_line():
     for url in ("user:pass-word@", "http://[::1"):
-        ended = run_program(with_changes({"https_proxy": url}))
+        ended = run_program(with_changes({"SLS_ENDPOINT": "https://e", "https_proxy": url}))
         assert (ended.returncode, ended.stdout) == (2, "")
         assert re.fullmatch(r"dispatch_data\.py: https_proxy: [^\n]*\n", ended.stderr)
         assert "pass-word" not in ended.stderr
@@ -247,13 +248,14 @@ def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):
     ],
 )
 def test_an_unknown_name_earns_a_warning_with_the_nearest_known(name, nearest):
-    (warning,) = read(**{name: "x"}).warnings
+    (warning,) = read(**{"SLS_TOPIC_TO1": "a", name: "x"}).warnings
     assert warning.startswith(name + " is not a setting")
     assert nearest in warning
 
 
 def test_no_warning_without_need():
-    assert read(SLS_REGION_TO1="cn-beijing", SLS_PROJECT_TO="xyz", SLS_CURSOR_START="end").warnings == ()
+    changes = {"SLS_REGION_TO1": "cn-beijing", "SLS_PROJECT_TO": "xyz", "SLS_CURSOR_START": "end"}
+    assert read(SLS_TOPIC_TO1="a", **changes).warnings == ()
 
 
 def test_defaults():
