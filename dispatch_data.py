@@ -108,6 +108,7 @@ import hmac
 import http.client
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import logging.handlers
@@ -135,6 +136,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Seque
 from urllib.parse import unquote, urlencode, urlsplit
 
 try:
+    import fcntl
     import resource
 except ImportError:
     sys.exit("dispatch_data.py: this system is no Unix; on Windows it runs in WSL or a container")
@@ -2427,8 +2429,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 PROBE_CONCURRENCY = 32  # shards or logstores that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
-# How consumers of this program are called, see Consumer: group, host, process id, when the group began, chance.
-CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
+HAS_BEGUN = "consumer group %s has checkpoints and goes on from these, whatever SLS_CURSOR_START says"
+# How consumers of this program are called, see Consumer: group, host, routes, process id, when the group began, chance.
+# Those of older releases lack some of that.
+CONSUMER_NAME = re.compile(r".+?(?:_(?P<routes>[0-9a-f]{6}))?-\d+-(?P<start>[0-9a-f]{8})?[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -2627,14 +2631,57 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def show_check(settings: Settings) -> int:
-    """Prints what was found, a line for each logstore; the exit status: 1 when any is wrong or not reachable."""
+def routes_fingerprint(settings: Settings) -> str:
+    """Six digits, the same where the same topics go to logstores of the same names, by whatever endpoints."""
+    by_spelling = functools.partial(sorted, key=lambda topic: topic.spelling)
+    routes = [(topic, str(target.config)) for target in settings.targets for topic in by_spelling(target.topics)]
+    exact = sorted((topic.exact_topic, place) for topic, place in routes if topic.exact_topic is not None)
+    patterns = [(topic.spelling, place) for topic, place in routes if topic.exact_topic is None]
+    return short_hash(repr((exact, patterns)).encode())[:6]
+
+
+def describe_routes(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What each target takes, and what becomes of the rest, in words."""
+    rest = "is left out, and counted"
+    for target in settings.targets:
+        patterns = [topic.spelling for topic in target.topics if topic.exact_topic is None and topic.spelling != "*"]
+        parts = ['"%s"' % spell_out(topic.exact_topic) for topic in target.topics if topic.exact_topic]
+        parts += ["what has no topic"] * any(topic.exact_topic == "" for topic in target.topics)
+        parts += ["what is like " + " or ".join(patterns)] * bool(patterns)
+        if any(topic.spelling == "*" for topic in target.topics):
+            parts, rest = [*parts, "what is left"], ""
+        yield target.name, "takes " + ", ".join(parts)
+    if rest:
+        yield "what no target takes", rest
+
+
+def show_check(settings: Settings, offline: bool) -> int:
+    """Prints what was found, a line for each logstore, and the routes; the exit status: 1 when any is wrong or not
+    reachable. `offline` asks nobody, and prints what the settings alone say."""
     sources = CredentialSources()
-    results = probe_all(settings, sources)
-    keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
-    show(table([(result.subject, str(result)) for result in results] + keys))
-    show("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
+    results = [] if offline else probe_all(settings, sources)
+    keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source and not offline]
+    lines = [table([(result.subject, str(result)) for result in results] + keys)] if results else []
+    lines += [table([*describe_routes(settings), ("routes", routes_fingerprint(settings))]), *settings.notes]
+    if results and results[0].verdict is Verdict.OK and results[0].group_has_begun:
+        lines.append(HAS_BEGUN % settings.consumer_group)
+    show("\n".join([*lines, *("warning: " + warning for warning in settings.warnings)]))
     return int(any(result.verdict in (Verdict.WRONG, Verdict.UNREACHABLE) for result in results))
+
+
+def show_route(settings: Settings, topics: Sequence[str]) -> int:
+    """Prints where each topic goes, and by which variable; the exit status: 1 when one of them goes nowhere."""
+    routes = Routes({target.number: target.topics for target in settings.targets})
+    targets = {target.number: target for target in settings.targets}
+    numbers = [routes.target_of(decode_utf8(topic)) for topic in topics]
+    rows = []
+    for topic, number in zip(topics, numbers):
+        by = "no SLS_TOPIC_TO<n> has it"
+        if number is not None:
+            by = "SLS_TOPIC_TO%d=%s" % (number, ",".join(topic.spelling for topic in targets[number].topics))
+        rows.append((spell_out(decode_utf8(topic)), targets[number].name if number is not None else "nowhere", by))
+    show(table(rows))
+    return int(None in numbers)
 
 
 def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
@@ -3769,11 +3816,11 @@ class Consumer(ConsumerWorker):
         self.lock = threading.Lock()  # over:
         self.buffered_bytes = 0  # of batches that its shards hold
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
-        # process id repeat themselves in containers. It says when the group began, which `find_group_start` of later
-        # copies reads in the checkpoints.
+        # process id repeat themselves in containers. In the checkpoints, other copies read of it what the routes are,
+        # see GroupMember.compare_routes, and when the group began, see GroupMember.find_group_start.
         host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
-        words = member.group[:20], host[:12], os.getpid(), member.group_start, uuid.uuid4().hex[:12]
-        self.name_in_group = "%s-%s-%d-%08x%s" % words
+        words = member.group[:13], host[:12], member.fingerprint, os.getpid(), member.group_start, uuid.uuid4().hex[:12]
+        self.name_in_group = "%s-%s_%s-%d-%08x%s" % words
         hub_config = LogHubConfig(
             config.endpoint, config.access_key_id, config.access_key, config.project, config.logstore,
             member.group, self.name_in_group, shared_executor=member.tasks,
@@ -3841,6 +3888,7 @@ class GroupMember(threading.Thread):
     """
 
     FIRST_CHECKPOINT_TIMEOUT = 60.0  # seconds: a few calls may be answered late, and one in vain
+    RECENT_SAVE = 60.0  # seconds; who has saved a checkpoint within them, or the group's timeout, is there
 
     def __init__(self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources) -> None:
         super().__init__(name="joins", daemon=True)
@@ -3862,6 +3910,9 @@ class GroupMember(threading.Thread):
         self.consumer: Consumer | None = None  # the present one, or the last
         self.last_heartbeat: float | None = None  # unix seconds
         self.lag: float | None = None  # seconds, as last measured
+        self.fingerprint = routes_fingerprint(settings)
+        self.differing: list[str] = []  # consumers with other routes than this copy, as last seen
+        self.differing_told, self.differing_throttle = False, LogThrottle()
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
         self.is_older_than_group = False  # that look of it, certainly
@@ -3950,6 +4001,7 @@ class GroupMember(threading.Thread):
             self.look_at_ends()
             checkpoints = self.wait_for_first_checkpoint(checkpoints)
         if has_checkpoints(checkpoints):
+            log.info("%s: " + HAS_BEGUN, self.subject, self.group)
             self.group_start, self.end_cursors_at_start = self.start_by_names(checkpoints), {}
         elif not self.end_cursors_at_start:
             self.group_start = int(self.source.client.server_time())
@@ -3978,7 +4030,7 @@ class GroupMember(threading.Thread):
         own_name = self.consumer.name_in_group if self.consumer else ""
         names = {entry.get("consumer") or "" for entry in checkpoints.values()} - {own_name}
         found = [CONSUMER_NAME.fullmatch(name) for name in names]
-        return min([int(name.group(1), 16) for name in found if name and name.group(1)], default=0)
+        return min([int(name["start"], 16) for name in found if name and name["start"]], default=0)
 
     def take_older_start(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> None:
         """Has the group begin when another copy says, if that is earlier: within the same second its time is, for
@@ -4029,6 +4081,28 @@ class GroupMember(threading.Thread):
         except Exception:  # any: the thread that tells must go on telling
             self.lag = None
 
+    def compare_routes(self) -> None:
+        """Tells, at growing intervals, while others that save checkpoints have other routes than this copy: then it
+        depends on the shard what becomes of a log. Raises CallError."""
+        consumer, held = self.consumer, self.held_shards()
+        if not consumer:
+            return
+        entries = self.source.checkpoints(self.group)
+        recent = self.source.client.server_time() - max(consumer.heartbeat.group_timeout, self.RECENT_SAVE)
+        others = [entry for shard, entry in entries.items() if shard not in held]
+        names = {entry.get("consumer") or "" for entry in others if (entry.get("updateTime") or 0) / 1e6 > recent}
+        found = [name for name in map(CONSUMER_NAME.fullmatch, sorted(names)) if name and name["routes"]]
+        differing = [name for name in found if name["routes"] != self.fingerprint]
+        self.differing = [name.group() for name in differing]
+        if differing and self.differing_throttle.admit():
+            self.differing_told = True
+            words = "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; give all "
+            words += "copies the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
+            log.warning(words, self.subject, ", ".join(self.differing[:3]), differing[0]["routes"], self.fingerprint)
+        elif self.differing_told and not differing:
+            self.differing_told = False
+            log.warning("%s: no other consumer has other routes than this copy any more", self.subject)
+
     def summary(self, lag_seconds: float | None = None) -> list[str]:
         """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
         lag = "unknown" if lag_seconds is None else "%d" % lag_seconds
@@ -4069,6 +4143,8 @@ METRICS = (
     Metric("copy", "shards_held", "Shards that this copy holds.", lambda it: len(it.held_shards())),
     Metric("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
            lambda it: it.lag if it.held_shards() else None),
+    Metric("copy", "routes_differ", "Consumers of the group that have other routes than this copy.",
+           lambda it: len(it.differing)),
     Metric("copy", "last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.",
            lambda it: it.last_heartbeat),
     Metric("key", "credentials_expire_timestamp_seconds", "When the key ends.", lambda it: it.key and it.key.end),
@@ -4303,13 +4379,49 @@ class LogWriter(logging.Handler):
 
 class QuietLogFile(logging.handlers.RotatingFileHandler):
     """A log file whose trouble, such as a full disk, is told on stderr and stops nothing. Where somebody has moved or
-    deleted it, as logrotate does, it is begun anew."""
+    deleted it, as logrotate does, it is begun anew. Its process holds a lock on it, by which others tell that it is
+    written to: processes of one id, in containers that share a directory, and whoever makes room."""
 
-    def __init__(self, path: str, stderr: LogWriter) -> None:
+    NAME = re.compile(r"(dispatch_data_\d+(?:-\d+)?\.log)(?:\.\d+)?")  # with what a full one is renamed to
+    KEPT = 20  # files of processes that have ended
+
+    def __init__(self, directory: str, stderr: LogWriter) -> None:
         """Raises OSError when the file can't be made."""
-        super().__init__(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+        self.stem = os.path.join(os.path.abspath(directory), "dispatch_data_%d" % os.getpid())
+        super().__init__(self.stem + ".log", maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
         self.stderr = stderr
         self.throttle = LogThrottle()
+        self.make_room(directory)
+
+    def _open(self) -> Any:
+        """Called by RotatingFileHandler: opens the first file of those that may be meant that nobody else writes to."""
+        for number in itertools.count(1):
+            self.baseFilename = self.stem + ("-%d" % number if number > 1 else "") + ".log"
+            file = super()._open()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                continue
+            except OSError:  # a file system without locks
+                pass
+            return file
+
+    def make_room(self, directory: str) -> None:
+        """Deletes what the processes have left behind that have ended, but for the newest files."""
+        left = []
+        for entry in os.scandir(directory):
+            name = self.NAME.fullmatch(entry.name)
+            with contextlib.suppress(OSError):
+                if (
+                    name
+                    and entry.is_file(follow_symlinks=False)
+                    and not is_locked(os.path.join(directory, name.group(1)))
+                ):
+                    left.append((entry.stat().st_mtime, entry.path))
+        for _, path in sorted(left)[: -self.KEPT]:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
     def shouldRollover(self, record: logging.LogRecord) -> Any:
         """Called with each record before it is written, and opens the file where there is none."""
@@ -4325,6 +4437,16 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
             self.stderr.add_line(escape_for_log(words % (self.baseFilename, sys.exc_info()[1]), 2000))
 
 
+def is_locked(path: str) -> bool:
+    """Whether somebody holds a lock on a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def set_up_logging(settings: Settings) -> list[LogWriter]:
     """To stderr, and to a file of this process's own; stderr gets only warnings when it is no terminal but a file.
 
@@ -4334,8 +4456,7 @@ def set_up_logging(settings: Settings) -> list[LogWriter]:
     writers = [LogWriter(logging.StreamHandler(), "writes stderr")]
     if settings.log_dir:
         writers[0].setLevel(logging.NOTSET if sys.stderr.isatty() else logging.WARNING)
-        path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
-        writers.append(LogWriter(QuietLogFile(path, writers[0]), "writes the log file"))
+        writers.append(LogWriter(QuietLogFile(settings.log_dir, writers[0]), "writes the log file"))
     logging.basicConfig(level=settings.log_level, handlers=writers)
     if settings.log_level != "DEBUG":
         # What the SDK would say of failing calls, once each, RetryLog says in sums.
@@ -4364,8 +4485,9 @@ def help_text() -> str:
         "      the same for all targets; with _TO<n>: for target n",
         "\n tuning:", *rows(TUNING_SETTINGS.values()),
         "\nexit status:",
-        "  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag",
-        "  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown",
+        "  0  stopped as asked; --check: nothing is wrong; --route: each goes somewhere; --status: within --max-lag",
+        "  1  could not start, or ended by itself; --check: something is wrong; --route: one goes nowhere;",
+        "     --status: beyond --max-lag, or unknown",
         "  2  the settings or the arguments are wrong",
     ])  # fmt: skip
 
@@ -4409,6 +4531,7 @@ def report_loop(member: GroupMember) -> None:
                     member.measure_lag()
                     log_summary(member, member.lag)
                     next_summary = time.monotonic() + SUMMARY_INTERVAL
+                    member.compare_routes()
 
 
 def tune_process() -> None:
@@ -4479,7 +4602,8 @@ def non_negative_float(text: str) -> float:
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
-        usage="dispatch_data.py [--check | --status [--json] [--max-lag SECONDS] | --version | --help]",
+        usage="dispatch_data.py [--check [--offline] | --route TOPIC ... | --status [--json] [--max-lag SECONDS] | "
+        "--version | --help]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -4488,6 +4612,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="try the settings, the source and the targets, and end")
     action.add_argument("--status", action="store_true", help="show how far the consumer group is, and end")
+    action.add_argument("--route", nargs="+", metavar="TOPIC", help='show where each topic goes ("": none), and end')
+    parser.add_argument("--offline", action="store_true", help="with --check: of the settings alone, and ask nobody")
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
     parser.add_argument(
         "--max-lag", type=non_negative_float, metavar="SECONDS", help="with --status: exit status 1 beyond it"
@@ -4495,7 +4621,18 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if not parsed.status and (parsed.json or parsed.max_lag is not None):
         parser.error("--json and --max-lag go with --status")
+    if parsed.offline and not parsed.check:
+        parser.error("--offline goes with --check")
     return parsed
+
+
+def show_what_is_asked(settings: Settings, parsed: argparse.Namespace) -> int:
+    """Prints it; the exit status."""
+    if parsed.check:
+        return show_check(settings, parsed.offline)
+    if parsed.route:
+        return show_route(settings, parsed.route)
+    return show_status(settings, parsed.json, parsed.max_lag)
 
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
@@ -4510,9 +4647,9 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         show("\n".join(lines), sys.stderr)
         return 2
     redactor.add(float("inf"), *secret_values(settings))
-    if parsed.check or parsed.status:
+    if parsed.check or parsed.status or parsed.route:
         logging.disable(logging.CRITICAL)  # what there is to say goes to stdout
-        return show_check(settings) if parsed.check else show_status(settings, parsed.json, parsed.max_lag)
+        return show_what_is_asked(settings, parsed)
     try:
         writers = set_up_logging(settings)
     except OSError as error:
