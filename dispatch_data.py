@@ -4096,8 +4096,10 @@ class GroupMember(threading.Thread):
         self.differing = [name.group() for name in differing]
         if differing and self.differing_throttle.admit():
             self.differing_told = True
-            words = "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; give all "
-            words += "copies the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
+            words = (
+                "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; give "
+            )
+            words += "all copies the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
             log.warning(words, self.subject, ", ".join(self.differing[:3]), differing[0]["routes"], self.fingerprint)
         elif self.differing_told and not differing:
             self.differing_told = False
@@ -4409,8 +4411,11 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
 
     def make_room(self, directory: str) -> None:
         """Deletes what the processes have left behind that have ended, but for the newest files."""
-        left = []
-        for entry in os.scandir(directory):
+        left: list[tuple[float, str]] = []
+        entries: list[os.DirEntry[str]] = []
+        with contextlib.suppress(OSError):
+            entries += os.scandir(directory)
+        for entry in entries:
             name = self.NAME.fullmatch(entry.name)
             with contextlib.suppress(OSError):
                 if (
