@@ -507,7 +507,7 @@ class TargetSettings:
     config: LogstoreConfig
     topics: tuple[TopicPattern, ...] = env(parse_topics, REQUIRED,
         "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
-        "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]",
+        "has no topic; what is no letter is itself alone in brackets: app[[]1] is the topic app[1], a[,]b is a,b",
         variable="SLS_TOPIC")
 
     @property
@@ -525,8 +525,8 @@ class Settings:
     consumer_group: str = env(pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"), REQUIRED,
         "the consumer group, the same for all copies", variable="SLS_CG")
     cursor_start: str | int = env(parse_cursor_start, "begin",  # "begin", "end" or unix seconds
-        "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; without an "
-        "offset or Z it is local time")
+        "where a group without checkpoints begins: begin (earliest), end (latest), or a time such as "
+        "2018-12-26T00:00:00+08:00; without an offset or Z it is local time")
     heartbeat_interval: int = env(in_range(int, 1, 300, "whole seconds"), "20",
         "seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
     fetch_interval: float = env(in_range(float, 0.01, 60, "seconds"), "0.4",
@@ -538,7 +538,8 @@ class Settings:
         "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up")
     rejected_dir: str = env(check_directory, "",
         "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait")
-    log_dir: str = env(check_directory, ".", "where the log file goes; empty: no file, stderr alone", may_be_empty=True)
+    log_dir: str = env(check_directory, ".", "where the log file goes, beside the newest of processes that have ended; "
+        "empty: no file, stderr alone", may_be_empty=True)
     log_level: str = env(word("DEBUG, INFO, WARNING or ERROR", debug="DEBUG", info="INFO", warning="WARNING",
                               warn="WARNING", error="ERROR"), "INFO", "what is logged")
     metrics_port: int | str = env(in_range(int, 1, 65535, "a port"), "",  # value "" without one

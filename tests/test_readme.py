@@ -353,6 +353,7 @@ def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
     series = "dispatch_data_%s{job='logs'%s}"
     now_and_then = {
         "lag_seconds": ("0x10 400x20", "", "DispatchDataBehind", ""),
+        "routes_differ": ("0x10 1x40", "", "DispatchDataRoutesDiffer", ""),
         "puts_failing": ("0x10 3x20", ", target='2', logstore='p/l'", "DispatchDataPutsFailing", "p/l"),
         "last_heartbeat_timestamp_seconds": ("0+60x10 600x20", "", "DispatchDataNotConsuming", ""),
     }
