@@ -244,6 +244,9 @@ class TopicPattern:
         return re.compile(fnmatch.translate(self.spelling))
 
 
+ALL_TOPICS = TopicPattern("*")
+
+
 def decode_utf8(text: str) -> str:
     """A text of the environment as UTF-8, whatever the locale says; PyPy reads ASCII where none is set, as in cron."""
     with contextlib.suppress(UnicodeError):
@@ -393,7 +396,7 @@ def parse_cursor_start(text: str) -> str | int:
         year, month, day, hour, minute, second = (int(part or 0) for part in parts)
         start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
     if start < 0:
-        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00")
+        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00, or in seconds, 1545753600")
     if start > time.time() + CLOCK_TOLERANCE:
         raise ValueError("a time that has passed; this machine's clock says %s" % format_with_utc(time.time()))
     return start
@@ -737,19 +740,19 @@ class SettingsParser:
                         "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the "
                         "topic spelt like that is written %r" % (number, topic.spelling, topic.literal_spelling)
                     )
-                if TopicPattern("*") in routed and topic.exact_topic is None:
+                if routed.get(ALL_TOPICS, number) != number and topic.exact_topic is None:
                     words = "SLS_TOPIC_TO%d: %r takes nothing: the * of SLS_TOPIC_TO%d comes first, and takes all"
-                    self.warnings.append(words % (number, topic.spelling, routed[TopicPattern("*")]))
+                    self.warnings.append(words % (number, topic.spelling, routed[ALL_TOPICS]))
                 if routed.setdefault(topic, number) != number:
                     words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
                     self.errors.append(words % (number, topic.spelling, routed[topic]))
             yield TargetSettings(number, config, topics)
 
     def warn_unknown_variables(self) -> Iterator[str]:
-        """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
+        """A warning for each SLS_ variable, in capitals or not, that means nothing, with the nearest name that does."""
         plain = [each.variable for each in (*SOURCE_SETTINGS, *TUNING_SETTINGS.values())]
         plain += [each.variable + "_TO" for each in CONNECTION_SETTINGS.values()]
-        names = [name for name in sorted(self.environment) if name.startswith("SLS_")]
+        names = [name for name in sorted(self.environment) if name.upper().startswith("SLS_")]
         unknown = [name for name in names if name not in plain and not TARGET_VARIABLE.fullmatch(name)]
         links = [name for name in unknown if re.fullmatch(SERVICE_LINK_NAME, name)]
         if links:
@@ -759,7 +762,7 @@ class SettingsParser:
             if name not in links:
                 number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
                 possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
-                nearest = difflib.get_close_matches(name, possible, 1, 0)[0]
+                nearest = difflib.get_close_matches(name.upper(), possible, 1, 0)[0]
                 meant = foreign_name(name) if foreign_name(name) in possible else nearest
                 yield "%s is not a setting of this program; did you mean %s?" % (name, meant)
 
@@ -2645,11 +2648,11 @@ def describe_routes(settings: Settings) -> Iterator[tuple[str, str]]:
     """What each target takes, and what becomes of the rest, in words."""
     rest = "is left out, and counted"
     for target in settings.targets:
-        patterns = [topic.spelling for topic in target.topics if topic.exact_topic is None and topic.spelling != "*"]
+        patterns = [topic.spelling for topic in target.topics if topic.exact_topic is None and topic != ALL_TOPICS]
         parts = ['"%s"' % spell_out(topic.exact_topic) for topic in target.topics if topic.exact_topic]
         parts += ["what has no topic"] * any(topic.exact_topic == "" for topic in target.topics)
         parts += ["what is like " + " or ".join(patterns)] * bool(patterns)
-        if any(topic.spelling == "*" for topic in target.topics):
+        if ALL_TOPICS in target.topics:
             parts, rest = [*parts, "what is left"], ""
         yield target.name, "takes " + ", ".join(parts)
     if rest:
@@ -2659,10 +2662,12 @@ def describe_routes(settings: Settings) -> Iterator[tuple[str, str]]:
 def show_check(settings: Settings, offline: bool) -> int:
     """Prints what was found, a line for each logstore, and the routes; the exit status: 1 when any is wrong or not
     reachable. `offline` asks nobody, and prints what the settings alone say."""
-    sources = CredentialSources()
-    results = [] if offline else probe_all(settings, sources)
-    keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source and not offline]
-    lines = [table([(result.subject, str(result)) for result in results] + keys)] if results else []
+    results, lines = [], []
+    if not offline:
+        sources = CredentialSources()
+        results = probe_all(settings, sources)
+        keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
+        lines.append(table([(result.subject, str(result)) for result in results] + keys))
     lines += [table([*describe_routes(settings), ("routes", routes_fingerprint(settings))]), *settings.notes]
     if results and results[0].verdict is Verdict.OK and results[0].group_has_begun:
         lines.append(HAS_BEGUN % settings.consumer_group)

@@ -227,6 +227,9 @@ def test_check_shows_who_takes_what_and_offline_asks_nobody(service):
         assert "left out" not in "".join(lines)
     assert status == 0 and sum(service.calls().values()) == before
     assert run(service, "--check", "--offline", SLS_WRITERS="0")[0] == 2
+    agent = "http://%s" % service.endpoint.rpartition("//")[2]
+    assert run(service, "--check", "--offline", SLS_AK_ID=None, SLS_AK_KEY=None, SLS_CREDENTIALS=agent)[0] == 0
+    assert sum(service.calls().values()) == before
 
 
 def test_route_says_where_a_topic_goes_and_by_which_variable(service):

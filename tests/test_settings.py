@@ -281,6 +281,8 @@ def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):
         ("SLS_CONSUMER_GROUP", "SLS_CG"),
         ("SLS_START_POSITION", "SLS_CURSOR_START"),
         ("SLS_HEARTBEAT", "SLS_HEARTBEAT_INTERVAL"),
+        ("sls_logstore_to2", "SLS_LOGSTORE_TO2"),
+        ("Sls_Fetch_Interval", "SLS_FETCH_INTERVAL"),
         ("SLS_PROJEKT", "SLS_PROJECT"),
         ("SLS_ENDPONT_TO", "SLS_ENDPOINT_TO"),
         ("SLS_LOGSTORE_TO0", "SLS_LOGSTORE_TO"),
@@ -395,7 +397,7 @@ def test_a_pattern_behind_one_that_takes_all_is_named():
     numbers, (warning,) = topics_found(["a,*", "app-*,b"], ["app-1", "b"])
     assert numbers == [1, 2]
     assert warning == "SLS_TOPIC_TO2: 'app-*' takes nothing: the * of SLS_TOPIC_TO1 comes first, and takes all"
-    assert topics_found(["app-*", "*,b"], ["app-1", "b", "c"]) == ([1, 2, 2], ())
+    assert topics_found(["app-*", "*,b,c*"], ["app-1", "b", "c"]) == ([1, 2, 2], ())
 
 
 @pytest.mark.parametrize("zone, offset", [("UTC+8", "-0800"), ("Asia/Beijing", "+0000"), ("Asia/Shanghai", "+0800")])
