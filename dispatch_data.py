@@ -193,18 +193,18 @@ FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
 # What is no letter, alone in brackets, is the character itself; a full-width one without them is taken for a slip.
 ESCAPED_CHAR = re.compile(r"\[([^\w!\]]|%s)\]" % FULLWIDTH_CHAR.pattern)
 TOPIC_SEPARATOR = re.compile(r"(?<!\[),|,(?!\])")  # a comma, but for [,]
-COMMENT = r"(?:^|\s)#(?:\s|$)|\s#"  # a shell drops it, docker --env-file and kubectl don't
+COMMENT = r"\s#|^#(?:\s|$)"  # a shell drops it, docker --env-file and kubectl don't
 # What other programs take in the place of topics, and how that is written here.
 FOREIGN_NOTATIONS = (
     (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
     (r"^\[.*,.*\]$", "brackets make no list; leave them out"),
     (r"[;|]", "only commas separate topics"),
-    (r"(^|,)\s*\^|\$\s*(,|$)", "^ and $ stand for themselves; a topic is compared as a whole anyway"),
+    (r"(^|,)\s*/?\^|\$/?\s*(,|$)", "^ and $ stand for themselves; a topic is compared as a whole anyway"),
     (r"(^|,)\s*\.\*|\.\+|\\[dDsSwWb]|\(\?", "this is no regular expression; * stands for any characters, ? for one"),
     (r"\[\^[^\]]", "[^...] is one of these characters; one that is none of them is [!...]"),
     (r"\\[^\w\s]", "a backslash stands for itself; brackets make a character literal, as in [,] or [*]"),
     (r"(^|,)\s*!", "! stands for itself; nothing can be excluded"),
-    (r"(^|,)\s*(__)?topic(__)?\s*[:=]", "a topic is written without a name in front"),
+    (r"(^|,)\s*(__topic__|topic|re|regexp?|glob)\s*[:=]", "a topic is written without a name in front"),
     (r"%\s*(,|$)|(^|,)\s*%", "% stands for itself; * stands for any characters"),
     (r"[^,\s]\s+[^,\s]", "a space belongs to the topic; only commas separate topics"),
 )
@@ -385,9 +385,9 @@ def parse_cursor_start(text: str) -> str | int:
     """'begin', 'end', or a time as unix seconds; without a zone it is local time, as everywhere in the SDK. UTC+8 is
     eight hours east, as people mean it. No library reads this: dateutil's is west, and it drops zones it doesn't know.
     """
-    text = {"earliest": "begin", "latest": "end"}.get(text.lower(), text)
-    if text.lower() in ("begin", "end"):
-        return text.lower()
+    place = {"earliest": "begin", "latest": "end"}.get(text.lower(), text.lower())
+    if place in ("begin", "end"):
+        return place
     start = int(text) if re.fullmatch("[0-9]{10}", text) else -1
     with contextlib.suppress(AttributeError, ValueError, OverflowError):
         *parts, utc, sign, hours, minutes = TIMESTAMP.fullmatch(text).groups()  # type: ignore[union-attr]
@@ -541,7 +541,7 @@ class Settings:
         "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up")
     rejected_dir: str = env(check_directory, "",
         "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait")
-    log_dir: str = env(check_directory, ".", "where the log file goes, beside the newest of processes that have ended; "
+    log_dir: str = env(check_directory, ".", "where the log file goes, the newest of those before it stay; "
         "empty: no file, stderr alone", may_be_empty=True)
     log_level: str = env(word("DEBUG, INFO, WARNING or ERROR", debug="DEBUG", info="INFO", warning="WARNING",
                               warn="WARNING", error="ERROR"), "INFO", "what is logged")
@@ -578,7 +578,7 @@ CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 TARGET_STEMS = [each.variable + "_TO" for each in (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)]
 TARGET_NUMBER = "[1-9][0-9]{0,8}"
 SERVICE_LINK_NAME = r"SLS_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_[0-9]+_[A-Z]+\w*)"
-# What no value has by intent, and whence it comes.
+# What no value has by intent, and where it comes from.
 LEFTOVERS = (
     (COMMENT, "what follows # is a comment to a shell alone; it gets a line of its own"),
     (r"\$[{(]|\{\{|^\$\w+$|^%\w+%$", "it holds a variable that nothing has replaced"),
@@ -3917,7 +3917,7 @@ class GroupMember(threading.Thread):
         self.last_heartbeat: float | None = None  # unix seconds
         self.lag: float | None = None  # seconds, as last measured
         self.fingerprint = routes_fingerprint(settings)
-        self.differing: list[str] = []  # consumers with other routes than this copy, as last seen
+        self.differing: list[str] = []  # consumers with other routes than this copy, as last looked
         self.differing_told, self.differing_throttle = False, LogThrottle()
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
@@ -4103,9 +4103,9 @@ class GroupMember(threading.Thread):
         if differing and self.differing_throttle.admit():
             self.differing_told = True
             words = (
-                "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; give "
+                "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; all "
             )
-            words += "all copies the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
+            words += "copies are to have the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
             log.warning(words, self.subject, ", ".join(self.differing[:3]), differing[0]["routes"], self.fingerprint)
         elif self.differing_told and not differing:
             self.differing_told = False
@@ -4390,8 +4390,8 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
     deleted it, as logrotate does, it is begun anew. Its process holds a lock on it, by which others tell that it is
     written to: processes of one id, in containers that share a directory, and whoever makes room."""
 
-    NAME = re.compile(r"(dispatch_data_\d+(?:-\d+)?\.log)(?:\.\d+)?")  # with what a full one is renamed to
-    KEPT = 20  # files of processes that have ended
+    NAME = re.compile(r"(dispatch_data_\d+(?:-\d+)?\.log)(?:\.\d+)?")  # one that is full gets a number at its end
+    KEPT = 20  # files
 
     def __init__(self, directory: str, stderr: LogWriter) -> None:
         """Raises OSError when the file can't be made."""
@@ -4416,23 +4416,17 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
             return file
 
     def make_room(self, directory: str) -> None:
-        """Deletes what the processes have left behind that have ended, but for the newest files."""
-        left: list[tuple[float, str]] = []
-        entries: list[os.DirEntry[str]] = []
+        """Deletes all but the newest files and those that are written to."""
+        files = []
         with contextlib.suppress(OSError):
-            entries += os.scandir(directory)
-        for entry in entries:
-            name = self.NAME.fullmatch(entry.name)
+            for entry in os.scandir(directory):
+                name = self.NAME.fullmatch(entry.name)
+                if name and entry.is_file(follow_symlinks=False):
+                    files.append((entry.stat().st_mtime, entry.path, os.path.join(directory, name.group(1))))
+        for _, path, written_to in sorted(files)[: -self.KEPT]:
             with contextlib.suppress(OSError):
-                if (
-                    name
-                    and entry.is_file(follow_symlinks=False)
-                    and not is_locked(os.path.join(directory, name.group(1)))
-                ):
-                    left.append((entry.stat().st_mtime, entry.path))
-        for _, path in sorted(left)[: -self.KEPT]:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+                if not is_locked(written_to):
+                    os.unlink(path)
 
     def shouldRollover(self, record: logging.LogRecord) -> Any:
         """Called with each record before it is written, and opens the file where there is none."""

@@ -746,7 +746,7 @@ def test_a_log_file_that_is_full_goes_on_beside_another_of_its_name(tmp_path):
 
 
 @pytest.mark.quick
-def test_log_files_of_processes_that_have_ended_are_bounded_in_number(tmp_path):
+def test_log_files_are_bounded_in_number_but_for_those_that_are_written_to(tmp_path):
     live = dispatch_data.QuietLogFile(str(tmp_path), None)
     others = ["nginx.log", "dispatch_data_x.log", "dispatch_data_7.log.gz", "dispatch_data_8.log.d"]
     of_live = [os.path.basename(live.baseFilename), os.path.basename(live.baseFilename) + ".1"]
@@ -755,13 +755,13 @@ def test_log_files_of_processes_that_have_ended_are_bounded_in_number(tmp_path):
         for pid in range(1000001, 1000021)
         for name in ("dispatch_data_%d.log.1" % pid, "dispatch_data_%d.log" % pid)
     ]
-    for age, name in enumerate([*ended, *others, *of_live]):
+    for age, name in enumerate([*of_live, *others, *ended]):
         path = tmp_path / name
         path.mkdir() if name.endswith(".d") else path.touch()
         os.utime(str(path), (age, age))
     dispatch_data.QuietLogFile(str(tmp_path), None).close()
-    left = {path.name for path in tmp_path.iterdir()} - {os.path.basename(live.stem) + "-2.log"}
-    assert left == {*ended[-live.KEPT :], *others, *of_live}
+    newest = [*ended, os.path.basename(live.stem) + "-2.log"][-live.KEPT :]
+    assert {path.name for path in tmp_path.iterdir()} == {*newest, *others, *of_live}
     live.close()
 
 
