@@ -258,7 +258,7 @@ def parse_topics(text: str) -> tuple[TopicPattern, ...]:
     """The topics in a text of the environment, one at least. Raises ValueError, which says what would be right."""
     text = decode_utf8(text)
     if not text.isprintable():
-        raise ValueError("topics separated by commas, in UTF-8, of characters that can be seen")
+        raise ValueError("topics in UTF-8, of characters that can be seen, separated by commas")
     topics = tuple(TopicPattern(part.strip()) for part in TOPIC_SEPARATOR.split(text))
     if not all(topic.spelling for topic in topics):
         raise ValueError("topics separated by commas, one on either side of each; was the value cut off at a space?")

@@ -91,7 +91,7 @@ MISTAKES = [
     ({"SLS_TOPIC_TO1": "a", "SLS_PROJECT_TO5": "xyz", "SLS_TOPIC_TO5": "x"}, r"SLS_LOGSTORE_TO5 is missing: "),
     ({"SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "x"}, r"SLS_TOPIC_TO1 is missing: "),
     ({"SLS_TOPIC_TO1": ""}, r"SLS_TOPIC_TO1 is missing: "),
-    ({"SLS_TOPIC_TO1": " , ,"}, r"SLS_TOPIC_TO1: ', ,' is wrong; right would be topics separated by commas"),
+    ({"SLS_TOPIC_TO1": " , ,"}, r"SLS_TOPIC_TO1: ', ,' is wrong; right would be topics .*separated by commas"),
     (
         {"SLS_TOPIC_TO1": "nginx", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "sql, nginx"},
         r"SLS_TOPIC_TO2: 'nginx' is routed by SLS_TOPIC_TO1",
@@ -99,7 +99,7 @@ MISTAKES = [
     ({"SLS_TOPIC_TO1": "ngnix,"}, r"SLS_TOPIC_TO1: 'ngnix,' is wrong; .* cut off at a space"),
     ({"SLS_TOPIC_TO1": ",nginx"}, r"SLS_TOPIC_TO1: ',nginx' is wrong; .* one on either side of each"),
     ({"SLS_TOPIC_TO1": "a, ,b"}, r"SLS_TOPIC_TO1: 'a, ,b' is wrong"),
-    ({"SLS_TOPIC_TO1": "a\nb"}, r"SLS_TOPIC_TO1: 'a\\nb' is wrong; right would be topics separated by commas"),
+    ({"SLS_TOPIC_TO1": "a\nb"}, r"SLS_TOPIC_TO1: 'a\\nb' is wrong; right would be topics .*separated by commas"),
     ({"SLS_TOPIC_TO1": "nginx # the web servers"}, r"SLS_TOPIC_TO1: .* is wrong; .* what follows # is a comment to a"),
     ({"SLS_TOPIC_TO1": "nginx #web"}, r"SLS_TOPIC_TO1: .* is wrong; .* comment"),
     ({"SLS_TOPIC_TO1": "# the web servers"}, r"SLS_TOPIC_TO1: .* is wrong; .* comment"),
