@@ -190,10 +190,11 @@ FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u20
 FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
 
 
-# What is no letter, alone in brackets, is the character itself; a full-width one without them is taken for a slip.
+# Alone in brackets, a character that is neither letter nor digit, nor !, is itself. A full-width one without them is taken
+# for a slip.
 ESCAPED_CHAR = re.compile(r"\[([^\w!\]]|%s)\]" % FULLWIDTH_CHAR.pattern)
 TOPIC_SEPARATOR = re.compile(r"(?<!\[),|,(?!\])")  # a comma, but for [,]
-COMMENT = r"\s#|^#(?:\s|$)"  # a shell drops it, docker --env-file and kubectl don't
+COMMENT = r"\s#|^#(?:\s|$)"  # behind a value: shells drop it, docker --env-file, kubectl and systemd don't
 # What other programs take in the place of topics, and how that is written here.
 FOREIGN_NOTATIONS = (
     (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
@@ -510,7 +511,7 @@ class TargetSettings:
     config: LogstoreConfig
     topics: tuple[TopicPattern, ...] = env(parse_topics, REQUIRED,
         "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
-        "has no topic; what is no letter is itself alone in brackets: app[[]1] is the topic app[1], a[,]b is a,b",
+        "has no topic; a character in brackets is itself: app[[]1] is the topic app[1], a[,]b is a,b",
         variable="SLS_TOPIC")
 
     @property
@@ -580,7 +581,7 @@ TARGET_NUMBER = "[1-9][0-9]{0,8}"
 SERVICE_LINK_NAME = r"SLS_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_[0-9]+_[A-Z]+\w*)"
 # What no value has by intent, and where it comes from.
 LEFTOVERS = (
-    (COMMENT, "what follows # is a comment to a shell alone; it gets a line of its own"),
+    (COMMENT, "what follows # is no comment to docker, kubectl and systemd; give it a line of its own"),
     (r"\$[{(]|\{\{|^\$\w+$|^%\w+%$", "it holds a variable that nothing has replaced"),
     (r"<[^<>]+>", "it holds a placeholder that nothing has replaced"),
     ("^(tcp|udp|sctp)://", "Kubernetes sets it so for a Service of that name; not with enableServiceLinks: false"),

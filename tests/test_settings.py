@@ -100,7 +100,7 @@ MISTAKES = [
     ({"SLS_TOPIC_TO1": ",nginx"}, r"SLS_TOPIC_TO1: ',nginx' is wrong; .* one on either side of each"),
     ({"SLS_TOPIC_TO1": "a, ,b"}, r"SLS_TOPIC_TO1: 'a, ,b' is wrong"),
     ({"SLS_TOPIC_TO1": "a\nb"}, r"SLS_TOPIC_TO1: 'a\\nb' is wrong; right would be topics .*separated by commas"),
-    ({"SLS_TOPIC_TO1": "nginx # the web servers"}, r"SLS_TOPIC_TO1: .* is wrong; .* what follows # is a comment to a"),
+    ({"SLS_TOPIC_TO1": "nginx # the web servers"}, r"SLS_TOPIC_TO1: .* is wrong; .* what follows # is no comment to"),
     ({"SLS_TOPIC_TO1": "nginx #web"}, r"SLS_TOPIC_TO1: .* is wrong; .* comment"),
     ({"SLS_TOPIC_TO1": "# the web servers"}, r"SLS_TOPIC_TO1: .* is wrong; .* comment"),
     ({"SLS_PROJECT": "project # prod"}, r"SLS_PROJECT: .* is wrong; .* comment"),
