@@ -190,8 +190,7 @@ FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u20
 FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
 
 
-# Alone in brackets, a character that is neither letter nor digit, nor !, is itself. A full-width one without them is taken
-# for a slip.
+# Alone in brackets, a character that is neither letter nor digit, nor !, is itself; a full-width one without is a slip.
 ESCAPED_CHAR = re.compile(r"\[([^\w!\]]|%s)\]" % FULLWIDTH_CHAR.pattern)
 TOPIC_SEPARATOR = re.compile(r"(?<!\[),|,(?!\])")  # a comma, but for [,]
 COMMENT = r"\s#|^#(?:\s|$)"  # behind a value: shells drop it, docker --env-file, kubectl and systemd don't
