@@ -108,6 +108,7 @@ import hmac
 import http.client
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import logging.handlers
@@ -116,7 +117,6 @@ import platform
 import queue
 import random
 import re
-import resource
 import selectors
 import signal
 import socket
@@ -126,6 +126,7 @@ import sys
 import threading
 import time
 import traceback
+import unicodedata
 import uuid
 import weakref
 from collections import Counter, deque
@@ -133,6 +134,12 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
 from urllib.parse import unquote, urlencode, urlsplit
+
+try:
+    import fcntl
+    import resource
+except ImportError:
+    sys.exit("dispatch_data.py: this system is no Unix; on Windows it runs in WSL or a container")
 
 if __name__ == "__main__":  # before the SDK is imported
     # Whoever started this may have closed stdin, stdout or stderr: a socket would get the number, and all that is said.
@@ -185,8 +192,34 @@ FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u20
 FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
 
 
-# One of these in brackets is the character itself; a full-width one without them is taken for a slip.
-ESCAPED_CHAR = re.compile(r"\[([*?[]|%s)\]" % FULLWIDTH_CHAR.pattern)
+# Alone in brackets, a character that is neither letter nor digit, nor !, is itself; a full-width one without is a slip.
+ESCAPED_CHAR = re.compile(r"\[([^\w!\]]|%s)\]" % FULLWIDTH_CHAR.pattern)
+TOPIC_SEPARATOR = re.compile(r"(?<!\[),|,(?!\])")  # a comma, but for [,]
+COMMENT = r"\s#|^#(?:\s|$)"  # behind a value: shells drop it, docker --env-file, kubectl and systemd don't
+# What other programs take in the place of topics, and how that is written here.
+FOREIGN_NOTATIONS = (
+    (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
+    (r"^\[.*,.*\]$", "brackets make no list; leave them out"),
+    (r"[;|]", "only commas separate topics"),
+    (r"(^|,)\s*/?\^|\$/?\s*(,|$)", "^ and $ stand for themselves; a topic is compared as a whole anyway"),
+    (r"(^|,)\s*\.\*|\.\+|\\[dDsSwWb]|\(\?", "this is no regular expression; * stands for any characters, ? for one"),
+    (r"\[\^[^\]]", "[^...] is one of these characters; one that is none of them is [!...]"),
+    (r"\\[^\w\s]", "a backslash stands for itself; brackets make a character literal, as in [,] or [*]"),
+    (r"(^|,)\s*!", "! stands for itself; nothing can be excluded"),
+    (r"(^|,)\s*(__topic__|topic|re|regexp?|glob)\s*[:=]", "a topic is written without a name in front"),
+    (r"%\s*(,|$)|(^|,)\s*%", "% stands for itself; * stands for any characters"),
+    (r"[^,\s]\s+[^,\s]", "a space belongs to the topic; only commas separate topics"),
+)
+
+
+def spell_out(topic: str) -> str:
+    """A topic as it is shown: [] where there is none; escaped what would make it look like another: accents apart from
+    their letters, spaces at the ends, Greek or Cyrillic among ASCII letters."""
+    if unicodedata.normalize("NFC", topic) != topic:
+        topic = "".join(ascii(char)[1:-1] if unicodedata.combining(char) else char for char in topic)
+    for pattern in ("^ +| +$", "(?<=[A-Za-z])[\u0370-\u052f]+|[\u0370-\u052f]+(?=[A-Za-z])"):
+        topic = re.sub(pattern, lambda found: "".join("\\u%04x" % ord(char) for char in found.group()), topic)
+    return topic or "[]"
 
 # A star in brackets is none.
 STARS = re.compile(r"(\[!?\]?[^]]*\])|\*+")
@@ -225,6 +258,9 @@ class TopicPattern:
         return re.compile(r"(?s:%s)\Z" % "".join([first, *between, *last]))
 
 
+ALL_TOPICS = TopicPattern("*")
+
+
 def decode_utf8(text: str) -> str:
     """A text of the environment as UTF-8, whatever the locale says; PyPy reads ASCII where none is set, as in cron."""
     with contextlib.suppress(UnicodeError):
@@ -236,9 +272,11 @@ def parse_topics(text: str) -> tuple[TopicPattern, ...]:
     """The topics in a text of the environment, one at least. Raises ValueError, which says what would be right."""
     text = decode_utf8(text)
     if not text.isprintable():
-        raise ValueError("topics in UTF-8, of characters that can be seen")
-    topics = tuple(TopicPattern(part.strip()) for part in text.split(",") if part.strip())
-    if not topics or FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text)):
+        raise ValueError("topics in UTF-8, of characters that can be seen, separated by commas")
+    topics = tuple(TopicPattern(part.strip()) for part in TOPIC_SEPARATOR.split(text))
+    if not all(topic.spelling for topic in topics):
+        raise ValueError("topics separated by commas, one on either side of each; was the value cut off at a space?")
+    if re.search("%s|%s" % (FULLWIDTH_CHAR.pattern, COMMENT), ESCAPED_CHAR.sub("", text)):
         raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
     if any(topic.spelling[0] in "'\"" or topic.spelling[-1] in "'\"" for topic in topics):
         raise ValueError("topics separated by commas, with quotes around all of them or none")
@@ -325,6 +363,11 @@ def pattern(regex: str, expected: str) -> Callable[[str], str]:
     return validator(lambda text: text if re.fullmatch(regex, text) else None, expected)
 
 
+def word(expected: str, **words: object) -> Callable[[str], Any]:
+    """A check for one of these words, in capitals or not; their values."""
+    return validator(lambda text: words.get(text.lower()), expected)
+
+
 def in_range(kind: type[float], low: float, high: float, expected: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
     is_plain, expected = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch, "%s from %s to %s" % (expected, low, high)
@@ -347,7 +390,7 @@ def format_with_utc(unix_seconds: float) -> str:
 # A date, perhaps with a time, perhaps with its zone: Z, +08:00, +0800, UTC+8 or GMT+8.
 TIMESTAMP = re.compile(
     r"(\d{4})-(\d\d?)-(\d\d?)(?:[T ](\d\d?):(\d\d?)(?::(\d\d?)(?:\.\d+)?)?"
-    r" ?(?:(Z|UTC|GMT)|(?:UTC|GMT)?([+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
+    r" ?(?:(?P<utc>Z|UTC|GMT)|(?:UTC|GMT)?(?P<sign>[+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -356,18 +399,18 @@ def parse_cursor_start(text: str) -> str | int:
     """'begin', 'end', or a time as unix seconds; without a zone it is local time, as everywhere in the SDK. UTC+8 is
     eight hours east, as people mean it. No library reads this: dateutil's is west, and it drops zones it doesn't know.
     """
-    if text in ("begin", "end"):
-        return text
-    try:
+    place = {"earliest": "begin", "latest": "end"}.get(text.lower(), text.lower())
+    if place in ("begin", "end"):
+        return place
+    start = int(text) if re.fullmatch("[0-9]{10}", text) else -1
+    with contextlib.suppress(AttributeError, ValueError, OverflowError):
         *parts, utc, sign, hours, minutes = TIMESTAMP.fullmatch(text).groups()  # type: ignore[union-attr]
         offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
         zone = timezone(-offset if sign == "-" else offset) if utc or sign else None
         year, month, day, hour, minute, second = (int(part or 0) for part in parts)
         start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
-    except (AttributeError, ValueError, OverflowError):
-        start = -1
     if start < 0:
-        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00")
+        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00, or in seconds, 1545753600")
     if start > time.time() + CLOCK_TOLERANCE:
         raise ValueError("a time that has passed; this machine's clock says %s" % format_with_utc(time.time()))
     return start
@@ -427,7 +470,10 @@ REGION_PATTERN = re.compile(
 class Connection:
     """How to reach a project, and as whom: the source's, but with _TO another for all targets, with _TO<n> for one."""
 
-    endpoint: str = env(pattern("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
+    endpoint: str = env(
+        validator(lambda text: re.sub("^[a-zA-Z]*://", lambda scheme: scheme.group().lower(), text)
+                  if re.fullmatch("((?i:https?)://)?%s%s/?" % (HOST, PORT), text) else None,
+                  "a host such as cn-hangzhou.log.aliyuncs.com"),
         REQUIRED, "the service's host in the project's region; https:// in front turns TLS on")
     access_key_id: str = env(check_secret, REQUIRED, "id of the access key", variable="SLS_AK_ID", is_secret=True)
     access_key: str = env(check_secret, REQUIRED, "secret of the access key", variable="SLS_AK_KEY", is_secret=True)
@@ -463,9 +509,11 @@ class LogstoreConfig(Connection):
 
     def may_be_same_as(self, other: LogstoreConfig) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
-        region, so only two regions tell two of one name apart."""
-        named = [REGION_PATTERN.search(config.endpoint.lower()) for config in (self, other)]
-        are_two_regions = len({region.group(2) for region in named if region}) == 2
+        region, so only two regions tell two of one name apart. An endpoint that names its region is believed before
+        SLS_REGION is."""
+        found = [(REGION_PATTERN.search(config.endpoint.lower()), config.region) for config in (self, other)]
+        regions = {named.group(2) if named else region for named, region in found} - {""}
+        are_two_regions = len(regions) == 2
         same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
         return same_name and not are_two_regions
 
@@ -476,7 +524,7 @@ class TargetSettings:
     config: LogstoreConfig
     topics: tuple[TopicPattern, ...] = env(parse_topics, REQUIRED,
         "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
-        "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]",
+        "has no topic; a character in brackets is itself: app[[]1] is the topic app[1], a[,]b is a,b",
         variable="SLS_TOPIC")
 
     @property
@@ -494,20 +542,23 @@ class Settings:
     consumer_group: str = env(pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"), REQUIRED,
         "the consumer group, the same for all copies", variable="SLS_CG")
     cursor_start: str | int = env(parse_cursor_start, "begin",  # "begin", "end" or unix seconds
-        "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; without an "
-        "offset or Z it is local time")
+        "where a group without checkpoints begins: begin (earliest), end (latest), or a time such as "
+        "2018-12-26T00:00:00+08:00; without an offset or Z it is local time")
     heartbeat_interval: int = env(in_range(int, 1, 300, "whole seconds"), "20",
         "seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
     fetch_interval: float = env(in_range(float, 0.01, 60, "seconds"), "0.4",
         "seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second at most")
     writers: int = env(in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target")
     merge_packs: bool = env(
-        validator(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false"), "false",
+        word("true or false", **dict.fromkeys(("true", "yes", "on", "1"), True),
+             **dict.fromkeys(("false", "no", "off", "0"), False)), "false",
         "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up")
     rejected_dir: str = env(check_directory, "",
         "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait")
-    log_dir: str = env(check_directory, ".", "where the log file goes; empty: no file, stderr alone", may_be_empty=True)
-    log_level: str = env(pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO", "what is logged")
+    log_dir: str = env(check_directory, ".", "where the log file goes, the newest of those before it stay; "
+        "empty: no file, stderr alone", may_be_empty=True)
+    log_level: str = env(word("DEBUG, INFO, WARNING or ERROR", debug="DEBUG", info="INFO", warning="WARNING",
+                              warn="WARNING", error="ERROR"), "INFO", "what is logged")
     metrics_port: int | str = env(in_range(int, 1, 65535, "a port"), "",  # value "" without one
         "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere")
     metrics_host: str = env(
@@ -537,10 +588,26 @@ SOURCE_SETTINGS = (*CONNECTION_SETTINGS.values(), SOURCE_LOGSTORE, CONSUMER_GROU
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-NETWORK_SETTINGS = [Setting(name, check_cas, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
-NETWORK_SETTINGS += [Setting(name, check_proxy, "", "a proxy", is_secret=True) for name in PROXY_VARIABLES]
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 TARGET_STEMS = [each.variable + "_TO" for each in (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)]
 TARGET_NUMBER = "[1-9][0-9]{0,8}"
+SERVICE_LINK_NAME = r"SLS_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_[0-9]+_[A-Z]+\w*)"
+# What no value has by intent, and where it comes from.
+LEFTOVERS = (
+    (COMMENT, "what follows # is no comment to docker, kubectl and systemd; give it a line of its own"),
+    (r"\$[{(]|\{\{|^\$\w+$|^%\w+%$", "it holds a variable that nothing has replaced"),
+    (r"<[^<>]+>", "it holds a placeholder that nothing has replaced"),
+    ("^(tcp|udp|sctp)://", "Kubernetes sets it so for a Service of that name; not with enableServiceLinks: false"),
+)
+# What settings are called elsewhere; ends of names.
+FOREIGN_NAMES = (
+    ("SECRET|SECRET_?KEY", "SLS_AK_KEY"),
+    ("(ACCESS_?KEY|ACCESS|KEY|AK)_?ID", "SLS_AK_ID"),
+    ("TOKEN", "SLS_STS_TOKEN"),
+    ("GROUP(_NAME)?", "SLS_CG"),
+    ("START|POSITION", "SLS_CURSOR_START"),
+)
+OTHER_PREFIXES = "(ALIBABA_?CLOUD|ALICLOUD|ALIYUN)_"
 TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
 
 
@@ -552,6 +619,12 @@ def strip_quotes(text: str) -> str:
     """Without what is around a value: space, and quotes, which a shell takes away, but `docker --env-file` doesn't."""
     text = text.strip()
     return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] in "'\"" and text.count(text[0]) == 2 else text
+
+
+def foreign_name(name: str) -> str:
+    """The setting that is called so elsewhere, "" if nobody can tell."""
+    stem, target = re.fullmatch("(.*?)(_TO[0-9]*)?", name).groups("")  # type: ignore[union-attr]
+    return next((here + target for regex, here in FOREIGN_NAMES if re.search("_(%s)$" % regex, stem)), "")
 
 
 class SettingsParser:
@@ -572,20 +645,50 @@ class SettingsParser:
         if not text and (text is None or not setting.may_be_empty):
             text = setting.default
         if text is REQUIRED:
-            self.errors.append("%s is missing: %s" % (name, setting.meaning))
+            unread = [other for other in sorted(self.environment) if re.match(OTHER_PREFIXES, other)]
+            unread = [other for other in unread if self.environment[other] and foreign_name(other) == name]
+            but = "; %s is set, but not read" % " and ".join(unread) if unread else ""
+            self.errors.append("%s is missing: %s%s" % (name, setting.meaning, but))
         elif text:
+            shown = "its value (not shown)" if setting.is_secret else repr(decode_utf8(text))
+            foreign = self.foreign_notation(setting, decode_utf8(text))
             try:
-                return setting.check(text)
+                value = setting.check(text)
+                if foreign:
+                    self.warnings.append("%s: %s looks wrong: %s" % (name, shown, foreign))
+                return value
             except ValueError as expected:
-                text = decode_utf8(text)
-                shown = "its value (not shown)" if setting.is_secret else repr(text)
                 line = "%s: %s is wrong; right would be %s" % (name, shown, expected)
-                wide = FULLWIDTH_CHAR.search(text)
-                if wide and not setting.is_secret:
-                    words = "; %r is a full-width character, type %r instead"
-                    line += words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
-                self.errors.append(line)
+                self.errors.append("; ".join(filter(None, [line, foreign])))
         return ""
+
+    def foreign_notation(self, setting: Setting, text: str) -> str:
+        """What there is to say of a value that means something else elsewhere, "" for nothing."""
+        wide = None if setting.is_secret else FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text))
+        if wide:
+            ascii_text = strip_quotes(text.translate(FULLWIDTH_TO_ASCII))
+            with contextlib.suppress(ValueError):
+                setting.check(ascii_text)
+                words = "%r is a full-width character, type %r instead"
+                return words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
+            return "%r is a full-width character" % wide.group()
+        if not setting.variable.startswith("SLS_"):
+            return ""
+        notations = (*LEFTOVERS, *FOREIGN_NOTATIONS) if setting.variable == TARGET_TOPICS.variable else LEFTOVERS
+        literal = ESCAPED_CHAR.sub("", text)
+        return next((words for regex, words in notations if re.search(regex, literal)), "")
+
+    def read_network(self, configs: Iterable[LogstoreConfig]) -> None:
+        """Checks what requests takes from the environment to reach these: of variables that stand in for each other
+        only the one that it looks at."""
+        schemes = {"https" if config.endpoint.startswith("https:") else "http" for config in configs}
+        schemes |= {"https" for config in configs if config.credentials == "oidc"}  # STS
+        groups = [(check_cas, CA_VARIABLES)] + [(check_proxy, (scheme + "_proxy", "all_proxy")) for scheme in schemes]
+        for check, names in groups:
+            # An empty one in lower case hides that in capitals.
+            heard = [name if name in self.environment else name.upper() for name in names]
+            name = next((name for name in heard if self.environment.get(name)), "")
+            self.read(Setting(name, check, "", "", is_secret=check is check_proxy))
 
     def suffix_of(self, variable: str, suffixes: Sequence[str]) -> str:
         """The first of these with which the variable is set, "" for none. An access key's variables go together: it is
@@ -651,21 +754,31 @@ class SettingsParser:
                         "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the "
                         "topic spelt like that is written %r" % (number, topic.spelling, topic.literal_spelling)
                     )
+                if routed.get(ALL_TOPICS, number) != number and topic.exact_topic is None:
+                    words = "SLS_TOPIC_TO%d: %r takes nothing: the * of SLS_TOPIC_TO%d comes first, and takes all"
+                    self.warnings.append(words % (number, topic.spelling, routed[ALL_TOPICS]))
                 if routed.setdefault(topic, number) != number:
                     words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
                     self.errors.append(words % (number, topic.spelling, routed[topic]))
             yield TargetSettings(number, config, topics)
 
     def warn_unknown_variables(self) -> Iterator[str]:
-        """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
+        """A warning for each SLS_ variable, in capitals or not, that means nothing, with the nearest name that does."""
         plain = [each.variable for each in (*SOURCE_SETTINGS, *TUNING_SETTINGS.values())]
         plain += [each.variable + "_TO" for each in CONNECTION_SETTINGS.values()]
-        for name in sorted(self.environment):
-            if name.startswith("SLS_") and name not in plain and not TARGET_VARIABLE.fullmatch(name):
+        names = [name for name in sorted(self.environment) if name.upper().startswith("SLS_")]
+        unknown = [name for name in names if name not in plain and not TARGET_VARIABLE.fullmatch(name)]
+        links = [name for name in unknown if re.fullmatch(SERVICE_LINK_NAME, name)]
+        if links:
+            words = "%s: Kubernetes sets it for a Service that is called like that; not with enableServiceLinks: false"
+            yield words % ", ".join(links)
+        for name in unknown:
+            if name not in links:
                 number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
                 possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
-                nearest = difflib.get_close_matches(name, possible, 1, 0)
-                yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
+                nearest = difflib.get_close_matches(name.upper(), possible, 1, 0)[0]
+                meant = foreign_name(name) if foreign_name(name) in possible else nearest
+                yield "%s is not a setting of this program; did you mean %s?" % (name, meant)
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -675,9 +788,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     consumer_group = parser.read(CONSUMER_GROUP)
     targets = tuple(parser.read_targets(source))
     tuning = {name: parser.read(setting) for name, setting in TUNING_SETTINGS.items()}
-    for setting in NETWORK_SETTINGS:
-        parser.read(setting)
-    warnings = [*parser.warn_unknown_variables(), *parser.warnings]
+    parser.read_network([source, *(target.config for target in targets)])
+    warnings = list(dict.fromkeys([*parser.warn_unknown_variables(), *parser.warnings]))
     if parser.errors:
         raise SettingsError(*dict.fromkeys(parser.errors), *warnings)
     configs = [source, *(target.config for target in targets)]
@@ -688,10 +800,19 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         words = "SLS_REJECTED_DIR: any user can write to %s, and so remove or replace what is set aside; chmod 700 it"
         warnings.append((words + ", unless there are no others, as in a pod") % tuning["rejected_dir"])
     start = tuning["cursor_start"]
+    written = TIMESTAMP.fullmatch(parser.environment.get("SLS_CURSOR_START", ""))
+    if written and not (written["utc"] or written["sign"]):
+        zone, offset = os.environ.get("TZ"), format_with_utc(start)[20:25]
+        words = "SLS_CURSOR_START: %r has no offset, and is taken for local time, %s by %s; write its offset, as in %s"
+        by = "TZ=%r" % zone if zone else "this machine's clock"
+        warnings.append(words % (written.group(), offset, by, "2018-12-26T00:00:00+08:00"))
     shown = start if isinstance(start, str) else format_with_utc(start)
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % shown]
     if not parser.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
+        for number in sorted(DEFAULT_TOPICS.keys() - {target.number for target in targets}):
+            words = "no SLS_LOGSTORE_TO%d is set: its default topics, %s, go nowhere"
+            warnings.append(words % (number, DEFAULT_TOPICS[number]))
     return Settings(source=source, consumer_group=consumer_group, targets=targets, warnings=tuple(warnings),
                     notes=tuple(notes), **tuning)  # fmt: skip
 
@@ -2349,8 +2470,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 PROBE_CONCURRENCY = 32  # shards or logstores that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
-# How consumers of this program are called, see Consumer: group, host, process id, when the group began, chance.
-CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
+HAS_BEGUN = "consumer group %s has checkpoints and goes on from these, whatever SLS_CURSOR_START says"
+# How consumers of this program are called, see Consumer: group, host, routes, process id, when the group began, chance.
+# Those of older releases lack some of that.
+CONSUMER_NAME = re.compile(r".+?(?:_(?P<routes>[0-9a-f]{6}))?-\d+-(?P<start>[0-9a-f]{8})?[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -2549,14 +2672,59 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def show_check(settings: Settings) -> int:
-    """Prints what was found, a line for each logstore; the exit status: 1 when any is wrong or not reachable."""
-    sources = CredentialSources()
-    results = probe_all(settings, sources)
-    keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
-    show(table([(result.subject, str(result)) for result in results] + keys))
-    show("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
+def routes_fingerprint(settings: Settings) -> str:
+    """Six digits, the same where the same topics go to logstores of the same names, by whatever endpoints."""
+    by_spelling = functools.partial(sorted, key=lambda topic: topic.spelling)
+    routes = [(topic, str(target.config)) for target in settings.targets for topic in by_spelling(target.topics)]
+    exact = sorted((topic.exact_topic, place) for topic, place in routes if topic.exact_topic is not None)
+    patterns = [(topic.spelling, place) for topic, place in routes if topic.exact_topic is None]
+    return short_hash(repr((exact, patterns)).encode())[:6]
+
+
+def describe_routes(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What each target takes, and what becomes of the rest, in words."""
+    rest = "is left out, and counted"
+    for target in settings.targets:
+        patterns = [topic.spelling for topic in target.topics if topic.exact_topic is None and topic != ALL_TOPICS]
+        parts = ['"%s"' % spell_out(topic.exact_topic) for topic in target.topics if topic.exact_topic]
+        parts += ["what has no topic"] * any(topic.exact_topic == "" for topic in target.topics)
+        parts += ["what is like " + " or ".join(patterns)] * bool(patterns)
+        if ALL_TOPICS in target.topics:
+            parts, rest = [*parts, "what is left"], ""
+        yield target.name, "takes " + ", ".join(parts)
+    if rest:
+        yield "what no target takes", rest
+
+
+def show_check(settings: Settings, offline: bool) -> int:
+    """Prints what was found, a line for each logstore, and the routes; the exit status: 1 when any is wrong or not
+    reachable. `offline` asks nobody, and prints what the settings alone say."""
+    results, lines = [], []
+    if not offline:
+        sources = CredentialSources()
+        results = probe_all(settings, sources)
+        keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
+        lines.append(table([(result.subject, str(result)) for result in results] + keys))
+    lines += [table([*describe_routes(settings), ("routes", routes_fingerprint(settings))]), *settings.notes]
+    if results and results[0].verdict is Verdict.OK and results[0].group_has_begun:
+        lines.append(HAS_BEGUN % settings.consumer_group)
+    show("\n".join([*lines, *("warning: " + warning for warning in settings.warnings)]))
     return int(any(result.verdict in (Verdict.WRONG, Verdict.UNREACHABLE) for result in results))
+
+
+def show_route(settings: Settings, topics: Sequence[str]) -> int:
+    """Prints where each topic goes, and by which variable; the exit status: 1 when one of them goes nowhere."""
+    routes = Routes({target.number: target.topics for target in settings.targets})
+    targets = {target.number: target for target in settings.targets}
+    numbers = [routes.target_of(decode_utf8(topic)) for topic in topics]
+    rows = []
+    for topic, number in zip(topics, numbers):
+        by = "no SLS_TOPIC_TO<n> has it"
+        if number is not None:
+            by = "SLS_TOPIC_TO%d=%s" % (number, ",".join(topic.spelling for topic in targets[number].topics))
+        rows.append((spell_out(decode_utf8(topic)), targets[number].name if number is not None else "nowhere", by))
+    show(table(rows))
+    return int(None in numbers)
 
 
 def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
@@ -3210,7 +3378,7 @@ class UnmatchedCounter:
     def add(self, log_group: LogGroup) -> None:
         topic = log_group.Topic
         if len(topic) > self.MAX_TOPIC_LENGTH or topic not in self.topics:
-            topic = escape_for_log(topic, self.MAX_TOPIC_LENGTH)
+            topic = spell_out(escape_for_log(topic, self.MAX_TOPIC_LENGTH))
         with self.lock:
             if not log_group.log_count:
                 self.empty += 1
@@ -3691,11 +3859,11 @@ class Consumer(ConsumerWorker):
         self.lock = threading.Lock()  # over:
         self.buffered_bytes = 0  # of batches that its shards hold
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
-        # process id repeat themselves in containers. It says when the group began, which `find_group_start` of later
-        # copies reads in the checkpoints.
+        # process id repeat themselves in containers. In the checkpoints, other copies read of it what the routes are,
+        # see GroupMember.compare_routes, and when the group began, see GroupMember.find_group_start.
         host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
-        words = member.group[:20], host[:12], os.getpid(), member.group_start, uuid.uuid4().hex[:12]
-        self.name_in_group = "%s-%s-%d-%08x%s" % words
+        words = member.group[:13], host[:12], member.fingerprint, os.getpid(), member.group_start, uuid.uuid4().hex[:12]
+        self.name_in_group = "%s-%s_%s-%d-%08x%s" % words
         hub_config = LogHubConfig(
             config.endpoint, config.access_key_id, config.access_key, config.project, config.logstore,
             member.group, self.name_in_group, shared_executor=member.tasks,
@@ -3763,6 +3931,7 @@ class GroupMember(threading.Thread):
     """
 
     FIRST_CHECKPOINT_TIMEOUT = 60.0  # seconds: a few calls may be answered late, and one in vain
+    RECENT_SAVE = 60.0  # seconds; who has saved a checkpoint within them, or the group's timeout, is there
 
     def __init__(self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources) -> None:
         super().__init__(name="joins", daemon=True)
@@ -3784,6 +3953,9 @@ class GroupMember(threading.Thread):
         self.consumer: Consumer | None = None  # the present one, or the last
         self.last_heartbeat: float | None = None  # unix seconds
         self.lag: float | None = None  # seconds, as last measured
+        self.fingerprint = routes_fingerprint(settings)
+        self.differing: list[str] = []  # consumers with other routes than this copy, as last looked
+        self.differing_told, self.differing_throttle = False, LogThrottle()
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
         self.is_older_than_group = False  # that look of it, certainly
@@ -3872,6 +4044,7 @@ class GroupMember(threading.Thread):
             self.look_at_ends()
             checkpoints = self.wait_for_first_checkpoint(checkpoints)
         if has_checkpoints(checkpoints):
+            log.info("%s: " + HAS_BEGUN, self.subject, self.group)
             self.group_start, self.end_cursors_at_start = self.start_by_names(checkpoints), {}
         elif not self.end_cursors_at_start:
             self.group_start = int(self.source.client.server_time())
@@ -3900,7 +4073,7 @@ class GroupMember(threading.Thread):
         own_name = self.consumer.name_in_group if self.consumer else ""
         names = {entry.get("consumer") or "" for entry in checkpoints.values()} - {own_name}
         found = [CONSUMER_NAME.fullmatch(name) for name in names]
-        return min([int(name.group(1), 16) for name in found if name and name.group(1)], default=0)
+        return min([int(name["start"], 16) for name in found if name and name["start"]], default=0)
 
     def take_older_start(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> None:
         """Has the group begin when another copy says, if that is earlier: within the same second its time is, for
@@ -3951,6 +4124,30 @@ class GroupMember(threading.Thread):
         except Exception:  # any: the thread that tells must go on telling
             self.lag = None
 
+    def compare_routes(self) -> None:
+        """Tells, at growing intervals, while others that save checkpoints have other routes than this copy: then it
+        depends on the shard what becomes of a log. Raises CallError."""
+        consumer, held = self.consumer, self.held_shards()
+        if not consumer:
+            return
+        entries = self.source.checkpoints(self.group)
+        recent = self.source.client.server_time() - max(consumer.heartbeat.group_timeout, self.RECENT_SAVE)
+        others = [entry for shard, entry in entries.items() if shard not in held]
+        names = {entry.get("consumer") or "" for entry in others if (entry.get("updateTime") or 0) / 1e6 > recent}
+        found = [name for name in map(CONSUMER_NAME.fullmatch, sorted(names)) if name and name["routes"]]
+        differing = [name for name in found if name["routes"] != self.fingerprint]
+        self.differing = [name.group() for name in differing]
+        if differing and self.differing_throttle.admit():
+            self.differing_told = True
+            words = (
+                "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; all "
+            )
+            words += "copies are to have the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
+            log.warning(words, self.subject, ", ".join(self.differing[:3]), differing[0]["routes"], self.fingerprint)
+        elif self.differing_told and not differing:
+            self.differing_told = False
+            log.warning("%s: no other consumer has other routes than this copy any more", self.subject)
+
     def summary(self, lag_seconds: float | None = None) -> list[str]:
         """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
         lag = "unknown" if lag_seconds is None else "%d" % lag_seconds
@@ -3991,6 +4188,8 @@ METRICS = (
     Metric("copy", "shards_held", "Shards that this copy holds.", lambda it: len(it.held_shards())),
     Metric("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
            lambda it: it.lag if it.held_shards() else None),
+    Metric("copy", "routes_differ", "Consumers of the group that have other routes than this copy.",
+           lambda it: len(it.differing)),
     Metric("copy", "last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.",
            lambda it: it.last_heartbeat),
     Metric("key", "credentials_expire_timestamp_seconds", "When the key ends.", lambda it: it.key and it.key.end),
@@ -4143,6 +4342,7 @@ SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
 LAST_LINES_TIMEOUT = 1.0  # seconds of these that the end waits for lines which are not written yet
 THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
+UNREAD_FILE_HINT = "dispatch_data.py: .env is there, but nobody has exported what it sets: set -a; . ./.env; set +a"
 FIRST_RUN_HINT = (
     "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
     "python3 -m tests.local_log_service demo"
@@ -4224,13 +4424,46 @@ class LogWriter(logging.Handler):
 
 class QuietLogFile(logging.handlers.RotatingFileHandler):
     """A log file whose trouble, such as a full disk, is told on stderr and stops nothing. Where somebody has moved or
-    deleted it, as logrotate does, it is begun anew."""
+    deleted it, as logrotate does, it is begun anew. Its process holds a lock on it, by which others tell that it is
+    written to: processes of one id, in containers that share a directory, and whoever makes room."""
 
-    def __init__(self, path: str, stderr: LogWriter) -> None:
+    NAME = re.compile(r"(dispatch_data_\d+(?:-\d+)?\.log)(?:\.\d+)?")  # one that is full gets a number at its end
+    KEPT = 20  # files
+
+    def __init__(self, directory: str, stderr: LogWriter) -> None:
         """Raises OSError when the file can't be made."""
-        super().__init__(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+        self.stem = os.path.join(os.path.abspath(directory), "dispatch_data_%d" % os.getpid())
+        super().__init__(self.stem + ".log", maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
         self.stderr = stderr
         self.throttle = LogThrottle()
+        self.make_room(directory)
+
+    def _open(self) -> Any:
+        """Called by RotatingFileHandler: opens the first file of those that may be meant that nobody else writes to."""
+        for number in itertools.count(1):
+            self.baseFilename = self.stem + ("-%d" % number if number > 1 else "") + ".log"
+            file = super()._open()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                continue
+            except OSError:  # a file system without locks
+                pass
+            return file
+
+    def make_room(self, directory: str) -> None:
+        """Deletes all but the newest files and those that are written to."""
+        files = []
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(directory):
+                name = self.NAME.fullmatch(entry.name)
+                if name and entry.is_file(follow_symlinks=False):
+                    files.append((entry.stat().st_mtime, entry.path, os.path.join(directory, name.group(1))))
+        for _, path, written_to in sorted(files)[: -self.KEPT]:
+            with contextlib.suppress(OSError):
+                if not is_locked(written_to):
+                    os.unlink(path)
 
     def shouldRollover(self, record: logging.LogRecord) -> Any:
         """Called with each record before it is written, and opens the file where there is none."""
@@ -4246,6 +4479,16 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
             self.stderr.add_line(escape_for_log(words % (self.baseFilename, sys.exc_info()[1]), 2000))
 
 
+def is_locked(path: str) -> bool:
+    """Whether somebody holds a lock on a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def set_up_logging(settings: Settings) -> list[LogWriter]:
     """To stderr, and to a file of this process's own; stderr gets only warnings when it is no terminal but a file.
 
@@ -4255,8 +4498,7 @@ def set_up_logging(settings: Settings) -> list[LogWriter]:
     writers = [LogWriter(logging.StreamHandler(), "writes stderr")]
     if settings.log_dir:
         writers[0].setLevel(logging.NOTSET if sys.stderr.isatty() else logging.WARNING)
-        path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
-        writers.append(LogWriter(QuietLogFile(path, writers[0]), "writes the log file"))
+        writers.append(LogWriter(QuietLogFile(settings.log_dir, writers[0]), "writes the log file"))
     logging.basicConfig(level=settings.log_level, handlers=writers)
     if settings.log_level != "DEBUG":
         # What the SDK would say of failing calls, once each, RetryLog says in sums.
@@ -4285,8 +4527,9 @@ def help_text() -> str:
         "      the same for all targets; with _TO<n>: for target n",
         "\n tuning:", *rows(TUNING_SETTINGS.values()),
         "\nexit status:",
-        "  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag",
-        "  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown",
+        "  0  stopped as asked; --check: nothing is wrong; --route: each goes somewhere; --status: within --max-lag",
+        "  1  could not start, or ended by itself; --check: something is wrong; --route: one goes nowhere;",
+        "     --status: beyond --max-lag, or unknown",
         "  2  the settings or the arguments are wrong",
     ])  # fmt: skip
 
@@ -4330,6 +4573,7 @@ def report_loop(member: GroupMember) -> None:
                     member.measure_lag()
                     log_summary(member, member.lag)
                     next_summary = time.monotonic() + SUMMARY_INTERVAL
+                    member.compare_routes()
 
 
 def tune_process() -> None:
@@ -4400,7 +4644,8 @@ def non_negative_float(text: str) -> float:
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
-        usage="dispatch_data.py [--check | --status [--json] [--max-lag SECONDS] | --version | --help]",
+        usage="dispatch_data.py [--check [--offline] | --route TOPIC ... | --status [--json] [--max-lag SECONDS] | "
+        "--version | --help]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -4409,6 +4654,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="try the settings, the source and the targets, and end")
     action.add_argument("--status", action="store_true", help="show how far the consumer group is, and end")
+    action.add_argument("--route", nargs="+", metavar="TOPIC", help='show where each topic goes ("": none), and end')
+    parser.add_argument("--offline", action="store_true", help="with --check: of the settings alone, and ask nobody")
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
     parser.add_argument(
         "--max-lag", type=non_negative_float, metavar="SECONDS", help="with --status: exit status 1 beyond it"
@@ -4416,7 +4663,18 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if not parsed.status and (parsed.json or parsed.max_lag is not None):
         parser.error("--json and --max-lag go with --status")
+    if parsed.offline and not parsed.check:
+        parser.error("--offline goes with --check")
     return parsed
+
+
+def show_what_is_asked(settings: Settings, parsed: argparse.Namespace) -> int:
+    """Prints it; the exit status."""
+    if parsed.check:
+        return show_check(settings, parsed.offline)
+    if parsed.route:
+        return show_route(settings, parsed.route)
+    return show_status(settings, parsed.json, parsed.max_lag)
 
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
@@ -4425,15 +4683,15 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         settings = read_settings(environment)
     except SettingsError as error:
-        for problem in error.args:
-            show("dispatch_data.py: %s" % problem, sys.stderr)
+        lines = ["dispatch_data.py: %s" % problem for problem in error.args]
         if any(" is missing: " in problem for problem in error.args):
-            show(FIRST_RUN_HINT, sys.stderr)
+            lines += [UNREAD_FILE_HINT] * os.path.exists(".env") + [FIRST_RUN_HINT]
+        show("\n".join(lines), sys.stderr)
         return 2
     redactor.add(float("inf"), *secret_values(settings))
-    if parsed.check or parsed.status:
+    if parsed.check or parsed.status or parsed.route:
         logging.disable(logging.CRITICAL)  # what there is to say goes to stdout
-        return show_check(settings) if parsed.check else show_status(settings, parsed.json, parsed.max_lag)
+        return show_what_is_asked(settings, parsed)
     try:
         writers = set_up_logging(settings)
     except OSError as error:

@@ -34,6 +34,7 @@ OF_A_COPY = (
     "unmatched_log_groups_total",
     "unmatched_logs_total",
     "shards_held",
+    "routes_differ",
     "lag_seconds",
     "last_heartbeat_timestamp_seconds",
     "build_info",
