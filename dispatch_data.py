@@ -42,6 +42,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     serves metrics            MetricsServer.serve
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
+    writes the bar            the same, for the progress of --drain on a terminal
 
 Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
 Consumer.lock or the ThreadPool's own. What is the PutLoop's alone needs none.
@@ -2222,9 +2223,9 @@ class LogstoreApi:
         seconds = self.call(self.client.get_cursor_time, shard, cursor).get_cursor_time()
         return self.validate(seconds, isinstance(seconds, int))
 
-    def pull_logs(self, shard: int, cursor: str, count: int) -> PullResult:
-        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on."""
-        response = self.call(self.client.pull_logs, shard, cursor, count)
+    def pull_logs(self, shard: int, cursor: str, count: int, end: str = "") -> PullResult:
+        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on, and none from the cursor `end` on."""
+        response = self.call(self.client.pull_logs, shard, cursor, count, end)
         next_cursor = response.get_next_cursor()
         try:
             log_groups = log_groups_of(response)  # as many bytes as x-log-bodyrawsize says
@@ -2373,6 +2374,80 @@ def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
     """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
     known = [status.behind_seconds for status in statuses if status.behind_seconds is not None]
     return max(known, default=0.0) if len(known) == len(statuses) else None
+
+
+class Drain:
+    """What a consumer group has left of what the shards held when this copy started, for --drain; with `until` (unix
+    seconds) of what had arrived before then, and nothing later is pulled. Cursors decide, whoever has delivered."""
+
+    LOOK_INTERVAL = 1.0  # seconds
+    RATE_SECONDS = 60.0  # for which the rate is told
+
+    def __init__(self, config: LogstoreConfig, until: int | None = None) -> None:
+        self.until = until
+        self.retries = RetryLog("source %s" % config, "looks", "can't tell what is left, looking again", config)
+        self.ends: dict[int, str] = {}  # shard -> cursor
+        self.begun: dict[int, int] = {}  # shard -> position of the first checkpoint that was seen
+        self.left: dict[int, int] | None = None  # shard -> LogGroups, of those that are not done; None: nobody knows
+        self.looks: deque[tuple[float, int]] = deque()  # when, by the monotonic clock, and how many were left
+
+    def find_ends(self, logstore: LogstoreApi) -> None:
+        """To be called before anything is pulled. Raises CallError."""
+        end: str | int = "end" if self.until is None else self.until
+        self.ends = {shard["shardID"]: logstore.get_cursor(shard["shardID"], end) for shard in logstore.list_shards()}
+
+    def end_of_pulls(self, shard: int, cursor: str) -> str:
+        """The cursor at which pulls of a shard end, "" for none. A shard that a split has made since the start has
+        nothing that arrived before `until`."""
+        return "" if self.until is None else self.ends.get(shard, cursor)
+
+    def look(self, logstore: LogstoreApi, group: str) -> None:
+        """Finds what is left. Raises CallError."""
+        statuses = {shard["shardID"]: shard["status"] for shard in logstore.list_shards()}
+        checkpoints = logstore.checkpoints(group)
+        left: dict[int, int] = {}
+        for shard in sorted(statuses.keys() & self.ends.keys()):  # one that is gone has taken all its logs with it
+            checkpoint = checkpoints.get(shard, {}).get("checkpoint") or ""
+            # Without a checkpoint it has not begun; where it begins must be kept, unless nothing was ever there to
+            # begin with: in a group that consumes in order nobody is given such a shard.
+            is_begun = cursor_position(checkpoint) >= 0
+            position = cursor_position(checkpoint if is_begun else logstore.get_cursor(shard, "begin"))
+            if is_begun:
+                self.begun.setdefault(shard, position)
+            count = cursor_position(self.ends[shard]) - position
+            if count > 0 or not (is_begun or (not checkpoint and statuses[shard] == "readonly")):
+                left[shard] = max(0, count)
+        self.left = left
+        now = time.monotonic()
+        self.looks.append((now, sum(left.values())))
+        while now - self.looks[0][0] > self.RATE_SECONDS:
+            self.looks.popleft()
+
+    def try_look(self, logstore: LogstoreApi, group: str) -> None:
+        """As `look`, to be called again and again: what fails is told."""
+        try:
+            self.look(logstore, group)
+            self.retries.on_done("left")
+        except Exception as error:
+            self.retries.on_failure("left", error)
+        self.retries.report_recovery()
+
+    def is_done(self) -> bool:
+        return self.left == {}
+
+    def share_done(self) -> float:
+        """From 0 to 1."""
+        left = self.left or {}
+        totals = [cursor_position(self.ends[shard]) - begun for shard, begun in self.begun.items()]
+        total = sum(max(0, each) for each in totals) + sum(left[shard] for shard in left if shard not in self.begun)
+        return 1 - sum(left.values()) / total if total else float(not left)
+
+    def __str__(self) -> str:
+        left = sum((self.left or {}).values())
+        (began, before), (now, _) = self.looks[0], self.looks[-1]
+        rate = (before - left) / max(now - began, 0.1)
+        time_left = ", %s to go" % timedelta(seconds=int(left / rate)) if rate > 0 else ""
+        return "%d %% done, %d LogGroups left, %d/s%s" % (100 * self.share_done(), left, max(0, rate), time_left)
 
 
 class Verdict(enum.Enum):
@@ -3485,7 +3560,7 @@ class ShardConsumer:
         CallError."""
         cursor = self.cursor
         try:
-            return self.source.pull_logs(self.shard, cursor, count)
+            return self.pull_from(cursor, count)
         except CallError as error:
             # By this code the SDK would go on at the newest log and skip what lies between.
             if error.code != "InvalidCursor":
@@ -3494,7 +3569,7 @@ class ShardConsumer:
             newest = self.source.get_cursor(self.shard, "end")
             if cursor_position(oldest) <= cursor_position(cursor) <= cursor_position(newest):
                 raise  # the cursor is fine, and so will be the next answer
-        pull = self.source.pull_logs(self.shard, oldest, count)
+        pull = self.pull_from(oldest, count)
         saved, arrived = "an unknown time", "now"
         with contextlib.suppress(CallError, KeyError):
             saved = format_local(self.source.checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
@@ -3505,6 +3580,13 @@ class ShardConsumer:
             self.member.subject, self.shard, cursor, saved, arrived,
         )  # fmt: skip
         return pull
+
+    def pull_from(self, cursor: str, count: int) -> PullResult:
+        """One pull, or nothing where a drain has reached its end. Raises CallError."""
+        end = self.member.drain.end_of_pulls(self.shard, cursor) if self.member.drain else ""
+        if end and cursor_position(cursor) >= cursor_position(end):
+            return PullResult([], 0, cursor, self.shard)
+        return self.source.pull_logs(self.shard, cursor, count, end)
 
     def deliver(self) -> None:
         """A task: delivers the oldest batch, then saves its checkpoint; unless both are done, it stays the oldest."""
@@ -3727,10 +3809,12 @@ class GroupMember(threading.Thread):
 
     FIRST_CHECKPOINT_TIMEOUT = 60.0  # seconds: a few calls may be answered late, and one in vain
 
-    def __init__(self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources) -> None:
+    def __init__(
+        self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources, drain: Drain | None = None
+    ) -> None:
         super().__init__(name="joins", daemon=True)
         config = settings.source
-        self.settings, self.delivery = settings, delivery
+        self.settings, self.delivery, self.drain = settings, delivery, drain
         self.credential_sources = credential_sources
         self.group, self.subject = settings.consumer_group, settings.source_name
         self.source = LogstoreApi(config, credential_sources.of(config))
@@ -3757,6 +3841,9 @@ class GroupMember(threading.Thread):
         try:
             with watchdog.watching(self.name):
                 check_before_start(self.settings, self.credential_sources)
+                if self.drain:
+                    drain, source = self.drain, self.source
+                    self.join_retries.retry("ends", lambda: drain.find_ends(source), self.soft_stop)
                 while True:
                     consumer = self.join_retries.retry("join", self.join_group, self.soft_stop)
                     # At a stop the SDK's loop ends first, and heartbeats go on until nothing is in flight.
@@ -4248,8 +4335,9 @@ def help_text() -> str:
         "      the same for all targets; with _TO<n>: for target n",
         "\n tuning:", *rows(TUNING_SETTINGS.values()),
         "\nexit status:",
-        "  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag",
-        "  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown",
+        "  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag; --drain: nothing is left",
+        "  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, unknown;",
+        "     --drain: stopped before the end",
         "  2  the settings or the arguments are wrong",
     ])  # fmt: skip
 
@@ -4278,9 +4366,19 @@ def log_summary(member: GroupMember, lag_seconds: float | None = None) -> None:
         log.info("%s", line, extra={"is_redacted": True})
 
 
-def report_loop(member: GroupMember) -> None:
-    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
+def progress_bar() -> LogWriter:
+    """Shows each line that is added on the terminal that stderr is, in the place of the one before; what is logged
+    there overwrites it. Raises RuntimeError."""
+    handler = logging.StreamHandler()
+    handler.terminator = "\r"
+    return LogWriter(handler, "writes the bar")
+
+
+def report_loop(member: GroupMember, bar: LogWriter | None = None) -> None:
+    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag. `bar` is
+    for the progress of a drain."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
+    next_look, drain = 0.0, member.drain
     with watchdog.watching("tells"):
         while True:
             watchdog.beat()
@@ -4289,9 +4387,17 @@ def report_loop(member: GroupMember) -> None:
                 member.report_recoveries()
                 client = member.source.client
                 client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
+                if drain and member.consumer and not drain.is_done() and time.monotonic() > next_look:
+                    drain.try_look(member.source, member.group)
+                    next_look = time.monotonic() + drain.LOOK_INTERVAL
+                    if bar and drain.looks:
+                        full = int(20 * drain.share_done())
+                        bar.add_line("\x1b[K[%s%s] %s" % ("#" * full, "." * (20 - full), drain))
                 if time.monotonic() > next_summary:
                     member.measure_lag()
                     log_summary(member, member.lag)
+                    if drain and drain.left:
+                        log.info("drain: %s, in shards %s", drain, ",".join(map(str, drain.left)))
                     next_summary = time.monotonic() + SUMMARY_INTERVAL
 
 
@@ -4310,6 +4416,8 @@ class Ending(enum.Enum):
     """Why a run has ended, and its exit status."""
 
     STOPPED = "told to stop", 0
+    DRAINED = "nothing is left to drain", 0
+    UNDRAINED = "told to stop before all was drained", 1
     EXPIRED = "a token has run out that can't be refreshed", 1
     FAILED = "it could not start, or has a defect", 1
 
@@ -4317,25 +4425,31 @@ class Ending(enum.Enum):
 def wait_for_ending(member: GroupMember, caught_signals: Sequence[int]) -> Ending:
     """Waits until the copy is told to stop, or can't go on."""
     expired: list[str] = []
-    while member.is_alive() and not caught_signals and not expired:
+    drain = member.drain
+    while member.is_alive() and not caught_signals and not expired and not (drain and drain.is_done()):
         time.sleep(MAIN_LOOP_INTERVAL)
         expired = [source.name for source in member.expiring_credentials if source.is_expired]
     for name in expired:
         log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
-    return Ending.STOPPED if caught_signals else Ending.EXPIRED if expired else Ending.FAILED
+    if drain and drain.is_done():
+        return Ending.DRAINED
+    if caught_signals:
+        return Ending.UNDRAINED if drain else Ending.STOPPED
+    return Ending.EXPIRED if expired else Ending.FAILED
 
 
-def run(settings: Settings) -> int:
-    """Joins the group and dispatches until it is told to stop; the process's exit status."""
+def run(settings: Settings, drain: Drain | None = None) -> int:
+    """Joins the group and dispatches until it is told to stop, or the group is drained; the process's exit status."""
     caught_signals = install_signal_handlers()
     tune_process()
     try:
         credential_sources = CredentialSources()
-        member = GroupMember(settings, Delivery(settings, credential_sources), credential_sources)
+        member = GroupMember(settings, Delivery(settings, credential_sources), credential_sources, drain)
+        bar = progress_bar() if drain and sys.stderr.isatty() else None
         if settings.metrics_port:
             MetricsServer(settings, member)
         member.start()
-        threading.Thread(target=report_loop, args=(member,), name="tells", daemon=True).start()
+        threading.Thread(target=report_loop, args=(member, bar), name="tells", daemon=True).start()
     except RuntimeError as error:
         log.error("%s; %s", error, THREAD_LIMIT_HINT)
         return 1
@@ -4348,9 +4462,11 @@ def run(settings: Settings) -> int:
         )  # fmt: skip
     for line in str(member.failure or "").splitlines():
         log.error("%s", line)
+    reason, status = ending.value
+    log.info("ends with status %d: %s", status, reason)
     if member.consumer:
         log_summary(member)
-    return ending.value[1]
+    return status
 
 
 def non_negative_float(text: str) -> float:
@@ -4360,10 +4476,23 @@ def non_negative_float(text: str) -> float:
     return number
 
 
+def time_before_now(text: str) -> int:
+    """The value of --until, in unix seconds. Raises argparse.ArgumentTypeError."""
+    try:
+        start = parse_cursor_start(text)
+        if isinstance(start, int):
+            return start
+    except ValueError:
+        pass
+    words = "%r is wrong; right would be a time that has passed, such as 2018-12-26T00:00:00+08:00"
+    raise argparse.ArgumentTypeError(words % text)
+
+
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
-        usage="dispatch_data.py [--check | --status [--json] [--max-lag SECONDS] | --version | --help]",
+        usage="dispatch_data.py [--check | --status [--json] [--max-lag SECONDS] | --drain [--until TIME] | "
+        "--version | --help]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -4372,6 +4501,12 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="try the settings, the source and the targets, and end")
     action.add_argument("--status", action="store_true", help="show how far the consumer group is, and end")
+    action.add_argument(
+        "--drain", action="store_true", help="dispatch until nothing is left of what the source holds now, and end"
+    )
+    parser.add_argument(
+        "--until", type=time_before_now, metavar="TIME", help="with --drain: only what had arrived before then"
+    )
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
     parser.add_argument(
         "--max-lag", type=non_negative_float, metavar="SECONDS", help="with --status: exit status 1 beyond it"
@@ -4379,6 +4514,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if not parsed.status and (parsed.json or parsed.max_lag is not None):
         parser.error("--json and --max-lag go with --status")
+    if parsed.until is not None and not parsed.drain:
+        parser.error("--until goes with --drain")
     return parsed
 
 
@@ -4408,7 +4545,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         for warning in settings.warnings:
             log.warning("%s", warning)
-        return run(settings)
+        return run(settings, Drain(settings.source, parsed.until) if parsed.drain else None)
     except Exception:
         log.exception("a defect of this program")
         return 1

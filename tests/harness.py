@@ -140,12 +140,19 @@ def inherited_signals(ignored: Sequence[int]) -> Iterator[None]:
 class Copy:
     """One process that runs dispatch_data.py, its stderr in a file beside its log."""
 
-    def __init__(self, environment: Dict[str, str], program: Path, directory: Path, ignored: Sequence[int]) -> None:
+    def __init__(
+        self,
+        environment: Dict[str, str],
+        program: Path,
+        directory: Path,
+        ignored: Sequence[int],
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.directory = directory
         self.stderr_path = directory / "stderr"
         with self.stderr_path.open("wb") as stderr, inherited_signals(ignored):
             self.process = subprocess.Popen(
-                [sys.executable, str(program)],
+                [sys.executable, str(program), *arguments],
                 env=environment,
                 cwd=str(directory),
                 stdin=subprocess.DEVNULL,
@@ -193,6 +200,7 @@ class Copies:
         patch: Patch = (),
         constants: Optional[Mapping[str, object]] = None,
         ignored: Sequence[int] = (),
+        arguments: Sequence[str] = (),
         **changes: Optional[str],
     ) -> Copy:
         """Starts a copy, with these changes of its settings.
@@ -201,12 +209,12 @@ class Copies:
         `patch` is for what neither can do: a function of a test file, or several, that the copy calls with its module,
         `program`, before its main part. A copy has nothing but the function's source, so that imports what it needs;
         what it needs to know are arguments, `functools.partial(function, path)`. Values and arguments go by their repr.
-        `ignored` are signals that it inherits as ignored, as from nohup.
+        `ignored` are signals that it inherits as ignored, as from nohup; `arguments` those of the command line.
         """
         directory = self.directory / ("copy%d" % len(self.started))
         directory.mkdir()
         program = program_with(directory, patch, constants)
-        copy = Copy(settings_for(self.service, **changes), program, directory, ignored)
+        copy = Copy(settings_for(self.service, **changes), program, directory, ignored, arguments)
         self.started.append(copy)
         return copy
 

@@ -8,10 +8,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
-from assertions import assert_all_delivered_once
+from assertions import assert_all_delivered_once, assert_delivered_once
 from conftest import logstore_config
 from harness import (
     LIMIT,
@@ -332,6 +333,33 @@ def test_the_probe_of_the_deployment_probes(service, copies):
         copies.start(**environment)
         service.wait_for(lambda: get(environment["SLS_METRICS_PORT"], probe["path"]), LIMIT, "an answer to the probe")
         assert get(environment["SLS_METRICS_PORT"], probe["path"])[0] == 200
+
+
+def test_the_replay_fills_one_target_with_what_arrived_in_that_time(service, installation):
+    for logstore in ("sql-audit", "click"):
+        service.create_logstore("their-project", logstore)
+    feed(service, 8)
+    entries = feed_in_another_second(service)
+    feed_in_another_second(service)
+    script = recipe("replay")
+    for time_of_example, seconds in (("2026-11-23T10:00:00+08:00", 0), ("2026-11-23T11:00:00+08:00", 1)):
+        there = time.gmtime(int(entries[0].received_at) + seconds)
+        script = script.replace(time_of_example, time.strftime("%Y-%m-%dT%H:%M:%SZ", there))
+    assert "2026-11-23" not in script
+    projects = {"SLS_PROJECT_TO2": "their-project", "SLS_PROJECT_TO3": "their-project"}
+    ended = run_shell(script, installation, service, **projects)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    arrived = [entry.log_group for entry in service.ledger("their-project", "sql-audit")]
+    assert_delivered_once([entry.log_group for entry in entries if entry.parse().Topic == "sql_audit"], arrived)
+    assert service.calls("PutLogs") and not service.ledger("their-project", "click")
+
+
+def feed_in_another_second(service):
+    """LogGroups that arrive in a second of their own; what the ledger has of them."""
+    last = max(entry.received_at for entry in service.ledger(PROJECT, SOURCE))
+    service.wait_for(lambda: int(time.time()) > int(last), LIMIT, "another second")
+    log_groups = [make_log_group(topic) for topic in ("nginx", "sql_audit", "click")]
+    return service.put(PROJECT, SOURCE, log_groups, shard=1)
 
 
 # ---- alarms
