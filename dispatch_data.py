@@ -964,6 +964,7 @@ ERROR_BY_CODE = {
     for codes, hint in hints.items()
     for code in codes.split()
 }  # fmt: skip
+REJECTION_CODES = [code for code, (kind, _) in ERROR_BY_CODE.items() if kind is ErrorKind.REJECTED]
 # Unauthorized is also what an unknown key is answered with, and more; only the message tells, the first of these in it.
 UNAUTHORIZED = {
     "accesskeyid not found": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} must be a key that exists"),
@@ -2663,8 +2664,8 @@ BREAKER_THRESHOLD = 8  # puts in a row that a target must fail before those that
 class DeadLetterDirectory:
     """Keeps LogGroups that a target refuses for good as files: one each, for the owner alone, on disk for certain.
 
-    A file has the bytes of one LogGroup. Its name says whose they are, and where in the source they stood: two that are
-    equal are two files, one that is refused again after a crash is the same file again.
+    A file has the bytes of one LogGroup. Its name says whose they are, where in the source they stood, and by what code
+    they were refused: two that are equal are two files, one that is refused again after a crash is the same file again.
     """
 
     MAX_BYTES = 1000 * 1000 * 1000  # of all such files; what goes beyond is not set aside
@@ -2678,16 +2679,22 @@ class DeadLetterDirectory:
         self.lock = threading.Lock()  # over:
         self.used, self.looked = 0, float("-inf")
 
-    def save(self, target: int, config: LogstoreConfig, log_group: LogGroup, place: str) -> str:
+    @classmethod
+    def beginning_of_name(cls, target: int, config: LogstoreConfig) -> str:
+        """Of all files of one target."""
+        return "TO%d-%s-%s-" % (target, config.project[: cls.MAX_NAME], config.logstore[: cls.MAX_NAME])
+
+    def save(self, target: int, config: LogstoreConfig, log_group: LogGroup, place: str, code: str = "") -> str:
         """Returns the path of the file, which is there whole or not at all, whenever the machine stops. `place` is
-        PullResult.place_of.
+        PullResult.place_of, `code` one of REJECTION_CODES.
 
         Raises OSError, also when the directory has MAX_BYTES.
         """
         data = log_group.SerializeToString()
-        names = config.project[: self.MAX_NAME], config.logstore[: self.MAX_NAME]
-        name = "TO%d-%s-%s-%s-%s.loggroup" % (target, *names, place, short_hash(self.source.encode(), data))
-        path = os.path.join(self.directory, name)
+        name = self.beginning_of_name(target, config) + "%s-%s" % (place, short_hash(self.source.encode(), data))
+        ends = ["-%s.loggroup" % each for each in (code, *REJECTION_CODES) if each]
+        paths = [os.path.join(self.directory, name + end) for end in (*ends, ".loggroup")]
+        path = next(filter(os.path.lexists, paths), paths[0] if code else paths[-1])
         with self.lock:
             if time.monotonic() - self.looked > self.RESCAN_INTERVAL:
                 with os.scandir(self.directory) as entries:
@@ -2698,7 +2705,7 @@ class DeadLetterDirectory:
                 used = "it holds %d bytes, as many as are kept; make room" % self.used
                 raise OSError(errno.EDQUOT, used, self.directory)
             self.used += is_new * len(data)
-        unfinished = "%s.%s.unfinished" % (path, uuid.uuid4().hex[:12])
+        unfinished = os.path.join(self.directory, "%s.loggroup.unfinished" % uuid.uuid4().hex)
         try:
             with open(os.open(unfinished, self.NEW_FILE, 0o600), "wb") as file:
                 os.fchmod(file.fileno(), 0o600)  # whatever the umask
@@ -2745,7 +2752,8 @@ class Target:
         self.dead_letter_retries = RetryLog(
             self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.config
         )
-        self.dead_letter_throttle, self.distrust_throttle = LogThrottle(), LogThrottle()
+        self.dead_letter_throttles = {code: LogThrottle() for code in REJECTION_CODES}
+        self.distrust_throttle = LogThrottle()
         # Of the PutLoop's thread alone:
         self.queue: deque[tuple[PutRequest, Batch]] = deque()
         self.limit = 1  # of puts in flight
@@ -2828,9 +2836,9 @@ class Target:
             return [put]
         if not self.dead_letters:
             return [put]
-        log_group = put.log_groups[0]
+        log_group, code = put.log_groups[0], getattr(error, "code", "")
         try:
-            path = self.dead_letters.save(self.number, self.config, log_group, pull.place_of(log_group))
+            path = self.dead_letters.save(self.number, self.config, log_group, pull.place_of(log_group), code)
         except OSError as failure:
             self.dead_letter_retries.on_failure(put, failure)
             return [put]
@@ -2839,7 +2847,7 @@ class Target:
             if self.last_accepted < put.first_rejection:
                 self.unproven, self.last_unproven = self.unproven + 1, time.monotonic()
             self.dead_lettered += 1
-        if self.dead_letter_throttle.admit():
+        if self.dead_letter_throttles[code].admit():
             log.error(
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
                 self.name, escape_for_log(log_group.Topic, 60), put.log_count, path, self.dead_lettered, error,
