@@ -2931,6 +2931,11 @@ class Batch:
             if not self.in_flight or len(self.failed) == 1:
                 self.change.notify_all()
 
+    def is_unsettled(self) -> bool:
+        """Whether there is anything left to submit, to wait for, or to be taken from `wait_for_failures`."""
+        with self.change:
+            return bool(self.pending or self.in_flight or self.failed)
+
     def wait_for_failures(self, token: CancelToken) -> list[tuple[Target, PutRequest, Exception]]:
         """The puts that failed, once none is in flight, or RETRY_LINGER seconds after the first of them. Raises
         Cancelled."""
@@ -3319,7 +3324,7 @@ class Delivery:
         batch = Batch(self.route(pull.log_groups))
         failures = 0
         try:
-            while batch.pending or batch.in_flight:
+            while batch.is_unsettled():
                 token.check()
                 accepted_before = batch.accepted
                 self.loop.submit(batch.pending, batch)

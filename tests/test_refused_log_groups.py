@@ -566,3 +566,38 @@ def test_a_directory_that_any_user_can_write_to_earns_a_warning(service, rejecte
     ended = run_program(settings_for(service, SLS_REJECTED_DIR=str(rejected_dir)), "--check")
     assert ended.returncode == 0
     assert ("warning: SLS_REJECTED_DIR: any user can write to %s" % rejected_dir in ended.stdout) == is_warned
+
+
+@pytest.mark.quick
+def test_a_put_that_fails_while_another_is_set_aside_is_tried_again(monkeypatch):
+    """With nothing else in flight or to be retried the batch would count as delivered, and the put be lost."""
+    monkeypatch.setattr(dispatch_data, "RETRY_LINGER", 0.0)
+    submitted = []
+
+    class TargetOfTheTest:
+        def split_or_reject(self, put, *_):
+            if put == "refused":  # it takes its time to be set aside
+                batch_of["test"].on_result(self, "failing", dispatch_data.CallError("ServerBusy", "", 503))
+                return []
+            return [put]
+
+        def forget(self, put):
+            pass
+
+    class LoopOfTheTest:
+        def submit(self, puts, batch):
+            batch_of["test"] = batch
+            batch.on_submit(len(puts))
+            for _, put in puts:
+                submitted.append(put)
+                if put == "refused":
+                    batch.on_result(target, put, dispatch_data.CallError("PostBodyInvalid", "", 400))
+                elif submitted.count(put) > 1:
+                    batch.on_result(target, put, None)
+
+    batch_of, target = {}, TargetOfTheTest()
+    delivery = object.__new__(dispatch_data.Delivery)
+    delivery.loop = LoopOfTheTest()
+    delivery.route = lambda log_groups: [(target, "refused"), (target, "failing")]
+    delivery.deliver(dispatch_data.PullResult([], 0, "", 0), dispatch_data.CancelToken())
+    assert submitted == ["refused", "failing", "failing"]
