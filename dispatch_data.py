@@ -42,7 +42,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     serves metrics            MetricsServer.serve
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
-    writes the bar            the same, for the progress of --drain on a terminal
+    writes the bar            the same, for progress on a terminal
 
 Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
 Consumer.lock or the ThreadPool's own. What is the PutLoop's alone needs none.
@@ -102,6 +102,7 @@ import difflib
 import email.utils
 import enum
 import errno
+import fcntl
 import fnmatch
 import functools
 import hashlib
@@ -4350,7 +4351,7 @@ def help_text() -> str:
         "\nexit status:",
         "  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag; --drain: nothing is left",
         "  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, unknown;",
-        "     --drain: stopped before the end",
+        "     --drain: stopped before the end; --put-rejected: not all was taken",
         "  2  the settings or the arguments are wrong",
     ])  # fmt: skip
 
@@ -4423,6 +4424,134 @@ def tune_process() -> None:
         import ctypes  # not sooner: libffi keeps a file open
 
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
+
+
+class PutAgain(Batch):
+    """LogGroups that were set aside, in their targets' own hands again: each file is deleted once its target has it."""
+
+    MAX_FILES, MAX_BYTES = 64, 16 * 1000 * 1000  # of one batch
+
+    def __init__(self, files: deque[tuple[Target, str]]) -> None:
+        """Takes the first ones of these targets and paths. Raises OSError."""
+        super().__init__([])
+        self.paths: dict[PutRequest, str] = {}
+        self.taken: deque[PutRequest] = deque()  # by their targets, and not yet deleted
+        while files and len(self.pending) < self.MAX_FILES and sum(put.size for put in self.paths) < self.MAX_BYTES:
+            target, path = files.popleft()
+            with open(path, "rb") as file:
+                put = PutRequest(b"").add(LogGroup("", 0, file.read(), b""))
+            self.paths[put] = path
+            self.pending.append((target, put))
+
+    def on_result(self, target: Target, put: PutRequest, error: Exception | None) -> None:
+        """Called by the loop of puts, which must not wait for a disk."""
+        if error is None:
+            self.taken.append(put)
+        super().on_result(target, put, error)
+
+    def delete_taken(self) -> int:
+        """How many files these were. Raises OSError."""
+        count = len(self.taken)
+        for _ in range(count):
+            os.unlink(self.paths[self.taken.popleft()])
+        return count
+
+    def run(self, loop: PutLoop, token: CancelToken) -> Iterator[tuple[int, int]]:
+        """Puts them, again and again but for those that are refused; yields how many were taken now, and how many
+        refused. Raises Cancelled, OSError."""
+        failures = 0
+        while self.is_unsettled():
+            token.check()
+            loop.submit(self.pending, self)
+            failed = self.wait_for_failures(token)
+            self.pending = [(target, put) for target, put, error in failed if not blames_put(error)]
+            for target, put, error in failed:
+                if blames_put(error):
+                    target.forget(put)
+                    log.error("%s: %s is refused still, and kept: %s", target.name, self.paths[put], error)
+            yield self.delete_taken(), len(failed) - len(self.pending)
+            if self.pending:
+                failures += 1
+                token.sleep(backoff(failures))
+
+    def give_up(self, seconds: float) -> int:
+        """Begins no further put and waits, `seconds` at the most, for those in flight; how many of these were taken.
+        Raises OSError."""
+        self.cancel()
+        end = time.monotonic() + seconds
+        while self.in_flight and time.monotonic() < end:
+            time.sleep(0.05)
+        return self.delete_taken()
+
+
+def rejected_files(directory: str, targets: Mapping[int, Target]) -> list[tuple[Target, str]]:
+    """The targets and paths of what was set aside in a directory. Raises OSError, and StartupError where a file is of
+    another logstore than its target is by the settings."""
+    with os.scandir(directory) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    files, problems = [], []
+    for name in names:
+        number = re.match(r"TO([1-9][0-9]{0,8})-.*\.loggroup", name)
+        target = targets.get(int(number.group(1))) if number else None
+        beginning = DeadLetterDirectory.beginning_of_name(target.number, target.config) if target else ""
+        rest = r"[0-9]+-[0-9]+-[0-9a-f]{32}(-[A-Za-z]+)?\.loggroup"
+        if target and re.fullmatch(re.escape(beginning) + rest, name):
+            files.append((target, os.path.join(directory, name)))
+        elif number:
+            words = "%s is not of %s, as the settings have it" if target else "%s: the settings have no such target%.0s"
+            problems.append(words % (os.path.join(directory, name), target and target.name))
+    if problems:
+        raise StartupError("\n".join(problems[:10] + ["%d files of %d; nothing is put" % (len(problems), len(names))]))
+    return files
+
+
+class SignalToken(CancelToken):
+    """Cancelled by the first signal of those in a list that is filled as they come."""
+
+    def __init__(self, caught_signals: Sequence[int]) -> None:
+        super().__init__()
+        self.caught_signals = caught_signals
+
+    def cancelled_at(self) -> float:
+        return float("-inf") if self.caught_signals else super().cancelled_at()
+
+
+def put_rejected(settings: Settings, directory: str) -> int:
+    """Puts what was set aside in a directory into the targets, and deletes it there; the exit status: 1 unless all of
+    it was taken. Raises OSError, StartupError."""
+    stop = SignalToken(install_signal_handlers())
+    tune_process()
+    delivery = Delivery(settings, CredentialSources())
+    for target in delivery.targets.values():
+        target.put_retries.failure_text = "a put failed"
+    try:  # until the process ends: two of these at a time would put all of it twice
+        fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartupError("%s: another --put-rejected works on it" % directory) from None
+    except OSError:
+        pass  # some file systems know no locks
+    files = deque(rejected_files(directory, delivery.targets))
+    count, taken, refused = len(files), 0, 0
+    bar = progress_bar() if sys.stderr.isatty() else None
+    began = time.monotonic()
+    next_line = began + SUMMARY_INTERVAL
+    while files and not stop.is_cancelled():
+        batch = PutAgain(files)
+        try:
+            for newly_taken, newly_refused in batch.run(delivery.loop, stop):
+                taken, refused, now = taken + newly_taken, refused + newly_refused, time.monotonic()
+                rate = (taken + refused) / max(now - began, 0.1)
+                words = "%d of %d LogGroups put, %d refused still, %d/s" % (taken, count, refused, rate)
+                if bar:
+                    bar.add_line("\x1b[K" + words)
+                elif now > next_line:
+                    log.info("%s", words)
+                    next_line = now + SUMMARY_INTERVAL
+        except Cancelled:
+            taken += batch.give_up(SHUTDOWN_TIMEOUT)
+    left = count - taken - refused
+    show("%d LogGroups put and deleted, %d refused still and kept, %d not put" % (taken, refused, left))
+    return int(taken < count)
 
 
 class Ending(enum.Enum):
@@ -4505,7 +4634,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
         usage="dispatch_data.py [--check | --status [--json] [--max-lag SECONDS] | --drain [--until TIME] | "
-        "--version | --help]",
+        "--put-rejected DIR | --version | --help]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -4520,6 +4649,9 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--until", type=time_before_now, metavar="TIME", help="with --drain: only what had arrived before then"
     )
+    action.add_argument(
+        "--put-rejected", metavar="DIR", help="put what was set aside in a directory, delete what is taken, and end"
+    )
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
     parser.add_argument(
         "--max-lag", type=non_negative_float, metavar="SECONDS", help="with --status: exit status 1 beyond it"
@@ -4529,7 +4661,24 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--json and --max-lag go with --status")
     if parsed.until is not None and not parsed.drain:
         parser.error("--until goes with --drain")
+    if parsed.put_rejected is not None:
+        try:
+            check_directory(parsed.put_rejected)
+        except ValueError as expected:
+            parser.error("--put-rejected: %r is wrong; right would be %s" % (parsed.put_rejected, expected))
     return parsed
+
+
+def dispatch(settings: Settings, parsed: argparse.Namespace) -> int:
+    """What puts logs; returns the exit status."""
+    if not parsed.put_rejected:
+        return run(settings, Drain(settings.source, parsed.until) if parsed.drain else None)
+    try:
+        return put_rejected(settings, parsed.put_rejected)
+    except (OSError, StartupError) as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        return 1
 
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
@@ -4558,7 +4707,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         for warning in settings.warnings:
             log.warning("%s", warning)
-        return run(settings, Drain(settings.source, parsed.until) if parsed.drain else None)
+        return dispatch(settings, parsed)
     except Exception:
         log.exception("a defect of this program")
         return 1
