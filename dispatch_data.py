@@ -120,6 +120,7 @@ import random
 import re
 import resource
 import selectors
+import shlex
 import signal
 import socket
 import ssl
@@ -2630,7 +2631,9 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
         statuses = read_shard_status(logstore, group, mapper=ThreadPool(PROBE_CONCURRENCY, "probe").map)
     except CallError as error:
         subject = "%s, consumer group %s" % (settings.source_name, group)
-        show("%s: %s" % (subject, describe_error(error, source)), sys.stderr)
+        is_missing = error.code == "ConsumerGroupNotExist"  # here nobody knows that it was ever there
+        told = "%s; it is not made yet, the first copy that starts makes it" % error if is_missing else ""
+        show("%s: %s" % (subject, told or describe_error(error, source)), sys.stderr)
         return 1
     now = logstore.client.server_time()
     ahead = time.time() - now
@@ -4207,10 +4210,8 @@ SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
 LAST_LINES_TIMEOUT = 1.0  # seconds of these that the end waits for lines which are not written yet
 THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
-FIRST_RUN_HINT = (
-    "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
-    "python3 -m tests.local_log_service demo"
-)
+FIRST_RUN_HINT = "dispatch_data.py: every setting is explained in .env.example"
+DEMO_HINT = "; to see the program work without a cloud account: cd %s && %s -m tests.local_log_service demo"
 
 
 def secret_values(settings: Settings) -> list[str]:
@@ -4630,6 +4631,14 @@ def time_before_now(text: str) -> int:
     raise argparse.ArgumentTypeError(words % text)
 
 
+def first_run_hint() -> str:
+    """Where to find what can be set, and a demonstration where that lies beside the program."""
+    directory = os.path.dirname(os.path.abspath(__file__))
+    has_demo = os.path.isdir(os.path.join(directory, "tests", "local_log_service"))
+    demo = DEMO_HINT % (shlex.quote(directory), shlex.quote(sys.executable)) if has_demo else ""
+    return FIRST_RUN_HINT + demo
+
+
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
@@ -4690,7 +4699,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
         for problem in error.args:
             show("dispatch_data.py: %s" % problem, sys.stderr)
         if any(" is missing: " in problem for problem in error.args):
-            show(FIRST_RUN_HINT, sys.stderr)
+            show(first_run_hint(), sys.stderr)
         return 2
     redactor.add(float("inf"), *secret_values(settings))
     if parsed.check or parsed.status:
@@ -4726,6 +4735,8 @@ if __name__ == "__main__":
             sys.stderr.flush()
             status = int(end.code or 0)
         sys.stdout.flush()
+    except BrokenPipeError:  # as by `head`: who took the first lines wants no more, and no word about that
+        status = 1
     except OSError as error:  # such as stdout on a full disk
         status = 1
         with contextlib.suppress(OSError):
