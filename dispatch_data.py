@@ -95,6 +95,7 @@ if __name__ == "__main__":  # the other imports take a moment: Ctrl-C meanwhile 
 
 import argparse
 import base64
+import bisect
 import calendar
 import concurrent.futures
 import contextlib
@@ -2741,6 +2742,29 @@ class Outcome(NamedTuple):
     accepted: int  # LogGroups; 0 for one that was refused, however often
 
 
+class Histogram:
+    """How often something has taken how long, as Prometheus counts that. One thread observes, any may look."""
+
+    BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)  # up to each bound, beyond the one before; the last beyond all
+        self.sum = 0.0  # seconds
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(self.BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+    def samples(self, name: str, labels: str) -> Iterator[tuple[str, str, float]]:
+        """Name, labels and value of each; `labels` as prometheus_labels has them."""
+        count, seconds = 0, self.sum
+        for bound, more in zip((*("%g" % bound for bound in self.BOUNDS), "+Inf"), self.counts[:]):
+            count += more
+            yield name + "_bucket", '%s,le="%s"}' % (labels[:-1], bound), count
+        yield name + "_sum", labels, seconds
+        yield name + "_count", labels, count
+
+
 class Target:
     """One target logstore: its writer, what waits for it, and its counts."""
 
@@ -2765,6 +2789,7 @@ class Target:
         self.is_ready = False  # it is in the loop's queue of such
         self.consecutive_failures = 0
         self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
+        self.latencies = Histogram()  # the same: of puts that were accepted
         self.lock = threading.Lock()  # over:
         self.outcomes: deque[Outcome] = deque(maxlen=1000)  # the last
         self.rejected: set[PutRequest] = set()  # of one LogGroup each, refused for what they bring, to be tried again
@@ -2808,6 +2833,7 @@ class Target:
         """By AIMD: one put more in flight after each that was quick, half as many after one that ran out of time."""
         is_slow = seconds > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
         if error is None:
+            self.latencies.observe(seconds)
             self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
         else:
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
@@ -4041,7 +4067,7 @@ class Metric(NamedTuple):
     kind: str
     name: str  # without the prefix; one that ends in _total is a counter
     meaning: str
-    read: Callable[[Any], float | None]  # the value of a subject; None is unknown
+    read: Callable[[Any], float | Histogram | None]  # the value of a subject; None is unknown
 
 
 METRICS = (
@@ -4052,6 +4078,8 @@ METRICS = (
     Metric("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.dead_lettered),
     Metric("target", "puts_failing", "Puts that have failed and are being tried again.",
            lambda it: len(it.put_retries.failing)),
+    Metric("target", "put_duration_seconds", "Time from the begin of a put to the answer that the target has taken it.",
+           lambda it: it.latencies),
     Metric("copy", "unmatched_log_groups_total", "LogGroups that no route matches.",
            lambda it: it.delivery.unmatched.log_groups),
     Metric("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.unmatched.logs),
@@ -4189,10 +4217,15 @@ class MetricsServer:
         text = ""
         for metric in METRICS:
             name = "dispatch_data_" + metric.name
-            values = [(name, labels, metric.read(subject)) for labels, subject in labels_and_subjects[metric.kind]]
-            known = ["%s%s %s\n" % value for value in values if value[2] is not None]
+            kind, known = "counter" if name.endswith("_total") else "gauge", []
+            for labels, subject in labels_and_subjects[metric.kind]:
+                value = metric.read(subject)
+                if isinstance(value, Histogram):
+                    kind = "histogram"
+                    known += ["%s%s %s\n" % sample for sample in value.samples(name, labels)]
+                elif value is not None:
+                    known.append("%s%s %s\n" % (name, labels, value))
             if known:
-                kind = "counter" if name.endswith("_total") else "gauge"
                 text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, metric.meaning, name, kind, "".join(known))
         return 200, text
 

@@ -374,6 +374,63 @@ def test_the_alarms_are_on_metrics_that_there_are():
     assert {"dispatch_data_lag_seconds", "dispatch_data_puts_failing"} <= set.union(*named)
 
 
+DASHBOARD = json.loads(text_of("tests/grafana_dashboard.json"))
+
+
+def expressions():
+    """Those of the dashboard, as Grafana sends them."""
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"].replace("$job", ".*").replace("$__rate_interval", "2m")
+
+
+@pytest.mark.quick
+def test_the_dashboard_shows_every_metric_there_is_and_no_other():
+    served = {"dispatch_data_" + metric.name for metric in dispatch_data.METRICS}
+    named = {re.sub("_bucket$", "", name) for text in expressions() for name in re.findall(r"dispatch_data_\w+", text)}
+    assert named == served
+    assert "(tests/grafana_dashboard.json)" in section("Monitoring")
+    job = DASHBOARD["templating"]["list"][1]["query"]
+    assert set(re.findall(r"dispatch_data_\w+", job)) <= served
+
+
+@pytest.mark.quick
+def test_the_labels_of_the_dashboard_are_those_that_are_served():
+    """`job` and `instance` are Prometheus' own."""
+    served = {"target", "logstore", "source", "version", "python", "le", "job", "instance"}
+    text = json.dumps(DASHBOARD["panels"])
+    used = {name for names in re.findall(r"by \(([^)]*)\)", text) for name in names.split(", ")}
+    assert used | set(re.findall(r"{{(\w+)}}", text)) <= served
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            grouped = re.search(r" by \(([^)]*)\)", target["expr"]).group(1).split(", ")
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) == set(grouped) - {"le"}, panel["title"]
+
+
+@pytest.mark.quick
+def test_the_panels_of_the_dashboard_lie_side_by_side():
+    covered = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert (x, y) not in covered and x < 24
+                covered.add((x, y))
+        assert panel["datasource"]["uid"] == "${datasource}"
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+@pytest.mark.quick
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Debian's package prometheus, is not in the PATH")
+def test_what_the_dashboard_asks_is_promql(tmp_path):
+    rules = [{"record": "panel:%d" % number, "expr": text} for number, text in enumerate(expressions())]
+    groups = {"groups": [{"name": "dashboard", "rules": rules}]}
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(groups), encoding="utf-8")
+    command = ["promtool", "check", "rules", "rules.yml"]
+    ended = subprocess.run(command, cwd=str(tmp_path), capture_output=True, text=True, timeout=LIMIT)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 @pytest.mark.quick
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Debian's package prometheus, is not in the PATH")
 def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
