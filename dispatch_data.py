@@ -4422,17 +4422,37 @@ def progress_bar() -> LogWriter:
     return LogWriter(handler, "writes the bar")
 
 
+class News:
+    """Tells once what has changed: the shards held, and that a target has taken its first logs."""
+
+    def __init__(self, member: GroupMember) -> None:
+        self.member = member
+        self.shards: list[int] = []
+        self.waiting = list(member.delivery.targets.values())  # targets that have taken nothing yet
+
+    def tell(self) -> None:
+        shards, before = self.member.held_shards(), self.shards
+        if shards != before:
+            named = [",".join(map(str, some)) or "none" for some in (shards, before)]
+            log.info("%s: holds shards %s, before: %s", self.member.subject, *named)
+            self.shards = shards
+        for target in [target for target in self.waiting if target.logs]:
+            log.info("%s: has taken its first %d logs", target.name, target.logs)
+            self.waiting.remove(target)
+
+
 def report_loop(member: GroupMember, bar: LogWriter | None = None) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag. `bar` is
     for the progress of a drain."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
-    next_look, drain = 0.0, member.drain
+    next_look, drain, news = 0.0, member.drain, News(member)
     with watchdog.watching("tells"):
         while True:
             watchdog.beat()
             time.sleep(REPORT_LOOP_INTERVAL)
             with contextlib.suppress(Exception):  # any, such as MemoryError: it goes on telling
                 member.report_recoveries()
+                news.tell()
                 client = member.source.client
                 client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
                 if drain and member.consumer and not drain.is_done() and time.monotonic() > next_look:

@@ -26,6 +26,7 @@ from harness import (
     settings_for,
     wait_until_delivered,
     wait_until_joined,
+    wait_until_shared,
 )
 from test_monitoring import free_port, get
 from test_project import ROOT, VARIABLES, text_of
@@ -92,6 +93,41 @@ def test_every_key_of_the_summary_and_every_metric_has_its_row(service, copies):
     rows = table("| key | metric")
     assert {key for cells in rows for key in codes(cells[0])} == written
     assert {name for cells in rows for name in codes(cells[1])} == {metric[1] for metric in dispatch_data.METRICS}
+
+
+def shape(line):
+    """A line of the log without what differs from run to run: names of places and consumers, and numbers."""
+    line = re.sub(r"^\S+ \S+ \d+ (?=[A-Z]+ )", "", line)
+    line = re.sub(r"[\w-]+-\d+-[0-9a-f]{20}", "CONSUMER", re.sub(r"[\w-]+-project/[\w-]+", "PLACE", line))
+    return re.sub(r"\d+(,\d+)*", "0", line)
+
+
+def test_the_log_reads_as_shown(service, copies):
+    """At a start, when a copy comes and goes, in trouble and at a stop."""
+    quick = {"RetryLog.RECOVERY_QUIET": 0.3, "REPORT_LOOP_INTERVAL": 0.05}
+    copy = copies.start(constants=quick)
+    feed(service, 40)
+    service.wait_for(lambda: copy.log().count("has taken its first") == 3, LIMIT, "the first logs taken")
+    wait_until_shared(service, copy)
+    other = copies.start()
+    service.wait_for(lambda: "holds shards 0,1,2,3, before: none" in copy.log(), LIMIT, "a word about the shards")
+    wait_until_shared(service, copy, other)
+    service.wait_for(lambda: re.search(r"holds shards \d,\d, before", copy.log()), LIMIT, "a word about the others")
+    other.process.kill()
+    wait_until_shared(service, copy)
+    with service.add_fault(
+        "PutLogs", logstore="nginx", code="ShardWriteQuotaExceed", message="Shard write quota exceed"
+    ):
+        feed(service, 8)
+        service.wait_for(lambda: "ShardWriteQuotaExceed" in copy.log(), LIMIT, "trouble")
+    service.wait_for(lambda: "recovered" in copy.log() and len(copy.held_shards(service)) == 4, LIMIT, "its end")
+    assert copy.stop() == 0
+    written = [shape(line) for line in copy.log().splitlines()]
+    samples = re.findall(r"<!-- log: [\w-]+ -->\n```\n(.*?)```", README, re.DOTALL)
+    assert len(samples) == 4
+    for sample in samples:
+        places = [written.index(shape(line)) for line in sample.splitlines()]
+        assert places == sorted(places), sample
 
 
 @pytest.mark.quick
