@@ -188,6 +188,23 @@ def test_sections_are_named_as_people_look_for_them():
 
 
 @pytest.mark.quick
+def test_the_chinese_part_says_where_each_command_stands():
+    """And every option of the command line stands in both parts."""
+    links = set(re.findall(r"\]\(#([\w-]+)\)", CHINESE))
+    assert links >= {"deployment", "ram-policy", "upgrade-and-replay", "dead-letters", "monitoring", "changes"}
+    usage = dispatch_data.__dict__["read_arguments"].__code__.co_consts
+    options = {text for text in usage if isinstance(text, str) and re.fullmatch(r"--[a-z-]+", text)} - {"--version"}
+    assert {"--check", "--status", "--drain", "--put-rejected", "--until"} <= options
+    assert [name for name in options - {"--json"} if name not in CHINESE] == []
+    assert [name for name in options if name not in ENGLISH] == []
+
+
+@pytest.mark.quick
+def test_the_changes_name_the_release():
+    assert "**%s**" % dispatch_data.__version__ in section("Changes")
+
+
+@pytest.mark.quick
 def test_a_newcomer_first_sees_what_needs_no_account_and_no_tests():
     steps = ["local_log_service demo", "dispatch_data.py --check", "PyPy, put", "## How it works", "<!-- test command"]
     assert [ENGLISH.count(step) for step in steps] == [1] * len(steps)
