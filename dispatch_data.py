@@ -2444,7 +2444,7 @@ class Drain:
         left = self.left or {}
         totals = [cursor_position(self.ends[shard]) - begun for shard, begun in self.begun.items()]
         total = sum(max(0, each) for each in totals) + sum(left[shard] for shard in left if shard not in self.begun)
-        return 1 - sum(left.values()) / total if total else float(not left)
+        return max(0.0, 1 - sum(left.values()) / total) if total else float(not left)
 
     def __str__(self) -> str:
         left = sum((self.left or {}).values())
@@ -4504,10 +4504,17 @@ class PutAgain(Batch):
         super().on_result(target, put, error)
 
     def delete_taken(self) -> int:
-        """How many files these were. Raises OSError."""
-        count = len(self.taken)
+        """How many files these were. Raises OSError, once all were tried."""
+        count, failure = len(self.taken), None
         for _ in range(count):
-            os.unlink(self.paths[self.taken.popleft()])
+            try:
+                os.unlink(self.paths[self.taken.popleft()])
+            except FileNotFoundError:
+                pass  # somebody was faster
+            except OSError as error:
+                failure = error
+        if failure:
+            raise failure
         return count
 
     def run(self, loop: PutLoop, token: CancelToken) -> Iterator[tuple[int, int]]:
@@ -4602,6 +4609,8 @@ def put_rejected(settings: Settings, directory: str) -> int:
                     log.info("%s", words)
                     next_line = now + SUMMARY_INTERVAL
         except Cancelled:
+            pass
+        finally:
             taken += batch.give_up(SHUTDOWN_TIMEOUT)
     left = count - taken - refused
     show("%d LogGroups put and deleted, %d refused still and kept, %d not put" % (taken, refused, left))

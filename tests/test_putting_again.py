@@ -1,8 +1,10 @@
 """--put-rejected: what was set aside gets into its targets, and no file is deleted before."""
 
+import contextlib
 import functools
 import os
 import signal
+from collections import deque
 
 import pytest
 from assertions import assert_delivered_once
@@ -10,7 +12,7 @@ from conftest import logstore_config
 from harness import LIMIT, PROJECT, make_log_group, run_program, settings_for
 from local_log_service import ForeignAnswer
 
-from dispatch_data import DeadLetterDirectory, LogGroup
+from dispatch_data import DeadLetterDirectory, LogGroup, PutAgain
 
 POISON = make_log_group("click") + b"\x28\x01"  # a field that the service's parser won't have
 
@@ -111,6 +113,26 @@ def test_killed_or_told_to_stop_it_has_deleted_what_was_taken_and_no_more(servic
     status, _, _ = put_again(service, rejected_dir)
     assert status == 0
     assert_delivered_once(log_groups, arrived(service))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("failure", [FileNotFoundError, PermissionError])
+def test_a_file_that_cannot_be_deleted_holds_up_no_others(rejected_dir, monkeypatch, failure):
+    """Else these, too, would be put once more the next time."""
+    paths = set_aside(rejected_dir, [make_log_group("click") for _ in range(3)])
+    batch = PutAgain(deque((None, path) for path in paths))
+    batch.taken.extend(batch.paths)
+    unlink = os.unlink
+
+    def failing(path):
+        if path == paths[0]:
+            raise failure(path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", failing)
+    with contextlib.nullcontext() if failure is FileNotFoundError else pytest.raises(failure):
+        assert batch.delete_taken() == 3
+    assert os.listdir(str(rejected_dir)) == [os.path.basename(paths[0])]
 
 
 def test_a_directory_that_is_not_there_is_said(service, rejected_dir):
