@@ -132,7 +132,7 @@ import time
 import traceback
 import uuid
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
@@ -4485,9 +4485,11 @@ class PutAgain(Batch):
 
     MAX_FILES, MAX_BYTES = 64, 16 * 1000 * 1000  # of one batch
 
-    def __init__(self, files: deque[tuple[Target, str]]) -> None:
-        """Takes the first ones of these targets and paths. Raises OSError."""
+    def __init__(self, files: deque[tuple[Target, str]], throttles: Mapping[str, LogThrottle]) -> None:
+        """Takes the first ones of these targets and paths. The throttles are for what is told of each code. Raises
+        OSError."""
         super().__init__([])
+        self.throttles = throttles
         self.paths: dict[PutRequest, str] = {}
         self.taken: deque[PutRequest] = deque()  # by their targets, and not yet deleted
         while files and len(self.pending) < self.MAX_FILES and sum(put.size for put in self.paths) < self.MAX_BYTES:
@@ -4518,18 +4520,21 @@ class PutAgain(Batch):
         return count
 
     def run(self, loop: PutLoop, token: CancelToken) -> Iterator[tuple[int, int]]:
-        """Puts them, again and again but for those that are refused; yields how many were taken now, and how many
-        refused. Raises Cancelled, OSError."""
+        """Puts them, again where time alone may help; yields how many were taken now, and how many refused. Raises
+        Cancelled, OSError."""
         failures = 0
         while self.is_unsettled():
             token.check()
             loop.submit(self.pending, self)
             failed = self.wait_for_failures(token)
-            self.pending = [(target, put) for target, put, error in failed if not blames_put(error)]
+            self.pending = []
             for target, put, error in failed:
-                if blames_put(error):
+                if isinstance(error, CallError) and not error.is_transient():
                     target.forget(put)
-                    log.error("%s: %s is refused still, and kept: %s", target.name, self.paths[put], error)
+                    if self.throttles[error.code].admit():
+                        log.error("%s: %s is refused still, and kept: %s", target.name, self.paths[put], error)
+                else:
+                    self.pending.append((target, put))
             yield self.delete_taken(), len(failed) - len(self.pending)
             if self.pending:
                 failures += 1
@@ -4552,7 +4557,7 @@ def rejected_files(directory: str, targets: Mapping[int, Target]) -> list[tuple[
         names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
     files, problems = [], []
     for name in names:
-        number = re.match(r"TO([1-9][0-9]{0,8})-.*\.loggroup", name)
+        number = re.fullmatch(r"TO([1-9][0-9]{0,8})-.*\.loggroup", name)
         target = targets.get(int(number.group(1))) if number else None
         beginning = DeadLetterDirectory.beginning_of_name(target.number, target.config) if target else ""
         rest = r"[0-9]+-[0-9]+-[0-9a-f]{32}(-[A-Za-z]+)?\.loggroup"
@@ -4596,8 +4601,9 @@ def put_rejected(settings: Settings, directory: str) -> int:
     bar = progress_bar() if sys.stderr.isatty() else None
     began = time.monotonic()
     next_line = began + SUMMARY_INTERVAL
+    throttles: Mapping[str, LogThrottle] = defaultdict(LogThrottle)
     while files and not stop.is_cancelled():
-        batch = PutAgain(files)
+        batch = PutAgain(files, throttles)
         try:
             for newly_taken, newly_refused in batch.run(delivery.loop, stop):
                 taken, refused, now = taken + newly_taken, refused + newly_refused, time.monotonic()
@@ -4668,8 +4674,8 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
     for line in str(member.failure or "").splitlines():
         log.error("%s", line)
     reason, status = ending.value
-    log.info("ends with status %d: %s", status, reason)
-    if member.consumer:
+    if member.consumer:  # else the lines above say all there is to say
+        log.info("ends with status %d: %s", status, reason)
         log_summary(member)
     return status
 

@@ -45,13 +45,14 @@ def arrived(service, logstore="click"):
 
 
 def test_what_is_taken_is_deleted_and_what_is_refused_is_kept(service, rejected_dir):
-    """Also what a gateway won't let pass; what fails otherwise is tried again. Other files are nobody's business."""
+    """Also what a gateway won't let pass, or whose target is gone; what may pass by itself is tried again. Other files
+    are nobody's business."""
     good = [make_log_group("click") for _ in range(5)]
     set_aside(rejected_dir, good)
     of_old = set_aside(rejected_dir, [make_log_group("nginx")], 1, "nginx", code="")
     poison = set_aside(rejected_dir, [POISON], 3, "click")[0]
     too_large = set_aside(rejected_dir, [make_log_group("sql_audit")], 2, "sql-audit")[0]
-    others = [rejected_dir / name for name in ("notes.txt", "5f2e.loggroup.unfinished")]
+    others = [rejected_dir / name for name in ("notes.txt", os.path.basename(poison) + ".5f2e.unfinished")]
     for other in others:
         other.write_text("something else")
     assert "PostBodyInvalid" not in of_old[0]
@@ -62,6 +63,10 @@ def test_what_is_taken_is_deleted_and_what_is_refused_is_kept(service, rejected_
     assert sorted(rejected_dir.iterdir()) == sorted([*others, *map(type(rejected_dir), (poison, too_large))])
     assert any("%s is refused still, and kept: 400 PostBodyInvalid" % poison in line for line in stderr)
     os.remove(poison)
+    with service.add_fault("PutLogs", logstore="sql-audit", code="LogStoreNotExist"):
+        status, stdout, stderr = put_again(service, rejected_dir)
+    assert (status, stdout) == (1, ["0 LogGroups put and deleted, 1 refused still and kept, 0 not put"])
+    assert any("404 LogStoreNotExist" in line and "SLS_LOGSTORE_TO2 must exist" in line for line in stderr)
     status, stdout, _ = put_again(service, rejected_dir)
     assert (status, stdout) == (0, ["1 LogGroups put and deleted, 0 refused still and kept, 0 not put"])
     assert_delivered_once(good, arrived(service))
@@ -120,7 +125,7 @@ def test_killed_or_told_to_stop_it_has_deleted_what_was_taken_and_no_more(servic
 def test_a_file_that_cannot_be_deleted_holds_up_no_others(rejected_dir, monkeypatch, failure):
     """Else these, too, would be put once more the next time."""
     paths = set_aside(rejected_dir, [make_log_group("click") for _ in range(3)])
-    batch = PutAgain(deque((None, path) for path in paths))
+    batch = PutAgain(deque((None, path) for path in paths), {})
     batch.taken.extend(batch.paths)
     unlink = os.unlink
 
