@@ -9,7 +9,7 @@ Every copy of this program joins one consumer group on the source logstore. The 
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Who calls
 whom:
 
-    main                              the settings, then `run` until a signal comes
+    main                              the settings, then `run` until a signal comes, or all is drained
       GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
         Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
           ShardConsumer.consume       which begins tasks in threads, one of each kind at a time:
