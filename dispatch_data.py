@@ -40,6 +40,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
+    puts again_<n>            `put_rejected`, in the place of all these but those that end connections and refresh
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
     writes the bar            the same, for progress on a terminal
@@ -4480,94 +4481,70 @@ def tune_process() -> None:
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
-class PutAgain(Batch):
-    """LogGroups that were set aside, in their targets' own hands again: each file is deleted once its target has it."""
+class PutAgain:
+    """Puts LogGroups that were set aside into one target, and deletes each file once the target has taken it."""
 
-    MAX_FILES, MAX_BYTES = 64, 16 * 1000 * 1000  # of one batch
+    def __init__(self, settings: TargetSettings, credential_source: CredentialSource) -> None:
+        self.name, self.config = settings.name, settings.config
+        client = PooledLogClient(self.config, credential_source)
+        self.write = functools.partial(client.put_log_raw, self.config.project, self.config.logstore)
+        self.retries = RetryLog(self.name, "puts", "a put failed and is tried again", self.config)
+        self.lock = threading.Lock()  # over:
+        self.throttles: dict[str, LogThrottle] = defaultdict(LogThrottle)  # by the code of refusals
 
-    def __init__(self, files: deque[tuple[Target, str]], throttles: Mapping[str, LogThrottle]) -> None:
-        """Takes the first ones of these targets and paths. The throttles are for what is told of each code. Raises
-        OSError."""
-        super().__init__([])
-        self.throttles = throttles
-        self.paths: dict[PutRequest, str] = {}
-        self.taken: deque[PutRequest] = deque()  # by their targets, and not yet deleted
-        while files and len(self.pending) < self.MAX_FILES and sum(put.size for put in self.paths) < self.MAX_BYTES:
-            target, path = files.popleft()
+    def try_put(self, log_group: LogGroup) -> CallError | None:
+        """None once it is taken, else why it is not. Raises CallError where time alone may mend that."""
+        try:
+            self.write(log_group)
+        except CallError as error:
+            if error.is_transient():
+                raise
+            return error
+        return None
+
+    def put(self, path: str, stop: CancelToken) -> str:
+        """What has become of a file: "put", "refused" or "left"."""
+        try:
             with open(path, "rb") as file:
-                put = PutRequest(b"").add(LogGroup("", 0, file.read(), b""))
-            self.paths[put] = path
-            self.pending.append((target, put))
-
-    def on_result(self, target: Target, put: PutRequest, error: Exception | None) -> None:
-        """Called by the loop of puts, which must not wait for a disk."""
-        if error is None:
-            self.taken.append(put)
-        super().on_result(target, put, error)
-
-    def delete_taken(self) -> int:
-        """How many files these were. Raises OSError, once all were tried."""
-        count, failure = len(self.taken), None
-        for _ in range(count):
-            try:
-                os.unlink(self.paths[self.taken.popleft()])
-            except FileNotFoundError:
-                pass  # somebody was faster
-            except OSError as error:
-                failure = error
-        if failure:
-            raise failure
-        return count
-
-    def run(self, loop: PutLoop, token: CancelToken) -> Iterator[tuple[int, int]]:
-        """Puts them, again where time alone may help; yields how many were taken now, and how many refused. Raises
-        Cancelled, OSError."""
-        failures = 0
-        while self.is_unsettled():
-            token.check()
-            loop.submit(self.pending, self)
-            failed = self.wait_for_failures(token)
-            self.pending = []
-            for target, put, error in failed:
-                if isinstance(error, CallError) and not error.is_transient():
-                    target.forget(put)
-                    if self.throttles[error.code].admit():
-                        log.error("%s: %s is refused still, and kept: %s", target.name, self.paths[put], error)
-                else:
-                    self.pending.append((target, put))
-            yield self.delete_taken(), len(failed) - len(self.pending)
-            if self.pending:
-                failures += 1
-                token.sleep(backoff(failures))
-
-    def give_up(self, seconds: float) -> int:
-        """Begins no further put and waits, `seconds` at the most, for those in flight; how many of these were taken.
-        Raises OSError."""
-        self.cancel()
-        end = time.monotonic() + seconds
-        while self.in_flight and time.monotonic() < end:
-            time.sleep(0.05)
-        return self.delete_taken()
+                log_group = LogGroup("", 0, file.read(), b"")
+            refusal = self.retries.retry(path, functools.partial(self.try_put, log_group), stop)
+            if not refusal:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                return "put"
+            with self.lock:
+                if self.throttles[refusal.code].admit():
+                    words = self.name, path, describe_error(refusal, self.config)
+                    log.error("%s: %s is refused still, and kept: %s", *words)
+            return "refused"
+        except Cancelled:
+            return "left"
+        except Exception as error:  # such as no permission
+            log.error("%s: %s", path, escape_for_log(repr(error)))
+            return "left"
 
 
-def rejected_files(directory: str, targets: Mapping[int, Target]) -> list[tuple[Target, str]]:
+def rejected_files(directory: str, targets: Sequence[TargetSettings]) -> list[tuple[TargetSettings, str]]:
     """The targets and paths of what was set aside in a directory. Raises OSError, and StartupError where a file is of
     another logstore than its target is by the settings."""
     with os.scandir(directory) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+        names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    by_number = {target.number: target for target in targets}
     files, problems = [], []
     for name in names:
         number = re.fullmatch(r"TO([1-9][0-9]{0,8})-.*\.loggroup", name)
-        target = targets.get(int(number.group(1))) if number else None
+        target, path = by_number.get(int(number.group(1))) if number else None, os.path.join(directory, name)
         beginning = DeadLetterDirectory.beginning_of_name(target.number, target.config) if target else ""
         rest = r"[0-9]+-[0-9]+-[0-9a-f]{32}(-[A-Za-z]+)?\.loggroup"
         if target and re.fullmatch(re.escape(beginning) + rest, name):
-            files.append((target, os.path.join(directory, name)))
+            files.append((target, path))
         elif number:
-            words = "%s is not of %s, as the settings have it" if target else "%s: the settings have no such target%.0s"
-            problems.append(words % (os.path.join(directory, name), target and target.name))
+            words = (
+                "is not of %s, as the settings have it" % target.name if target else "the settings have no such target"
+            )
+            problems.append("%s: %s" % (path, words))
     if problems:
-        raise StartupError("\n".join(problems[:10] + ["%d files of %d; nothing is put" % (len(problems), len(names))]))
+        raise StartupError("\n".join([*problems[:10], "%d of %d files; nothing is put" % (len(problems), len(names))]))
     return files
 
 
@@ -4584,43 +4561,44 @@ class SignalToken(CancelToken):
 
 def put_rejected(settings: Settings, directory: str) -> int:
     """Puts what was set aside in a directory into the targets, and deletes it there; the exit status: 1 unless all of
-    it was taken. Raises OSError, StartupError."""
+    it was taken. Raises OSError, StartupError, RuntimeError."""
     stop = SignalToken(install_signal_handlers())
     tune_process()
-    delivery = Delivery(settings, CredentialSources())
-    for target in delivery.targets.values():
-        target.put_retries.failure_text = "a put failed"
     try:  # until the process ends: two of these at a time would put all of it twice
         fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StartupError("%s: another --put-rejected works on it" % directory) from None
     except OSError:
         pass  # some file systems know no locks
-    files = deque(rejected_files(directory, delivery.targets))
-    count, taken, refused = len(files), 0, 0
+    files = rejected_files(directory, settings.targets)
+    random.shuffle(files)  # lest a target that is slow holds up the others
+    sources, counts = CredentialSources(), Counter({"put": 0, "refused": 0, "left": 0})
+    outcomes: deque[str] = deque()
+    targets = {target.number: PutAgain(target, sources.of(target.config)) for target, _ in files}
+    threads = ThreadPool(settings.writers, "puts again")
+    for target, path in files:
+        put = threads.submit(targets[target.number].put, path, stop)
+        put.add_done_callback(lambda done: outcomes.append(done.result()))
     bar = progress_bar() if sys.stderr.isatty() else None
-    began = time.monotonic()
+    began, end = time.monotonic(), float("inf")
     next_line = began + SUMMARY_INTERVAL
-    throttles: Mapping[str, LogThrottle] = defaultdict(LogThrottle)
-    while files and not stop.is_cancelled():
-        batch = PutAgain(files, throttles)
-        try:
-            for newly_taken, newly_refused in batch.run(delivery.loop, stop):
-                taken, refused, now = taken + newly_taken, refused + newly_refused, time.monotonic()
-                rate = (taken + refused) / max(now - began, 0.1)
-                words = "%d of %d LogGroups put, %d refused still, %d/s" % (taken, count, refused, rate)
-                if bar:
-                    bar.add_line("\x1b[K" + words)
-                elif now > next_line:
-                    log.info("%s", words)
-                    next_line = now + SUMMARY_INTERVAL
-        except Cancelled:
-            pass
-        finally:
-            taken += batch.give_up(SHUTDOWN_TIMEOUT)
-    left = count - taken - refused
-    show("%d LogGroups put and deleted, %d refused still and kept, %d not put" % (taken, refused, left))
-    return int(taken < count)
+    while sum(counts.values()) < len(files) and time.monotonic() < end:
+        time.sleep(MAIN_LOOP_INTERVAL)
+        while outcomes:
+            counts[outcomes.popleft()] += 1
+        now = time.monotonic()
+        words = counts["put"], len(files), counts["refused"], counts["put"] / (now - began)
+        if stop.is_cancelled() and end == float("inf"):
+            log.info("told to stop: puts in flight have %g s", SHUTDOWN_TIMEOUT)
+            end = now + SHUTDOWN_TIMEOUT
+        elif bar:
+            bar.add_line("\x1b[K%d of %d LogGroups put, %d refused still, %d/s" % words)
+        elif now > next_line:
+            log.info("%d of %d LogGroups put, %d refused still, %d/s", *words)
+            next_line = now + SUMMARY_INTERVAL
+    left = len(files) - counts["put"] - counts["refused"]
+    show("%d LogGroups put and deleted, %d refused still and kept, %d left" % (counts["put"], counts["refused"], left))
+    return int(counts["put"] < len(files))
 
 
 class Ending(enum.Enum):
@@ -4752,7 +4730,7 @@ def dispatch(settings: Settings, parsed: argparse.Namespace) -> int:
         return run(settings, Drain(settings.source, parsed.until) if parsed.drain else None)
     try:
         return put_rejected(settings, parsed.put_rejected)
-    except (OSError, StartupError) as error:
+    except (OSError, RuntimeError, StartupError) as error:
         for line in str(error).splitlines():
             log.error("%s", line)
         return 1

@@ -1,10 +1,8 @@
 """--put-rejected: what was set aside gets into its targets, and no file is deleted before."""
 
-import contextlib
 import functools
 import os
 import signal
-from collections import deque
 
 import pytest
 from assertions import assert_delivered_once
@@ -12,7 +10,7 @@ from conftest import logstore_config
 from harness import LIMIT, PROJECT, make_log_group, run_program, settings_for
 from local_log_service import ForeignAnswer
 
-from dispatch_data import DeadLetterDirectory, LogGroup, PutAgain
+from dispatch_data import DeadLetterDirectory, LogGroup
 
 POISON = make_log_group("click") + b"\x28\x01"  # a field that the service's parser won't have
 
@@ -59,16 +57,16 @@ def test_what_is_taken_is_deleted_and_what_is_refused_is_kept(service, rejected_
     with service.add_fault("PutLogs", logstore="nginx", status=503, code="ServerBusy", share=0.5):
         with service.add_fault("PutLogs", logstore="sql-audit", answer=ForeignAnswer(413, {}, b"too large")):
             status, stdout, stderr = put_again(service, rejected_dir)
-    assert (status, stdout) == (1, ["6 LogGroups put and deleted, 2 refused still and kept, 0 not put"])
+    assert (status, stdout) == (1, ["6 LogGroups put and deleted, 2 refused still and kept, 0 left"])
     assert sorted(rejected_dir.iterdir()) == sorted([*others, *map(type(rejected_dir), (poison, too_large))])
     assert any("%s is refused still, and kept: 400 PostBodyInvalid" % poison in line for line in stderr)
     os.remove(poison)
     with service.add_fault("PutLogs", logstore="sql-audit", code="LogStoreNotExist"):
         status, stdout, stderr = put_again(service, rejected_dir)
-    assert (status, stdout) == (1, ["0 LogGroups put and deleted, 1 refused still and kept, 0 not put"])
+    assert (status, stdout) == (1, ["0 LogGroups put and deleted, 1 refused still and kept, 0 left"])
     assert any("404 LogStoreNotExist" in line and "SLS_LOGSTORE_TO2 must exist" in line for line in stderr)
     status, stdout, _ = put_again(service, rejected_dir)
-    assert (status, stdout) == (0, ["1 LogGroups put and deleted, 0 refused still and kept, 0 not put"])
+    assert (status, stdout) == (0, ["1 LogGroups put and deleted, 0 refused still and kept, 0 left"])
     assert_delivered_once(good, arrived(service))
     assert [len(arrived(service, name)) for name in ("nginx", "sql-audit")] == [1, 1]
     assert sorted(rejected_dir.iterdir()) == sorted(others)
@@ -95,10 +93,7 @@ def test_killed_or_told_to_stop_it_has_deleted_what_was_taken_and_no_more(servic
     log_groups = [make_log_group("click") for _ in range(12)]
     set_aside(rejected_dir, log_groups)
     start = functools.partial(
-        copies.start,
-        arguments=["--put-rejected", str(rejected_dir)],
-        constants={"PutAgain.MAX_FILES": 8},
-        SLS_LOG_DIR="",
+        copies.start, arguments=["--put-rejected", str(rejected_dir)], SLS_LOG_DIR="", SLS_WRITERS="4"
     )
     with service.add_fault("PutLogs", hold=True) as fault:
         killed = start()
@@ -111,33 +106,14 @@ def test_killed_or_told_to_stop_it_has_deleted_what_was_taken_and_no_more(servic
     assert len(os.listdir(str(rejected_dir))) == 12
     with service.add_fault("PutLogs", hold=True) as fault:
         stopped = start()
-        service.wait_for(lambda: fault.hits > 0, LIMIT, "a put")
+        service.wait_for(lambda: fault.hits == 4, LIMIT, "as many puts as there are writers")
         stopped.send(signal.SIGTERM)
+        service.wait_for(lambda: "told to stop" in stopped.stderr(), LIMIT, "a word about the signal")
     assert stopped.process.wait(LIMIT) == 1
-    assert len(os.listdir(str(rejected_dir))) >= 4
+    assert len(os.listdir(str(rejected_dir))) == 8, "what was in flight was taken, and nothing begun"
     status, _, _ = put_again(service, rejected_dir)
     assert status == 0
     assert_delivered_once(log_groups, arrived(service))
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("failure", [FileNotFoundError, PermissionError])
-def test_a_file_that_cannot_be_deleted_holds_up_no_others(rejected_dir, monkeypatch, failure):
-    """Else these, too, would be put once more the next time."""
-    paths = set_aside(rejected_dir, [make_log_group("click") for _ in range(3)])
-    batch = PutAgain(deque((None, path) for path in paths), {})
-    batch.taken.extend(batch.paths)
-    unlink = os.unlink
-
-    def failing(path):
-        if path == paths[0]:
-            raise failure(path)
-        unlink(path)
-
-    monkeypatch.setattr(os, "unlink", failing)
-    with contextlib.nullcontext() if failure is FileNotFoundError else pytest.raises(failure):
-        assert batch.delete_taken() == 3
-    assert os.listdir(str(rejected_dir)) == [os.path.basename(paths[0])]
 
 
 def test_a_directory_that_is_not_there_is_said(service, rejected_dir):
