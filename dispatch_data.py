@@ -9,7 +9,7 @@ Every copy of this program joins one consumer group on the source logstore. The 
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Who calls
 whom:
 
-    main                              the settings, then `run` until a signal comes
+    main                              the settings, then `run` until a signal comes, or all is drained
       GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
         Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
           ShardConsumer.consume       which begins tasks in threads, one of each kind at a time:
@@ -40,8 +40,10 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
+    puts again_<n>            `put_rejected`, in the place of all these but those that end connections and refresh
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
+    writes the bar            the same, for progress on a terminal
 
 Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
 Consumer.lock or the ThreadPool's own. What is the PutLoop's alone needs none.
@@ -95,12 +97,14 @@ if __name__ == "__main__":  # the other imports take a moment: Ctrl-C meanwhile 
 
 import argparse
 import base64
+import bisect
 import concurrent.futures
 import contextlib
 import difflib
 import email.utils
 import enum
 import errno
+import fcntl
 import fnmatch
 import functools
 import hashlib
@@ -118,6 +122,7 @@ import queue
 import random
 import re
 import selectors
+import shlex
 import signal
 import socket
 import ssl
@@ -129,7 +134,7 @@ import traceback
 import unicodedata
 import uuid
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
@@ -220,6 +225,7 @@ def spell_out(topic: str) -> str:
     for pattern in ("^ +| +$", "(?<=[A-Za-z])[\u0370-\u052f]+|[\u0370-\u052f]+(?=[A-Za-z])"):
         topic = re.sub(pattern, lambda found: "".join("\\u%04x" % ord(char) for char in found.group()), topic)
     return topic or "[]"
+
 
 # A star in brackets is none.
 STARS = re.compile(r"(\[!?\]?[^]]*\])|\*+")
@@ -1096,6 +1102,7 @@ ERROR_BY_CODE = {
     for codes, hint in hints.items()
     for code in codes.split()
 }  # fmt: skip
+REJECTION_CODES = [code for code, (kind, _) in ERROR_BY_CODE.items() if kind is ErrorKind.REJECTED]
 # Unauthorized is also what an unknown key is answered with, and more; only the message tells, the first of these in it.
 UNAUTHORIZED = {
     "accesskeyid not found": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} must be a key that exists"),
@@ -2380,9 +2387,9 @@ class LogstoreApi:
         seconds = self.call(self.client.get_cursor_time, shard, cursor).get_cursor_time()
         return self.validate(seconds, isinstance(seconds, int))
 
-    def pull_logs(self, shard: int, cursor: str, count: int) -> PullResult:
-        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on."""
-        response = self.call(self.client.pull_logs, shard, cursor, count)
+    def pull_logs(self, shard: int, cursor: str, count: int, end: str = "") -> PullResult:
+        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on, and none from the cursor `end` on."""
+        response = self.call(self.client.pull_logs, shard, cursor, count, end)
         next_cursor = response.get_next_cursor()
         try:
             log_groups = log_groups_of(response)  # as many bytes as x-log-bodyrawsize says
@@ -2533,6 +2540,80 @@ def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
     """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
     known = [status.behind_seconds for status in statuses if status.behind_seconds is not None]
     return max(known, default=0.0) if len(known) == len(statuses) else None
+
+
+class Drain:
+    """What a consumer group has left of what the shards held when this copy started, for --drain; with `until` (unix
+    seconds) of what had arrived before then, and nothing later is pulled. Cursors decide, whoever has delivered."""
+
+    LOOK_INTERVAL = 1.0  # seconds
+    RATE_SECONDS = 60.0  # for which the rate is told
+
+    def __init__(self, config: LogstoreConfig, until: int | None = None) -> None:
+        self.until = until
+        self.retries = RetryLog("source %s" % config, "looks", "can't tell what is left, looking again", config)
+        self.ends: dict[int, str] = {}  # shard -> cursor
+        self.begun: dict[int, int] = {}  # shard -> position of the first checkpoint that was seen
+        self.left: dict[int, int] | None = None  # shard -> LogGroups, of those that are not done; None: nobody knows
+        self.looks: deque[tuple[float, int]] = deque()  # when, by the monotonic clock, and how many were left
+
+    def find_ends(self, logstore: LogstoreApi) -> None:
+        """To be called before anything is pulled. Raises CallError."""
+        end: str | int = "end" if self.until is None else self.until
+        self.ends = {shard["shardID"]: logstore.get_cursor(shard["shardID"], end) for shard in logstore.list_shards()}
+
+    def end_of_pulls(self, shard: int, cursor: str) -> str:
+        """The cursor at which pulls of a shard end, "" for none. A shard that a split has made since the start has
+        nothing that arrived before `until`."""
+        return "" if self.until is None else self.ends.get(shard, cursor)
+
+    def look(self, logstore: LogstoreApi, group: str) -> None:
+        """Finds what is left. Raises CallError."""
+        statuses = {shard["shardID"]: shard["status"] for shard in logstore.list_shards()}
+        checkpoints = logstore.checkpoints(group)
+        left: dict[int, int] = {}
+        for shard in sorted(statuses.keys() & self.ends.keys()):  # one that is gone has taken all its logs with it
+            checkpoint = checkpoints.get(shard, {}).get("checkpoint") or ""
+            # Without a checkpoint it has not begun; where it begins must be kept, unless nothing was ever there to
+            # begin with: in a group that consumes in order nobody is given such a shard.
+            is_begun = cursor_position(checkpoint) >= 0
+            position = cursor_position(checkpoint if is_begun else logstore.get_cursor(shard, "begin"))
+            if is_begun:
+                self.begun.setdefault(shard, position)
+            count = cursor_position(self.ends[shard]) - position
+            if count > 0 or not (is_begun or (not checkpoint and statuses[shard] == "readonly")):
+                left[shard] = max(0, count)
+        self.left = left
+        now = time.monotonic()
+        self.looks.append((now, sum(left.values())))
+        while now - self.looks[0][0] > self.RATE_SECONDS:
+            self.looks.popleft()
+
+    def try_look(self, logstore: LogstoreApi, group: str) -> None:
+        """As `look`, to be called again and again: what fails is told."""
+        try:
+            self.look(logstore, group)
+            self.retries.on_done("left")
+        except Exception as error:
+            self.retries.on_failure("left", error)
+        self.retries.report_recovery()
+
+    def is_done(self) -> bool:
+        return self.left == {}
+
+    def share_done(self) -> float:
+        """From 0 to 1."""
+        left = self.left or {}
+        totals = [cursor_position(self.ends[shard]) - begun for shard, begun in self.begun.items()]
+        total = sum(max(0, each) for each in totals) + sum(left[shard] for shard in left if shard not in self.begun)
+        return max(0.0, 1 - sum(left.values()) / total) if total else float(not left)
+
+    def __str__(self) -> str:
+        left = sum((self.left or {}).values())
+        (began, before), (now, _) = self.looks[0], self.looks[-1]
+        rate = (before - left) / max(now - began, 0.1)
+        time_left = ", %s to go" % timedelta(seconds=int(left / rate)) if rate > 0 else ""
+        return "%d %% done, %d LogGroups left, %d/s%s" % (100 * self.share_done(), left, max(0, rate), time_left)
 
 
 class Verdict(enum.Enum):
@@ -2758,7 +2839,9 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
         statuses = read_shard_status(logstore, group, mapper=ThreadPool(PROBE_CONCURRENCY, "probe").map)
     except CallError as error:
         subject = "%s, consumer group %s" % (settings.source_name, group)
-        show("%s: %s" % (subject, describe_error(error, source)), sys.stderr)
+        is_missing = error.code == "ConsumerGroupNotExist"  # here nobody knows that it was ever there
+        told = "%s; it is not made yet, the first copy that starts makes it" % error if is_missing else ""
+        show("%s: %s" % (subject, told or describe_error(error, source)), sys.stderr)
         return 1
     now = logstore.client.server_time()
     ahead = time.time() - now
@@ -2793,8 +2876,8 @@ BREAKER_THRESHOLD = 8  # puts in a row that a target must fail before those that
 class DeadLetterDirectory:
     """Keeps LogGroups that a target refuses for good as files: one each, for the owner alone, on disk for certain.
 
-    A file has the bytes of one LogGroup. Its name says whose they are, and where in the source they stood: two that are
-    equal are two files, one that is refused again after a crash is the same file again.
+    A file has the bytes of one LogGroup. Its name says whose they are, where in the source they stood, and by what code
+    they were refused: two that are equal are two files, one that is refused again after a crash is the same file again.
     """
 
     MAX_BYTES = 1000 * 1000 * 1000  # of all such files; what goes beyond is not set aside
@@ -2808,16 +2891,22 @@ class DeadLetterDirectory:
         self.lock = threading.Lock()  # over:
         self.used, self.looked = 0, float("-inf")
 
-    def save(self, target: int, config: LogstoreConfig, log_group: LogGroup, place: str) -> str:
+    @classmethod
+    def beginning_of_name(cls, target: int, config: LogstoreConfig) -> str:
+        """Of all files of one target."""
+        return "TO%d-%s-%s-" % (target, config.project[: cls.MAX_NAME], config.logstore[: cls.MAX_NAME])
+
+    def save(self, target: int, config: LogstoreConfig, log_group: LogGroup, place: str, code: str = "") -> str:
         """Returns the path of the file, which is there whole or not at all, whenever the machine stops. `place` is
-        PullResult.place_of.
+        PullResult.place_of, `code` one of REJECTION_CODES.
 
         Raises OSError, also when the directory has MAX_BYTES.
         """
         data = log_group.SerializeToString()
-        names = config.project[: self.MAX_NAME], config.logstore[: self.MAX_NAME]
-        name = "TO%d-%s-%s-%s-%s.loggroup" % (target, *names, place, short_hash(self.source.encode(), data))
-        path = os.path.join(self.directory, name)
+        name = self.beginning_of_name(target, config) + "%s-%s" % (place, short_hash(self.source.encode(), data))
+        ends = ["-%s.loggroup" % each for each in (code, *REJECTION_CODES) if each]
+        paths = [os.path.join(self.directory, name + end) for end in (*ends, ".loggroup")]
+        path = next(filter(os.path.lexists, paths), paths[0] if code else paths[-1])
         with self.lock:
             if time.monotonic() - self.looked > self.RESCAN_INTERVAL:
                 with os.scandir(self.directory) as entries:
@@ -2828,7 +2917,7 @@ class DeadLetterDirectory:
                 used = "it holds %d bytes, as many as are kept; make room" % self.used
                 raise OSError(errno.EDQUOT, used, self.directory)
             self.used += is_new * len(data)
-        unfinished = "%s.%s.unfinished" % (path, uuid.uuid4().hex[:12])
+        unfinished = os.path.join(self.directory, "%s.loggroup.unfinished" % uuid.uuid4().hex)
         try:
             with open(os.open(unfinished, self.NEW_FILE, 0o600), "wb") as file:
                 os.fchmod(file.fileno(), 0o600)  # whatever the umask
@@ -2860,6 +2949,29 @@ class Outcome(NamedTuple):
     accepted: int  # LogGroups; 0 for one that was refused, however often
 
 
+class Histogram:
+    """How often something has taken how long, as Prometheus counts that. One thread observes, any may look."""
+
+    BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)  # up to each bound, beyond the one before; the last beyond all
+        self.sum = 0.0  # seconds
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(self.BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+    def samples(self, name: str, labels: str) -> Iterator[tuple[str, str, float]]:
+        """Name, labels and value of each; `labels` as prometheus_labels has them."""
+        count, seconds = 0, self.sum
+        for bound, more in zip((*("%g" % bound for bound in self.BOUNDS), "+Inf"), self.counts[:]):
+            count += more
+            yield name + "_bucket", '%s,le="%s"}' % (labels[:-1], bound), count
+        yield name + "_sum", labels, seconds
+        yield name + "_count", labels, count
+
+
 class Target:
     """One target logstore: its writer, what waits for it, and its counts."""
 
@@ -2875,7 +2987,8 @@ class Target:
         self.dead_letter_retries = RetryLog(
             self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.config
         )
-        self.dead_letter_throttle, self.distrust_throttle = LogThrottle(), LogThrottle()
+        self.dead_letter_throttles = {code: LogThrottle() for code in REJECTION_CODES}
+        self.distrust_throttle = LogThrottle()
         # Of the PutLoop's thread alone:
         self.queue: deque[tuple[PutRequest, Batch]] = deque()
         self.limit = 1  # of puts in flight
@@ -2883,6 +2996,7 @@ class Target:
         self.is_ready = False  # it is in the loop's queue of such
         self.consecutive_failures = 0
         self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
+        self.latencies = Histogram()  # the same: of puts that were accepted
         self.lock = threading.Lock()  # over:
         self.outcomes: deque[Outcome] = deque(maxlen=1000)  # the last
         self.rejected: set[PutRequest] = set()  # of one LogGroup each, refused for what they bring, to be tried again
@@ -2926,6 +3040,7 @@ class Target:
         """By AIMD: one put more in flight after each that was quick, half as many after one that ran out of time."""
         is_slow = seconds > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
         if error is None:
+            self.latencies.observe(seconds)
             self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
         else:
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
@@ -2958,9 +3073,9 @@ class Target:
             return [put]
         if not self.dead_letters:
             return [put]
-        log_group = put.log_groups[0]
+        log_group, code = put.log_groups[0], getattr(error, "code", "")
         try:
-            path = self.dead_letters.save(self.number, self.config, log_group, pull.place_of(log_group))
+            path = self.dead_letters.save(self.number, self.config, log_group, pull.place_of(log_group), code)
         except OSError as failure:
             self.dead_letter_retries.on_failure(put, failure)
             return [put]
@@ -2969,7 +3084,7 @@ class Target:
             if self.last_accepted < put.first_rejection:
                 self.unproven, self.last_unproven = self.unproven + 1, time.monotonic()
             self.dead_lettered += 1
-        if self.dead_letter_throttle.admit():
+        if self.dead_letter_throttles[code].admit():
             log.error(
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
                 self.name, escape_for_log(log_group.Topic, 60), put.log_count, path, self.dead_lettered, error,
@@ -3052,6 +3167,11 @@ class Batch:
                 self.failed.append((target, put, error))
             if not self.in_flight or len(self.failed) == 1:
                 self.change.notify_all()
+
+    def is_unsettled(self) -> bool:
+        """Whether there is anything left to submit, to wait for, or to be taken from `wait_for_failures`."""
+        with self.change:
+            return bool(self.pending or self.in_flight or self.failed)
 
     def wait_for_failures(self, token: CancelToken) -> list[tuple[Target, PutRequest, Exception]]:
         """The puts that failed, once none is in flight, or RETRY_LINGER seconds after the first of them. Raises
@@ -3441,7 +3561,7 @@ class Delivery:
         batch = Batch(self.route(pull.log_groups))
         failures = 0
         try:
-            while batch.pending or batch.in_flight:
+            while batch.is_unsettled():
                 token.check()
                 accepted_before = batch.accepted
                 self.loop.submit(batch.pending, batch)
@@ -3690,7 +3810,7 @@ class ShardConsumer:
         CallError."""
         cursor = self.cursor
         try:
-            return self.source.pull_logs(self.shard, cursor, count)
+            return self.pull_from(cursor, count)
         except CallError as error:
             # By this code the SDK would go on at the newest log and skip what lies between.
             if error.code != "InvalidCursor":
@@ -3699,7 +3819,7 @@ class ShardConsumer:
             newest = self.source.get_cursor(self.shard, "end")
             if cursor_position(oldest) <= cursor_position(cursor) <= cursor_position(newest):
                 raise  # the cursor is fine, and so will be the next answer
-        pull = self.source.pull_logs(self.shard, oldest, count)
+        pull = self.pull_from(oldest, count)
         saved, arrived = "an unknown time", "now"
         with contextlib.suppress(CallError, KeyError):
             saved = format_local(self.source.checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
@@ -3710,6 +3830,13 @@ class ShardConsumer:
             self.member.subject, self.shard, cursor, saved, arrived,
         )  # fmt: skip
         return pull
+
+    def pull_from(self, cursor: str, count: int) -> PullResult:
+        """One pull, or nothing where a drain has reached its end. Raises CallError."""
+        end = self.member.drain.end_of_pulls(self.shard, cursor) if self.member.drain else ""
+        if end and cursor_position(cursor) >= cursor_position(end):
+            return PullResult([], 0, cursor, self.shard)
+        return self.source.pull_logs(self.shard, cursor, count, end)
 
     def deliver(self) -> None:
         """A task: delivers the oldest batch, then saves its checkpoint; unless both are done, it stays the oldest."""
@@ -3933,10 +4060,12 @@ class GroupMember(threading.Thread):
     FIRST_CHECKPOINT_TIMEOUT = 60.0  # seconds: a few calls may be answered late, and one in vain
     RECENT_SAVE = 60.0  # seconds; who has saved a checkpoint within them, or the group's timeout, is there
 
-    def __init__(self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources) -> None:
+    def __init__(
+        self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources, drain: Drain | None = None
+    ) -> None:
         super().__init__(name="joins", daemon=True)
         config = settings.source
-        self.settings, self.delivery = settings, delivery
+        self.settings, self.delivery, self.drain = settings, delivery, drain
         self.credential_sources = credential_sources
         self.group, self.subject = settings.consumer_group, settings.source_name
         self.source = LogstoreApi(config, credential_sources.of(config))
@@ -3966,6 +4095,9 @@ class GroupMember(threading.Thread):
         try:
             with watchdog.watching(self.name):
                 check_before_start(self.settings, self.credential_sources)
+                if self.drain:
+                    drain, source = self.drain, self.source
+                    self.join_retries.retry("ends", lambda: drain.find_ends(source), self.soft_stop)
                 while True:
                     consumer = self.join_retries.retry("join", self.join_group, self.soft_stop)
                     # At a stop the SDK's loop ends first, and heartbeats go on until nothing is in flight.
@@ -4171,7 +4303,7 @@ class Metric(NamedTuple):
     kind: str
     name: str  # without the prefix; one that ends in _total is a counter
     meaning: str
-    read: Callable[[Any], float | None]  # the value of a subject; None is unknown
+    read: Callable[[Any], float | Histogram | None]  # the value of a subject; None is unknown
 
 
 METRICS = (
@@ -4182,6 +4314,8 @@ METRICS = (
     Metric("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.dead_lettered),
     Metric("target", "puts_failing", "Puts that have failed and are being tried again.",
            lambda it: len(it.put_retries.failing)),
+    Metric("target", "put_duration_seconds", "Time from the begin of a put to the answer that the target has taken it.",
+           lambda it: it.latencies),
     Metric("copy", "unmatched_log_groups_total", "LogGroups that no route matches.",
            lambda it: it.delivery.unmatched.log_groups),
     Metric("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.unmatched.logs),
@@ -4321,10 +4455,15 @@ class MetricsServer:
         text = ""
         for metric in METRICS:
             name = "dispatch_data_" + metric.name
-            values = [(name, labels, metric.read(subject)) for labels, subject in labels_and_subjects[metric.kind]]
-            known = ["%s%s %s\n" % value for value in values if value[2] is not None]
+            kind, known = "counter" if name.endswith("_total") else "gauge", []
+            for labels, subject in labels_and_subjects[metric.kind]:
+                value = metric.read(subject)
+                if isinstance(value, Histogram):
+                    kind = "histogram"
+                    known += ["%s%s %s\n" % sample for sample in value.samples(name, labels)]
+                elif value is not None:
+                    known.append("%s%s %s\n" % (name, labels, value))
             if known:
-                kind = "counter" if name.endswith("_total") else "gauge"
                 text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, metric.meaning, name, kind, "".join(known))
         return 200, text
 
@@ -4343,10 +4482,8 @@ SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not
 LAST_LINES_TIMEOUT = 1.0  # seconds of these that the end waits for lines which are not written yet
 THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
 UNREAD_FILE_HINT = "dispatch_data.py: .env is there, but nobody has exported what it sets: set -a; . ./.env; set +a"
-FIRST_RUN_HINT = (
-    "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
-    "python3 -m tests.local_log_service demo"
-)
+FIRST_RUN_HINT = "dispatch_data.py: every setting is explained in .env.example"
+DEMO_HINT = "; to see the program work without a cloud account: cd %s && %s -m tests.local_log_service demo"
 
 
 def secret_values(settings: Settings) -> list[str]:
@@ -4527,9 +4664,10 @@ def help_text() -> str:
         "      the same for all targets; with _TO<n>: for target n",
         "\n tuning:", *rows(TUNING_SETTINGS.values()),
         "\nexit status:",
-        "  0  stopped as asked; --check: nothing is wrong; --route: each goes somewhere; --status: within --max-lag",
+        "  0  stopped as asked; --check: nothing is wrong; --route: each goes somewhere; --status: within --max-lag;",
+        "     --drain: nothing is left",
         "  1  could not start, or ended by itself; --check: something is wrong; --route: one goes nowhere;",
-        "     --status: beyond --max-lag, or unknown",
+        "     --status: beyond --max-lag, or unknown; --drain: stopped before the end; --put-rejected: not all is taken",
         "  2  the settings or the arguments are wrong",
     ])  # fmt: skip
 
@@ -4558,20 +4696,58 @@ def log_summary(member: GroupMember, lag_seconds: float | None = None) -> None:
         log.info("%s", line, extra={"is_redacted": True})
 
 
-def report_loop(member: GroupMember) -> None:
-    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
+def progress_bar() -> LogWriter:
+    """Shows each line that is added on the terminal that stderr is, in the place of the one before; what is logged
+    there overwrites it. Raises RuntimeError."""
+    handler = logging.StreamHandler()
+    handler.terminator = "\r"
+    return LogWriter(handler, "writes the bar")
+
+
+class News:
+    """Tells once what has changed: the shards held, and that a target has taken its first logs."""
+
+    def __init__(self, member: GroupMember) -> None:
+        self.member = member
+        self.shards: list[int] = []
+        self.waiting = list(member.delivery.targets.values())  # targets that have taken nothing yet
+
+    def tell(self) -> None:
+        shards, before = self.member.held_shards(), self.shards
+        if shards != before:
+            named = [",".join(map(str, some)) or "none" for some in (shards, before)]
+            log.info("%s: holds shards %s, before: %s", self.member.subject, *named)
+            self.shards = shards
+        for target in [target for target in self.waiting if target.logs]:
+            log.info("%s: has taken its first %d logs", target.name, target.logs)
+            self.waiting.remove(target)
+
+
+def report_loop(member: GroupMember, bar: LogWriter | None = None) -> None:
+    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag. `bar` is
+    for the progress of a drain."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
+    next_look, drain, news = 0.0, member.drain, News(member)
     with watchdog.watching("tells"):
         while True:
             watchdog.beat()
             time.sleep(REPORT_LOOP_INTERVAL)
             with contextlib.suppress(Exception):  # any, such as MemoryError: it goes on telling
                 member.report_recoveries()
+                news.tell()
                 client = member.source.client
                 client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
+                if drain and member.consumer and not drain.is_done() and time.monotonic() > next_look:
+                    drain.try_look(member.source, member.group)
+                    next_look = time.monotonic() + drain.LOOK_INTERVAL
+                    if bar and drain.looks:
+                        full = int(20 * drain.share_done())
+                        bar.add_line("\x1b[K[%s%s] %s" % ("#" * full, "." * (20 - full), drain))
                 if time.monotonic() > next_summary:
                     member.measure_lag()
                     log_summary(member, member.lag)
+                    if drain and drain.left:
+                        log.info("drain: %s, in shards %s", drain, ",".join(map(str, drain.left)))
                     next_summary = time.monotonic() + SUMMARY_INTERVAL
                     member.compare_routes()
 
@@ -4587,10 +4763,132 @@ def tune_process() -> None:
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
+class PutAgain:
+    """Puts LogGroups that were set aside into one target, and deletes each file once the target has taken it."""
+
+    def __init__(self, settings: TargetSettings, credential_source: CredentialSource) -> None:
+        self.name, self.config = settings.name, settings.config
+        client = PooledLogClient(self.config, credential_source)
+        self.write = functools.partial(client.put_log_raw, self.config.project, self.config.logstore)
+        self.retries = RetryLog(self.name, "puts", "a put failed and is tried again", self.config)
+        self.lock = threading.Lock()  # over:
+        self.throttles: dict[str, LogThrottle] = defaultdict(LogThrottle)  # by the code of refusals
+
+    def try_put(self, log_group: LogGroup) -> CallError | None:
+        """None once it is taken, else why it is not. Raises CallError where time alone may mend that."""
+        try:
+            self.write(log_group)
+        except CallError as error:
+            if error.is_transient():
+                raise
+            return error
+        return None
+
+    def put(self, path: str, stop: CancelToken) -> str:
+        """What has become of a file: "put", "refused" or "left"."""
+        try:
+            with open(path, "rb") as file:
+                log_group = LogGroup("", 0, file.read(), b"")
+            refusal = self.retries.retry(path, functools.partial(self.try_put, log_group), stop)
+            if not refusal:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                return "put"
+            with self.lock:
+                if self.throttles[refusal.code].admit():
+                    words = self.name, path, describe_error(refusal, self.config)
+                    log.error("%s: %s is refused still, and kept: %s", *words)
+            return "refused"
+        except Cancelled:
+            return "left"
+        except Exception as error:  # such as no permission
+            log.error("%s: %s", path, escape_for_log(repr(error)))
+            return "left"
+
+
+def rejected_files(directory: str, targets: Sequence[TargetSettings]) -> list[tuple[TargetSettings, str]]:
+    """The targets and paths of what was set aside in a directory. Raises OSError, and StartupError where a file is of
+    another logstore than its target is by the settings."""
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    by_number = {target.number: target for target in targets}
+    files, problems = [], []
+    for name in names:
+        number = re.fullmatch(r"TO([1-9][0-9]{0,8})-.*\.loggroup", name)
+        target, path = by_number.get(int(number.group(1))) if number else None, os.path.join(directory, name)
+        beginning = DeadLetterDirectory.beginning_of_name(target.number, target.config) if target else ""
+        rest = r"[0-9]+-[0-9]+-[0-9a-f]{32}(-[A-Za-z]+)?\.loggroup"
+        if target and re.fullmatch(re.escape(beginning) + rest, name):
+            files.append((target, path))
+        elif number:
+            words = (
+                "is not of %s, as the settings have it" % target.name if target else "the settings have no such target"
+            )
+            problems.append("%s: %s" % (path, words))
+    if problems:
+        raise StartupError("\n".join([*problems[:10], "%d of %d files; nothing is put" % (len(problems), len(names))]))
+    return files
+
+
+class SignalToken(CancelToken):
+    """Cancelled by the first signal of those in a list that is filled as they come."""
+
+    def __init__(self, caught_signals: Sequence[int]) -> None:
+        super().__init__()
+        self.caught_signals = caught_signals
+
+    def cancelled_at(self) -> float:
+        return float("-inf") if self.caught_signals else super().cancelled_at()
+
+
+def put_rejected(settings: Settings, directory: str) -> int:
+    """Puts what was set aside in a directory into the targets, and deletes it there; the exit status: 1 unless all of
+    it was taken. Raises OSError, StartupError, RuntimeError."""
+    stop = SignalToken(install_signal_handlers())
+    tune_process()
+    try:  # until the process ends: two of these at a time would put all of it twice
+        fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartupError("%s: another --put-rejected works on it" % directory) from None
+    except OSError:
+        pass  # some file systems know no locks
+    files = rejected_files(directory, settings.targets)
+    random.shuffle(files)  # lest a target that is slow holds up the others
+    sources, counts = CredentialSources(), Counter({"put": 0, "refused": 0, "left": 0})
+    outcomes: deque[str] = deque()
+    targets = {target.number: PutAgain(target, sources.of(target.config)) for target, _ in files}
+    threads = ThreadPool(settings.writers, "puts again")
+    for target, path in files:
+        put = threads.submit(targets[target.number].put, path, stop)
+        put.add_done_callback(lambda done: outcomes.append(done.result()))
+    bar = progress_bar() if sys.stderr.isatty() else None
+    began, end = time.monotonic(), float("inf")
+    next_line = began + SUMMARY_INTERVAL
+    while sum(counts.values()) < len(files) and time.monotonic() < end:
+        time.sleep(MAIN_LOOP_INTERVAL)
+        while outcomes:
+            counts[outcomes.popleft()] += 1
+        now = time.monotonic()
+        words = counts["put"], len(files), counts["refused"], counts["put"] / (now - began)
+        if stop.is_cancelled() and end == float("inf"):
+            log.info("told to stop: puts in flight have %g s", SHUTDOWN_TIMEOUT)
+            end = now + SHUTDOWN_TIMEOUT
+        elif bar:
+            bar.add_line("\x1b[K%d of %d LogGroups put, %d refused still, %d/s" % words)
+        elif now > next_line:
+            log.info("%d of %d LogGroups put, %d refused still, %d/s", *words)
+            next_line = now + SUMMARY_INTERVAL
+    left = len(files) - counts["put"] - counts["refused"]
+    show("%d LogGroups put and deleted, %d refused still and kept, %d left" % (counts["put"], counts["refused"], left))
+    return int(counts["put"] < len(files))
+
+
 class Ending(enum.Enum):
     """Why a run has ended, and its exit status."""
 
     STOPPED = "told to stop", 0
+    DRAINED = "nothing is left to drain", 0
+    UNDRAINED = "told to stop before all was drained", 1
     EXPIRED = "a token has run out that can't be refreshed", 1
     FAILED = "it could not start, or has a defect", 1
 
@@ -4598,25 +4896,31 @@ class Ending(enum.Enum):
 def wait_for_ending(member: GroupMember, caught_signals: Sequence[int]) -> Ending:
     """Waits until the copy is told to stop, or can't go on."""
     expired: list[str] = []
-    while member.is_alive() and not caught_signals and not expired:
+    drain = member.drain
+    while member.is_alive() and not caught_signals and not expired and not (drain and drain.is_done()):
         time.sleep(MAIN_LOOP_INTERVAL)
         expired = [source.name for source in member.expiring_credentials if source.is_expired]
     for name in expired:
         log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
-    return Ending.STOPPED if caught_signals else Ending.EXPIRED if expired else Ending.FAILED
+    if drain and drain.is_done():
+        return Ending.DRAINED
+    if caught_signals:
+        return Ending.UNDRAINED if drain else Ending.STOPPED
+    return Ending.EXPIRED if expired else Ending.FAILED
 
 
-def run(settings: Settings) -> int:
-    """Joins the group and dispatches until it is told to stop; the process's exit status."""
+def run(settings: Settings, drain: Drain | None = None) -> int:
+    """Joins the group and dispatches until it is told to stop, or the group is drained; the process's exit status."""
     caught_signals = install_signal_handlers()
     tune_process()
     try:
         credential_sources = CredentialSources()
-        member = GroupMember(settings, Delivery(settings, credential_sources), credential_sources)
+        member = GroupMember(settings, Delivery(settings, credential_sources), credential_sources, drain)
+        bar = progress_bar() if drain and sys.stderr.isatty() else None
         if settings.metrics_port:
             MetricsServer(settings, member)
         member.start()
-        threading.Thread(target=report_loop, args=(member,), name="tells", daemon=True).start()
+        threading.Thread(target=report_loop, args=(member, bar), name="tells", daemon=True).start()
     except RuntimeError as error:
         log.error("%s; %s", error, THREAD_LIMIT_HINT)
         return 1
@@ -4629,9 +4933,11 @@ def run(settings: Settings) -> int:
         )  # fmt: skip
     for line in str(member.failure or "").splitlines():
         log.error("%s", line)
-    if member.consumer:
+    reason, status = ending.value
+    if member.consumer:  # else the lines above say all there is to say
+        log.info("ends with status %d: %s", status, reason)
         log_summary(member)
-    return ending.value[1]
+    return status
 
 
 def non_negative_float(text: str) -> float:
@@ -4641,11 +4947,31 @@ def non_negative_float(text: str) -> float:
     return number
 
 
+def time_before_now(text: str) -> int:
+    """The value of --until, in unix seconds. Raises argparse.ArgumentTypeError."""
+    try:
+        start = parse_cursor_start(text)
+        if isinstance(start, int):
+            return start
+    except ValueError:
+        pass
+    words = "%r is wrong; right would be a time that has passed, such as 2018-12-26T00:00:00+08:00"
+    raise argparse.ArgumentTypeError(words % text)
+
+
+def first_run_hint() -> str:
+    """Where to find what can be set, and a demonstration where that lies beside the program."""
+    directory = os.path.dirname(os.path.abspath(__file__))
+    has_demo = os.path.isdir(os.path.join(directory, "tests", "local_log_service"))
+    demo = DEMO_HINT % (shlex.quote(directory), shlex.quote(sys.executable)) if has_demo else ""
+    return FIRST_RUN_HINT + demo
+
+
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
         usage="dispatch_data.py [--check [--offline] | --route TOPIC ... | --status [--json] [--max-lag SECONDS] | "
-        "--version | --help]",
+        "--drain [--until TIME] | --put-rejected DIR | --version | --help]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -4656,6 +4982,15 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     action.add_argument("--status", action="store_true", help="show how far the consumer group is, and end")
     action.add_argument("--route", nargs="+", metavar="TOPIC", help='show where each topic goes ("": none), and end')
     parser.add_argument("--offline", action="store_true", help="with --check: of the settings alone, and ask nobody")
+    action.add_argument(
+        "--drain", action="store_true", help="dispatch until nothing is left of what the source holds now, and end"
+    )
+    parser.add_argument(
+        "--until", type=time_before_now, metavar="TIME", help="with --drain: only what had arrived before then"
+    )
+    action.add_argument(
+        "--put-rejected", metavar="DIR", help="put what was set aside in a directory, delete what is taken, and end"
+    )
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
     parser.add_argument(
         "--max-lag", type=non_negative_float, metavar="SECONDS", help="with --status: exit status 1 beyond it"
@@ -4665,6 +5000,13 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--json and --max-lag go with --status")
     if parsed.offline and not parsed.check:
         parser.error("--offline goes with --check")
+    if parsed.until is not None and not parsed.drain:
+        parser.error("--until goes with --drain")
+    if parsed.put_rejected is not None:
+        try:
+            check_directory(parsed.put_rejected)
+        except ValueError as expected:
+            parser.error("--put-rejected: %r is wrong; right would be %s" % (parsed.put_rejected, expected))
     return parsed
 
 
@@ -4677,6 +5019,18 @@ def show_what_is_asked(settings: Settings, parsed: argparse.Namespace) -> int:
     return show_status(settings, parsed.json, parsed.max_lag)
 
 
+def dispatch(settings: Settings, parsed: argparse.Namespace) -> int:
+    """What puts logs; returns the exit status."""
+    if not parsed.put_rejected:
+        return run(settings, Drain(settings.source, parsed.until) if parsed.drain else None)
+    try:
+        return put_rejected(settings, parsed.put_rejected)
+    except (OSError, RuntimeError, StartupError) as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        return 1
+
+
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
     """The program; returns the exit status: see `help_text`."""
     parsed = read_arguments(arguments)
@@ -4685,7 +5039,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     except SettingsError as error:
         lines = ["dispatch_data.py: %s" % problem for problem in error.args]
         if any(" is missing: " in problem for problem in error.args):
-            lines += [UNREAD_FILE_HINT] * os.path.exists(".env") + [FIRST_RUN_HINT]
+            lines += [UNREAD_FILE_HINT] * os.path.exists(".env") + [first_run_hint()]
         show("\n".join(lines), sys.stderr)
         return 2
     redactor.add(float("inf"), *secret_values(settings))
@@ -4703,7 +5057,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         for warning in settings.warnings:
             log.warning("%s", warning)
-        return run(settings)
+        return dispatch(settings, parsed)
     except Exception:
         log.exception("a defect of this program")
         return 1
@@ -4722,6 +5076,8 @@ if __name__ == "__main__":
             sys.stderr.flush()
             status = int(end.code or 0)
         sys.stdout.flush()
+    except BrokenPipeError:  # as by `head`: who took the first lines wants no more, and no word about that
+        status = 1
     except OSError as error:  # such as stdout on a full disk
         status = 1
         with contextlib.suppress(OSError):

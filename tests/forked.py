@@ -47,9 +47,10 @@ def is_as_here(environment: Mapping[str, str]) -> bool:
 
 
 def run(
-    environment: Mapping[str, str], changes: str, program: str, directory: str, stderr: str, ignored: Sequence[int]
+    environment: Mapping[str, str], changes: str, command: Sequence[str], stderr: str, ignored: Sequence[int]
 ) -> None:
-    """In the new process: becomes a copy. `changes` are lines of Python that come before the program's main part."""
+    """In the new process: becomes a copy, in the directory of its stderr. `command` begins with the program's path;
+    `changes` are lines of Python that come before its main part."""
     os.closerange(3, 1024)
     files = [os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY), os.open(stderr, os.O_WRONLY)]
     for number, file in enumerate(files):
@@ -59,12 +60,12 @@ def run(
     os.environ.update(environment)
     os.environ.setdefault("PYPY_GC_NURSERY", "16MB")  # else the program would start its interpreter anew
     time.tzset()
-    os.chdir(directory)
+    os.chdir(os.path.dirname(stderr))
     for number in (signal.SIGHUP, signal.SIGTERM, *ignored):
         signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     if signal.SIGINT not in ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = [program]
+    program, *_ = sys.argv = list(command)
     sys.path[0] = os.path.dirname(program)
     main = types.ModuleType("__main__")
     main.__file__ = program

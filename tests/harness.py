@@ -150,6 +150,7 @@ class Copy:
         patch: Patch = (),
         constants: Optional[Mapping[str, object]] = None,
         ignored: Sequence[int] = (),
+        arguments: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.stderr_path = directory / "stderr"
@@ -157,12 +158,12 @@ class Copy:
         if is_as_here(environment):
             self.stderr_path.touch()
             self.process = ForkedProcess(
-                environment, changes_of(patch, constants), str(program), str(directory), str(self.stderr_path), ignored
+                environment, changes_of(patch, constants), [str(program), *arguments], str(self.stderr_path), ignored
             )  # type: Union[ForkedProcess, subprocess.Popen[bytes]]
             return
         with self.stderr_path.open("wb") as stderr, inherited_signals(ignored):
             self.process = subprocess.Popen(
-                [sys.executable, str(program)],
+                [sys.executable, str(program), *arguments],
                 env=environment,
                 cwd=str(directory),
                 stdin=subprocess.DEVNULL,
@@ -210,6 +211,7 @@ class Copies:
         patch: Patch = (),
         constants: Optional[Mapping[str, object]] = None,
         ignored: Sequence[int] = (),
+        arguments: Sequence[str] = (),
         **changes: Optional[str],
     ) -> Copy:
         """Starts a copy, with these changes of its settings.
@@ -218,11 +220,11 @@ class Copies:
         `patch` is for what neither can do: a function of a test file, or several, that the copy calls with its module,
         `program`, before its main part. A copy has nothing but the function's source, so that imports what it needs;
         what it needs to know are arguments, `functools.partial(function, path)`. Values and arguments go by their repr.
-        `ignored` are signals that it inherits as ignored, as from nohup.
+        `ignored` are signals that it inherits as ignored, as from nohup; `arguments` those of the command line.
         """
         directory = self.directory / ("copy%d" % len(self.started))
         directory.mkdir()
-        copy = Copy(settings_for(self.service, **changes), directory, patch, constants, ignored)
+        copy = Copy(settings_for(self.service, **changes), directory, patch, constants, ignored, arguments)
         self.started.append(copy)
         return copy
 

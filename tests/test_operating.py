@@ -7,6 +7,9 @@ import logging
 import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -17,6 +20,7 @@ from harness import (
     AND_A_CATCH_ALL,
     GROUP,
     LIMIT,
+    PROGRAM,
     PROJECT,
     SOURCE,
     SteadyFeed,
@@ -66,6 +70,16 @@ def test_with_nothing_set_it_says_what_is_missing_and_where_to_look(tmp_path):
     ]
     assert ".env.example" in lines[-1] and "tests.local_log_service demo" in lines[-1]
     assert list(tmp_path.iterdir()) == []
+    command = lines[-1].partition("without a cloud account: ")[2]
+    shown = subprocess.run(["sh", "-c", command + " --help"], cwd=str(tmp_path), env={}, capture_output=True, text=True)
+    assert shown.returncode == 0 and "--seconds" in shown.stdout
+
+
+def test_alone_it_points_to_no_demonstration(tmp_path):
+    """As in a container, where nothing lies beside it."""
+    shutil.copy(str(PROGRAM), str(tmp_path))
+    ended = run_program({}, program=tmp_path / PROGRAM.name)
+    assert ended.stderr.splitlines()[-1].endswith("explained in .env.example")
 
 
 @pytest.mark.parametrize(
@@ -450,6 +464,7 @@ def test_status_of_a_group_that_nobody_has_made(service):
     status, stdout, (line,) = run(service, "--status")
     assert (status, stdout) == (1, [])
     assert "consumer group dispatch: 404 ConsumerGroupNotExist" in line
+    assert "not made yet" in line and "deleted" not in line
 
 
 def test_status_shows_shards_holders_and_lag(service, copies):
@@ -575,6 +590,19 @@ def test_a_clock_that_is_wrong_is_said_and_does_not_hide_the_lag(service, copies
         assert abs(document["time"] - time.time()) < 60
         words = r"this machine's clock is \d+ s %s the service's, " % ("ahead of" if ahead > 0 else "behind")
         assert re.match(words, ended.stderr)
+
+
+@pytest.mark.parametrize("arguments", [["--status", "--json"], ["--status"], ["--check"]])
+def test_who_takes_the_first_lines_alone_hears_nothing_of_it(service, arguments):
+    """As `head` does; what comes after them, it would not have read either."""
+    if "--status" in arguments:
+        service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
+    taker, giver = os.pipe()
+    os.close(taker)
+    with open(giver, "wb") as stdout:
+        command = [sys.executable, str(PROGRAM), *arguments]
+        ended = subprocess.run(command, env=settings_for(service), stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 def test_status_changes_nothing(service, copies):

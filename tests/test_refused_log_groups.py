@@ -91,7 +91,8 @@ def test_where_a_directory_is_set_it_is_set_aside_whole_and_the_shard_goes_on(se
     assert_delivered_once(before + after, arrived_in_targets(service))
     (path,) = files_in(rejected_dir)
     assert path.read_bytes() == POISON
-    assert re.fullmatch(r"TO3-test-project-click-0-%d-[0-9a-f]{32}\.loggroup" % position_of(service, 0, 8), path.name)
+    place = position_of(service, 0, 8)
+    assert re.fullmatch(r"TO3-test-project-click-0-%d-[0-9a-f]{32}-PostBodyInvalid\.loggroup" % place, path.name)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert copy.stop() == 0
     assert "is refused for good and set aside as " + str(path) in copy.stderr()
@@ -385,13 +386,20 @@ def test_equal_ones_are_as_many_files(service, copies, rejected_dir):
     places = [(0, 0), (0, 4), (2, 1)]
     named = ["%d-%d" % (shard, position_of(service, shard, index)) for shard, index in places]
     files = files_in(rejected_dir)
-    assert sorted(re.sub("TO3-test-project-click-|-[0-9a-f]{32}.loggroup", "", path.name) for path in files) == named
+    assert (
+        sorted(
+            re.sub("TO3-test-project-click-|-[0-9a-f]{32}-PostBodyInvalid.loggroup", "", path.name) for path in files
+        )
+        == named
+    )
     assert [path.read_bytes() for path in files] == [POISON] * 3
 
 
 def two_at_a_time(program):
     pull_logs = program.LogstoreApi.pull_logs
-    program.LogstoreApi.pull_logs = lambda self, shard, cursor, count: pull_logs(self, shard, cursor, min(count, 2))
+    program.LogstoreApi.pull_logs = lambda self, shard, cursor, count, *end: pull_logs(
+        self, shard, cursor, min(count, 2), *end
+    )
 
 
 def test_set_aside_again_from_a_pull_that_is_cut_in_another_way_it_is_the_same_file(service, copies, rejected_dir):
@@ -414,7 +422,48 @@ def test_set_aside_again_from_a_pull_that_is_cut_in_another_way_it_is_the_same_f
     assert files_in(rejected_dir) == before and len(before) == 1
 
 
+def test_refused_again_by_another_code_it_is_the_same_file(rejected_dir):
+    """Also where it was set aside by a release that had no code in the name."""
+    for first, again in (("", "PostBodyInvalid"), ("InvalidKey", "PostBodyInvalid"), ("InvalidKey", "")):
+        paths = [
+            DeadLetterDirectory(str(rejected_dir)).save(3, PLACE, log_group_of(b"a"), "0-1", code)
+            for code in (first, again)
+        ]
+        assert [str(path) for path in files_in(rejected_dir)] == paths[:1] == paths[1:]
+        os.remove(paths[0])
+
+
 # ---- what is told of it
+
+
+def refusing_by_two_codes(program):
+    """By a code that the bytes decide, as long as they have one."""
+    write = program.PutClient.put_log_raw
+
+    def refuse(self, project, logstore, put, *arguments, **named):
+        data = put.SerializeToString()
+        for code in ("InvalidKey", "PostBodyInvalid"):
+            if code.encode() in data:
+                raise program.CallError(code, "refused", 400)
+        return write(self, project, logstore, put, *arguments, **named)
+
+    program.PutClient.put_log_raw = refuse
+
+
+def test_there_is_a_line_for_each_code_and_the_name_of_the_file_has_it(service, copies, rejected_dir):
+    """Else the second kind of fault would hide behind the first."""
+    codes = ["InvalidKey", "PostBodyInvalid"] * 3
+    with pulled_at_once(service):
+        refused = [make_log_group("click", Source="%s %d" % pair) for pair in zip(codes, range(len(codes)))]
+        good = [make_log_group("click", Source="10.0.0.%d" % number) for number in range(20)]
+        service.put(PROJECT, SOURCE, [*refused, *good], shard=0)
+    copy = copies.start(patch=refusing_by_two_codes, SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    for code in set(codes):
+        assert sum(path.name.endswith("-%s.loggroup" % code) for path in files_in(rejected_dir)) == 3
+        (line,) = [line for line in copy.stderr().splitlines() if "set aside as" in line and code in line]
+        assert "400 %s: refused" % code in line
 
 
 def refusing_while(program, switch, what):
@@ -527,3 +576,38 @@ def test_a_directory_that_any_user_can_write_to_earns_a_warning(service, rejecte
     ended = run_program(settings_for(service, SLS_REJECTED_DIR=str(rejected_dir)), "--check")
     assert ended.returncode == 0
     assert ("warning: SLS_REJECTED_DIR: any user can write to %s" % rejected_dir in ended.stdout) == is_warned
+
+
+@pytest.mark.quick
+def test_a_put_that_fails_while_another_is_set_aside_is_tried_again(monkeypatch):
+    """With nothing else in flight or to be retried the batch would count as delivered, and the put be lost."""
+    monkeypatch.setattr(dispatch_data, "RETRY_LINGER", 0.0)
+    submitted = []
+
+    class TargetOfTheTest:
+        def split_or_reject(self, put, *_):
+            if put == "refused":  # it takes its time to be set aside
+                batch_of["test"].on_result(self, "failing", dispatch_data.CallError("ServerBusy", "", 503))
+                return []
+            return [put]
+
+        def forget(self, put):
+            pass
+
+    class LoopOfTheTest:
+        def submit(self, puts, batch):
+            batch_of["test"] = batch
+            batch.on_submit(len(puts))
+            for _, put in puts:
+                submitted.append(put)
+                if put == "refused":
+                    batch.on_result(target, put, dispatch_data.CallError("PostBodyInvalid", "", 400))
+                elif submitted.count(put) > 1:
+                    batch.on_result(target, put, None)
+
+    batch_of, target = {}, TargetOfTheTest()
+    delivery = object.__new__(dispatch_data.Delivery)
+    delivery.loop = LoopOfTheTest()
+    delivery.route = lambda log_groups: [(target, "refused"), (target, "failing")]
+    delivery.deliver(dispatch_data.PullResult([], 0, "", 0), dispatch_data.CancelToken())
+    assert submitted == ["refused", "failing", "failing"]
