@@ -4667,7 +4667,8 @@ def help_text() -> str:
         "  0  stopped as asked; --check: nothing is wrong; --route: each goes somewhere; --status: within --max-lag;",
         "     --drain: nothing is left",
         "  1  could not start, or ended by itself; --check: something is wrong; --route: one goes nowhere;",
-        "     --status: beyond --max-lag, or unknown; --drain: stopped before the end; --put-rejected: not all is taken",
+        "     --status: beyond --max-lag, or unknown; --drain: stopped before the end;",
+        "     --put-rejected: not all was taken",
         "  2  the settings or the arguments are wrong",
     ])  # fmt: skip
 
