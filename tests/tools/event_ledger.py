@@ -27,6 +27,7 @@ LATE_CHECKPOINT_MAY_STAY = True
 
 GRACE = 5.0  # seconds, the program's, for a batch in flight of a shard that moves
 LONGEST_STOP = 10.0  # seconds, the program's
+SAVED_ALL_THE_SAME = [("UpdateCheckPoint", "lost"), ("UpdateCheckPoint", "gateway")]  # without an answer
 SLACK = 3.0  # seconds that anything may take longer on a busy machine
 
 
@@ -94,6 +95,9 @@ class Event(NamedTuple):
 
     def overlaps(self, begin: float, end: float) -> bool:
         return self.begin <= end and begin <= self.end
+
+    def lasts(self, seconds: float) -> bool:
+        return self.end - self.begin >= seconds
 
 
 class Ledger(NamedTuple):
@@ -264,7 +268,7 @@ class Judge:
         for event in self.events("kill", 0.0, at, copy):
             return Cause("kill", event.name)
         for event in self.events("freeze", at - timeout - SLACK, at, copy):
-            if handover.is_forgotten and event.end - event.begin > timeout / 2 - 1:
+            if handover.is_forgotten and event.lasts(timeout / 2 - 1):
                 return Cause("freeze", event.name)
         for event in self.calls(["HeartBeat"], at - timeout - SLACK, at):
             if handover.is_forgotten or event.effect == "late":  # a late heartbeat may let go of a shard
@@ -287,22 +291,22 @@ class Judge:
         return found if found and handover.checkpoint < found.before else None
 
     def cause_of_unfinished_batch(self, handover: Handover) -> Optional[Cause]:
-        """A stop or a move that could not wait, and for what."""
+        """A stop or a move that could not wait: for puts that the copy had no answer to, or for the checkpoint."""
         began = handover.at - (LONGEST_STOP + self.ledger.timeout if handover.is_forgotten else 0.0) - 2 * GRACE - SLACK
         numbers = self.batch_of(handover)
-        missing = [number for number in numbers if not self.is_delivered_by(handover, number)]
-        targets = {self.ledger.log_groups[number].target for number in missing or numbers}
+        unanswered = [number for number in numbers if not self.is_answered(handover, number)]
+        targets = {self.ledger.log_groups[number].target for number in unanswered or numbers}
         putting = [e for e in self.calls(["PutLogs"], began, handover.at) if not e.logstore or e.logstore in targets]
         saving = self.calls(["UpdateCheckPoint", "GetCheckPoint"], began, handover.at)
-        if not missing and saving:
+        saving = [e for e in saving if e.effect != "slow" and (e.action, e.effect) not in SAVED_ALL_THE_SAME]
+        if saving and not unanswered:
             return Cause("unsaved checkpoint", saving[-1].name)
-        if not putting:
-            return None
-        worst = max(putting, key=lambda event: (event.effect != "slow", event.end - event.begin))
+        whole = [e for e in putting if e.share == 1.0 and e.effect not in ("rate", "slow") and e.lasts(GRACE - 1)]
+        if whole:
+            return Cause("held up batch", whole[-1].name)
         if all(event.effect == "slow" for event in putting):
-            return Cause("cancelled slow batch", worst.name)
-        is_whole = worst.share == 1.0 and worst.effect != "rate" and worst.end - worst.begin >= GRACE - 1
-        return Cause("held up batch" if is_whole else "cancelled batch", worst.name)
+            return Cause("cancelled slow batch", putting[-1].name) if putting else None
+        return Cause("cancelled batch", [event for event in putting if event.effect != "slow"][-1].name)
 
     # What was in the air
 
@@ -330,3 +334,8 @@ class Judge:
 
     def is_delivered_by(self, handover: Handover, number: int) -> bool:
         return any(put.copy == handover.copy for put in self.arrivals.get(number, ()))
+
+    def is_answered(self, handover: Handover, number: int) -> bool:
+        """Whether the copy had heard, by then, that this LogGroup was taken."""
+        puts = self.arrivals.get(number, ())
+        return any(put.copy == handover.copy and put.at <= handover.at and not put.unheard for put in puts)

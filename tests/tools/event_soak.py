@@ -592,7 +592,7 @@ class Soak:
             if event.effect in UNHEARD or at - since > 0.8 * patience:
                 return event.name
         for event in events:
-            is_long = event.kind in ("freeze", "stall") and event.end - event.begin > patience - 1
+            is_long = event.kind in ("freeze", "stall") and event.lasts(patience - 1)
             if is_long and event.copy in ("", copy) and event.overlaps(at - 0.5, at + 1.0):
                 return event.name
         return ""
@@ -644,13 +644,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="what decides on the events (default: any)")
     parser.add_argument("--copies", type=int, choices=(2, 3), default=3, help="most that run at once (default: 3)")
     parser.add_argument("--gentle", action="store_true", help="no crashes and no lost answers: nothing arrives again")
+    parser.add_argument("--directory", type=Path, default=None, help="an empty one, to keep ledger and logs in")
     arguments = parser.parse_args()
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
-    directory = Path(tempfile.mkdtemp(prefix="event-soak-"))
+    directory = arguments.directory or Path(tempfile.mkdtemp(prefix="event-soak-"))
     print("ledger, and logs of the copies: %s" % directory, flush=True)
     say = lambda line: print(line, flush=True)  # noqa: E731
     problems = soak(arguments.seconds, seed, directory, say, arguments.copies, arguments.gentle)
-    if not problems:
+    if not problems and not arguments.directory:
         shutil.rmtree(str(directory))
     return 1 if problems else 0
 
