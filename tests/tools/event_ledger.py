@@ -26,7 +26,6 @@ MOST_REPEATED = {"cancelled batch": float("inf"), "cancelled slow batch": float(
 LATE_CHECKPOINT_MAY_STAY = True
 
 GRACE = 5.0  # seconds, the program's, for a batch in flight of a shard that moves
-LONGEST_STOP = 10.0  # seconds, the program's
 SAVED_ALL_THE_SAME = [("UpdateCheckPoint", "lost"), ("UpdateCheckPoint", "gateway")]  # without an answer
 SLACK = 3.0  # seconds that anything may take longer on a busy machine
 
@@ -203,8 +202,7 @@ class Judge:
 
     def look_at_leases(self) -> None:
         for one in self.ledger.handovers:
-            stops = self.events("stop", one.at - LONGEST_STOP - self.ledger.timeout - SLACK, one.at, one.copy)
-            if one.is_forgotten and not self.cause_of_silence(one) and not any(stops):
+            if one.is_forgotten and not self.stop_before(one) and not self.cause_of_silence(one):
                 self.problems.append("%s was forgotten, though nothing befell it: %s" % (one.copy, one))
 
     def look_at_limits(self, is_gentle: bool) -> None:
@@ -250,8 +248,10 @@ class Judge:
     def cause_of(self, handover: Handover) -> Optional[Cause]:
         """Why the copy that held the shard then left a batch in the air."""
         if handover not in self.causes:
-            found = self.cause_of_silence(handover) or self.cause_of_late_checkpoint(handover)
-            self.causes[handover] = found or self.cause_of_unfinished_batch(handover)
+            ways = [self.cause_of_silence, self.cause_of_late_checkpoint, self.cause_of_unfinished_batch]
+            if self.stop_before(handover):  # it is forgotten for that, whatever befalls heartbeats afterwards
+                ways.reverse()
+            self.causes[handover] = next(filter(None, (way(handover) for way in ways)), None)
         return self.causes[handover]
 
     def events(self, kind: str, begin: float, end: float, copy: str = "") -> Iterator[Event]:
@@ -262,6 +262,11 @@ class Judge:
 
     def calls(self, actions: Sequence[str], begin: float, end: float) -> List[Event]:
         return [event for event in self.events("calls", begin, end) if event.action in (*actions, "*")]
+
+    def stop_before(self, handover: Handover) -> Optional[Event]:
+        """The stop by which the copy was forgotten, where it was."""
+        stops = self.events("stop", 0.0, handover.at, handover.copy)
+        return next(stops, None) if handover.is_forgotten else None
 
     def cause_of_silence(self, handover: Handover) -> Optional[Cause]:
         at, timeout, copy = handover.at, self.ledger.timeout, handover.copy
@@ -292,12 +297,14 @@ class Judge:
 
     def cause_of_unfinished_batch(self, handover: Handover) -> Optional[Cause]:
         """A stop or a move that could not wait: for puts that the copy had no answer to, or for the checkpoint."""
-        began = handover.at - (LONGEST_STOP + self.ledger.timeout if handover.is_forgotten else 0.0) - 2 * GRACE - SLACK
+        stop = self.stop_before(handover)
+        began, ended = (stop.begin, stop.end) if stop else (handover.at - GRACE, handover.at)
+        began -= GRACE + SLACK  # what is retried may wait for so long
         numbers = self.batch_of(handover)
-        unanswered = [number for number in numbers if not self.is_answered(handover, number)]
+        unanswered = [number for number in numbers if not self.is_answered(handover.copy, number, ended)]
         targets = {self.ledger.log_groups[number].target for number in unanswered or numbers}
-        putting = [e for e in self.calls(["PutLogs"], began, handover.at) if not e.logstore or e.logstore in targets]
-        saving = self.calls(["UpdateCheckPoint", "GetCheckPoint"], began, handover.at)
+        putting = [e for e in self.calls(["PutLogs"], began, ended) if not e.logstore or e.logstore in targets]
+        saving = self.calls(["UpdateCheckPoint", "GetCheckPoint"], began, ended)
         saving = [e for e in saving if e.effect != "slow" and (e.action, e.effect) not in SAVED_ALL_THE_SAME]
         if saving and not unanswered:
             return Cause("unsaved checkpoint", saving[-1].name)
@@ -335,7 +342,7 @@ class Judge:
     def is_delivered_by(self, handover: Handover, number: int) -> bool:
         return any(put.copy == handover.copy for put in self.arrivals.get(number, ()))
 
-    def is_answered(self, handover: Handover, number: int) -> bool:
-        """Whether the copy had heard, by then, that this LogGroup was taken."""
+    def is_answered(self, copy: str, number: int, end: float) -> bool:
+        """Whether this copy had heard, by then, that the LogGroup was taken."""
         puts = self.arrivals.get(number, ())
-        return any(put.copy == handover.copy and put.at <= handover.at and not put.unheard for put in puts)
+        return any(put.copy == copy and put.at <= end and not put.unheard for put in puts)

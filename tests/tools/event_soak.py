@@ -561,7 +561,7 @@ class Soak:
     # The ledger
 
     def ledger(self) -> Ledger:
-        events = sorted(self.events)
+        events = sorted(self.events, key=lambda event: event.begin)
         struck: Dict[str, List[Tuple[Event, float]]] = defaultdict(list)
         for event, fault in self.faults:
             for request_id, since in list(fault.struck.items()):
