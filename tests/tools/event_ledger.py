@@ -25,6 +25,8 @@ MOST_REPEATED = {"cancelled batch": float("inf"), "cancelled slow batch": float(
 # Whether a checkpoint that was applied late may stay behind for good, as in an idle shard. Meant is False.
 LATE_CHECKPOINT_MAY_STAY = True
 
+KNOWN = (*MOST_REPEATED, "late checkpoint")
+
 GRACE = 5.0  # seconds, the program's, for a batch in flight of a shard that moves
 SAVED_ALL_THE_SAME = [("UpdateCheckPoint", "lost"), ("UpdateCheckPoint", "gateway")]  # without an answer
 SLACK = 3.0  # seconds that anything may take longer on a busy machine

@@ -109,6 +109,11 @@ def fault_of(planned: Planned) -> Dict[str, Any]:
     }[planned.effect]()
 
 
+def rate_of(planned: Planned) -> float:
+    """Puts a second that a target takes, refusing all others."""
+    return (10.0, 40.0)[planned.number % 2]
+
+
 def schedule(seed: int, seconds: float, copies: int = 3, is_gentle: bool = False) -> List[Planned]:
     """What is to happen, in order. Nothing but the arguments decides."""
 
@@ -201,6 +206,7 @@ def plan_calls(chance: random.Random, seconds: float, is_gentle: bool) -> Iterat
         if is_gentle and not is_partial and action != "PullLogs":
             lasting = min(lasting, 2.0)
         number = chance.randrange(10**6)
+        share = 1.0 if effect == "rate" else share
         if now >= free_at[action, logstore]:
             free_at[action, logstore] = now + lasting
             yield Planned(now, "calls", lasting, -1, action, logstore, effect, share, number)
@@ -213,6 +219,8 @@ def named(events: List[Planned]) -> Iterator[Tuple[str, Planned]]:
         words = [event.kind, event.copy_name]
         if event.kind == "calls":
             words = [event.action, event.logstore, event.effect, "%d %%" % (event.share * 100)]
+            if event.effect == "rate":
+                words[-1] = "%g a second" % rate_of(event)
         yield " ".join(filter(None, ["#%d" % number, *words])), event
 
 
@@ -493,7 +501,7 @@ class Soak:
         began, action, logstore = self.now(), planned.action, planned.logstore
         fault: Optional[Fault] = None
         if planned.effect == "rate":
-            self.recorder.rates[logstore] = [(10.0, 40.0)[planned.number % 2], 0.0]
+            self.recorder.rates[logstore] = [rate_of(planned), 0.0]
         else:
             only = dict(logstore=logstore or None, share=planned.share)
             fault = self.service.add_fault(action, **only, **fault_of(planned))  # type: ignore[arg-type]
@@ -634,7 +642,7 @@ def tell(account: Account, say: Callable[[str], None]) -> None:
     for cause, count in sorted(account.repeated.items()):
         air = account.in_the_air[cause]
         say("%5d again%s by %s: %s" % (count, ", of %d in the air," % air if air else "", cause.kind, cause.event))
-    known = sum(count for cause, count in account.repeated.items() if cause.kind in event_ledger.MOST_REPEATED)
+    known = sum(count for cause, count in account.repeated.items() if cause.kind in event_ledger.KNOWN)
     say("of these by what is to be mended: %d" % known)
 
 
