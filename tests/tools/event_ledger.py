@@ -10,6 +10,7 @@ A LogGroup that arrived n times needs n - 1 causes, of these kinds, each with it
     cancelled slow batch    or took them all, slowly
     unsaved checkpoint      the same, where all of the batch was delivered and its checkpoint could not be saved
     late checkpoint         a checkpoint that was given up, applied late, had set the shard's back by then
+    stall                   the machine had no time for the copy, or for the service, as when others use it
 
 Each cause counts once for a LogGroup, and a handover only for what was in the air of that shard at that time: what lies
 at or beyond its checkpoint, within the batch in flight. Whatever has no cause left is a problem, and so is a checkpoint
@@ -21,11 +22,11 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 # What the program is known to do, and is to do no more: most LogGroups that may so be repeated, as a share of all that
 # arrived; infinity is a defect that is known. Meant are 0.01 and 0.0.
-MOST_REPEATED = {"cancelled batch": float("inf"), "cancelled slow batch": float("inf")}
+MOST_CANCELLED = {"cancelled batch": float("inf"), "cancelled slow batch": float("inf")}
 # Whether a checkpoint that was applied late may stay behind for good, as in an idle shard. Meant is False.
 LATE_CHECKPOINT_MAY_STAY = True
 
-KNOWN = (*MOST_REPEATED, "late checkpoint")
+KNOWN = (*MOST_CANCELLED, "late checkpoint")
 
 GRACE = 5.0  # seconds, the program's, for a batch in flight of a shard that moves
 SAVED_ALL_THE_SAME = [("UpdateCheckPoint", "lost"), ("UpdateCheckPoint", "gateway")]  # without an answer
@@ -85,7 +86,7 @@ class Event(NamedTuple):
     """Something that befell the copies."""
 
     name: str  # unlike any other's
-    kind: str  # "kill", "stop", "freeze", "calls", or "stall": the machine stood still
+    kind: str  # "kill", "stop", "freeze", "calls" or "stall"
     begin: float
     end: float
     copy: str = ""  # of which; "" for all
@@ -213,7 +214,7 @@ class Judge:
         for cause, count in self.repeated.items():
             kinds[cause.kind] += count
         for kind, count in sorted(kinds.items()):
-            share = MOST_REPEATED.get(kind, 0.0 if is_gentle else float("inf"))
+            share = MOST_CANCELLED.get(kind, 0.0 if is_gentle and kind != "stall" else float("inf"))
             if count > share * arrived:
                 self.problems.append("%d of %d LogGroups arrived again by a %s" % (count, arrived, kind))
 
@@ -280,9 +281,9 @@ class Judge:
         for event in self.calls(["HeartBeat"], at - timeout - SLACK, at):
             if handover.is_forgotten or event.effect == "late":  # a late heartbeat may let go of a shard
                 return Cause("heartbeats", event.name)
-        for event in self.events("stall", at - timeout - SLACK, at):
+        for event in self.events("stall", at - timeout - SLACK, at, copy):
             if handover.is_forgotten:
-                return Cause("heartbeats", event.name)
+                return Cause("stall", event.name)
         return None
 
     def cause_of_late_checkpoint(self, handover: Handover) -> Optional[Cause]:
@@ -302,6 +303,8 @@ class Judge:
         stop = self.stop_before(handover)
         began, ended = (stop.begin, stop.end) if stop else (handover.at - GRACE, handover.at)
         began -= GRACE + SLACK  # what is retried may wait for so long
+        for event in self.events("stall", began, ended, handover.copy):
+            return Cause("stall", event.name)
         numbers = self.batch_of(handover)
         unanswered = [number for number in numbers if not self.is_answered(handover.copy, number, ended)]
         targets = {self.ledger.log_groups[number].target for number in unanswered or numbers}

@@ -47,7 +47,8 @@ FEED_INTERVAL = 0.05  # seconds
 LONGEST_WAIT = 120.0  # seconds, for copies to join and for what is left to be delivered
 LONGEST_STOP = 30.0  # seconds, on a busy machine
 SETTLED = 10.0  # seconds after which a checkpoint that was set back counts as staying so
-STALL = 1.0  # seconds; longer, and the machine stood still
+STALL = 1.0  # seconds that the machine may have no time for this process, or in STALL_INTERVAL for a thread of a copy
+STALL_INTERVAL = 2.0  # seconds between looks at that
 MOST_RESHARDINGS = 8
 MOST_COPIES_EVER = 1000
 TOPICS = ("nginx", "ngnix", "sql_audit", "click", "nobody's")
@@ -400,7 +401,9 @@ class Soak:
         self.problems: List[str] = []
         self.late_until = 0.0  # until then what is late may be applied
         self.slowest_stop = 0.0
-        self.next_feed, self.last_turn = 0.0, time.monotonic()
+        self.waited: Dict[str, float] = {}  # for a processor, seconds, by the thread's file
+        self.last_stall: Dict[str, Event] = {}  # by the copy's name
+        self.next_feed = self.last_turn = self.last_look = 0.0
 
     def say(self, text: str) -> None:
         self.say_line("%7.1f s  %s" % (self.now(), text))
@@ -414,10 +417,11 @@ class Soak:
     def turn(self) -> None:
         now = self.now()
         if now - self.last_turn > STALL:
-            self.say("the machine stood still for %.1f s" % (now - self.last_turn))
-            name = "stall at %.1f s" % self.last_turn
-            self.events.append(Event(name, "stall", self.last_turn, now))
+            self.note_stall("", self.last_turn, now)
         self.last_turn = now
+        if now - self.last_look > STALL_INTERVAL:
+            self.look_for_stalls(self.last_look, now)
+            self.last_look = now
         if now >= self.next_feed:
             self.next_feed = now + FEED_INTERVAL
             self.feed.put(self.service, 4)
@@ -438,6 +442,29 @@ class Soak:
                 if status != 0 and (status is None or copy.log()):
                     self.problem("%s was told to stop: status %s after %.1f s" % (name, status, now - since))
         time.sleep(0.005)
+
+    def look_for_stalls(self, begin: float, end: float) -> None:
+        """Which copies have waited for a processor since `begin`, by what Linux says."""
+        everybody = {**self.running, **{name: copy for name, (_, copy) in self.leaving.items()}}
+        for name, copy in everybody.items():
+            longest = 0.0
+            for path in Path("/proc/%d/task" % copy.process.pid).glob("*/schedstat"):
+                with contextlib.suppress(OSError, IndexError):
+                    waited = int(path.read_text().split()[1]) / 1e9
+                    longest = max(longest, waited - self.waited.get(str(path), waited))
+                    self.waited[str(path)] = waited
+            if longest > STALL:
+                self.note_stall(name, end - max(longest, end - begin), end)
+
+    def note_stall(self, copy_name: str, begin: float, end: float) -> None:
+        last = self.last_stall.get(copy_name)
+        if last and begin <= last.end + 0.5:
+            self.events.remove(last)
+            begin = min(begin, last.begin)
+        self.last_stall[copy_name] = Event(
+            " ".join(["stall at %.1f s" % begin, copy_name]), "stall", begin, end, copy_name
+        )
+        self.events.append(self.last_stall[copy_name])
 
     def ended_by_itself(self, name: str, copy: Copy) -> None:
         """Where the start's own looks fail, it ends, and would be started again; nothing else may."""
@@ -632,6 +659,9 @@ def soak(
         routed, len(ledger.log_groups), account.lost, account.astray, len(ledger.altered), account.set_back
     )  # fmt: skip
     counts += "%d arrived again by events, %d for no cause" % (sum(account.repeated.values()), account.unattributed)
+    stalls = [event for event in ledger.events if event.kind == "stall"]
+    waits = len(stalls), sum(event.end - event.begin for event in stalls)
+    say("the machine had no time %d times, %.0f s in all" % waits)
     say("slowest graceful stop: %.1f s" % run.slowest_stop)
     say("%s: %s: %s" % (what, counts, "NOT OK: " + "; ".join(problems) if problems else "OK"))
     return problems
