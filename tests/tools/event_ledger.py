@@ -278,12 +278,12 @@ class Judge:
         for event in self.events("freeze", at - timeout - SLACK, at, copy):
             if handover.is_forgotten and event.lasts(timeout / 2 - 1):
                 return Cause("freeze", event.name)
-        for event in self.calls(["HeartBeat"], at - timeout - SLACK, at):
-            if handover.is_forgotten or event.effect == "late":  # a late heartbeat may let go of a shard
-                return Cause("heartbeats", event.name)
         for event in self.events("stall", at - timeout - SLACK, at, copy):
             if handover.is_forgotten:
                 return Cause("stall", event.name)
+        for event in self.calls(["HeartBeat"], at - timeout - SLACK, at):
+            if handover.is_forgotten or event.effect == "late":  # a late heartbeat may let go of a shard
+                return Cause("heartbeats", event.name)
         return None
 
     def cause_of_late_checkpoint(self, handover: Handover) -> Optional[Cause]:

@@ -47,7 +47,7 @@ FEED_INTERVAL = 0.05  # seconds
 LONGEST_WAIT = 120.0  # seconds, for copies to join and for what is left to be delivered
 LONGEST_STOP = 30.0  # seconds, on a busy machine
 SETTLED = 10.0  # seconds after which a checkpoint that was set back counts as staying so
-STALL = 1.0  # seconds that the machine may have no time for this process, or in STALL_INTERVAL for a thread of a copy
+STALL = 1.0  # seconds that the machine may have no time for this process, or of STALL_INTERVAL for a copy's threads
 STALL_INTERVAL = 2.0  # seconds between looks at that
 MOST_RESHARDINGS = 8
 MOST_COPIES_EVER = 1000
@@ -462,14 +462,14 @@ class Soak:
         """Which copies have waited for a processor since `begin`, by what Linux says."""
         everybody = {**self.running, **{name: copy for name, (_, copy) in self.leaving.items()}}
         for name, copy in everybody.items():
-            longest = 0.0
+            delay = 0.0
             for path in Path("/proc/%d/task" % copy.process.pid).glob("*/schedstat"):
                 with contextlib.suppress(OSError, IndexError):
                     waited = int(path.read_text().split()[1]) / 1e9
-                    longest = max(longest, waited - self.waited.get(str(path), waited))
+                    delay += waited - self.waited.get(str(path), waited)
                     self.waited[str(path)] = waited
-            if longest > STALL:
-                self.note_stall(name, end - max(longest, end - begin), end)
+            if delay > STALL:  # of all threads: where one waits with the interpreter's lock, the others wait for that
+                self.note_stall(name, begin, end)
 
     def note_stall(self, copy_name: str, begin: float, end: float) -> None:
         last = self.last_stall.get(copy_name)
