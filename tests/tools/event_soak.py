@@ -476,9 +476,8 @@ class Soak:
         if last and begin <= last.end + 0.5:
             self.events.remove(last)
             begin = min(begin, last.begin)
-        self.last_stall[copy_name] = Event(
-            " ".join(["stall at %.1f s" % begin, copy_name]), "stall", begin, end, copy_name
-        )
+        name = ("stall at %.1f s %s" % (begin, copy_name)).strip()
+        self.last_stall[copy_name] = Event(name, "stall", begin, end, copy_name)
         self.events.append(self.last_stall[copy_name])
 
     def ended_by_itself(self, name: str, copy: Copy) -> None:
