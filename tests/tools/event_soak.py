@@ -568,6 +568,7 @@ class Soak:
     def run(self, events: List[Planned], copies: int) -> None:
         for number in range(copies):
             self.join("copy-%d" % number)
+        self.last_turn = self.last_look = self.now()
         self.wait(lambda: all("INFO consumer " in copy.log() for copy in self.running.values()), "copies that join")
         begin = self.now()
         for name, event in named(events):
