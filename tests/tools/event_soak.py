@@ -623,26 +623,34 @@ class Soak:
         ]
         puts, altered = [], []
         for at, copy, target, entry in self.recorder.puts:
-            unheard = self.unheard(at, copy, struck[entry.request_id], events)
+            unheard = self.late(at, struck[entry.request_id]) or self.not_there(at, copy, events)
             try:
                 puts.append(Put(at, copy, target, self.feed.recognise(entry.log_group), unheard))
             except ValueError as error:
                 altered.append("%s put into %s at %.3f s: %s: %r" % (copy, target, at, error, entry.log_group[:200]))
         checkpoints = []
         for one, request_id in self.recorder.checkpoints:
-            checkpoints.append(one._replace(late=self.unheard(one.at, one.copy, struck[request_id], events)))
+            checkpoints.append(one._replace(late=self.late(one.at, struck[request_id])))
         timeout = 2.0 * HEARTBEAT_INTERVAL
         recorder = self.recorder
         return Ledger(timeout, fed, puts, recorder.pulls, checkpoints, recorder.handovers, events, altered)
 
-    def unheard(self, at: float, copy: str, struck: List[Tuple[Event, float]], events: List[Event]) -> str:
-        """The event that kept the answer to a call that was performed then from the copy, "" if none did."""
-        patience = 30.0 if self.is_gentle else RESPONSE_TIMEOUT
+    @property
+    def patience(self) -> float:
+        """Seconds that a copy waits for an answer."""
+        return 30.0 if self.is_gentle else RESPONSE_TIMEOUT
+
+    def late(self, at: float, struck: List[Tuple[Event, float]]) -> str:
+        """The event for which a call that was performed then had no answer in time, "" if it had."""
         for event, since in struck:
-            if event.effect in UNHEARD or at - since > 0.8 * patience:
+            if event.effect in UNHEARD or at - since > 0.8 * self.patience:
                 return event.name
+        return ""
+
+    def not_there(self, at: float, copy: str, events: List[Event]) -> str:
+        """The event for which a copy could not read an answer that came then, "" if it could."""
         for event in events:
-            is_long = event.kind in ("freeze", "stall") and event.lasts(patience - 1)
+            is_long = event.kind in ("freeze", "stall") and event.lasts(self.patience - 1)
             if is_long and event.copy in ("", copy) and event.overlaps(at - 0.5, at + 1.0):
                 return event.name
         return ""
