@@ -210,5 +210,5 @@ def test_every_event_has_its_turn_and_copies_are_there_when_it_comes(is_gentle):
 
 def test_a_short_and_gentle_soak_repeats_nothing(tmp_path):
     """SEED=<number> in the environment makes other events of it."""
-    seed = int(os.environ.get("SEED", "533"))
+    seed = int(os.environ.get("SEED", "231"))
     assert soak(6, seed, tmp_path, print, copies=2, is_gentle=True) == [], "SEED=%d" % seed

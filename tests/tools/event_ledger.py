@@ -303,14 +303,16 @@ class Judge:
         stop = self.stop_before(handover)
         began, ended = (stop.begin, stop.end) if stop else (handover.at - GRACE, handover.at)
         began -= GRACE + SLACK  # what is retried may wait for so long
-        for event in self.events("stall", began, ended, handover.copy):
-            return Cause("stall", event.name)
         numbers = self.batch_of(handover)
         unanswered = [number for number in numbers if not self.is_answered(handover.copy, number, ended)]
         targets = {self.ledger.log_groups[number].target for number in unanswered or numbers}
         putting = [e for e in self.calls(["PutLogs"], began, ended) if not e.logstore or e.logstore in targets]
         saving = self.calls(["UpdateCheckPoint", "GetCheckPoint"], began, ended)
         saving = [e for e in saving if e.effect != "slow" and (e.action, e.effect) not in SAVED_ALL_THE_SAME]
+        is_partly = any(event.effect == "rate" or event.share < 1 for event in putting) and unanswered
+        for event in self.events("stall", began, ended, handover.copy):
+            if not is_partly:
+                return Cause("stall", event.name)
         if saving and not unanswered:
             return Cause("unsaved checkpoint", saving[-1].name)
         whole = [e for e in putting if e.share == 1.0 and e.effect not in ("rate", "slow") and e.lasts(GRACE - 1)]
@@ -318,7 +320,8 @@ class Judge:
             return Cause("held up batch", whole[-1].name)
         if all(event.effect == "slow" for event in putting):
             return Cause("cancelled slow batch", putting[-1].name) if putting else None
-        return Cause("cancelled batch", [event for event in putting if event.effect != "slow"][-1].name)
+        longest = max((event.end - event.begin, event.name) for event in putting if event.effect != "slow")
+        return Cause("cancelled batch", longest[1])
 
     # What was in the air
 

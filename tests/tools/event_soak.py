@@ -44,6 +44,7 @@ from local_log_service.verdict import split_log_group  # noqa: E402
 HEARTBEAT_INTERVAL = 3  # seconds; the group's timeout is twice that
 RESPONSE_TIMEOUT = 4  # seconds that copies wait for an answer; with --gentle the program's own
 FEED_INTERVAL = 0.05  # seconds
+BURST = 800  # LogGroups
 LONGEST_WAIT = 120.0  # seconds, for copies to join and for what is left to be delivered
 LONGEST_STOP = 30.0  # seconds, on a busy machine
 SETTLED = 10.0  # seconds after which a checkpoint that was set back counts as staying so
@@ -222,8 +223,11 @@ def plan_calls(chance: random.Random, seconds: float, is_gentle: bool) -> Iterat
         if is_gentle and not is_partial and action != "PullLogs":
             lasting = min(lasting, 2.0)
         number = chance.randrange(10**6)
-        share = 1.0 if effect == "rate" else share
+        if effect == "rate":
+            share, lasting = 1.0, chance.uniform(5.0, 12.0)
         if now >= free_at[action, logstore]:
+            if effect == "rate":
+                yield Planned(now, "burst")  # else there might be no more than it takes
             free_at[action, logstore] = now + lasting
             yield Planned(now, "calls", lasting, -1, action, logstore, effect, share, number)
         now += chance.uniform(0.4, 2.0)
@@ -357,7 +361,7 @@ class Feed:
     def make(self) -> bytes:
         chance, number = self.chance, len(self.made)
         topic = chance.choice(TOPICS)
-        log_group = LogGroup(Topic=topic, Source="10.0.0.%d" % chance.randrange(8))
+        log_group = LogGroup(Topic=topic, Source="10.0.0.%d" % chance.randrange(30))
         if chance.random() < 0.2:
             log_group.Reserved, log_group.MachineUUID = "category", "uuid"
         if chance.random() < 0.3:
@@ -506,7 +510,7 @@ class Soak:
         if planned.kind == "join":
             self.join(copy_name)
         elif planned.kind == "burst":
-            self.feed.put(self.service, 400)
+            self.feed.put(self.service, BURST)
         elif planned.kind in ("split", "merge"):
             self.reshard(planned)
         elif planned.kind == "calls":
