@@ -135,6 +135,20 @@ def test_a_batch_that_a_target_held_up_may_be_broken_off(monkeypatch, event, kin
 
 
 @pytest.mark.quick
+def test_a_machine_without_time_excuses_no_batch_that_a_target_partly_took():
+    stall = Event("stall at 14.0 s a", "stall", 14.0, 18.0, "a")
+    puts = [*delivery(11.0, "a", range(10)), *delivery(31.0, "b", ALL)]
+    for events, cause in (
+        ([stall], ("stall", stall.name)),
+        ([stall, REFUSED._replace(share=1.0)], ("stall", stall.name)),
+        ([stall, REFUSED], ("cancelled batch", REFUSED.name)),
+    ):
+        account = judge(ledger(puts, [LET_GO_BY_A], events))
+        assert (account.problems, of_kinds(account)) == ([], {cause: 10})
+    assert judge(ledger(puts, [LET_GO_BY_A], [stall._replace(copy="b")])).unattributed == 10
+
+
+@pytest.mark.quick
 def test_a_batch_that_was_delivered_needs_a_checkpoint_that_could_not_be_saved():
     again = delivery(31.0, "b", ALL)
     saving = Event("#6 UpdateCheckPoint failed", "calls", 12.0, 18.0, "", "UpdateCheckPoint", "", "failed")
