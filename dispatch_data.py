@@ -3296,7 +3296,8 @@ class ShardConsumer:
         # Written by whichever task loads, saves or looks at the checkpoint; two never do so at a time:
         self.checkpoint = ""  # the service's, as far as this copy knows
         self.first, self.first_start = "", 0  # the checkpoint that it made where there was none, and group_start then
-        self.unanswered: deque[str] = deque(maxlen=4)  # checkpoints that may arrive late, for saving them failed
+        # Checkpoints whose saving failed: the service may still apply them, after later ones.
+        self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
         self.next_look = 0.0  # at the service's, by the monotonic clock
         self.delivered = ""  # cursor up to which all is delivered; beyond the checkpoint while that is not saved
@@ -3309,7 +3310,8 @@ class ShardConsumer:
         self.interval = consumer.member.settings.fetch_interval  # seconds until then
         self.lock = threading.Lock()  # over:
         self.is_pulling = False
-        self.is_busy = False  # delivering a batch, or loading the checkpoint
+        self.is_busy = False  # delivering a batch, or loading the checkpoint, or saving it for the last time
+        self.last_save: concurrent.futures.Future[None] | None = None  # see `begin_last_save`
         self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
         self.moves = 0  # times that a checkpoint set by hand was obeyed: what a pull brings across one is of before
 
@@ -3334,8 +3336,17 @@ class ShardConsumer:
         return not self.batches or may_hold_more
 
     def shut_down(self) -> None:
-        """Called by the SDK's loop when the shard is no longer assigned."""
+        """Called by the SDK's loop in each turn while the shard is no longer assigned."""
         self.revoked.cancel()
+        self.begin_last_save()
+
+    def begin_last_save(self) -> None:
+        """Has the newest checkpoint saved again, once nothing is in flight, where saving one has failed: that may have
+        been applied since. To be called again and again when the shard is let go of, or the copy stops."""
+        with self.lock:
+            is_due = self.unanswered and self.checkpoint and not self.consumer.lease.is_cancelled()
+            if is_due and not self.last_save and not self.is_busy:
+                self.last_save, self.is_busy = self.member.tasks.submit(self.save_once_more), True
 
     def is_shutdown(self) -> bool:
         """Called by the SDK's loop: whether the shard may move, for nothing of it is in flight."""
@@ -3344,6 +3355,7 @@ class ShardConsumer:
 
     def release_memory(self) -> None:
         """To be called when it is shut down: what it has pulled goes to whoever holds the shard next."""
+        self.member.former[self.shard] = self
         with self.lock:
             self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
             self.batches.clear()
@@ -3398,12 +3410,18 @@ class ShardConsumer:
                 return
         if cursor_position(saved) < 0:
             raise unreadable_checkpoint(shard, entries[shard])
-        saved_before, delivered = member.delivered_unsaved.get(shard, ("", ""))
-        if saved == saved_before:
-            self.send_checkpoint(delivered)
+        former = member.former.get(shard)
+        if former and former.was_last_to_save(entries[shard]):
+            self.send_checkpoint(max(saved, former.delivered, key=cursor_position))
         else:
             self.checkpoint = self.delivered = saved
-        member.delivered_unsaved.pop(shard, None)
+        member.former.pop(shard, None)
+
+    def was_last_to_save(self, entry: Mapping[str, Any]) -> bool:
+        """Whether nobody has saved or set a checkpoint since this did: by an entry of LogstoreApi.checkpoints."""
+        checkpoint, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
+        is_own = by == self.consumer.name_in_group and checkpoint in (self.checkpoint, *self.unanswered)
+        return is_own or self.seen == (entry.get("updateTime") or 0, checkpoint)
 
     def note_entry(self, entry: Mapping[str, Any]) -> tuple[str, bool]:
         """The checkpoint in an entry of LogstoreApi.checkpoints, and whether it is later than the last one seen."""
@@ -3413,9 +3431,9 @@ class ShardConsumer:
             self.seen = found
         return found[1], is_news
 
-    def look_at_checkpoint(self) -> None:
-        """Obeys a checkpoint that somebody has set by hand since it was looked at last, and raises Cancelled then: what
-        was under way is of before. Raises CallError.
+    def look_at_checkpoint(self) -> str:
+        """Returns the service's. Obeys one that somebody has set by hand since it was looked at last, and raises
+        Cancelled then: what was under way is of before. Raises CallError.
 
         By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
         late, nor one of another consumer of this program, such as the holder before. Whether the service names the tool
@@ -3428,10 +3446,10 @@ class ShardConsumer:
         is_own = found == self.checkpoint or (by == own_name and found in self.unanswered)
         is_of_a_copy = by != own_name and CONSUMER_NAME.fullmatch(by)
         if not found or not is_news or is_own or is_of_a_copy:
-            return
+            return found
         if cursor_position(found) < 0:  # moves nothing, and is written over
             log.warning("%s: %s", self.member.subject, unreadable_checkpoint(self.shard, entry))
-            return
+            return found
         is_back = cursor_position(found) < cursor_position(self.checkpoint)
         log.warning(
             "%s: shard %s: its checkpoint was set by hand to %s (by %s), where this copy had saved %s: it goes on from "
@@ -3475,7 +3493,9 @@ class ShardConsumer:
                     # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
                     self.save(pull.next_cursor, self.closing)
                 elif time.monotonic() > self.next_look:
-                    self.look_at_checkpoint()
+                    found = self.look_at_checkpoint()
+                    if found != self.checkpoint and found in self.unanswered:  # it has come late
+                        self.save(self.checkpoint, self.closing)
             with self.lock:
                 if moves == self.moves:
                     self.cursor = pull.next_cursor
@@ -3523,6 +3543,11 @@ class ShardConsumer:
                 self.batches.popleft()
                 self.consumer.on_buffered(-batch.size)
 
+    def save_once_more(self) -> None:
+        """A task."""
+        with self.task("its last checkpoint", "is_busy"):
+            self.save(self.checkpoint, self.closed)
+
     def save(self, cursor: str, token: CancelToken) -> None:
         """Saves the checkpoint. Raises Cancelled once `token` or the lease is, for without it nothing is saved, and
         where somebody has set another by hand.
@@ -3546,7 +3571,8 @@ class ShardConsumer:
         try:
             self.source.save_checkpoint(self.member.group, self.consumer.name_in_group, self.shard, cursor)
         except CallError as error:
-            self.unanswered.append(cursor)
+            if cursor not in self.unanswered:
+                self.unanswered.append(cursor)
             # A shard that is to move may have done so while its cursor was saved.
             if error.kind == ErrorKind.FENCED and not self.revoked.is_cancelled():
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
@@ -3653,6 +3679,7 @@ class Consumer(ConsumerWorker):
         self.lease = Lease(group_timeout, member.hard_stop)
         self.lock = threading.Lock()  # over:
         self.buffered_bytes = 0  # of batches that its shards hold
+        self.unanswered: dict[int, deque[str]] = {}  # see ShardConsumer; here, for a shard may come back
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
         # process id repeat themselves in containers. It says when the group began, which `find_group_start` of later
         # copies reads in the checkpoints.
@@ -3697,15 +3724,20 @@ class Consumer(ConsumerWorker):
         return {shard: log_groups for shard, log_groups in found.items() if log_groups}
 
     def drain(self, seconds: float) -> dict[int, int]:
-        """Ends the SDK's loop and waits, `seconds` at the most, for the batches in flight; returns what is left of
-        them. Nothing may begin any more when it is called."""
+        """Ends the SDK's loop and waits, `seconds` at the most, for the batches in flight and last checkpoints; returns
+        what is left of the former. Nothing may begin any more when it is called."""
         self.shut_down_flag = True
         self.heartbeat.wake_up.set()
         end = time.monotonic() + seconds
-        while self.in_flight() and time.monotonic() < end:
+        while True:
+            shard_consumers = list(self.shard_consumers.values())
+            for one in shard_consumers:
+                one.begin_last_save()
+            is_saving = any(one.last_save and not one.last_save.done() for one in shard_consumers)
+            if not (is_saving or self.in_flight()) or time.monotonic() > end:
+                return self.in_flight()
             watchdog.beat()
             time.sleep(0.05)
-        return self.in_flight()
 
 
 class GroupMember(threading.Thread):
@@ -3750,8 +3782,8 @@ class GroupMember(threading.Thread):
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
         self.is_older_than_group = False  # that look of it, certainly
-        # Shard -> checkpoint, and the cursor up to which a consumer without lease has delivered since.
-        self.delivered_unsaved: dict[int, tuple[str, str]] = {}
+        # What held a shard last: it knows what was delivered without being saved, and which checkpoints may come late.
+        self.former: dict[int, ShardConsumer] = {}
 
     def run(self) -> None:
         try:
@@ -3784,8 +3816,7 @@ class GroupMember(threading.Thread):
         shard_consumers = list(consumer.shard_consumers.values())  # before they are dropped
         consumer.drain(GRACE + 1)
         for one in shard_consumers:
-            if one.delivered != one.checkpoint:
-                self.delivered_unsaved[one.shard] = one.checkpoint, one.delivered
+            one.release_memory()
 
     def join_group(self) -> Consumer:
         """Joins as a new consumer; at the first time it makes the group where there is none. Raises CallError, and

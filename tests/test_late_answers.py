@@ -1,0 +1,101 @@
+"""Answers that come late, or never, while the service has done what it was asked: checkpoints, pulls, puts, heartbeats.
+
+Each test runs real copies against the local service.
+"""
+
+import signal
+
+import pytest
+from assertions import assert_all_delivered_once, checkpoints_watched, verdict
+from harness import (
+    GROUP,
+    LIMIT,
+    PROJECT,
+    SOURCE,
+    Copies,
+    feed,
+    group_shards,
+    wait_until_delivered,
+    wait_until_forgotten,
+)
+
+pytestmark = pytest.mark.slow
+
+
+# ---- checkpoints ------------------------------------------------------------------------------------------------
+
+
+def without_looks(program):
+    """An idle shard doesn't look at its checkpoint by itself."""
+    look = program.ShardConsumer.look_at_checkpoint
+
+    def look_once(self):
+        try:
+            return look(self)
+        finally:
+            self.next_look = float("inf")
+
+    program.ShardConsumer.look_at_checkpoint = look_once
+
+
+@pytest.fixture
+def copies_set_back(service, tmp_path):
+    """As `copies`, where a checkpoint is set back on purpose."""
+    with Copies(service, tmp_path) as started:
+        yield started
+
+
+@pytest.mark.parametrize("event", ["idle", "let go", "stop", "lapse"])
+def test_a_checkpoint_that_is_applied_long_after_it_was_given_up_is_saved_over(service, copies_set_back, event):
+    """Else it sets the shard back for as long as that is idle, and whoever takes it next begins there."""
+    copies = copies_set_back
+    patch = () if event == "idle" else without_looks
+    copy = copies.start(patch=patch, constants={"RESPONSE_TIMEOUT": 1})
+    feed(service, 40)
+    wait_until_delivered(service)
+    with checkpoints_watched() as set_back, service.add_fault("UpdateCheckPoint", delay=4, share=0.01) as fault:
+        feed(service, 40)
+        service.wait_for(lambda: fault.hits == 1, LIMIT, "a checkpoint that the service takes its time for")
+        wait_until_delivered(service)
+        feed(service, 40)
+        service.wait_for(lambda: set_back, LIMIT, "that checkpoint applied")
+    if event == "let go":
+        second = copies.start()
+        service.wait_for(lambda: len(second.held_shards(service)) == 2, LIMIT, "two shards let go")
+        assert second.stop() == 0
+    elif event == "lapse":
+        with service.add_fault("HeartBeat", code="ConsumerNotExist", status=404) as fault:
+            service.wait_for(lambda: "is lost, another joins" in copy.stderr(), LIMIT, "a lapse")
+        wait_until_delivered(service)
+    if event != "idle":
+        assert copy.stop() == 0
+        copy = copies.start()
+    wait_until_delivered(service)
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "by hand" not in copies.started[0].stderr()
+    assert copy.stop() == 0
+
+
+def test_what_a_lost_consumer_has_delivered_is_not_skipped_where_somebody_sets_its_checkpoint_again(service, copies):
+    """By hand, to the very cursor that it had saved last, after another copy had gone on."""
+    copy = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    checkpoint = group_shards(service)[0]["checkpoint"]
+    with service.add_fault("UpdateCheckPoint", hold=True) as fault:
+        feed(service, 40)
+        service.wait_for(lambda: fault.hits >= 4, LIMIT, "batches delivered whose checkpoints are not saved")
+        copy.send(signal.SIGSTOP)
+        wait_until_forgotten(service)
+    other = copies.start()
+    wait_until_delivered(service)
+    assert other.stop() == 0
+    wait_until_forgotten(service)
+    service.set_checkpoint(PROJECT, SOURCE, GROUP, 0, checkpoint)
+    copy.send(signal.SIGCONT)
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.duplicated) == (0, 40 * 5 + 10 * 5), str(outcome)
+    assert copy.stop() == 0
