@@ -870,6 +870,7 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
 INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
 CONNECT_TIMEOUT = 10  # seconds
 RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see DeadlineStream
+MAX_RESPONSE_TIMEOUT = 120  # seconds: after a call that ran out of time the next one gets twice as much, up to this
 MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
 # Bytes that an answer may have, its head included: a shard is listed with some 250. A pull is asked for as much as the
 # memory suits, but one LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
@@ -1839,7 +1840,8 @@ class PooledLogClient(LogClient):
         response_timeout: float | None = None,
         keep_alive: bool = True,
     ) -> None:
-        """Without a `credential_source` it has its own. `response_timeout` is in seconds; None is RESPONSE_TIMEOUT."""
+        """Without a `credential_source` it has its own. `response_timeout` is in seconds; None is RESPONSE_TIMEOUT, and
+        more for what has run out of that."""
         self.credential_source = credential_source or CredentialSource(config).start()
         version = AUTH_VERSION_4 if config.region else AUTH_VERSION_1
         super().__init__(
@@ -1849,6 +1851,8 @@ class PooledLogClient(LogClient):
         # The SDK's switches the process's locale for the Date of each request, which costs as much as compressing it.
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
         self.response_timeout = response_timeout or RESPONSE_TIMEOUT
+        self.max_response_timeout = response_timeout or MAX_RESPONSE_TIMEOUT
+        self.longer_timeouts: dict[tuple[object, ...], float] = {}  # of calls that ran out of time: for the next alike
         self.keep_alive = keep_alive
         self.connection_factory: ConnectionFactory | None = None  # made with the first call, which knows the origin
         # The pool: each connection and since when it is idle, the last used last.
@@ -1862,14 +1866,20 @@ class PooledLogClient(LogClient):
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """Called by LogClient with what it has signed; (status, body, headers) of the answer. Raises CallError."""
         watchdog.excuse()
+        began, kind = time.monotonic(), (method, url, params.get("type"))
+        seconds = self.longer_timeouts.get(kind, self.response_timeout)
         try:
             scheme, host, path = urlsplit(url)[:3]
             factory = self.factory_for("%s://%s" % (scheme, host))
             path += "?" + urlencode(params) if params else ""
             is_pull = params.get("type") == "log"
             limit = MAX_PULL_BYTES if is_pull else MAX_ANSWER_BYTES
-            response = self.round_trip(factory, factory.request(method, path, headers, body or b""), limit)
+            response = self.round_trip(factory, factory.request(method, path, headers, body or b""), limit, seconds)
+            if time.monotonic() - began < self.response_timeout:
+                self.longer_timeouts.pop(kind, None)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
+            if isinstance(error, TimeoutError):
+                self.longer_timeouts[kind] = min(2 * seconds, self.max_response_timeout)
             raise CallError.from_exception(error) from error
         finally:
             watchdog.beat()
@@ -1892,27 +1902,29 @@ class PooledLogClient(LogClient):
             failure = CallError.from_response(response.status, response.headers, response.body)
             raise self.credential_source.on_auth_failure(failure, token)
 
-    def round_trip(self, factory: ConnectionFactory, request: bytes, limit: int) -> Response:
-        """Sends a request over an idle connection, if there is one, and reads its answer, of `limit` bytes at the most.
-        Where that connection was closed meanwhile, the request is sent once more over a fresh one. Any other failure is
+    def round_trip(self, factory: ConnectionFactory, request: bytes, limit: int, seconds: float) -> Response:
+        """Sends a request over an idle connection, if there is one, and reads its answer, of `limit` bytes at the most,
+        for which there are so many seconds. Where that connection was closed meanwhile, the request is sent once more over a fresh one. Any other failure is
         for the caller: the service may have heard the request.
 
         Raises what `connect` and `read_response` do.
         """
         idle = self.take_idle()
         if idle:
-            stream = self.open_stream(idle, request, limit)
+            stream = self.open_stream(idle, request, limit, seconds)
             try:
                 return self.exchange(idle, stream, request)
             except ConnectionError:  # http.client's RemoteDisconnected is one
                 if stream.received:
                     raise
         connection = factory.connect(min(CONNECT_TIMEOUT, self.response_timeout))
-        return self.exchange(connection, self.open_stream(connection, request, limit), request)
+        return self.exchange(connection, self.open_stream(connection, request, limit, seconds), request)
 
-    def open_stream(self, connection: http.client.HTTPConnection, request: bytes, limit: int) -> DeadlineStream:
+    def open_stream(
+        self, connection: http.client.HTTPConnection, request: bytes, limit: int, seconds: float
+    ) -> DeadlineStream:
         """With time for the request, too: the kernel takes that at once, whenever the line carries it."""
-        return DeadlineStream(connection.sock, self.response_timeout + len(request) / MIN_THROUGHPUT, limit)
+        return DeadlineStream(connection.sock, seconds + len(request) / MIN_THROUGHPUT, limit)
 
     def exchange(self, connection: http.client.HTTPConnection, stream: DeadlineStream, request: bytes) -> Response:
         """Sends a request and reads its answer; then the connection is idle again, or closed."""
@@ -2933,7 +2945,8 @@ class PutLoop(threading.Thread):
         try:
             client = put.client
             if client.is_blocking:
-                outcome: Any = client.round_trip(client.factory_for(client.origin), put.request, MAX_ANSWER_BYTES)
+                factory = client.factory_for(client.origin)
+                outcome: Any = client.round_trip(factory, put.request, MAX_ANSWER_BYTES, client.response_timeout)
             else:
                 seconds = min(CONNECT_TIMEOUT, client.response_timeout)
                 outcome = client.factory_for(client.origin).connect(seconds)

@@ -15,6 +15,7 @@ from harness import (
     Copies,
     feed,
     group_shards,
+    wait_until_begun,
     wait_until_delivered,
     wait_until_forgotten,
 )
@@ -98,4 +99,20 @@ def test_what_a_lost_consumer_has_delivered_is_not_skipped_where_somebody_sets_i
     wait_until_delivered(service)
     outcome = verdict(service)
     assert (outcome.lost, outcome.duplicated) == (0, 40 * 5 + 10 * 5), str(outcome)
+    assert copy.stop() == 0
+
+
+# ---- answers that take longer than a call has -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["PullLogs", "UpdateCheckPoint"])
+def test_a_call_that_ran_out_of_time_gets_more_the_next_time(service, copies, action):
+    """Else what is always answered late would fail for ever."""
+    copy = copies.start(constants={"RESPONSE_TIMEOUT": 0.5})
+    wait_until_begun(service)
+    with service.add_fault(action, project=PROJECT, logstore=SOURCE, delay=1.5):
+        for _ in range(2):
+            feed(service, 40)
+            wait_until_delivered(service)
+    assert_all_delivered_once(service)
     assert copy.stop() == 0
