@@ -707,13 +707,14 @@ class LogGroup(NamedTuple):
 class PutRequest:
     """LogGroups equal in everything but their logs, which travel as one: `LogClient.put_log_raw` takes it for such."""
 
-    __slots__ = ("envelope", "first_rejection", "log_count", "log_groups", "rejections", "size")
+    __slots__ = ("envelope", "first_rejection", "log_count", "log_groups", "rejections", "size", "timeout")
 
     def __init__(self, envelope: bytes) -> None:
         self.log_groups: list[LogGroup] = []
         self.envelope = envelope
         self.log_count = 0
         self.size = len(envelope)  # bytes, uncompressed
+        self.timeout = 0.0  # seconds for its next answer, where there is reason for more than RESPONSE_TIMEOUT
         self.rejections = 0  # times that the service has refused it for what it brings
         self.first_rejection = -1.0  # when it, or the put it was a part of, was so first, by the monotonic clock
 
@@ -1904,8 +1905,8 @@ class PooledLogClient(LogClient):
 
     def round_trip(self, factory: ConnectionFactory, request: bytes, limit: int, seconds: float) -> Response:
         """Sends a request over an idle connection, if there is one, and reads its answer, of `limit` bytes at the most,
-        for which there are so many seconds. Where that connection was closed meanwhile, the request is sent once more over a fresh one. Any other failure is
-        for the caller: the service may have heard the request.
+        for which there are so many seconds. Where that connection was closed meanwhile, the request is sent once more
+        over a fresh one. Any other failure is for the caller: the service may have heard the request.
 
         Raises what `connect` and `read_response` do.
         """
@@ -2016,11 +2017,14 @@ class PutInFlight:
     """A put that was begun: what is still to be sent of its request, and what has come of its answer."""
 
     __slots__ = (
-        "client", "connection", "deadline", "is_early", "is_fresh", "received", "request", "sent", "sock", "token"
+        "client", "connection", "deadline", "is_early", "is_fresh", "received", "request", "sent", "sock", "timeout",
+        "token",
     )  # fmt: skip
 
-    def __init__(self, client: PutClient, request: bytes, token: str) -> None:
+    def __init__(self, client: PutClient, request: bytes, token: str, timeout: float = 0.0) -> None:
+        """`timeout`: seconds for the answer, no less than the client's."""
         self.client, self.request, self.token = client, request, token
+        self.timeout = max(timeout, client.response_timeout)
         self.connection: Any = None  # where there is none yet, one has to be opened
         self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT  # for opening it
 
@@ -2030,7 +2034,7 @@ class PutInFlight:
         self.sent, self.received = 0, b""
         self.is_early = False  # an answer began before the request was sent whole: it can't say that all was accepted
         # With time for the request, too: the kernel takes that at once, whenever the line carries it.
-        self.deadline = time.monotonic() + self.client.response_timeout + len(self.request) / MIN_THROUGHPUT
+        self.deadline = time.monotonic() + self.timeout + len(self.request) / MIN_THROUGHPUT
 
     def send(self) -> bool:
         """Sends what the kernel takes; whether that was all. Raises OSError."""
@@ -2116,7 +2120,7 @@ class PutClient(PooledLogClient):
         size, body = len(body), Compressor.compress(body, CompressType.LZ4)
         resource = "/logstores/%s/shards/lb" % logstore
         request, token = (self.sign_v1 if self.is_v1 else self.sign)(project, resource, size, body)
-        put = PutInFlight(self, request, token)
+        put = PutInFlight(self, request, token, getattr(log_group, "timeout", 0.0))
         idle = self.take_idle()
         if idle:
             put.use(idle, is_fresh=False)
@@ -2686,6 +2690,7 @@ class Target:
         # Of the PutLoop's thread alone:
         self.queue: deque[tuple[PutRequest, Batch]] = deque()
         self.limit = 1  # of puts in flight
+        self.timeout = 0.0  # seconds that an answer may take, by the last: or RESPONSE_TIMEOUT, whichever is more
         self.in_flight = 0
         self.is_ready = False  # it is in the loop's queue of such
         self.consecutive_failures = 0
@@ -2733,6 +2738,7 @@ class Target:
         """By AIMD: one put more in flight after each that was quick, half as many after one that ran out of time."""
         is_slow = seconds > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
         if error is None:
+            self.timeout = min(2 * seconds, MAX_RESPONSE_TIMEOUT)
             self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
         else:
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
@@ -2946,7 +2952,7 @@ class PutLoop(threading.Thread):
             client = put.client
             if client.is_blocking:
                 factory = client.factory_for(client.origin)
-                outcome: Any = client.round_trip(factory, put.request, MAX_ANSWER_BYTES, client.response_timeout)
+                outcome: Any = client.round_trip(factory, put.request, MAX_ANSWER_BYTES, put.timeout)
             else:
                 seconds = min(CONNECT_TIMEOUT, client.response_timeout)
                 outcome = client.factory_for(client.origin).connect(seconds)
@@ -3012,6 +3018,7 @@ class PutLoop(threading.Thread):
             self.finish(flight, Cancelled())
             return
         put: Any = None
+        request.timeout = max(request.timeout, target.timeout)
         try:
             put = target.write(request)
             self.bytes_in_flight += len(put.request)
@@ -3021,9 +3028,7 @@ class PutLoop(threading.Thread):
                 self.wait_for_answer(put)
             else:
                 if put.client.is_blocking:  # then the round trip has deadlines of its own
-                    put.deadline += (
-                        put.client.response_timeout + len(put.request) / MIN_THROUGHPUT + 3 * CONNECT_TIMEOUT
-                    )
+                    put.deadline += put.timeout + len(put.request) / MIN_THROUGHPUT + 3 * CONNECT_TIMEOUT
                 self.opener.submit(self.open_connection, put)
         except Exception as error:  # any, such as MemoryError
             if put in self.flights:
@@ -3101,6 +3106,8 @@ class PutLoop(threading.Thread):
                 with contextlib.suppress(Exception):  # any, such as no thread: then it has failed
                     self.opener.submit(self.open_connection, put)
                     return
+        if isinstance(error, TimeoutError):
+            self.flights[put].put.timeout = min(2 * put.timeout, MAX_RESPONSE_TIMEOUT)
         self.finish(self.land(put), error)
 
     def land(self, put: PutInFlight) -> Flight:

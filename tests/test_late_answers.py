@@ -116,3 +116,18 @@ def test_a_call_that_ran_out_of_time_gets_more_the_next_time(service, copies, ac
             wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert copy.stop() == 0
+
+
+def test_a_target_that_always_answers_late_is_given_the_time(service, copies):
+    """What was put before that is known is put once more, and nothing after that."""
+    copy = copies.start(constants={"RESPONSE_TIMEOUT": 0.5})
+    wait_until_begun(service)
+    with service.add_fault("PutLogs", logstore="click", delay=1.5):
+        feed(service, 4, topics=["click"], shard=0)
+        wait_until_delivered(service)
+        repeated = verdict(service).duplicated
+        feed(service, 4, topics=["click"], shard=0)
+        wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.duplicated) == (0, repeated) and repeated <= 2 * 4 * 5, str(outcome)
+    assert copy.stop() == 0
