@@ -32,6 +32,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     joins                     GroupMember.run, until the copy stops
     gives out work            the SDK's loop, one for each Consumer, until its lease is cancelled
     sends heartbeats          Heartbeat.run, started by the SDK's loop, as long
+    heartbeat_<n>             GroupMember.beats: one heartbeat each, until it is answered
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
     puts                      PutLoop.run: sends all puts, takes all their answers
     opens connections_<n>     PutLoop.opener, for the puts
@@ -1173,15 +1174,17 @@ class Lease(CancelToken):
         """`seconds` is the group's timeout."""
         super().__init__(*parents)
         self.seconds = seconds
-        self.expires = self.now() + seconds
+        self.expires = float("inf")  # before the first heartbeat is answered there are no shards to lose
 
-    def now(self) -> float:
-        return time.clock_gettime(self.CLOCK)
+    @classmethod
+    def now(cls) -> float:
+        return time.clock_gettime(cls.CLOCK)
 
     def renew(self, sent: float) -> None:
         """For a heartbeat `sent` then, by the lease's clock, and answered since. A lease that has expired stays so."""
-        if self.now() <= self.expires:
-            self.expires = sent + self.seconds
+        if self.now() <= min(self.expires, sent + self.seconds):
+            is_first = self.expires == float("inf")
+            self.expires = sent + self.seconds if is_first else max(self.expires, sent + self.seconds)
 
     def cancelled_at(self) -> float:
         """Now where it has expired: whoever sees that calls `cancel`, which fixes the moment."""
@@ -1853,13 +1856,15 @@ class PooledLogClient(LogClient):
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
         self.response_timeout = response_timeout or RESPONSE_TIMEOUT
         self.max_response_timeout = response_timeout or MAX_RESPONSE_TIMEOUT
+        self.connect_timeout = min(CONNECT_TIMEOUT, self.response_timeout)
         self.longer_timeouts: dict[tuple[object, ...], float] = {}  # of calls that ran out of time: for the next alike
         self.keep_alive = keep_alive
         self.connection_factory: ConnectionFactory | None = None  # made with the first call, which knows the origin
         # The pool: each connection and since when it is idle, the last used last.
         self.idle_connections: deque[tuple[http.client.HTTPConnection, float]] = deque()
         self.last_date = "", 0.0  # that of the last answer, and when it came, by the monotonic clock
-        self.of_thread = threading.local()  # has_answer: the service has answered the thread's last call
+        # Of the thread's last call: has_answer, the service has answered it; sent, when it was, by the clock of leases.
+        self.of_thread = threading.local()
         watchdog.start()
 
     def _getHttpResponse(
@@ -1918,7 +1923,7 @@ class PooledLogClient(LogClient):
             except ConnectionError:  # http.client's RemoteDisconnected is one
                 if stream.received:
                     raise
-        connection = factory.connect(min(CONNECT_TIMEOUT, self.response_timeout))
+        connection = factory.connect(self.connect_timeout)
         return self.exchange(connection, self.open_stream(connection, request, limit, seconds), request)
 
     def open_stream(
@@ -1933,6 +1938,7 @@ class PooledLogClient(LogClient):
         try:
             with stream:
                 is_sent = True
+                self.of_thread.sent = Lease.now()
                 try:
                     stream.sock.sendall(request)
                 except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
@@ -1967,6 +1973,12 @@ class PooledLogClient(LogClient):
     def discard(self, connection: http.client.HTTPConnection) -> None:
         """Closes one. PutLoop sets its own method in the place of this, which stops watching it as well."""
         connection.close()
+
+    def open_ahead(self, seconds: float) -> None:
+        """Opens a connection where all that are idle will be too old in so many seconds. Raises what `connect` does."""
+        idle, now = list(self.idle_connections), time.monotonic()
+        if idle and self.connection_factory and all(now + seconds - one.opened > MAX_AGE for one, _ in idle):  # type: ignore[attr-defined]
+            self.idle_connections.append((self.connection_factory.connect(self.connect_timeout), time.monotonic()))
 
     def close_stale(self, all_idle: bool) -> None:
         """Closes idle connections that can't be used again, or all of them; to be called often."""
@@ -3605,9 +3617,14 @@ class Heartbeat(threading.Thread):
 
     Stands in the place of the SDK's, which counts in wall time, waits a whole interval after a failure, and believes an
     answer that came too late. Here the SDK's loop waits for its next turn, too.
+
+    An answer may take nearly as long as the group's timeout: the next heartbeat doesn't wait for it. One connection is
+    kept, and whoever finds it in use, by one that waits, opens another. Since answers may overtake each other, that to
+    the heartbeat sent last counts, and none gives back a shard that was let go of since.
     """
 
     LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, in which pulls that are due begin
+    MAX_IN_FLIGHT = 4  # heartbeats
 
     def __init__(self, consumer: Consumer, group_timeout: float) -> None:
         super().__init__(name="sends heartbeats", daemon=True)
@@ -3615,11 +3632,15 @@ class Heartbeat(threading.Thread):
         settings = consumer.member.settings
         self.interval = min(settings.heartbeat_interval, group_timeout / 2)  # seconds
         credential_source = consumer.member.credential_sources.of(settings.source)
-        self.source = LogstoreApi(settings.source, credential_source, keep_alive=False)
+        self.source = LogstoreApi(settings.source, credential_source, group_timeout)
+        self.source.client.connect_timeout = min(CONNECT_TIMEOUT, group_timeout / 4)  # a host may have two addresses
         self.wake_up = threading.Event()  # for the SDK's loop
+        self.tried = 0.0  # when the last try began, by the monotonic clock
         self.lock = threading.Lock()  # over:
         self.owned: list[int] = []
         self.reported: set[int] = set()  # to the service: those owned, and those that were revoked and end a batch
+        self.let_go: dict[int, float] = {}  # shard -> when it was, by the lease's clock
+        self.answered = 0.0  # when the last of those that have an answer was sent, by the same
 
     def get_held_shards(self) -> list[int]:
         """Called by the SDK's loop at the beginning of each turn, which so waits here."""
@@ -3628,32 +3649,45 @@ class Heartbeat(threading.Thread):
         self.wake_up.clear()
         with self.lock:
             # One that was revoked before the loop made a ShardConsumer for it would never be let go of.
-            self.reported &= {*self.owned, *self.consumer.shard_consumers}
+            self.let_go_of(self.reported - {*self.owned, *self.consumer.shard_consumers})
             return self.owned[:]
+
+    def let_go_of(self, shards: set[int]) -> None:
+        """Called with `lock` held."""
+        self.reported -= shards
+        self.let_go.update(dict.fromkeys(shards, self.consumer.lease.now()))
 
     def remove_heart_shard(self, shard: int) -> None:
         """Called by the SDK's loop when nothing of a revoked shard is in flight: now it may move."""
         self.consumer.shard_consumers[shard].release_memory()
         with self.lock:
-            self.reported.discard(shard)
+            self.let_go_of({shard})
 
     def shutdown(self) -> None:
         """Called by the SDK's worker at its end; `run` looks at the lease."""
 
     def run(self) -> None:
-        lease, retries = self.consumer.lease, self.consumer.member.heartbeat_retries
+        lease, member = self.consumer.lease, self.consumer.member
+        in_flight: list[concurrent.futures.Future[Any]] = []
         with watchdog.watching(self.name), contextlib.suppress(Cancelled):
             while True:
-                began = time.monotonic()
-                retries.retry("heartbeat", self.send, lease, longest=self.interval / 2)
-                lease.sleep(began + self.interval - time.monotonic())
+                began = self.tried = time.monotonic()
+                last = member.beats.submit(
+                    member.heartbeat_retries.retry, "heartbeat", self.send, lease, self.interval / 2
+                )
+                in_flight = [*(one for one in in_flight if not one.done()), last]
+                # One that is late is not waited for; one that fails at once tries again by itself.
+                while time.monotonic() < (began + self.interval if last.done() else self.tried + self.interval / 2):
+                    lease.sleep(MAIN_LOOP_INTERVAL / 2)
+                while len(in_flight) >= self.MAX_IN_FLIGHT:
+                    in_flight = [one for one in in_flight if not one.done()]
+                    lease.sleep(MAIN_LOOP_INTERVAL / 2)
 
     def send(self) -> None:
         """Sends a heartbeat and takes in its answer. Raises CallError."""
-        consumer, lease = self.consumer, self.consumer.lease
-        sent = lease.now()
-        # Time for several tries before the lease expires, each over a connection of its own.
-        self.source.client.response_timeout = max(0.5, (lease.expires - sent) / 3)
+        consumer, lease, client = self.consumer, self.consumer.lease, self.source.client
+        self.tried = time.monotonic()
+        client.response_timeout = max(0.5, min(self.group_timeout, lease.expires - lease.now()))
         with self.lock:
             reported = sorted(self.reported)
         try:
@@ -3662,12 +3696,23 @@ class Heartbeat(threading.Thread):
             if error.kind == ErrorKind.FENCED:
                 lease.cancel(str(error))
             raise
-        lease.renew(sent)
+        self.take_in(answer, client.of_thread.sent)
+        client.close_stale(all_idle=False)
+        with contextlib.suppress(Exception):  # any: then the next one opens its own
+            client.open_ahead(2 * self.interval)
+
+    def take_in(self, answer: list[int], sent: float) -> None:
+        """For an answer, the shards that may be held, to a heartbeat that was sent then, by the lease's clock."""
+        consumer = self.consumer
+        consumer.lease.renew(sent)
         consumer.member.last_heartbeat = time.time()
         with self.lock:
+            if sent < self.answered:
+                return
+            self.answered = sent
             # A shard that was revoked and still ends a batch isn't taken back before it was let go of.
             releasing = self.reported - set(self.owned)
-            owned = [shard for shard in answer if shard not in releasing]
+            owned = [shard for shard in answer if shard not in releasing and self.let_go.get(shard, 0.0) < sent]
             revoked = set(self.owned) - set(owned)
             self.reported |= set(owned)
             self.owned = owned
@@ -3788,6 +3833,7 @@ class GroupMember(threading.Thread):
         self.source = LogstoreApi(config, credential_sources.of(config))
         self.expiring_credentials = credential_sources.expiring(settings)
         self.tasks = ThreadPool(2048, "shard task")
+        self.beats = ThreadPool(2 * Heartbeat.MAX_IN_FLIGHT, "heartbeat")  # for a lost consumer's, too
         self.soft_stop = CancelToken()  # asked to stop: no batch begins
         self.hard_stop = CancelToken()  # nothing is in flight, or has had its time: heartbeats end
         self.join_retries = RetryLog(self.subject, "joining", "can't join the consumer group yet, trying again", config)

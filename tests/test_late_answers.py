@@ -3,16 +3,19 @@
 Each test runs real copies against the local service.
 """
 
+import functools
 import signal
 
 import pytest
 from assertions import assert_all_delivered_once, checkpoints_watched, verdict
 from harness import (
     GROUP,
+    HEARTBEAT_INTERVAL,
     LIMIT,
     PROJECT,
     SOURCE,
     Copies,
+    SteadyFeed,
     feed,
     group_shards,
     wait_until_begun,
@@ -130,4 +133,49 @@ def test_a_target_that_always_answers_late_is_given_the_time(service, copies):
         wait_until_delivered(service)
     outcome = verdict(service)
     assert (outcome.lost, outcome.duplicated) == (0, repeated) and repeated <= 2 * 4 * 5, str(outcome)
+    assert copy.stop() == 0
+
+
+# ---- heartbeats -------------------------------------------------------------------------------------------------
+
+NEARLY = 0.8 * float(HEARTBEAT_INTERVAL)  # seconds
+
+
+def slow_names(program, seconds):
+    import socket
+    import time
+
+    resolve = socket.getaddrinfo
+
+    def resolve_slowly(*arguments, **named):
+        time.sleep(seconds)
+        return resolve(*arguments, **named)
+
+    socket.getaddrinfo = resolve_slowly
+
+
+def feed_for_heartbeats(service, count):
+    before, flow = service.calls("HeartBeat"), SteadyFeed(service)
+    flow.wait_for(lambda: service.calls("HeartBeat") >= before + count, "%d heartbeats" % count)
+
+
+def test_heartbeats_that_are_answered_nearly_an_interval_late_keep_the_membership(service, copies):
+    """The service has heard each, so it counts from when it was sent; and the next one doesn't wait."""
+    with service.add_fault("HeartBeat", delay=NEARLY):
+        copy = copies.start()
+        feed_for_heartbeats(service, 10)
+        wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "is lost" not in copy.stderr()
+    assert copy.stop() == 0
+
+
+def test_names_that_take_an_interval_to_be_found_cost_no_membership(service, copies):
+    """A connection is kept, the next one is opened before it is too old, and nobody is silent before it was heard."""
+    patch = functools.partial(slow_names, float(HEARTBEAT_INTERVAL))
+    copy = copies.start(patch=patch, constants={"MAX_AGE": 4 * float(HEARTBEAT_INTERVAL)})
+    feed_for_heartbeats(service, 10)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "is lost" not in copy.stderr()
     assert copy.stop() == 0
