@@ -3562,6 +3562,8 @@ class ShardConsumer:
         """A task: delivers the oldest batch, then saves its checkpoint; unless both are done, it stays the oldest."""
         with self.task("a batch", "is_busy"), watchdog.watching("delivers shard %d" % self.shard):
             self.closing.check()
+            while self.member.expired_tokens():  # what is begun now would be delivered again by the next start
+                self.closing.sleep(MAX_BACKOFF)
             batch = self.batches[0]
             if batch is not self.unsaved:
                 began = time.monotonic()
@@ -3855,7 +3857,7 @@ class GroupMember(threading.Thread):
         try:
             with watchdog.watching(self.name):
                 check_before_start(self.settings, self.credential_sources)
-                while True:
+                while not self.expired_tokens():  # as one may be from the start
                     consumer = self.join_retries.retry("join", self.join_group, self.soft_stop)
                     # At a stop the SDK's loop ends first, and heartbeats go on until nothing is in flight.
                     while not consumer.lease.is_cancelled() and (consumer.is_alive() or self.soft_stop.is_cancelled()):
@@ -3870,6 +3872,10 @@ class GroupMember(threading.Thread):
             pass
         except Exception:
             log.exception("a defect of this program")
+
+    def expired_tokens(self) -> list[str]:
+        """What they are called that have run out and can't be renewed: then the copy is to end."""
+        return [source.name for source in self.expiring_credentials if source.is_expired]
 
     def give_up(self, consumer: Consumer) -> None:
         """Ends a consumer without lease. What it has delivered, but may not save, is kept for the next."""
@@ -4413,10 +4419,9 @@ class Ending(enum.Enum):
 
 def wait_for_ending(member: GroupMember, caught_signals: Sequence[int]) -> Ending:
     """Waits until the copy is told to stop, or can't go on."""
-    expired: list[str] = []
-    while member.is_alive() and not caught_signals and not expired:
+    while member.is_alive() and not caught_signals and not member.expired_tokens():
         time.sleep(MAIN_LOOP_INTERVAL)
-        expired = [source.name for source in member.expiring_credentials if source.is_expired]
+    expired = member.expired_tokens()
     for name in expired:
         log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
     return Ending.STOPPED if caught_signals else Ending.EXPIRED if expired else Ending.FAILED
