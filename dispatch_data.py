@@ -2338,6 +2338,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 # ---- check and status: what --check and --status tell, changing nothing ----------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
+START_PATIENCE = 15.0  # seconds that a start waits for what the targets say
 PROBE_CONCURRENCY = 32  # shards or logstores that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
 # How consumers of this program are called, see Consumer: group, host, process id, when the group began, chance.
@@ -2501,13 +2502,23 @@ def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], int
         yield line % (name, ", ".join(strange[:3]))
 
 
-def probe_all(settings: Settings, sources: CredentialSources) -> list[CheckResult]:
-    """Probes the source and every target at the same time; the source comes first."""
-    with ThreadPool(PROBE_CONCURRENCY, "probe") as threads:
-        probe_reading = functools.partial(probe_group, settings)
-        probes = [threads.submit(probe, settings.source_name, settings.source, sources, probe_reading)]
-        probes += [threads.submit(probe, target.name, target.config, sources) for target in settings.targets]
-        return [each.result() for each in probes]
+def probe_all(settings: Settings, sources: CredentialSources, patience: float | None = None) -> list[CheckResult]:
+    """Probes the source and every target at the same time; the source comes first. A target that has said nothing when
+    `patience`, in seconds, is over is not waited for: nobody can tell how long its name takes to be found."""
+    end = time.monotonic() + (patience or 0.0)
+    threads = ThreadPool(PROBE_CONCURRENCY, "probe")
+    of_source = threads.submit(probe, settings.source_name, settings.source, sources,
+                               functools.partial(probe_group, settings))  # fmt: skip
+    of_targets = [(target, threads.submit(probe, target.name, target.config, sources)) for target in settings.targets]
+    threads.shutdown(wait=False)
+    results = [of_source.result()]
+    for target, result in of_targets:
+        try:
+            results.append(result.result(max(0.0, end - time.monotonic()) if patience else None))
+        except concurrent.futures.TimeoutError:
+            words = "nothing is known of it after %g s" % patience if patience else ""
+            results.append(CheckResult(target.name, Verdict.UNREACHABLE, words))
+    return results
 
 
 def check_before_start(settings: Settings, sources: CredentialSources) -> None:
@@ -2517,7 +2528,7 @@ def check_before_start(settings: Settings, sources: CredentialSources) -> None:
     logs, as one that goes missing while the copies run.
     """
     watchdog.excuse()
-    results = probe_all(settings, sources)
+    results = probe_all(settings, sources, START_PATIENCE)
     watchdog.beat()
     wrong: dict[str, list[CheckResult]] = {}
     for result in results:
@@ -3855,17 +3866,21 @@ class GroupMember(threading.Thread):
 
     def run(self) -> None:
         try:
+            lapses = 0  # in a row, of consumers that lasted no longer than the group's timeout
             with watchdog.watching(self.name):
                 check_before_start(self.settings, self.credential_sources)
                 while not self.expired_tokens():  # as one may be from the start
                     consumer = self.join_retries.retry("join", self.join_group, self.soft_stop)
+                    joined = time.monotonic()
                     # At a stop the SDK's loop ends first, and heartbeats go on until nothing is in flight.
                     while not consumer.lease.is_cancelled() and (consumer.is_alive() or self.soft_stop.is_cancelled()):
                         watchdog.beat()
                         time.sleep(MAIN_LOOP_INTERVAL)
                     if self.hard_stop.is_cancelled():
                         return
+                    lapses = lapses + 1 if time.monotonic() - joined < consumer.lease.seconds else 1
                     self.give_up(consumer)
+                    self.soft_stop.sleep(backoff(lapses))
         except StartupError as error:
             self.failure = error
         except Cancelled:
@@ -3913,7 +3928,8 @@ class GroupMember(threading.Thread):
             else:  # what will not pass by itself ends a start; later there may be somebody to mend it
                 text = "%s: can't join the consumer group: %s"
                 raise StartupError(text % (self.subject, describe_error(error, self.settings.source))) from error
-        if not self.consumer:
+        is_first = not self.consumer
+        if is_first:
             self.find_group_start(group)
         self.consumer = Consumer(self, group.get_timeout() if group else timeout)
         self.consumer.start()
@@ -3921,7 +3937,7 @@ class GroupMember(threading.Thread):
         routes = ["%s <- %s" % (each.config, ",".join(topic.spelling for topic in each.topics)) for each in targets]
         names = self.consumer.name_in_group, self.settings.source, ", ".join(routes)
         log.info("consumer %s of %s, targets: %s", *names)
-        for note in self.settings.notes:
+        for note in self.settings.notes if is_first else ():
             log.info("%s", note)
         return self.consumer
 

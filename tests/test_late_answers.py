@@ -5,6 +5,7 @@ Each test runs real copies against the local service.
 
 import functools
 import signal
+from datetime import datetime
 
 import pytest
 from assertions import assert_all_delivered_once, checkpoints_watched, verdict
@@ -154,6 +155,12 @@ def slow_names(program, seconds):
     socket.getaddrinfo = resolve_slowly
 
 
+def seconds_between(*times):
+    """Of two times as the log has them."""
+    first, last = [datetime.strptime(text, "%Y-%m-%d %H:%M:%S,%f") for text in times]
+    return (last - first).total_seconds()
+
+
 def feed_for_heartbeats(service, count):
     before, flow = service.calls("HeartBeat"), SteadyFeed(service)
     flow.wait_for(lambda: service.calls("HeartBeat") >= before + count, "%d heartbeats" % count)
@@ -178,4 +185,51 @@ def test_names_that_take_an_interval_to_be_found_cost_no_membership(service, cop
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert "is lost" not in copy.stderr()
+    assert copy.stop() == 0
+
+
+def test_a_consumer_that_is_forgotten_at_each_heartbeat_joins_ever_less_often(service, copies):
+    """Something on the way, or a service in confusion: without a pause there were 8 a second, with 34 lines."""
+    copy = copies.start()
+    wait_until_begun(service)
+    with service.add_fault("HeartBeat", code="ConsumerNotExist", status=404):
+        service.wait_for(lambda: copy.stderr().count("is lost, another joins") >= 6, LIMIT, "lapses")
+    feed(service, 40)
+    wait_until_delivered(service)
+    times = [line[:23] for line in copy.log().splitlines() if "is lost, another joins" in line]
+    assert seconds_between(times[0], times[5]) > 1.5  # 0.05 and 0.1, and so on up to 0.8, at least
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+# ---- names ------------------------------------------------------------------------------------------------------
+
+
+def one_slow_name(program, name):
+    import socket
+    import time
+
+    resolve = socket.getaddrinfo
+
+    def resolve_slowly(host, *arguments, **named):
+        if host == name:
+            time.sleep(1000)
+        return resolve(host, *arguments, **named)
+
+    socket.getaddrinfo = resolve_slowly
+
+
+def test_a_start_does_not_wait_for_the_name_of_a_target(service, copies):
+    """Copies that run don't either: the others' logs go on."""
+    copy = copies.start(
+        patch=functools.partial(one_slow_name, "test-project.slow.test"),
+        constants={"START_PATIENCE": 1.0},
+        SLS_ENDPOINT_TO3="slow.test",
+        no_proxy="slow.test",
+    )
+    feed(service, 40, topics=["nginx", "sql_audit"])
+    wait_until_delivered(service)
+    (line,) = [line for line in copy.stderr().splitlines() if "not reachable now" in line]
+    assert "TO3 test-project/click: not reachable now: nothing is known of it after 1 s" in line
+    assert_all_delivered_once(service)
     assert copy.stop() == 0
