@@ -3343,6 +3343,7 @@ class ShardConsumer:
         self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
         self.next_look = 0.0  # at the service's, by the monotonic clock
+        self.changed = consumer.heartbeat.assigned  # when others could change it last, by the same; or this, at first
         self.delivered = ""  # cursor up to which all is delivered; beyond the checkpoint while that is not saved
         self.unsaved: PullResult | None = None  # the batch that is delivered, but not checkpointed
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
@@ -3439,7 +3440,8 @@ class ShardConsumer:
         """
         shard, member = self.shard, self.member
         while True:
-            entries = self.source.checkpoints(member.group)
+            entries = member.checkpoints_since(self.changed)
+            self.changed = time.monotonic()  # where that was not all
             saved = self.note_entry(entries.get(shard, {}))[0]
             member.take_older_start(entries)
             # Done when it is another's, or our own, made by the start that still holds. Else the group has turned out
@@ -3449,6 +3451,7 @@ class ShardConsumer:
             self.first_start = member.group_start
             self.first = member.first_cursor(shard)
             self.send_checkpoint(self.first)
+            self.changed = time.monotonic()
             if member.settings.cursor_start != "end":
                 return
         if cursor_position(saved) < 0:
@@ -3654,6 +3657,7 @@ class Heartbeat(threading.Thread):
         self.reported: set[int] = set()  # to the service: those owned, and those that were revoked and end a batch
         self.let_go: dict[int, float] = {}  # shard -> when it was, by the lease's clock
         self.answered = 0.0  # when the last of those that have an answer was sent, by the same
+        self.assigned: float = 0.0  # when a shard was assigned last, by the monotonic clock
 
     def get_held_shards(self) -> list[int]:
         """Called by the SDK's loop at the beginning of each turn, which so waits here."""
@@ -3727,6 +3731,8 @@ class Heartbeat(threading.Thread):
             releasing = self.reported - set(self.owned)
             owned = [shard for shard in answer if shard not in releasing and self.let_go.get(shard, 0.0) < sent]
             revoked = set(self.owned) - set(owned)
+            if set(owned) - set(self.owned):
+                self.assigned = time.monotonic()
             self.reported |= set(owned)
             self.owned = owned
         for shard in revoked:
@@ -3863,6 +3869,9 @@ class GroupMember(threading.Thread):
         self.is_older_than_group = False  # that look of it, certainly
         # What held a shard last: it knows what was delivered without being saved, and which checkpoints may come late.
         self.former: dict[int, ShardConsumer] = {}
+        self.lock = threading.Lock()  # over, while they are read as well:
+        self.checkpoints: dict[int, dict[str, Any]] = {}
+        self.checkpoints_read = -1.0  # since when these hold, by the monotonic clock
 
     def run(self) -> None:
         try:
@@ -3991,6 +4000,15 @@ class GroupMember(threading.Thread):
         is_older = found < self.group_start or (found == self.group_start and not self.is_older_than_group)
         if found and is_older:
             self.end_cursors_at_start, self.group_start = {}, found
+
+    def checkpoints_since(self, moment: float) -> dict[int, dict[str, Any]]:
+        """The group's checkpoints, read since then, by the monotonic clock: once for many shards that begin together.
+        Raises CallError."""
+        with self.lock:
+            began = time.monotonic()
+            if self.checkpoints_read < moment:
+                self.checkpoints, self.checkpoints_read = self.source.checkpoints(self.group), began
+            return self.checkpoints
 
     def first_cursor(self, shard: int) -> str:
         """Where a shard without a checkpoint begins. Raises CallError."""
