@@ -1121,6 +1121,10 @@ class Cancelled(Exception):
     """What was asked for is not wanted any more."""
 
 
+class NoRoom(Cancelled):
+    """What a pull would bring doesn't fit into the memory that there is now."""
+
+
 class StartupError(Exception):
     """The program can't do what it is for; the text has a line for each reason. It is not retried."""
 
@@ -1776,8 +1780,12 @@ class Response(NamedTuple):
 SIMPLE_OK = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
 
 
-def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
-    """Reads one answer. Raises OSError, HTTPException or, for one that is too long, CallError."""
+Headers = Mapping[str, str]
+
+
+def read_response(stream: DeadlineStream | ReceivedStream, admit: Callable[[Headers], None] | None = None) -> Response:
+    """Reads one answer. Raises OSError, HTTPException or, for one that is too long, CallError; and what `admit` raises,
+    which is given the headers of an answer 200 before its body is read."""
     head = SIMPLE_OK.match(stream.reader.peek())
     if head:  # as the service's usually are, which http.client would take longer for than the rest of a put takes
         fields = [field.split(":", 1) for field in head.group(1).decode("latin-1").split("\r\n")[:-1]]
@@ -1787,6 +1795,8 @@ def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
         is_simple = leaves_open and "Transfer-Encoding" not in headers and len(headers) == len(fields)
         if is_simple and re.fullmatch("[0-9]{1,9}", length):
             stream.reader.read(head.end())
+            if admit:
+                admit(headers)
             body = stream.reader.read(int(length))
             if len(body) < int(length):
                 raise http.client.IncompleteRead(body, int(length) - len(body))
@@ -1803,6 +1813,8 @@ def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
         # Of one of the service's that comes twice both are kept, so that checks of it fail; of others the first counts.
         is_one_more = name in headers and name.lower().startswith("x-log-")
         headers[name.lower()] = "%s, %s" % (headers[name], value) if is_one_more else headers.get(name, value)
+    if admit and response.status == 200:
+        admit(headers)
     return Response(response.status, response.read(), headers, response.status != 200 or response.will_close)
 
 
@@ -1864,6 +1876,7 @@ class PooledLogClient(LogClient):
         self.idle_connections: deque[tuple[http.client.HTTPConnection, float]] = deque()
         self.last_date = "", 0.0  # that of the last answer, and when it came, by the monotonic clock
         # Of the thread's last call: has_answer, the service has answered it; sent, when it was, by the clock of leases.
+        # And admit, of a pull: see `read_response`.
         self.of_thread = threading.local()
         watchdog.start()
 
@@ -1945,7 +1958,7 @@ class PooledLogClient(LogClient):
                     if not urllib3.util.wait_for_read(stream.sock, 0):
                         raise
                     is_sent = False
-                response = read_response(stream)
+                response = read_response(stream, getattr(self.of_thread, "admit", None))
                 if response.status == 200 and not is_sent:
                     raise http.client.HTTPException(ANSWERED_TOO_EARLY)
             is_kept = self.keep_alive and not response.is_last
@@ -2217,7 +2230,7 @@ class LogstoreApi:
         self.client.of_thread.has_answer = False
         try:
             return method(self.config.project, self.config.logstore, *arguments)
-        except CallError:
+        except (CallError, Cancelled):
             raise
         except MemoryError as error:
             raise CallError("OutOfMemory", repr(error)) from error
@@ -2250,9 +2263,24 @@ class LogstoreApi:
         seconds = self.call(self.client.get_cursor_time, shard, cursor).get_cursor_time()
         return self.validate(seconds, isinstance(seconds, int))
 
-    def pull_logs(self, shard: int, cursor: str, count: int) -> PullResult:
-        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on."""
-        response = self.call(self.client.pull_logs, shard, cursor, count)
+    def pull_logs(
+        self, shard: int, cursor: str, count: int, admit: Callable[[int, int], None] | None = None
+    ) -> PullResult:
+        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on. `admit` is called before they are
+        received, with the bytes that this takes, compressed and not, and how many they are. Raises what that raises."""
+
+        def admit_head(headers: Headers) -> None:
+            names = "x-log-bodyrawsize", "Content-Length", "x-log-count"
+            texts = [headers.get(name, "") for name in names]
+            size, length, announced = [int(text) if re.fullmatch("[0-9]{1,9}", text) else 0 for text in texts]
+            if admit:
+                admit(min(size, MAX_PULL_BYTES) + length, max(1, announced))
+
+        self.client.of_thread.admit = admit_head
+        try:
+            response = self.call(self.client.pull_logs, shard, cursor, count)
+        finally:
+            self.client.of_thread.admit = None
         next_cursor = response.get_next_cursor()
         try:
             log_groups = log_groups_of(response)  # as many bytes as x-log-bodyrawsize says
@@ -3169,6 +3197,7 @@ class PutLoop(threading.Thread):
     def finish(self, flight: Flight, error: Exception | None) -> None:
         """Tells the target and the batch how a put went."""
         target, put, batch, began = flight
+        error = error and error.with_traceback(None)  # whose frames hold the request
         if isinstance(error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)):
             error = CallError.from_exception(error)
         target.in_flight -= 1
@@ -3270,11 +3299,12 @@ class Delivery:
                 shares.setdefault(self.targets[number], []).append(log_group)
         return [(target, put) for target, share in shares.items() for put in merge_log_groups(share, self.merge_packs)]
 
-    def deliver(self, pull: PullResult, token: CancelToken) -> None:
+    def deliver(self, pull: PullResult, token: CancelToken, wanted_back: CancelToken) -> None:
         """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
 
         Puts that failed are retried soon while others are accepted, else with backoff. Raises Cancelled when `token` is
-        cancelled before all were; then, as on any other exception, no put of these begins any more.
+        cancelled before all were, or `wanted_back` is while none was and none is in flight; then, as on any other
+        exception, no put of these begins any more.
         """
         batch = Batch(self.route(pull.log_groups))
         failures = 0
@@ -3288,6 +3318,8 @@ class Delivery:
                     (target, one) for target, put, why in failed for one in target.split_or_reject(put, why, pull)
                 ]
                 if batch.pending:
+                    if not (batch.accepted or batch.in_flight):
+                        wanted_back.check()
                     failures = 0 if batch.accepted > accepted_before else failures + 1
                     token.sleep(backoff(failures) if failures else INITIAL_BACKOFF)
         except BaseException:
@@ -3321,7 +3353,6 @@ class ShardConsumer:
     """
 
     MAX_PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
-    PREFETCH_BYTES = 48 * 1000 * 1000  # of batches that the shards of the process may hold together
     MAX_BATCHES = 3  # that a shard may hold
     MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
@@ -3350,6 +3381,7 @@ class ShardConsumer:
         # Written by the task that pulls, and under `lock` where a checkpoint was loaded, or set by hand:
         self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
         self.mean_log_group_size = 0.0  # bytes, by the last pull; 0 before the first
+        self.needed = 0  # bytes that the next pull takes, where the last one has shown that they are many
         self.next_pull = 0.0  # by the monotonic clock
         self.interval = consumer.member.settings.fetch_interval  # seconds until then
         self.lock = threading.Lock()  # over:
@@ -3357,7 +3389,11 @@ class ShardConsumer:
         self.is_busy = False  # delivering a batch, or loading the checkpoint, or saving it for the last time
         self.last_save: concurrent.futures.Future[None] | None = None  # see `begin_last_save`
         self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
-        self.moves = 0  # times that a checkpoint set by hand was obeyed: what a pull brings across one is of before
+        self.moves = 0  # times that all was dropped, to begin elsewhere: what a pull brings across one is of before
+        self.reserved = 0  # bytes, for the pull under way
+        self.batch_began = 0.0  # when the first batch began to be delivered, by the monotonic clock
+        self.wanted_back = CancelToken()  # that batch, for others need the memory
+        self.given_back = 0  # batches, since one was delivered
 
     def consume(self) -> None:
         """Begins the tasks that may begin: called by the SDK's loop in each turn, and when a task has ended."""
@@ -3369,15 +3405,43 @@ class ShardConsumer:
             if not self.is_busy and (self.batches or not self.cursor):
                 self.member.tasks.submit(self.deliver if self.cursor else self.load_checkpoint)
                 self.is_busy = True
-            if not self.is_pulling and self.cursor and self.has_room() and time.monotonic() >= self.next_pull:
+            is_due = not self.is_pulling and self.cursor and time.monotonic() >= self.next_pull
+            if is_due and len(self.batches) < self.MAX_BATCHES and self.reserve(self.needed or 1):
                 self.member.tasks.submit(self.pull)
                 self.is_pulling = True
 
-    def has_room(self) -> bool:
-        """Whether another batch may be held. One may in any case, lest shards whose targets take nothing hold up the
-        others by the memory that they share."""
-        may_hold_more = len(self.batches) < self.MAX_BATCHES and self.consumer.buffered_bytes < self.PREFETCH_BYTES
-        return not self.batches or may_hold_more
+    def held_bytes(self) -> int:
+        """Of its batches, and of the pull under way. Called with `lock` held."""
+        return sum(batch.size for batch in self.batches) + self.reserved
+
+    def reserve(self, size: int) -> bool:
+        """Whether the memory for so many bytes more was reserved, for the pull under way. Called with `lock` held."""
+        can_wait = not self.batches
+        is_reserved = self.consumer.take_memory(self, self.held_bytes(), size, can_wait)
+        self.reserved += size if is_reserved else 0
+        return is_reserved
+
+    def admit(self, size: int, count: int) -> None:
+        """For what a pull is about to bring: bytes, and how many LogGroups. Raises NoRoom where that is too much now:
+        then the next one is asked for less, or waits."""
+        with self.lock:
+            if size <= self.reserved or self.reserve(size - self.reserved):
+                return
+            self.mean_log_group_size, self.needed = size / count, -(-size // count)
+            self.next_pull = 0.0
+        raise NoRoom
+
+    def is_stuck(self) -> bool:
+        """Whether its targets have not accepted the first batch for long."""
+        return self.is_busy and bool(self.batches) and time.monotonic() - self.batch_began > MAX_BACKOFF
+
+    def restart_at(self, cursor: str) -> None:
+        """Drops what was pulled, and what a pull brings that is under way; the next one begins there. Called with
+        `lock` held."""
+        self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
+        self.batches.clear()
+        self.cursor, self.unsaved, self.next_pull = cursor, None, 0.0
+        self.moves += 1
 
     def shut_down(self) -> None:
         """Called by the SDK's loop in each turn while the shard is no longer assigned."""
@@ -3503,55 +3567,63 @@ class ShardConsumer:
             "and what was delivered since is delivered again" if is_back else "what lies between is SKIPPED",
         )  # fmt: skip
         with self.lock:
-            self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
-            self.batches.clear()
-            self.checkpoint = self.delivered = self.cursor = found
-            self.unsaved, self.next_pull = None, 0.0
-            self.moves += 1
+            self.checkpoint = self.delivered = found
+            self.restart_at(found)
         raise Cancelled
 
     def pull(self) -> None:
         """A task: pulls once, and retries until there is an answer."""
         with self.task("a pull", "is_pulling"):
-            self.next_pull = time.monotonic() + self.interval
-            shards = max(1, len(self.consumer.heartbeat.owned))
-            share = self.PREFETCH_BYTES / self.MAX_BATCHES / shards
-            size = min(self.MAX_PULL_BYTES, share)
-            mean = self.mean_log_group_size or (self.INITIAL_SIZE if shards <= self.FEW_SHARDS else size)
-            count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
-            moves = self.moves
-            pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.closing)
-            # Many idle shards are looked at less often, each time a little.
-            shortest, longest = self.member.settings.fetch_interval, shards / self.MAX_IDLE_PULLS
-            self.interval = shortest if pull.log_groups else max(shortest, min(self.interval * 1.5, longest))
-            if pull.log_groups:
-                self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
+            try:
+                self.pull_batch()
+            finally:
                 with self.lock:
-                    self.closing.check()  # else nobody would give the memory back
-                    if moves != self.moves:
-                        return
-                    self.consumer.on_buffered(pull.size)
-                    self.batches.append(pull)
-                if len(pull.log_groups) >= count or pull.size >= size / 2:
-                    self.next_pull = 0.0  # there is more
-            elif not self.batches:  # nor is one being delivered: nobody else looks at the checkpoint
-                if moves == self.moves and pull.next_cursor != self.checkpoint:
-                    # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
-                    self.save(pull.next_cursor, self.closing)
-                elif time.monotonic() > self.next_look:
-                    found = self.look_at_checkpoint()
-                    if found != self.checkpoint and found in self.unanswered:  # it has come late
-                        self.save(self.checkpoint, self.closing)
+                    self.consumer.on_buffered(-self.reserved)
+                    self.reserved = 0
+
+    def pull_batch(self) -> None:
+        """Raises Cancelled."""
+        self.next_pull = time.monotonic() + self.interval
+        size = min(self.MAX_PULL_BYTES, self.consumer.memory_share())
+        few = len(self.consumer.heartbeat.owned) <= self.FEW_SHARDS
+        mean = self.mean_log_group_size or (self.INITIAL_SIZE if few else size)
+        count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
+        moves, shards = self.moves, len(self.consumer.heartbeat.owned)
+        pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.closing)
+        # Many idle shards are looked at less often, each time a little.
+        shortest, longest = self.member.settings.fetch_interval, shards / self.MAX_IDLE_PULLS
+        self.interval = shortest if pull.log_groups else max(shortest, min(self.interval * 1.5, longest))
+        self.needed = 0
+        if pull.log_groups:
+            self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
+            if self.mean_log_group_size > size:  # the next one is alone in its pull, compressed and not
+                self.needed = int(2 * self.mean_log_group_size)
             with self.lock:
-                if moves == self.moves:
-                    self.cursor = pull.next_cursor
+                self.closing.check()  # else nobody would give the memory back
+                if moves != self.moves:
+                    return
+                self.consumer.on_buffered(pull.size)
+                self.batches.append(pull)
+            if len(pull.log_groups) >= count or pull.size >= size / 2:
+                self.next_pull = 0.0  # there is more
+        elif not self.batches:  # nor is one being delivered: nobody else looks at the checkpoint
+            if moves == self.moves and pull.next_cursor != self.checkpoint:
+                # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
+                self.save(pull.next_cursor, self.closing)
+            elif time.monotonic() > self.next_look:
+                found = self.look_at_checkpoint()
+                if found != self.checkpoint and found in self.unanswered:  # it has come late
+                    self.save(self.checkpoint, self.closing)
+        with self.lock:
+            if moves == self.moves:
+                self.cursor = pull.next_cursor
 
     def pull_once(self, count: int) -> PullResult:
         """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is. Raises
         CallError."""
         cursor = self.cursor
         try:
-            return self.source.pull_logs(self.shard, cursor, count)
+            return self.source.pull_logs(self.shard, cursor, count, self.admit)
         except CallError as error:
             # By this code the SDK would go on at the newest log and skip what lies between.
             if error.code != "InvalidCursor":
@@ -3560,7 +3632,7 @@ class ShardConsumer:
             newest = self.source.get_cursor(self.shard, "end")
             if cursor_position(oldest) <= cursor_position(cursor) <= cursor_position(newest):
                 raise  # the cursor is fine, and so will be the next answer
-        pull = self.source.pull_logs(self.shard, oldest, count)
+        pull = self.source.pull_logs(self.shard, oldest, count, self.admit)
         saved, arrived = "an unknown time", "now"
         with contextlib.suppress(CallError, KeyError):
             saved = format_local(self.source.checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
@@ -3580,9 +3652,18 @@ class ShardConsumer:
                 self.closing.sleep(MAX_BACKOFF)
             batch = self.batches[0]
             if batch is not self.unsaved:
-                began = time.monotonic()
-                self.member.delivery.deliver(batch, self.closed)
-                seconds = max(0.001, time.monotonic() - began)
+                self.batch_began, self.wanted_back = time.monotonic(), CancelToken()
+                try:
+                    self.member.delivery.deliver(batch, self.closed, self.wanted_back)
+                except Cancelled:
+                    if self.wanted_back.is_cancelled():
+                        with self.lock:
+                            self.restart_at(self.delivered)
+                            self.given_back += 1
+                            self.next_pull = time.monotonic() + MAX_BACKOFF * min(4, self.given_back)
+                    raise
+                self.given_back = 0
+                seconds = max(0.001, time.monotonic() - self.batch_began)
                 self.count_for_target_time = len(batch.log_groups) * self.TARGET_BATCH_SECONDS / seconds
                 self.unsaved, self.delivered = batch, batch.next_cursor
             self.save(batch.next_cursor, self.closed)
@@ -3750,6 +3831,8 @@ class Consumer(ConsumerWorker):
             for each that is_shutdown(): self.heart_beat.remove_heart_shard(shard), and it is dropped
     """
 
+    MAX_BYTES = 48 * 1000 * 1000  # of what its shards have pulled, or pull, together; a third is shared out among them
+
     # ConsumerWorker makes a client for itself, by which it makes the group; it gets this object in its place.
     consumer_client = property(lambda self: self, lambda *_: None)
 
@@ -3762,7 +3845,8 @@ class Consumer(ConsumerWorker):
         self.member = member
         self.lease = Lease(group_timeout, member.hard_stop)
         self.lock = threading.Lock()  # over:
-        self.buffered_bytes = 0  # of batches that its shards hold
+        self.buffered_bytes = 0  # of batches that its shards hold, and of pulls under way
+        self.waiting: deque[ShardConsumer] = deque()  # those that need more memory than there is, the first is next
         self.unanswered: dict[int, deque[str]] = {}  # see ShardConsumer; here, for a shard may come back
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
         # process id repeat themselves in containers. It says when the group began, which `find_group_start` of later
@@ -3797,6 +3881,35 @@ class Consumer(ConsumerWorker):
     def on_buffered(self, size: int) -> None:
         with self.lock:
             self.buffered_bytes += size
+
+    def memory_share(self) -> float:
+        """Bytes that each shard may hold whatever the others do."""
+        return self.MAX_BYTES / 3 / max(1, len(self.heartbeat.owned))
+
+    def take_memory(self, one: ShardConsumer, held: int, size: int, can_wait: bool) -> bool:
+        """Whether a shard that holds so many bytes was given `size` more. Within its share it is; beyond that, where
+        there is room, in the order in which shards began to wait. Nobody waits here: those ask again in each turn of
+        the SDK's loop, and have batches given back that no target accepts."""
+        with self.lock:
+            share = self.memory_share()
+            while self.waiting and self.waiting[0].closing.is_cancelled():
+                self.waiting.popleft()
+            # What is larger than all that there is beyond the shares gets that as soon as it is free.
+            wanted = self.buffered_bytes + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
+            is_next = not self.waiting or self.waiting[0] is one
+            if held + size <= share or (is_next and wanted <= 0):
+                if one in self.waiting:
+                    self.waiting.remove(one)
+                self.buffered_bytes += size
+                return True
+            if can_wait and one not in self.waiting:
+                self.waiting.append(one)
+            for other in list(self.shard_consumers.values()) if is_next and can_wait else ():
+                other_holds = sum(batch.size for batch in list(other.batches))
+                if wanted > 0 and other_holds > share and other.is_stuck():
+                    other.wanted_back.cancel()
+                    wanted -= other_holds
+            return False
 
     def revoke(self, shard: int) -> None:
         if shard in self.shard_consumers:

@@ -723,11 +723,11 @@ def failing_first(program):
 
     deliver, tried = program.Delivery.deliver, set()
 
-    def fail_first(self, log_groups, token):
+    def fail_first(self, *arguments):
         if threading.get_ident() not in tried and len(tried) < 4:
             tried.add(threading.get_ident())
             raise MemoryError
-        return deliver(self, log_groups, token)
+        return deliver(self, *arguments)
 
     program.Delivery.deliver = fail_first
 
