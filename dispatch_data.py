@@ -104,6 +104,7 @@ import enum
 import errno
 import fnmatch
 import functools
+import gc
 import hashlib
 import hmac
 import http.client
@@ -3424,6 +3425,8 @@ class ShardConsumer:
     def admit(self, size: int, count: int) -> None:
         """For what a pull is about to bring: bytes, and how many LogGroups. Raises NoRoom where that is too much now:
         then the next one is asked for less, or waits."""
+        if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
+            gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
         with self.lock:
             if size <= self.reserved or self.reserve(size - self.reserved):
                 return
@@ -3432,8 +3435,8 @@ class ShardConsumer:
         raise NoRoom
 
     def is_stuck(self) -> bool:
-        """Whether its targets have not accepted the first batch for long."""
-        return self.is_busy and bool(self.batches) and time.monotonic() - self.batch_began > MAX_BACKOFF
+        """Whether its targets take longer than they should for the first batch."""
+        return self.is_busy and time.monotonic() - self.batch_began > self.TARGET_BATCH_SECONDS
 
     def restart_at(self, cursor: str) -> None:
         """Drops what was pulled, and what a pull brings that is under way; the next one begins there. Called with
@@ -3831,7 +3834,7 @@ class Consumer(ConsumerWorker):
             for each that is_shutdown(): self.heart_beat.remove_heart_shard(shard), and it is dropped
     """
 
-    MAX_BYTES = 48 * 1000 * 1000  # of what its shards have pulled, or pull, together; a third is shared out among them
+    MAX_BYTES = 40 * 1000 * 1000  # of what its shards have pulled, or pull, together; a third is shared out among them
 
     # ConsumerWorker makes a client for itself, by which it makes the group; it gets this object in its place.
     consumer_client = property(lambda self: self, lambda *_: None)
