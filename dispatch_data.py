@@ -31,8 +31,8 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     MainThread                waits for a signal, or for the end of the group member
     joins                     GroupMember.run, until the copy stops
     gives out work            the SDK's loop, one for each Consumer, until its lease is cancelled
-    sends heartbeats          Heartbeat.run, started by the SDK's loop, as long
-    heartbeat_<n>             GroupMember.beats: one heartbeat each, until it is answered
+    begins heartbeats         Heartbeat.run, started by the SDK's loop, as long
+    sends heartbeats_<n>      GroupMember.beats: one heartbeat each, until it is answered
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
     puts                      PutLoop.run: sends all puts, takes all their answers
     opens connections_<n>     PutLoop.opener, for the puts
@@ -1214,15 +1214,16 @@ class Watchdog:
         self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
 
     @contextlib.contextmanager
-    def watching(self, loop: str) -> Iterator[None]:
-        """Meanwhile the calling thread is the loop of this name, and has to `beat`."""
+    def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
+        """Meanwhile the calling thread is the loop of this name, and has to `beat`; one that is permanent for ever,
+        whatever ends it."""
         thread = threading.current_thread()
         self.beat()
         self.loops[loop] = thread
         try:
             yield
         finally:
-            if self.loops.get(loop) is thread:
+            if self.loops.get(loop) is thread and not is_permanent:
                 del self.loops[loop]
 
     def beat(self) -> None:
@@ -1245,7 +1246,7 @@ class Watchdog:
                 self.thread.start()
 
     def run(self) -> None:
-        with self.watching(self.thread.name):
+        with self.watching(self.thread.name, is_permanent=True):
             while True:
                 self.beat()
                 time.sleep(self.CHECK_INTERVAL)
@@ -3021,7 +3022,7 @@ class PutLoop(threading.Thread):
     # ---- the loop
 
     def run(self) -> None:
-        with watchdog.watching(self.name):
+        with watchdog.watching(self.name, is_permanent=True):
             while True:
                 watchdog.beat()
                 try:
@@ -3727,7 +3728,7 @@ class Heartbeat(threading.Thread):
     MAX_IN_FLIGHT = 4  # heartbeats
 
     def __init__(self, consumer: Consumer, group_timeout: float) -> None:
-        super().__init__(name="sends heartbeats", daemon=True)
+        super().__init__(name="begins heartbeats", daemon=True)
         self.consumer, self.group_timeout = consumer, group_timeout
         settings = consumer.member.settings
         self.interval = min(settings.heartbeat_interval, group_timeout / 2)  # seconds
@@ -3773,9 +3774,7 @@ class Heartbeat(threading.Thread):
         with watchdog.watching(self.name), contextlib.suppress(Cancelled):
             while True:
                 began = self.tried = time.monotonic()
-                last = member.beats.submit(
-                    member.heartbeat_retries.retry, "heartbeat", self.send, lease, self.interval / 2
-                )
+                last = member.beats.submit(self.send_one)
                 in_flight = [*(one for one in in_flight if not one.done()), last]
                 # One that is late is not waited for; one that fails at once tries again by itself.
                 while time.monotonic() < (began + self.interval if last.done() else self.tried + self.interval / 2):
@@ -3783,6 +3782,11 @@ class Heartbeat(threading.Thread):
                 while len(in_flight) >= self.MAX_IN_FLIGHT:
                     in_flight = [one for one in in_flight if not one.done()]
                     lease.sleep(MAIN_LOOP_INTERVAL / 2)
+
+    def send_one(self) -> None:
+        """A task: tries until it is answered. Raises Cancelled."""
+        with watchdog.watching("sends heartbeats"):
+            self.consumer.member.heartbeat_retries.retry("heartbeat", self.send, self.consumer.lease, self.interval / 2)
 
     def send(self) -> None:
         """Sends a heartbeat and takes in its answer. Raises CallError."""
@@ -3968,7 +3972,7 @@ class GroupMember(threading.Thread):
         self.source = LogstoreApi(config, credential_sources.of(config))
         self.expiring_credentials = credential_sources.expiring(settings)
         self.tasks = ThreadPool(2048, "shard task")
-        self.beats = ThreadPool(2 * Heartbeat.MAX_IN_FLIGHT, "heartbeat")  # for a lost consumer's, too
+        self.beats = ThreadPool(2 * Heartbeat.MAX_IN_FLIGHT, "sends heartbeats")  # for a lost consumer's, too
         self.soft_stop = CancelToken()  # asked to stop: no batch begins
         self.hard_stop = CancelToken()  # nothing is in flight, or has had its time: heartbeats end
         self.join_retries = RetryLog(self.subject, "joining", "can't join the consumer group yet, trying again", config)
@@ -4534,7 +4538,7 @@ def log_summary(member: GroupMember, lag_seconds: float | None = None) -> None:
 def report_loop(member: GroupMember) -> None:
     """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
-    with watchdog.watching("tells"):
+    with watchdog.watching("tells", is_permanent=True):
         while True:
             watchdog.beat()
             time.sleep(REPORT_LOOP_INTERVAL)
