@@ -3383,7 +3383,7 @@ class ShardConsumer:
         # Written by the task that pulls, and under `lock` where a checkpoint was loaded, or set by hand:
         self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
         self.mean_log_group_size = 0.0  # bytes, by the last pull; 0 before the first
-        self.needed = 0  # bytes that the next pull takes, where the last one has shown that they are many
+        self.needed = 0  # bytes that the next pull takes, by the last; 0 where that brought nothing
         self.next_pull = 0.0  # by the monotonic clock
         self.interval = consumer.member.settings.fetch_interval  # seconds until then
         self.lock = threading.Lock()  # over:
@@ -3431,9 +3431,13 @@ class ShardConsumer:
         with self.lock:
             if size <= self.reserved or self.reserve(size - self.reserved):
                 return
-            self.mean_log_group_size, self.needed = size / count, -(-size // count)
-            self.next_pull = 0.0
+            self.mean_log_group_size, self.next_pull = size / count, 0.0
+            self.expect(size, count)
         raise NoRoom
+
+    def expect(self, size: int, count: int) -> None:
+        """Has the next pull wait for room for as much as so many LogGroups took, or for one."""
+        self.needed = max(size // count, min(size, int(self.consumer.memory_share())))
 
     def is_stuck(self) -> bool:
         """Whether its targets take longer than they should for the first batch."""
@@ -3600,8 +3604,7 @@ class ShardConsumer:
         self.needed = 0
         if pull.log_groups:
             self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
-            if self.mean_log_group_size > size:  # the next one is alone in its pull, compressed and not
-                self.needed = int(2 * self.mean_log_group_size)
+            self.expect(2 * pull.size, len(pull.log_groups))  # compressed and not
             with self.lock:
                 self.closing.check()  # else nobody would give the memory back
                 if moves != self.moves:
