@@ -3426,14 +3426,19 @@ class ShardConsumer:
     def admit(self, size: int, count: int) -> None:
         """For what a pull is about to bring: bytes, and how many LogGroups. Raises NoRoom where that is too much now:
         then the next one is asked for less, or waits."""
+        with self.lock:
+            if size > self.reserved and not self.reserve(size - self.reserved):
+                self.mean_log_group_size, self.next_pull = size / count, 0.0
+                self.expect(size, count)
+                raise NoRoom
         if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
             gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
+
+    def release(self) -> None:
+        """Gives back what is reserved."""
         with self.lock:
-            if size <= self.reserved or self.reserve(size - self.reserved):
-                return
-            self.mean_log_group_size, self.next_pull = size / count, 0.0
-            self.expect(size, count)
-        raise NoRoom
+            self.consumer.on_buffered(-self.reserved)
+            self.reserved = 0
 
     def expect(self, size: int, count: int) -> None:
         """Has the next pull wait for room for as much as so many LogGroups took, or for one."""
@@ -3585,9 +3590,7 @@ class ShardConsumer:
             try:
                 self.pull_batch()
             finally:
-                with self.lock:
-                    self.consumer.on_buffered(-self.reserved)
-                    self.reserved = 0
+                self.release()
 
     def pull_batch(self) -> None:
         """Raises Cancelled."""
@@ -3632,6 +3635,7 @@ class ShardConsumer:
         try:
             return self.source.pull_logs(self.shard, cursor, count, self.admit)
         except CallError as error:
+            self.release()  # for there may be many tries
             # By this code the SDK would go on at the newest log and skip what lies between.
             if error.code != "InvalidCursor":
                 raise
@@ -3841,7 +3845,7 @@ class Consumer(ConsumerWorker):
             for each that is_shutdown(): self.heart_beat.remove_heart_shard(shard), and it is dropped
     """
 
-    MAX_BYTES = 40 * 1000 * 1000  # of what its shards have pulled, or pull, together; a third is shared out among them
+    MAX_BYTES = 32 * 1000 * 1000  # of what its shards have pulled, or pull, together; a third is shared out among them
 
     # ConsumerWorker makes a client for itself, by which it makes the group; it gets this object in its place.
     consumer_client = property(lambda self: self, lambda *_: None)
