@@ -1185,11 +1185,14 @@ class Lease(CancelToken):
     def now(cls) -> float:
         return time.clock_gettime(cls.CLOCK)
 
-    def renew(self, sent: float) -> None:
-        """For a heartbeat `sent` then, by the lease's clock, and answered since. A lease that has expired stays so."""
-        if self.now() <= min(self.expires, sent + self.seconds):
+    def renew(self, sent: float) -> bool:
+        """For a heartbeat `sent` then, by the lease's clock, and answered since. Returns whether the lease holds now:
+        one that has expired stays so, and an answer that took longer than the group's timeout begins none."""
+        holds = self.now() <= min(self.expires, sent + self.seconds)
+        if holds:
             is_first = self.expires == float("inf")
             self.expires = sent + self.seconds if is_first else max(self.expires, sent + self.seconds)
+        return holds
 
     def cancelled_at(self) -> float:
         """Now where it has expired: whoever sees that calls `cancel`, which fixes the moment."""
@@ -3816,8 +3819,9 @@ class Heartbeat(threading.Thread):
     def take_in(self, answer: list[int], sent: float) -> None:
         """For an answer, the shards that may be held, to a heartbeat that was sent then, by the lease's clock."""
         consumer = self.consumer
-        consumer.lease.renew(sent)
         consumer.member.last_heartbeat = time.time()
+        if not consumer.lease.renew(sent):
+            return
         with self.lock:
             if sent < self.answered:
                 return

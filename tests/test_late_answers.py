@@ -5,7 +5,10 @@ Each test runs real copies against the local service.
 
 import functools
 import signal
+import threading
+import time
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 from assertions import assert_all_delivered_once, checkpoints_watched, verdict
@@ -23,6 +26,8 @@ from harness import (
     wait_until_delivered,
     wait_until_forgotten,
 )
+
+from dispatch_data import Heartbeat, Lease
 
 pytestmark = pytest.mark.slow
 
@@ -200,6 +205,56 @@ def test_a_consumer_that_is_forgotten_at_each_heartbeat_joins_ever_less_often(se
     assert seconds_between(times[0], times[5]) > 1.5  # 0.05 and 0.1, and so on up to 0.8, at least
     assert_all_delivered_once(service)
     assert copy.stop() == 0
+
+
+@pytest.fixture
+def heartbeat():
+    """One of a consumer without a group, whose answers are handed to it."""
+    consumer = SimpleNamespace(
+        lease=Lease(10.0), member=SimpleNamespace(last_heartbeat=None), shard_consumers={}, revoke=lambda _: None
+    )
+    it = Heartbeat.__new__(Heartbeat)
+    it.consumer, it.lock, it.wake_up = consumer, threading.Lock(), threading.Event()
+    it.owned, it.reported, it.let_go, it.answered, it.assigned = [], set(), {}, 0.0, 0.0
+    return it
+
+
+@pytest.mark.quick
+def test_of_answers_that_overtake_each_other_the_one_to_the_last_heartbeat_counts(heartbeat):
+    now = Lease.now()
+    heartbeat.take_in([0, 1], now - 2)
+    heartbeat.take_in([0], now)
+    heartbeat.take_in([0, 1, 2], now - 1)
+    assert (heartbeat.owned, heartbeat.consumer.lease.expires) == ([0], now + 10.0)
+
+
+@pytest.mark.quick
+def test_an_answer_gives_back_no_shard_that_was_let_go_of_since_its_heartbeat_was_sent(heartbeat):
+    """The service may have given it to another since."""
+    heartbeat.take_in([0, 1], Lease.now() - 11.0)
+    assert heartbeat.owned == [], "an answer that took longer than the group's timeout"
+    heartbeat.take_in([0, 1], Lease.now())
+    sent = Lease.now()
+    heartbeat.take_in([0], sent)
+    with heartbeat.lock:
+        heartbeat.let_go_of({1})
+    heartbeat.take_in([0, 1], sent)
+    assert (heartbeat.owned, heartbeat.reported) == ([0], {0})
+    heartbeat.take_in([0, 1], Lease.now() + 0.001)
+    assert heartbeat.owned == [0, 1]
+
+
+@pytest.mark.quick
+def test_an_answer_that_took_longer_than_the_timeout_renews_no_lease():
+    lease = Lease(10.0)
+    assert not lease.is_cancelled(), "before it holds anything"
+    lease.renew(Lease.now() - 11.0)
+    assert lease.expires == float("inf")
+    lease.renew(Lease.now() - 9.99)
+    while not lease.is_cancelled():
+        time.sleep(0.01)
+    lease.renew(Lease.now())
+    assert lease.is_cancelled()
 
 
 # ---- names ------------------------------------------------------------------------------------------------------
