@@ -31,7 +31,8 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     MainThread                waits for a signal, or for the end of the group member
     joins                     GroupMember.run, until the copy stops
     gives out work            the SDK's loop, one for each Consumer, until its lease is cancelled
-    sends heartbeats          Heartbeat.run, started by the SDK's loop, as long
+    begins heartbeats         Heartbeat.run, started by the SDK's loop, as long
+    sends heartbeats_<n>      GroupMember.beats: one heartbeat each, until it is answered
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
     puts                      PutLoop.run: sends all puts, takes all their answers
     opens connections_<n>     PutLoop.opener, for the puts
@@ -107,6 +108,7 @@ import errno
 import fcntl
 import fnmatch
 import functools
+import gc
 import hashlib
 import hmac
 import http.client
@@ -848,13 +850,14 @@ class LogGroup(NamedTuple):
 class PutRequest:
     """LogGroups equal in everything but their logs, which travel as one: `LogClient.put_log_raw` takes it for such."""
 
-    __slots__ = ("envelope", "first_rejection", "log_count", "log_groups", "rejections", "size")
+    __slots__ = ("envelope", "first_rejection", "log_count", "log_groups", "rejections", "size", "timeout")
 
     def __init__(self, envelope: bytes) -> None:
         self.log_groups: list[LogGroup] = []
         self.envelope = envelope
         self.log_count = 0
         self.size = len(envelope)  # bytes, uncompressed
+        self.timeout = 0.0  # seconds for its next answer, where there is reason for more than RESPONSE_TIMEOUT
         self.rejections = 0  # times that the service has refused it for what it brings
         self.first_rejection = -1.0  # when it, or the put it was a part of, was so first, by the monotonic clock
 
@@ -1008,6 +1011,7 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
 INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
 CONNECT_TIMEOUT = 10  # seconds
 RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see DeadlineStream
+MAX_RESPONSE_TIMEOUT = 120  # seconds: after a call that ran out of time the next one gets twice as much, up to this
 MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
 # Bytes that an answer may have, its head included: a shard is listed with some 250. A pull is asked for as much as the
 # memory suits, but one LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
@@ -1258,6 +1262,10 @@ class Cancelled(Exception):
     """What was asked for is not wanted any more."""
 
 
+class NoRoom(Cancelled):
+    """What a pull would bring doesn't fit into the memory that there is now."""
+
+
 class StartupError(Exception):
     """The program can't do what it is for; the text has a line for each reason. It is not retried."""
 
@@ -1311,15 +1319,20 @@ class Lease(CancelToken):
         """`seconds` is the group's timeout."""
         super().__init__(*parents)
         self.seconds = seconds
-        self.expires = self.now() + seconds
+        self.expires = float("inf")  # before the first heartbeat is answered there are no shards to lose
 
-    def now(self) -> float:
-        return time.clock_gettime(self.CLOCK)
+    @classmethod
+    def now(cls) -> float:
+        return time.clock_gettime(cls.CLOCK)
 
-    def renew(self, sent: float) -> None:
-        """For a heartbeat `sent` then, by the lease's clock, and answered since. A lease that has expired stays so."""
-        if self.now() <= self.expires:
-            self.expires = sent + self.seconds
+    def renew(self, sent: float) -> bool:
+        """For a heartbeat `sent` then, by the lease's clock, and answered since. Returns whether the lease holds now:
+        one that has expired stays so, and an answer that took longer than the group's timeout begins none."""
+        holds = self.now() <= min(self.expires, sent + self.seconds)
+        if holds:
+            is_first = self.expires == float("inf")
+            self.expires = sent + self.seconds if is_first else max(self.expires, sent + self.seconds)
+        return holds
 
     def cancelled_at(self) -> float:
         """Now where it has expired: whoever sees that calls `cancel`, which fixes the moment."""
@@ -1344,15 +1357,16 @@ class Watchdog:
         self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
 
     @contextlib.contextmanager
-    def watching(self, loop: str) -> Iterator[None]:
-        """Meanwhile the calling thread is the loop of this name, and has to `beat`."""
+    def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
+        """Meanwhile the calling thread is the loop of this name, and has to `beat`; one that is permanent for ever,
+        whatever ends it."""
         thread = threading.current_thread()
         self.beat()
         self.loops[loop] = thread
         try:
             yield
         finally:
-            if self.loops.get(loop) is thread:
+            if self.loops.get(loop) is thread and not is_permanent:
                 del self.loops[loop]
 
     def beat(self) -> None:
@@ -1375,7 +1389,7 @@ class Watchdog:
                 self.thread.start()
 
     def run(self) -> None:
-        with self.watching(self.thread.name):
+        with self.watching(self.thread.name, is_permanent=True):
             while True:
                 self.beat()
                 time.sleep(self.CHECK_INTERVAL)
@@ -1936,8 +1950,12 @@ class Response(NamedTuple):
 SIMPLE_OK = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
 
 
-def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
-    """Reads one answer. Raises OSError, HTTPException or, for one that is too long, CallError."""
+Headers = Mapping[str, str]
+
+
+def read_response(stream: DeadlineStream | ReceivedStream, admit: Callable[[Headers], None] | None = None) -> Response:
+    """Reads one answer. Raises OSError, HTTPException or, for one that is too long, CallError; and what `admit` raises,
+    which is given the headers of an answer 200 before its body is read."""
     head = SIMPLE_OK.match(stream.reader.peek())
     if head:  # as the service's usually are, which http.client would take longer for than the rest of a put takes
         fields = [field.split(":", 1) for field in head.group(1).decode("latin-1").split("\r\n")[:-1]]
@@ -1947,6 +1965,8 @@ def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
         is_simple = leaves_open and "Transfer-Encoding" not in headers and len(headers) == len(fields)
         if is_simple and re.fullmatch("[0-9]{1,9}", length):
             stream.reader.read(head.end())
+            if admit:
+                admit(headers)
             body = stream.reader.read(int(length))
             if len(body) < int(length):
                 raise http.client.IncompleteRead(body, int(length) - len(body))
@@ -1963,6 +1983,8 @@ def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
         # Of one of the service's that comes twice both are kept, so that checks of it fail; of others the first counts.
         is_one_more = name in headers and name.lower().startswith("x-log-")
         headers[name.lower()] = "%s, %s" % (headers[name], value) if is_one_more else headers.get(name, value)
+    if admit and response.status == 200:
+        admit(headers)
     return Response(response.status, response.read(), headers, response.status != 200 or response.will_close)
 
 
@@ -2004,7 +2026,8 @@ class PooledLogClient(LogClient):
         response_timeout: float | None = None,
         keep_alive: bool = True,
     ) -> None:
-        """Without a `credential_source` it has its own. `response_timeout` is in seconds; None is RESPONSE_TIMEOUT."""
+        """Without a `credential_source` it has its own. `response_timeout` is in seconds; None is RESPONSE_TIMEOUT, and
+        more for what has run out of that."""
         self.credential_source = credential_source or CredentialSource(config).start()
         version = AUTH_VERSION_4 if config.region else AUTH_VERSION_1
         super().__init__(
@@ -2014,12 +2037,17 @@ class PooledLogClient(LogClient):
         # The SDK's switches the process's locale for the Date of each request, which costs as much as compressing it.
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
         self.response_timeout = response_timeout or RESPONSE_TIMEOUT
+        self.max_response_timeout = response_timeout or MAX_RESPONSE_TIMEOUT
+        self.connect_timeout = min(CONNECT_TIMEOUT, self.response_timeout)
+        self.longer_timeouts: dict[tuple[object, ...], float] = {}  # of calls that ran out of time: for the next alike
         self.keep_alive = keep_alive
         self.connection_factory: ConnectionFactory | None = None  # made with the first call, which knows the origin
         # The pool: each connection and since when it is idle, the last used last.
         self.idle_connections: deque[tuple[http.client.HTTPConnection, float]] = deque()
         self.last_date = "", 0.0  # that of the last answer, and when it came, by the monotonic clock
-        self.of_thread = threading.local()  # has_answer: the service has answered the thread's last call
+        # Of the thread's last call: has_answer, the service has answered it; sent, when it was, by the clock of leases.
+        # And admit, of a pull: see `read_response`.
+        self.of_thread = threading.local()
         watchdog.start()
 
     def _getHttpResponse(
@@ -2027,14 +2055,20 @@ class PooledLogClient(LogClient):
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """Called by LogClient with what it has signed; (status, body, headers) of the answer. Raises CallError."""
         watchdog.excuse()
+        began, kind = time.monotonic(), (method, url, params.get("type"))
+        seconds = self.longer_timeouts.get(kind, self.response_timeout)
         try:
             scheme, host, path = urlsplit(url)[:3]
             factory = self.factory_for("%s://%s" % (scheme, host))
             path += "?" + urlencode(params) if params else ""
             is_pull = params.get("type") == "log"
             limit = MAX_PULL_BYTES if is_pull else MAX_ANSWER_BYTES
-            response = self.round_trip(factory, factory.request(method, path, headers, body or b""), limit)
+            response = self.round_trip(factory, factory.request(method, path, headers, body or b""), limit, seconds)
+            if time.monotonic() - began < self.response_timeout:
+                self.longer_timeouts.pop(kind, None)
         except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
+            if isinstance(error, TimeoutError):
+                self.longer_timeouts[kind] = min(2 * seconds, self.max_response_timeout)
             raise CallError.from_exception(error) from error
         finally:
             watchdog.beat()
@@ -2057,27 +2091,29 @@ class PooledLogClient(LogClient):
             failure = CallError.from_response(response.status, response.headers, response.body)
             raise self.credential_source.on_auth_failure(failure, token)
 
-    def round_trip(self, factory: ConnectionFactory, request: bytes, limit: int) -> Response:
-        """Sends a request over an idle connection, if there is one, and reads its answer, of `limit` bytes at the most.
-        Where that connection was closed meanwhile, the request is sent once more over a fresh one. Any other failure is
-        for the caller: the service may have heard the request.
+    def round_trip(self, factory: ConnectionFactory, request: bytes, limit: int, seconds: float) -> Response:
+        """Sends a request over an idle connection, if there is one, and reads its answer, of `limit` bytes at the most,
+        for which there are so many seconds. Where that connection was closed meanwhile, the request is sent once more
+        over a fresh one. Any other failure is for the caller: the service may have heard the request.
 
         Raises what `connect` and `read_response` do.
         """
         idle = self.take_idle()
         if idle:
-            stream = self.open_stream(idle, request, limit)
+            stream = self.open_stream(idle, request, limit, seconds)
             try:
                 return self.exchange(idle, stream, request)
             except ConnectionError:  # http.client's RemoteDisconnected is one
                 if stream.received:
                     raise
-        connection = factory.connect(min(CONNECT_TIMEOUT, self.response_timeout))
-        return self.exchange(connection, self.open_stream(connection, request, limit), request)
+        connection = factory.connect(self.connect_timeout)
+        return self.exchange(connection, self.open_stream(connection, request, limit, seconds), request)
 
-    def open_stream(self, connection: http.client.HTTPConnection, request: bytes, limit: int) -> DeadlineStream:
+    def open_stream(
+        self, connection: http.client.HTTPConnection, request: bytes, limit: int, seconds: float
+    ) -> DeadlineStream:
         """With time for the request, too: the kernel takes that at once, whenever the line carries it."""
-        return DeadlineStream(connection.sock, self.response_timeout + len(request) / MIN_THROUGHPUT, limit)
+        return DeadlineStream(connection.sock, seconds + len(request) / MIN_THROUGHPUT, limit)
 
     def exchange(self, connection: http.client.HTTPConnection, stream: DeadlineStream, request: bytes) -> Response:
         """Sends a request and reads its answer; then the connection is idle again, or closed."""
@@ -2085,13 +2121,14 @@ class PooledLogClient(LogClient):
         try:
             with stream:
                 is_sent = True
+                self.of_thread.sent = Lease.now()
                 try:
                     stream.sock.sendall(request)
                 except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
                     if not urllib3.util.wait_for_read(stream.sock, 0):
                         raise
                     is_sent = False
-                response = read_response(stream)
+                response = read_response(stream, getattr(self.of_thread, "admit", None))
                 if response.status == 200 and not is_sent:
                     raise http.client.HTTPException(ANSWERED_TOO_EARLY)
             is_kept = self.keep_alive and not response.is_last
@@ -2119,6 +2156,12 @@ class PooledLogClient(LogClient):
     def discard(self, connection: http.client.HTTPConnection) -> None:
         """Closes one. PutLoop sets its own method in the place of this, which stops watching it as well."""
         connection.close()
+
+    def open_ahead(self, seconds: float) -> None:
+        """Opens a connection where all that are idle will be too old in so many seconds. Raises what `connect` does."""
+        idle, now = list(self.idle_connections), time.monotonic()
+        if idle and self.connection_factory and all(now + seconds - one.opened > MAX_AGE for one, _ in idle):  # type: ignore[attr-defined]
+            self.idle_connections.append((self.connection_factory.connect(self.connect_timeout), time.monotonic()))
 
     def close_stale(self, all_idle: bool) -> None:
         """Closes idle connections that can't be used again, or all of them; to be called often."""
@@ -2169,11 +2212,14 @@ class PutInFlight:
     """A put that was begun: what is still to be sent of its request, and what has come of its answer."""
 
     __slots__ = (
-        "client", "connection", "deadline", "is_early", "is_fresh", "received", "request", "sent", "sock", "token"
+        "client", "connection", "deadline", "is_early", "is_fresh", "received", "request", "sent", "sock", "timeout",
+        "token",
     )  # fmt: skip
 
-    def __init__(self, client: PutClient, request: bytes, token: str) -> None:
+    def __init__(self, client: PutClient, request: bytes, token: str, timeout: float = 0.0) -> None:
+        """`timeout`: seconds for the answer, no less than the client's."""
         self.client, self.request, self.token = client, request, token
+        self.timeout = max(timeout, client.response_timeout)
         self.connection: Any = None  # where there is none yet, one has to be opened
         self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT  # for opening it
 
@@ -2183,7 +2229,7 @@ class PutInFlight:
         self.sent, self.received = 0, b""
         self.is_early = False  # an answer began before the request was sent whole: it can't say that all was accepted
         # With time for the request, too: the kernel takes that at once, whenever the line carries it.
-        self.deadline = time.monotonic() + self.client.response_timeout + len(self.request) / MIN_THROUGHPUT
+        self.deadline = time.monotonic() + self.timeout + len(self.request) / MIN_THROUGHPUT
 
     def send(self) -> bool:
         """Sends what the kernel takes; whether that was all. Raises OSError."""
@@ -2269,7 +2315,7 @@ class PutClient(PooledLogClient):
         size, body = len(body), Compressor.compress(body, CompressType.LZ4)
         resource = "/logstores/%s/shards/lb" % logstore
         request, token = (self.sign_v1 if self.is_v1 else self.sign)(project, resource, size, body)
-        put = PutInFlight(self, request, token)
+        put = PutInFlight(self, request, token, getattr(log_group, "timeout", 0.0))
         idle = self.take_idle()
         if idle:
             put.use(idle, is_fresh=False)
@@ -2354,7 +2400,7 @@ class LogstoreApi:
         self.client.of_thread.has_answer = False
         try:
             return method(self.config.project, self.config.logstore, *arguments)
-        except CallError:
+        except (CallError, Cancelled):
             raise
         except MemoryError as error:
             raise CallError("OutOfMemory", repr(error)) from error
@@ -2387,9 +2433,27 @@ class LogstoreApi:
         seconds = self.call(self.client.get_cursor_time, shard, cursor).get_cursor_time()
         return self.validate(seconds, isinstance(seconds, int))
 
-    def pull_logs(self, shard: int, cursor: str, count: int, end: str = "") -> PullResult:
-        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on, and none from the cursor `end` on."""
-        response = self.call(self.client.pull_logs, shard, cursor, count, end)
+    def pull_logs(
+        self, shard: int, cursor: str, count: int, end: str = "", admit: Callable[[int, int], None] | None = None
+    ) -> PullResult:
+        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on, and none from the cursor `end` on.
+
+        `admit` is called before they are received, with the bytes that this takes, compressed and not, and how many
+        they are. Raises what that raises.
+        """
+
+        def admit_head(headers: Headers) -> None:
+            names = "x-log-bodyrawsize", "Content-Length", "x-log-count"
+            texts = [headers.get(name, "") for name in names]
+            size, length, announced = [int(text) if re.fullmatch("[0-9]{1,9}", text) else 0 for text in texts]
+            if admit:
+                admit(min(size, MAX_PULL_BYTES) + length, max(1, announced))
+
+        self.client.of_thread.admit = admit_head
+        try:
+            response = self.call(self.client.pull_logs, shard, cursor, count, end)
+        finally:
+            self.client.of_thread.admit = None
         next_cursor = response.get_next_cursor()
         try:
             log_groups = log_groups_of(response)  # as many bytes as x-log-bodyrawsize says
@@ -2475,6 +2539,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 # ---- check and status: what --check and --status tell, changing nothing ----------------------------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
+START_PATIENCE = 15.0  # seconds that a start waits for what the targets say
 PROBE_CONCURRENCY = 32  # shards or logstores that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
 HAS_BEGUN = "consumer group %s has checkpoints and goes on from these, whatever SLS_CURSOR_START says"
@@ -2714,13 +2779,23 @@ def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], int
         yield line % (name, ", ".join(strange[:3]))
 
 
-def probe_all(settings: Settings, sources: CredentialSources) -> list[CheckResult]:
-    """Probes the source and every target at the same time; the source comes first."""
-    with ThreadPool(PROBE_CONCURRENCY, "probe") as threads:
-        probe_reading = functools.partial(probe_group, settings)
-        probes = [threads.submit(probe, settings.source_name, settings.source, sources, probe_reading)]
-        probes += [threads.submit(probe, target.name, target.config, sources) for target in settings.targets]
-        return [each.result() for each in probes]
+def probe_all(settings: Settings, sources: CredentialSources, patience: float | None = None) -> list[CheckResult]:
+    """Probes the source and every target at the same time; the source comes first. A target that has said nothing when
+    `patience`, in seconds, is over is not waited for: nobody can tell how long its name takes to be found."""
+    end = time.monotonic() + (patience or 0.0)
+    threads = ThreadPool(PROBE_CONCURRENCY, "probe")
+    of_source = threads.submit(probe, settings.source_name, settings.source, sources,
+                               functools.partial(probe_group, settings))  # fmt: skip
+    of_targets = [(target, threads.submit(probe, target.name, target.config, sources)) for target in settings.targets]
+    threads.shutdown(wait=False)
+    results = [of_source.result()]
+    for target, result in of_targets:
+        try:
+            results.append(result.result(max(0.0, end - time.monotonic()) if patience else None))
+        except concurrent.futures.TimeoutError:
+            words = "nothing is known of it after %g s" % patience if patience else ""
+            results.append(CheckResult(target.name, Verdict.UNREACHABLE, words))
+    return results
 
 
 def check_before_start(settings: Settings, sources: CredentialSources) -> None:
@@ -2730,7 +2805,7 @@ def check_before_start(settings: Settings, sources: CredentialSources) -> None:
     logs, as one that goes missing while the copies run.
     """
     watchdog.excuse()
-    results = probe_all(settings, sources)
+    results = probe_all(settings, sources, START_PATIENCE)
     watchdog.beat()
     wrong: dict[str, list[CheckResult]] = {}
     for result in results:
@@ -2992,6 +3067,7 @@ class Target:
         # Of the PutLoop's thread alone:
         self.queue: deque[tuple[PutRequest, Batch]] = deque()
         self.limit = 1  # of puts in flight
+        self.timeout = 0.0  # seconds that an answer may take, by the last: or RESPONSE_TIMEOUT, whichever is more
         self.in_flight = 0
         self.is_ready = False  # it is in the loop's queue of such
         self.consecutive_failures = 0
@@ -3041,6 +3117,7 @@ class Target:
         is_slow = seconds > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
         if error is None:
             self.latencies.observe(seconds)
+            self.timeout = min(2 * seconds, MAX_RESPONSE_TIMEOUT)
             self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
         else:
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
@@ -3258,7 +3335,8 @@ class PutLoop(threading.Thread):
         try:
             client = put.client
             if client.is_blocking:
-                outcome: Any = client.round_trip(client.factory_for(client.origin), put.request, MAX_ANSWER_BYTES)
+                factory = client.factory_for(client.origin)
+                outcome: Any = client.round_trip(factory, put.request, MAX_ANSWER_BYTES, put.timeout)
             else:
                 seconds = min(CONNECT_TIMEOUT, client.response_timeout)
                 outcome = client.factory_for(client.origin).connect(seconds)
@@ -3275,7 +3353,7 @@ class PutLoop(threading.Thread):
     # ---- the loop
 
     def run(self) -> None:
-        with watchdog.watching(self.name):
+        with watchdog.watching(self.name, is_permanent=True):
             while True:
                 watchdog.beat()
                 try:
@@ -3324,6 +3402,7 @@ class PutLoop(threading.Thread):
             self.finish(flight, Cancelled())
             return
         put: Any = None
+        request.timeout = max(request.timeout, target.timeout)
         try:
             put = target.write(request)
             self.bytes_in_flight += len(put.request)
@@ -3333,9 +3412,7 @@ class PutLoop(threading.Thread):
                 self.wait_for_answer(put)
             else:
                 if put.client.is_blocking:  # then the round trip has deadlines of its own
-                    put.deadline += (
-                        put.client.response_timeout + len(put.request) / MIN_THROUGHPUT + 3 * CONNECT_TIMEOUT
-                    )
+                    put.deadline += put.timeout + len(put.request) / MIN_THROUGHPUT + 3 * CONNECT_TIMEOUT
                 self.opener.submit(self.open_connection, put)
         except Exception as error:  # any, such as MemoryError
             if put in self.flights:
@@ -3413,6 +3490,8 @@ class PutLoop(threading.Thread):
                 with contextlib.suppress(Exception):  # any, such as no thread: then it has failed
                     self.opener.submit(self.open_connection, put)
                     return
+        if isinstance(error, TimeoutError):
+            self.flights[put].put.timeout = min(2 * put.timeout, MAX_RESPONSE_TIMEOUT)
         self.finish(self.land(put), error)
 
     def land(self, put: PutInFlight) -> Flight:
@@ -3451,6 +3530,7 @@ class PutLoop(threading.Thread):
     def finish(self, flight: Flight, error: Exception | None) -> None:
         """Tells the target and the batch how a put went."""
         target, put, batch, began = flight
+        error = error and error.with_traceback(None)  # whose frames hold the request
         if isinstance(error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)):
             error = CallError.from_exception(error)
         target.in_flight -= 1
@@ -3552,11 +3632,12 @@ class Delivery:
                 shares.setdefault(self.targets[number], []).append(log_group)
         return [(target, put) for target, share in shares.items() for put in merge_log_groups(share, self.merge_packs)]
 
-    def deliver(self, pull: PullResult, token: CancelToken) -> None:
+    def deliver(self, pull: PullResult, token: CancelToken, wanted_back: CancelToken) -> None:
         """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
 
         Puts that failed are retried soon while others are accepted, else with backoff. Raises Cancelled when `token` is
-        cancelled before all were; then, as on any other exception, no put of these begins any more.
+        cancelled before all were, or `wanted_back` is while none was and none is in flight; then, as on any other
+        exception, no put of these begins any more.
         """
         batch = Batch(self.route(pull.log_groups))
         failures = 0
@@ -3570,6 +3651,8 @@ class Delivery:
                     (target, one) for target, put, why in failed for one in target.split_or_reject(put, why, pull)
                 ]
                 if batch.pending:
+                    if not (batch.accepted or batch.in_flight):
+                        wanted_back.check()
                     failures = 0 if batch.accepted > accepted_before else failures + 1
                     token.sleep(backoff(failures) if failures else INITIAL_BACKOFF)
         except BaseException:
@@ -3603,10 +3686,9 @@ class ShardConsumer:
     """
 
     MAX_PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
-    PREFETCH_BYTES = 48 * 1000 * 1000  # of batches that the shards of the process may hold together
     MAX_BATCHES = 3  # that a shard may hold
     MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
-    INITIAL_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
+    INITIAL_SIZE = 100 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
     FEW_SHARDS = 8  # more than these, and their first pulls bring one LogGroup each
     INITIAL_COUNT, MAX_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
     TARGET_BATCH_SECONDS = 1.0  # that a batch should take: it holds up a stop, and is repeated after a crash
@@ -3621,22 +3703,30 @@ class ShardConsumer:
         # Written by whichever task loads, saves or looks at the checkpoint; two never do so at a time:
         self.checkpoint = ""  # the service's, as far as this copy knows
         self.first, self.first_start = "", 0  # the checkpoint that it made where there was none, and group_start then
-        self.unanswered: deque[str] = deque(maxlen=4)  # checkpoints that may arrive late, for saving them failed
+        # Checkpoints whose saving failed: the service may still apply them, after later ones.
+        self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
         self.next_look = 0.0  # at the service's, by the monotonic clock
+        self.changed = consumer.heartbeat.assigned  # when others could change it last, by the same; or this, at first
         self.delivered = ""  # cursor up to which all is delivered; beyond the checkpoint while that is not saved
         self.unsaved: PullResult | None = None  # the batch that is delivered, but not checkpointed
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
         # Written by the task that pulls, and under `lock` where a checkpoint was loaded, or set by hand:
         self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
         self.mean_log_group_size = 0.0  # bytes, by the last pull; 0 before the first
+        self.needed = 0  # bytes that the next pull takes, by the last; 0 where that brought nothing
         self.next_pull = 0.0  # by the monotonic clock
         self.interval = consumer.member.settings.fetch_interval  # seconds until then
         self.lock = threading.Lock()  # over:
         self.is_pulling = False
-        self.is_busy = False  # delivering a batch, or loading the checkpoint
+        self.is_busy = False  # delivering a batch, or loading the checkpoint, or saving it for the last time
+        self.last_save: concurrent.futures.Future[None] | None = None  # see `begin_last_save`
         self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
-        self.moves = 0  # times that a checkpoint set by hand was obeyed: what a pull brings across one is of before
+        self.moves = 0  # times that all was dropped, to begin elsewhere: what a pull brings across one is of before
+        self.reserved = 0  # bytes, for the pull under way
+        self.batch_began = 0.0  # when the first batch began to be delivered, by the monotonic clock
+        self.wanted_back = CancelToken()  # that batch, for others need the memory
+        self.given_back = 0  # batches, since one was delivered
 
     def consume(self) -> None:
         """Begins the tasks that may begin: called by the SDK's loop in each turn, and when a task has ended."""
@@ -3648,19 +3738,67 @@ class ShardConsumer:
             if not self.is_busy and (self.batches or not self.cursor):
                 self.member.tasks.submit(self.deliver if self.cursor else self.load_checkpoint)
                 self.is_busy = True
-            if not self.is_pulling and self.cursor and self.has_room() and time.monotonic() >= self.next_pull:
+            is_due = not self.is_pulling and self.cursor and time.monotonic() >= self.next_pull
+            if is_due and len(self.batches) < self.MAX_BATCHES and self.reserve(self.needed or 1):
                 self.member.tasks.submit(self.pull)
                 self.is_pulling = True
 
-    def has_room(self) -> bool:
-        """Whether another batch may be held. One may in any case, lest shards whose targets take nothing hold up the
-        others by the memory that they share."""
-        may_hold_more = len(self.batches) < self.MAX_BATCHES and self.consumer.buffered_bytes < self.PREFETCH_BYTES
-        return not self.batches or may_hold_more
+    def held_bytes(self) -> int:
+        """Of its batches, and of the pull under way. Called with `lock` held."""
+        return sum(batch.size for batch in self.batches) + self.reserved
+
+    def reserve(self, size: int) -> bool:
+        """Whether the memory for so many bytes more was reserved, for the pull under way. Called with `lock` held."""
+        can_wait = not self.batches
+        is_reserved = self.consumer.take_memory(self, self.held_bytes(), size, can_wait)
+        self.reserved += size if is_reserved else 0
+        return is_reserved
+
+    def admit(self, size: int, count: int) -> None:
+        """For what a pull is about to bring: bytes, and how many LogGroups. Raises NoRoom where that is too much now:
+        then the next one is asked for less, or waits."""
+        with self.lock:
+            if size > self.reserved and not self.reserve(size - self.reserved):
+                self.mean_log_group_size, self.next_pull = size / count, 0.0
+                self.expect(size, count)
+                raise NoRoom
+        if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
+            gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
+
+    def release(self) -> None:
+        """Gives back what is reserved."""
+        with self.lock:
+            self.consumer.on_buffered(-self.reserved)
+            self.reserved = 0
+
+    def expect(self, size: int, count: int) -> None:
+        """Has the next pull wait for room for as much as so many LogGroups took, or for one."""
+        self.needed = max(size // count, min(size, int(self.consumer.memory_share())))
+
+    def is_stuck(self) -> bool:
+        """Whether its targets take longer than they should for the first batch."""
+        return self.is_busy and time.monotonic() - self.batch_began > self.TARGET_BATCH_SECONDS
+
+    def restart_at(self, cursor: str) -> None:
+        """Drops what was pulled, and what a pull brings that is under way; the next one begins there. Called with
+        `lock` held."""
+        self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
+        self.batches.clear()
+        self.cursor, self.unsaved, self.next_pull = cursor, None, 0.0
+        self.moves += 1
 
     def shut_down(self) -> None:
-        """Called by the SDK's loop when the shard is no longer assigned."""
+        """Called by the SDK's loop in each turn while the shard is no longer assigned."""
         self.revoked.cancel()
+        self.begin_last_save()
+
+    def begin_last_save(self) -> None:
+        """Has the newest checkpoint saved again, once nothing is in flight, where saving one has failed: that may have
+        been applied since. To be called again and again when the shard is let go of, or the copy stops."""
+        with self.lock:
+            is_due = self.unanswered and self.checkpoint and not self.consumer.lease.is_cancelled()
+            if is_due and not self.last_save and not self.is_busy:
+                self.last_save, self.is_busy = self.member.tasks.submit(self.save_once_more), True
 
     def is_shutdown(self) -> bool:
         """Called by the SDK's loop: whether the shard may move, for nothing of it is in flight."""
@@ -3669,6 +3807,7 @@ class ShardConsumer:
 
     def release_memory(self) -> None:
         """To be called when it is shut down: what it has pulled goes to whoever holds the shard next."""
+        self.member.former[self.shard] = self
         with self.lock:
             self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
             self.batches.clear()
@@ -3709,7 +3848,8 @@ class ShardConsumer:
         """
         shard, member = self.shard, self.member
         while True:
-            entries = self.source.checkpoints(member.group)
+            entries = member.checkpoints_since(self.changed)
+            self.changed = time.monotonic()  # where that was not all
             saved = self.note_entry(entries.get(shard, {}))[0]
             member.take_older_start(entries)
             # Done when it is another's, or our own, made by the start that still holds. Else the group has turned out
@@ -3719,16 +3859,23 @@ class ShardConsumer:
             self.first_start = member.group_start
             self.first = member.first_cursor(shard)
             self.send_checkpoint(self.first)
+            self.changed = time.monotonic()
             if member.settings.cursor_start != "end":
                 return
         if cursor_position(saved) < 0:
             raise unreadable_checkpoint(shard, entries[shard])
-        saved_before, delivered = member.delivered_unsaved.get(shard, ("", ""))
-        if saved == saved_before:
-            self.send_checkpoint(delivered)
+        former = member.former.get(shard)
+        if former and former.was_last_to_save(entries[shard]):
+            self.send_checkpoint(max(saved, former.delivered, key=cursor_position))
         else:
             self.checkpoint = self.delivered = saved
-        member.delivered_unsaved.pop(shard, None)
+        member.former.pop(shard, None)
+
+    def was_last_to_save(self, entry: Mapping[str, Any]) -> bool:
+        """Whether nobody has saved or set a checkpoint since this did: by an entry of LogstoreApi.checkpoints."""
+        checkpoint, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
+        is_own = by == self.consumer.name_in_group and checkpoint in (self.checkpoint, *self.unanswered)
+        return is_own or self.seen == (entry.get("updateTime") or 0, checkpoint)
 
     def note_entry(self, entry: Mapping[str, Any]) -> tuple[str, bool]:
         """The checkpoint in an entry of LogstoreApi.checkpoints, and whether it is later than the last one seen."""
@@ -3738,9 +3885,9 @@ class ShardConsumer:
             self.seen = found
         return found[1], is_news
 
-    def look_at_checkpoint(self) -> None:
-        """Obeys a checkpoint that somebody has set by hand since it was looked at last, and raises Cancelled then: what
-        was under way is of before. Raises CallError.
+    def look_at_checkpoint(self) -> str:
+        """Returns the service's. Obeys one that somebody has set by hand since it was looked at last, and raises
+        Cancelled then: what was under way is of before. Raises CallError.
 
         By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
         late, nor one of another consumer of this program, such as the holder before. Whether the service names the tool
@@ -3753,10 +3900,10 @@ class ShardConsumer:
         is_own = found == self.checkpoint or (by == own_name and found in self.unanswered)
         is_of_a_copy = by != own_name and CONSUMER_NAME.fullmatch(by)
         if not found or not is_news or is_own or is_of_a_copy:
-            return
+            return found
         if cursor_position(found) < 0:  # moves nothing, and is written over
             log.warning("%s: %s", self.member.subject, unreadable_checkpoint(self.shard, entry))
-            return
+            return found
         is_back = cursor_position(found) < cursor_position(self.checkpoint)
         log.warning(
             "%s: shard %s: its checkpoint was set by hand to %s (by %s), where this copy had saved %s: it goes on from "
@@ -3764,46 +3911,53 @@ class ShardConsumer:
             "and what was delivered since is delivered again" if is_back else "what lies between is SKIPPED",
         )  # fmt: skip
         with self.lock:
-            self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
-            self.batches.clear()
-            self.checkpoint = self.delivered = self.cursor = found
-            self.unsaved, self.next_pull = None, 0.0
-            self.moves += 1
+            self.checkpoint = self.delivered = found
+            self.restart_at(found)
         raise Cancelled
 
     def pull(self) -> None:
         """A task: pulls once, and retries until there is an answer."""
         with self.task("a pull", "is_pulling"):
-            self.next_pull = time.monotonic() + self.interval
-            shards = max(1, len(self.consumer.heartbeat.owned))
-            share = self.PREFETCH_BYTES / self.MAX_BATCHES / shards
-            size = min(self.MAX_PULL_BYTES, share)
-            mean = self.mean_log_group_size or (self.INITIAL_SIZE if shards <= self.FEW_SHARDS else size)
-            count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
-            moves = self.moves
-            pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.closing)
-            # Many idle shards are looked at less often, each time a little.
-            shortest, longest = self.member.settings.fetch_interval, shards / self.MAX_IDLE_PULLS
-            self.interval = shortest if pull.log_groups else max(shortest, min(self.interval * 1.5, longest))
-            if pull.log_groups:
-                self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
-                with self.lock:
-                    self.closing.check()  # else nobody would give the memory back
-                    if moves != self.moves:
-                        return
-                    self.consumer.on_buffered(pull.size)
-                    self.batches.append(pull)
-                if len(pull.log_groups) >= count or pull.size >= size / 2:
-                    self.next_pull = 0.0  # there is more
-            elif not self.batches:  # nor is one being delivered: nobody else looks at the checkpoint
-                if moves == self.moves and pull.next_cursor != self.checkpoint:
-                    # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
-                    self.save(pull.next_cursor, self.closing)
-                elif time.monotonic() > self.next_look:
-                    self.look_at_checkpoint()
+            try:
+                self.pull_batch()
+            finally:
+                self.release()
+
+    def pull_batch(self) -> None:
+        """Raises Cancelled."""
+        self.next_pull = time.monotonic() + self.interval
+        size = min(self.MAX_PULL_BYTES, self.consumer.memory_share())
+        few = len(self.consumer.heartbeat.owned) <= self.FEW_SHARDS
+        mean = self.mean_log_group_size or (self.INITIAL_SIZE if few else size)
+        count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
+        moves, shards = self.moves, len(self.consumer.heartbeat.owned)
+        pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.closing)
+        # Many idle shards are looked at less often, each time a little.
+        shortest, longest = self.member.settings.fetch_interval, shards / self.MAX_IDLE_PULLS
+        self.interval = shortest if pull.log_groups else max(shortest, min(self.interval * 1.5, longest))
+        self.needed = 0
+        if pull.log_groups:
+            self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
+            self.expect(2 * pull.size, len(pull.log_groups))  # compressed and not
             with self.lock:
-                if moves == self.moves:
-                    self.cursor = pull.next_cursor
+                self.closing.check()  # else nobody would give the memory back
+                if moves != self.moves:
+                    return
+                self.consumer.on_buffered(pull.size)
+                self.batches.append(pull)
+            if len(pull.log_groups) >= count or pull.size >= size / 2:
+                self.next_pull = 0.0  # there is more
+        elif not self.batches:  # nor is one being delivered: nobody else looks at the checkpoint
+            if moves == self.moves and pull.next_cursor != self.checkpoint:
+                # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
+                self.save(pull.next_cursor, self.closing)
+            elif time.monotonic() > self.next_look:
+                found = self.look_at_checkpoint()
+                if found != self.checkpoint and found in self.unanswered:  # it has come late
+                    self.save(self.checkpoint, self.closing)
+        with self.lock:
+            if moves == self.moves:
+                self.cursor = pull.next_cursor
 
     def pull_once(self, count: int) -> PullResult:
         """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is. Raises
@@ -3812,6 +3966,7 @@ class ShardConsumer:
         try:
             return self.pull_from(cursor, count)
         except CallError as error:
+            self.release()  # for there may be many tries
             # By this code the SDK would go on at the newest log and skip what lies between.
             if error.code != "InvalidCursor":
                 raise
@@ -3836,17 +3991,28 @@ class ShardConsumer:
         end = self.member.drain.end_of_pulls(self.shard, cursor) if self.member.drain else ""
         if end and cursor_position(cursor) >= cursor_position(end):
             return PullResult([], 0, cursor, self.shard)
-        return self.source.pull_logs(self.shard, cursor, count, end)
+        return self.source.pull_logs(self.shard, cursor, count, end, self.admit)
 
     def deliver(self) -> None:
         """A task: delivers the oldest batch, then saves its checkpoint; unless both are done, it stays the oldest."""
         with self.task("a batch", "is_busy"), watchdog.watching("delivers shard %d" % self.shard):
             self.closing.check()
+            while self.member.expired_tokens():  # what is begun now would be delivered again by the next start
+                self.closing.sleep(MAX_BACKOFF)
             batch = self.batches[0]
             if batch is not self.unsaved:
-                began = time.monotonic()
-                self.member.delivery.deliver(batch, self.closed)
-                seconds = max(0.001, time.monotonic() - began)
+                self.batch_began, self.wanted_back = time.monotonic(), CancelToken()
+                try:
+                    self.member.delivery.deliver(batch, self.closed, self.wanted_back)
+                except Cancelled:
+                    if self.wanted_back.is_cancelled():
+                        with self.lock:
+                            self.restart_at(self.delivered)
+                            self.given_back += 1
+                            self.next_pull = time.monotonic() + MAX_BACKOFF * min(4, self.given_back)
+                    raise
+                self.given_back = 0
+                seconds = max(0.001, time.monotonic() - self.batch_began)
                 self.count_for_target_time = len(batch.log_groups) * self.TARGET_BATCH_SECONDS / seconds
                 self.unsaved, self.delivered = batch, batch.next_cursor
             self.save(batch.next_cursor, self.closed)
@@ -3854,6 +4020,11 @@ class ShardConsumer:
             with self.lock:
                 self.batches.popleft()
                 self.consumer.on_buffered(-batch.size)
+
+    def save_once_more(self) -> None:
+        """A task."""
+        with self.task("its last checkpoint", "is_busy"):
+            self.save(self.checkpoint, self.closed)
 
     def save(self, cursor: str, token: CancelToken) -> None:
         """Saves the checkpoint. Raises Cancelled once `token` or the lease is, for without it nothing is saved, and
@@ -3878,7 +4049,8 @@ class ShardConsumer:
         try:
             self.source.save_checkpoint(self.member.group, self.consumer.name_in_group, self.shard, cursor)
         except CallError as error:
-            self.unanswered.append(cursor)
+            if cursor not in self.unanswered:
+                self.unanswered.append(cursor)
             # A shard that is to move may have done so while its cursor was saved.
             if error.kind == ErrorKind.FENCED and not self.revoked.is_cancelled():
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
@@ -3891,21 +4063,31 @@ class Heartbeat(threading.Thread):
 
     Stands in the place of the SDK's, which counts in wall time, waits a whole interval after a failure, and believes an
     answer that came too late. Here the SDK's loop waits for its next turn, too.
+
+    An answer may take nearly as long as the group's timeout: the next heartbeat doesn't wait for it. One connection is
+    kept, and whoever finds it in use, by one that waits, opens another. Since answers may overtake each other, that to
+    the heartbeat sent last counts, and none gives back a shard that was let go of since.
     """
 
     LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, in which pulls that are due begin
+    MAX_IN_FLIGHT = 4  # heartbeats
 
     def __init__(self, consumer: Consumer, group_timeout: float) -> None:
-        super().__init__(name="sends heartbeats", daemon=True)
+        super().__init__(name="begins heartbeats", daemon=True)
         self.consumer, self.group_timeout = consumer, group_timeout
         settings = consumer.member.settings
         self.interval = min(settings.heartbeat_interval, group_timeout / 2)  # seconds
         credential_source = consumer.member.credential_sources.of(settings.source)
-        self.source = LogstoreApi(settings.source, credential_source, keep_alive=False)
+        self.source = LogstoreApi(settings.source, credential_source, group_timeout)
+        self.source.client.connect_timeout = min(CONNECT_TIMEOUT, group_timeout / 4)  # a host may have two addresses
         self.wake_up = threading.Event()  # for the SDK's loop
+        self.tried = 0.0  # when the last try began, by the monotonic clock
         self.lock = threading.Lock()  # over:
         self.owned: list[int] = []
         self.reported: set[int] = set()  # to the service: those owned, and those that were revoked and end a batch
+        self.let_go: dict[int, float] = {}  # shard -> when it was, by the lease's clock
+        self.answered = 0.0  # when the last of those that have an answer was sent, by the same
+        self.assigned: float = 0.0  # when a shard was assigned last, by the monotonic clock
 
     def get_held_shards(self) -> list[int]:
         """Called by the SDK's loop at the beginning of each turn, which so waits here."""
@@ -3914,32 +4096,48 @@ class Heartbeat(threading.Thread):
         self.wake_up.clear()
         with self.lock:
             # One that was revoked before the loop made a ShardConsumer for it would never be let go of.
-            self.reported &= {*self.owned, *self.consumer.shard_consumers}
+            self.let_go_of(self.reported - {*self.owned, *self.consumer.shard_consumers})
             return self.owned[:]
+
+    def let_go_of(self, shards: set[int]) -> None:
+        """Called with `lock` held."""
+        self.reported -= shards
+        self.let_go.update(dict.fromkeys(shards, self.consumer.lease.now()))
 
     def remove_heart_shard(self, shard: int) -> None:
         """Called by the SDK's loop when nothing of a revoked shard is in flight: now it may move."""
         self.consumer.shard_consumers[shard].release_memory()
         with self.lock:
-            self.reported.discard(shard)
+            self.let_go_of({shard})
 
     def shutdown(self) -> None:
         """Called by the SDK's worker at its end; `run` looks at the lease."""
 
     def run(self) -> None:
-        lease, retries = self.consumer.lease, self.consumer.member.heartbeat_retries
+        lease, member = self.consumer.lease, self.consumer.member
+        in_flight: list[concurrent.futures.Future[Any]] = []
         with watchdog.watching(self.name), contextlib.suppress(Cancelled):
             while True:
-                began = time.monotonic()
-                retries.retry("heartbeat", self.send, lease, longest=self.interval / 2)
-                lease.sleep(began + self.interval - time.monotonic())
+                began = self.tried = time.monotonic()
+                last = member.beats.submit(self.send_one)
+                in_flight = [*(one for one in in_flight if not one.done()), last]
+                # One that is late is not waited for; one that fails at once tries again by itself.
+                while time.monotonic() < (began + self.interval if last.done() else self.tried + self.interval / 2):
+                    lease.sleep(MAIN_LOOP_INTERVAL / 2)
+                while len(in_flight) >= self.MAX_IN_FLIGHT:
+                    in_flight = [one for one in in_flight if not one.done()]
+                    lease.sleep(MAIN_LOOP_INTERVAL / 2)
+
+    def send_one(self) -> None:
+        """A task: tries until it is answered. Raises Cancelled."""
+        with watchdog.watching("sends heartbeats"):
+            self.consumer.member.heartbeat_retries.retry("heartbeat", self.send, self.consumer.lease, self.interval / 2)
 
     def send(self) -> None:
         """Sends a heartbeat and takes in its answer. Raises CallError."""
-        consumer, lease = self.consumer, self.consumer.lease
-        sent = lease.now()
-        # Time for several tries before the lease expires, each over a connection of its own.
-        self.source.client.response_timeout = max(0.5, (lease.expires - sent) / 3)
+        consumer, lease, client = self.consumer, self.consumer.lease, self.source.client
+        self.tried = time.monotonic()
+        client.response_timeout = max(0.5, min(self.group_timeout, lease.expires - lease.now()))
         with self.lock:
             reported = sorted(self.reported)
         try:
@@ -3948,13 +4146,27 @@ class Heartbeat(threading.Thread):
             if error.kind == ErrorKind.FENCED:
                 lease.cancel(str(error))
             raise
-        lease.renew(sent)
+        self.take_in(answer, client.of_thread.sent)
+        client.close_stale(all_idle=False)
+        with contextlib.suppress(Exception):  # any: then the next one opens its own
+            client.open_ahead(2 * self.interval)
+
+    def take_in(self, answer: list[int], sent: float) -> None:
+        """For an answer, the shards that may be held, to a heartbeat that was sent then, by the lease's clock."""
+        consumer = self.consumer
         consumer.member.last_heartbeat = time.time()
+        if not consumer.lease.renew(sent):
+            return
         with self.lock:
+            if sent < self.answered:
+                return
+            self.answered = sent
             # A shard that was revoked and still ends a batch isn't taken back before it was let go of.
             releasing = self.reported - set(self.owned)
-            owned = [shard for shard in answer if shard not in releasing]
+            owned = [shard for shard in answer if shard not in releasing and self.let_go.get(shard, 0.0) < sent]
             revoked = set(self.owned) - set(owned)
+            if set(owned) - set(self.owned):
+                self.assigned = time.monotonic()
             self.reported |= set(owned)
             self.owned = owned
         for shard in revoked:
@@ -3972,6 +4184,8 @@ class Consumer(ConsumerWorker):
             for each that is_shutdown(): self.heart_beat.remove_heart_shard(shard), and it is dropped
     """
 
+    MAX_BYTES = 32 * 1000 * 1000  # of what its shards have pulled, or pull, together; a third is shared out among them
+
     # ConsumerWorker makes a client for itself, by which it makes the group; it gets this object in its place.
     consumer_client = property(lambda self: self, lambda *_: None)
 
@@ -3984,7 +4198,9 @@ class Consumer(ConsumerWorker):
         self.member = member
         self.lease = Lease(group_timeout, member.hard_stop)
         self.lock = threading.Lock()  # over:
-        self.buffered_bytes = 0  # of batches that its shards hold
+        self.buffered_bytes = 0  # of batches that its shards hold, and of pulls under way
+        self.waiting: deque[ShardConsumer] = deque()  # those that need more memory than there is, the first is next
+        self.unanswered: dict[int, deque[str]] = {}  # see ShardConsumer; here, for a shard may come back
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
         # process id repeat themselves in containers. In the checkpoints, other copies read of it what the routes are,
         # see GroupMember.compare_routes, and when the group began, see GroupMember.find_group_start.
@@ -4019,6 +4235,35 @@ class Consumer(ConsumerWorker):
         with self.lock:
             self.buffered_bytes += size
 
+    def memory_share(self) -> float:
+        """Bytes that each shard may hold whatever the others do."""
+        return self.MAX_BYTES / 3 / max(1, len(self.heartbeat.owned))
+
+    def take_memory(self, one: ShardConsumer, held: int, size: int, can_wait: bool) -> bool:
+        """Whether a shard that holds so many bytes was given `size` more. Within its share it is; beyond that, where
+        there is room, in the order in which shards began to wait. Nobody waits here: those ask again in each turn of
+        the SDK's loop, and have batches given back that no target accepts."""
+        with self.lock:
+            share = self.memory_share()
+            while self.waiting and self.waiting[0].closing.is_cancelled():
+                self.waiting.popleft()
+            # What is larger than all that there is beyond the shares gets that as soon as it is free.
+            wanted = self.buffered_bytes + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
+            is_next = not self.waiting or self.waiting[0] is one
+            if held + size <= share or (is_next and wanted <= 0):
+                if one in self.waiting:
+                    self.waiting.remove(one)
+                self.buffered_bytes += size
+                return True
+            if can_wait and one not in self.waiting:
+                self.waiting.append(one)
+            for other in list(self.shard_consumers.values()) if is_next and can_wait else ():
+                other_holds = sum(batch.size for batch in list(other.batches))
+                if wanted > 0 and other_holds > share and other.is_stuck():
+                    other.wanted_back.cancel()
+                    wanted -= other_holds
+            return False
+
     def revoke(self, shard: int) -> None:
         if shard in self.shard_consumers:
             self.shard_consumers[shard].revoked.cancel()
@@ -4029,15 +4274,20 @@ class Consumer(ConsumerWorker):
         return {shard: log_groups for shard, log_groups in found.items() if log_groups}
 
     def drain(self, seconds: float) -> dict[int, int]:
-        """Ends the SDK's loop and waits, `seconds` at the most, for the batches in flight; returns what is left of
-        them. Nothing may begin any more when it is called."""
+        """Ends the SDK's loop and waits, `seconds` at the most, for the batches in flight and last checkpoints; returns
+        what is left of the former. Nothing may begin any more when it is called."""
         self.shut_down_flag = True
         self.heartbeat.wake_up.set()
         end = time.monotonic() + seconds
-        while self.in_flight() and time.monotonic() < end:
+        while True:
+            shard_consumers = list(self.shard_consumers.values())
+            for one in shard_consumers:
+                one.begin_last_save()
+            is_saving = any(one.last_save and not one.last_save.done() for one in shard_consumers)
+            if not (is_saving or self.in_flight()) or time.monotonic() > end:
+                return self.in_flight()
             watchdog.beat()
             time.sleep(0.05)
-        return self.in_flight()
 
 
 class GroupMember(threading.Thread):
@@ -4071,6 +4321,7 @@ class GroupMember(threading.Thread):
         self.source = LogstoreApi(config, credential_sources.of(config))
         self.expiring_credentials = credential_sources.expiring(settings)
         self.tasks = ThreadPool(2048, "shard task")
+        self.beats = ThreadPool(2 * Heartbeat.MAX_IN_FLIGHT, "sends heartbeats")  # for a lost consumer's, too
         self.soft_stop = CancelToken()  # asked to stop: no batch begins
         self.hard_stop = CancelToken()  # nothing is in flight, or has had its time: heartbeats end
         self.join_retries = RetryLog(self.subject, "joining", "can't join the consumer group yet, trying again", config)
@@ -4088,31 +4339,42 @@ class GroupMember(threading.Thread):
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
         self.is_older_than_group = False  # that look of it, certainly
-        # Shard -> checkpoint, and the cursor up to which a consumer without lease has delivered since.
-        self.delivered_unsaved: dict[int, tuple[str, str]] = {}
+        # What held a shard last: it knows what was delivered without being saved, and which checkpoints may come late.
+        self.former: dict[int, ShardConsumer] = {}
+        self.lock = threading.Lock()  # over, while they are read as well:
+        self.checkpoints: dict[int, dict[str, Any]] = {}
+        self.checkpoints_read = -1.0  # since when these hold, by the monotonic clock
 
     def run(self) -> None:
         try:
+            lapses = 0  # in a row, of consumers that lasted no longer than the group's timeout
             with watchdog.watching(self.name):
                 check_before_start(self.settings, self.credential_sources)
                 if self.drain:
                     drain, source = self.drain, self.source
                     self.join_retries.retry("ends", lambda: drain.find_ends(source), self.soft_stop)
-                while True:
+                while not self.expired_tokens():  # as one may be from the start
                     consumer = self.join_retries.retry("join", self.join_group, self.soft_stop)
+                    joined = time.monotonic()
                     # At a stop the SDK's loop ends first, and heartbeats go on until nothing is in flight.
                     while not consumer.lease.is_cancelled() and (consumer.is_alive() or self.soft_stop.is_cancelled()):
                         watchdog.beat()
                         time.sleep(MAIN_LOOP_INTERVAL)
                     if self.hard_stop.is_cancelled():
                         return
+                    lapses = lapses + 1 if time.monotonic() - joined < consumer.lease.seconds else 1
                     self.give_up(consumer)
+                    self.soft_stop.sleep(backoff(lapses))
         except StartupError as error:
             self.failure = error
         except Cancelled:
             pass
         except Exception:
             log.exception("a defect of this program")
+
+    def expired_tokens(self) -> list[str]:
+        """What they are called that have run out and can't be renewed: then the copy is to end."""
+        return [source.name for source in self.expiring_credentials if source.is_expired]
 
     def give_up(self, consumer: Consumer) -> None:
         """Ends a consumer without lease. What it has delivered, but may not save, is kept for the next."""
@@ -4125,8 +4387,7 @@ class GroupMember(threading.Thread):
         shard_consumers = list(consumer.shard_consumers.values())  # before they are dropped
         consumer.drain(GRACE + 1)
         for one in shard_consumers:
-            if one.delivered != one.checkpoint:
-                self.delivered_unsaved[one.shard] = one.checkpoint, one.delivered
+            one.release_memory()
 
     def join_group(self) -> Consumer:
         """Joins as a new consumer; at the first time it makes the group where there is none. Raises CallError, and
@@ -4151,7 +4412,8 @@ class GroupMember(threading.Thread):
             else:  # what will not pass by itself ends a start; later there may be somebody to mend it
                 text = "%s: can't join the consumer group: %s"
                 raise StartupError(text % (self.subject, describe_error(error, self.settings.source))) from error
-        if not self.consumer:
+        is_first = not self.consumer
+        if is_first:
             self.find_group_start(group)
         self.consumer = Consumer(self, group.get_timeout() if group else timeout)
         self.consumer.start()
@@ -4159,7 +4421,7 @@ class GroupMember(threading.Thread):
         routes = ["%s <- %s" % (each.config, ",".join(topic.spelling for topic in each.topics)) for each in targets]
         names = self.consumer.name_in_group, self.settings.source, ", ".join(routes)
         log.info("consumer %s of %s, targets: %s", *names)
-        for note in self.settings.notes:
+        for note in self.settings.notes if is_first else ():
             log.info("%s", note)
         return self.consumer
 
@@ -4214,6 +4476,15 @@ class GroupMember(threading.Thread):
         is_older = found < self.group_start or (found == self.group_start and not self.is_older_than_group)
         if found and is_older:
             self.end_cursors_at_start, self.group_start = {}, found
+
+    def checkpoints_since(self, moment: float) -> dict[int, dict[str, Any]]:
+        """The group's checkpoints, read since then, by the monotonic clock: once for many shards that begin together.
+        Raises CallError."""
+        with self.lock:
+            began = time.monotonic()
+            if self.checkpoints_read < moment:
+                self.checkpoints, self.checkpoints_read = self.source.checkpoints(self.group), began
+            return self.checkpoints
 
     def first_cursor(self, shard: int) -> str:
         """Where a shard without a checkpoint begins. Raises CallError."""
@@ -4729,7 +5000,7 @@ def report_loop(member: GroupMember, bar: LogWriter | None = None) -> None:
     for the progress of a drain."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
     next_look, drain, news = 0.0, member.drain, News(member)
-    with watchdog.watching("tells"):
+    with watchdog.watching("tells", is_permanent=True):
         while True:
             watchdog.beat()
             time.sleep(REPORT_LOOP_INTERVAL)
@@ -4896,11 +5167,10 @@ class Ending(enum.Enum):
 
 def wait_for_ending(member: GroupMember, caught_signals: Sequence[int]) -> Ending:
     """Waits until the copy is told to stop, or can't go on."""
-    expired: list[str] = []
     drain = member.drain
-    while member.is_alive() and not caught_signals and not expired and not (drain and drain.is_done()):
+    while not (caught_signals or member.expired_tokens() or (drain and drain.is_done())) and member.is_alive():
         time.sleep(MAIN_LOOP_INTERVAL)
-        expired = [source.name for source in member.expiring_credentials if source.is_expired]
+    expired = member.expired_tokens()
     for name in expired:
         log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
     if drain and drain.is_done():

@@ -89,6 +89,37 @@ def test_a_backlog_of_large_log_groups_on_many_shards_fits_into_little_memory(se
     assert copy.stop() == 0
 
 
+def put_huge(service, topics, shards):
+    """Puts a LogGroup of 9.6 MB, which can't be compressed, into each of these shards."""
+    padding = secrets.token_hex(4800 * 1000)
+    for number, shard in enumerate(shards):
+        log_group = LogGroupMessage.FromString(make_log_group(topics[number % len(topics)], 1))
+        log_group.Logs[0].Contents.add(Key="padding", Value=padding)
+        service.put(PROJECT, SOURCE, [log_group.SerializeToString()], shard=shard)
+
+
+@pytest.mark.slow
+def test_the_largest_log_groups_on_many_shards_fit_into_a_container(service, copies):
+    """Also while a target is down, and where a shard has several, which a pull would bring together: each is pulled
+    when there is room for it, and a batch that no target takes makes room for others."""
+    service.delete_logstore(PROJECT, SOURCE)
+    service.create_logstore(PROJECT, SOURCE, 40)
+    copy = copies.start(SLS_HEARTBEAT_INTERVAL="20")
+    feed(service, 160)
+    wait_until_delivered(service)
+    arrived = puts_arrived(service)
+    with service.add_fault("PutLogs", logstore="click", code="ServerBusy", status=503) as fault:
+        with pulled_at_once(service):
+            put_huge(service, ["nginx", "click"], [*range(40), 0, 0, 0, 0])
+        service.wait_for(lambda: fault.hits >= 4, LIMIT, "puts refused")
+        service.wait_for(lambda: puts_arrived(service) >= arrived + 6, LIMIT, "others accepted")
+    service.wait_for(lambda: puts_arrived(service) >= arrived + 24, LIMIT, "most of them accepted")
+    wait_until_delivered(service)
+    assert kernel_says(copy, "VmHWM") <= (450 if IS_PYPY else 300) * 1000  # KB
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
 @pytest.mark.skipif(not IS_PYPY, reason="CPython takes memory as it needs it")
 @pytest.mark.parametrize("wanted, given", [(None, "16MB"), ("8MB", "8MB")])
 def test_memory_does_not_follow_the_processors_cache(service, copies, wanted, given):
@@ -275,6 +306,23 @@ def test_where_few_threads_may_be_started_the_limit_is_told_and_all_is_delivered
     lines = [line for line in copy.stderr().splitlines() if "can't start new thread" in line]
     assert all("the limit is `ulimit -u`, or the container's" in line for line in lines)
     assert "Traceback" not in copy.stderr()
+
+
+def test_shards_that_wait_for_memory_wait_without_a_thread(service, copies):
+    """There are so few that each one that waited would keep others from delivering, and so from giving memory back."""
+    service.delete_logstore(PROJECT, SOURCE)
+    service.create_logstore(PROJECT, SOURCE, 24)
+    padding = secrets.token_hex(2500 * 1000)
+    with few_tasks(13) as patch:
+        for shard in range(24):
+            log_group = LogGroupMessage.FromString(make_log_group("click", 1))
+            log_group.Logs[0].Contents.add(Key="padding", Value=padding)
+            service.put(PROJECT, SOURCE, [log_group.SerializeToString()], shard=shard)
+        copy = copies.start(patch=patch, SLS_HEARTBEAT_INTERVAL="20")
+        service.wait_for(lambda: puts_arrived(service) >= 12, LIMIT, "half of it")
+        wait_until_delivered(service)
+        assert_all_delivered_once(service)
+        assert copy.stop() == 0
 
 
 # ---- slow lines -------------------------------------------------------------------------------------------------

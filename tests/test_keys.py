@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
-from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, verdict
+from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, puts_arrived, verdict
 from conftest import logstore_config
 from harness import (
     LIMIT,
@@ -27,6 +27,7 @@ from harness import (
     Copies,
     SteadyFeed,
     feed,
+    feed_separately,
     free_port,
     get,
     program_with,
@@ -358,6 +359,28 @@ def test_a_token_that_has_run_out_ends_the_copy(service, key_services, copies, u
     feed(service, 40)
     wait_until_delivered(service)
     assert_nothing_lost(service, most_repeated=in_flight)
+
+
+def test_starts_with_a_token_of_one_target_that_has_run_out_deliver_nothing(service, key_services, copies):
+    """A supervisor starts the copy again and again: each time the other targets would get the first batch anew."""
+    key = key_services.new_key("hand", 3600)
+    changes = {
+        "SLS_AK_ID_TO3": key["AccessKeyId"],
+        "SLS_AK_KEY_TO3": key["AccessKeySecret"],
+        "SLS_STS_TOKEN_TO3": key["SecurityToken"],
+    }
+    copy = copies.start(**changes)
+    feed(service, 40)
+    wait_until_delivered(service)
+    service.token_ends[key["AccessKeyId"]] = 0.0
+    feed_separately(service, 80)
+    service.wait_for(lambda: copy.process.poll() is not None, LIMIT, "a copy that ends by itself")
+    arrived = puts_arrived(service)
+    for _ in range(2):
+        copy = copies.start(**changes)
+        assert copy.process.wait(LIMIT) == 1
+        assert "ERROR SLS_STS_TOKEN_TO3 has run out, says the service: this copy ends" in copy.stderr()
+    assert puts_arrived(service) == arrived
 
 
 def test_a_permanent_key_that_is_refused_does_not_end_the_copy(service, copies):

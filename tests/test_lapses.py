@@ -723,11 +723,11 @@ def failing_first(program):
 
     deliver, tried = program.Delivery.deliver, set()
 
-    def fail_first(self, log_groups, token):
+    def fail_first(self, *arguments):
         if threading.get_ident() not in tried and len(tried) < 4:
             tried.add(threading.get_ident())
             raise MemoryError
-        return deliver(self, log_groups, token)
+        return deliver(self, *arguments)
 
     program.Delivery.deliver = fail_first
 
@@ -974,3 +974,40 @@ def test_the_first_start_at_the_end_is_not_decided_later_than_its_shards(service
     copies.start(SLS_CURSOR_START="end")
     wait_until_delivered(service)
     assert_delivered_once(since, arrived_in_targets(service))
+
+
+# ---- many shards that begin -------------------------------------------------------------------------------------
+
+
+def counting_readings(program, readings):
+    checkpoints = program.LogstoreApi.checkpoints
+
+    def counted(self, group, shard=-1):
+        if shard == -1:
+            with open(readings, "a") as file:
+                file.write(".")
+        return checkpoints(self, group, shard)
+
+    program.LogstoreApi.checkpoints = counted
+
+
+@pytest.mark.parametrize("start", ["begin", "end"])
+def test_shards_that_begin_together_read_the_checkpoints_of_all_together(service, copies, tmp_path, start):
+    """Not each for itself, which is quadratic."""
+    service.delete_logstore(PROJECT, SOURCE)
+    service.create_logstore(PROJECT, SOURCE, 48)
+    readings = tmp_path / "readings"
+    patch = functools.partial(counting_readings, str(readings))
+    for _ in range(2):
+        copy = copies.start(patch=patch, SLS_CURSOR_START=start)
+        wait_until_joined(service, copy)
+        feed(service, 96)
+        service.wait_for(lambda: is_begun(service, 48), LIMIT, "all shards begun")
+        if start == "begin":
+            wait_until_delivered(service)
+        assert copy.stop() == 0
+        wait_until_forgotten(service)
+    # The start's own looks, those of the shards, and of those again that made their first checkpoint meanwhile.
+    assert len(readings.read_text()) <= 48
+    if start == "begin":
+        assert_all_delivered_once(service)

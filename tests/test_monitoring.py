@@ -452,3 +452,13 @@ def test_a_client_that_trickles_its_request_is_hung_up_on(service, copies, port)
                 return True
 
         service.wait_for(is_hung_up_on, LIMIT, "the end of a request without end")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("is_permanent", [True, False])
+def test_a_permanent_loop_that_dies_counts_as_stuck(is_permanent):
+    """One that belongs to a shard or a consumer doesn't: another takes its place."""
+    watched = dispatch_data.Watchdog()
+    with contextlib.suppress(MemoryError), watched.watching("a loop", is_permanent):
+        raise MemoryError
+    assert list(watched.stuck(-1.0)) == ["a loop"] * is_permanent
