@@ -874,6 +874,7 @@ MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
 # Bytes that an answer may have, its head included: a shard is listed with some 250. A pull is asked for as much as the
 # memory suits, but one LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
 MAX_ANSWER_BYTES, MAX_PULL_BYTES = 1000 * 1000, 100 * 1000 * 1000
+MAX_PUT_ANSWER_BYTES = 100 * 1000  # it says nothing, or why not; what has come is read anew whenever more comes
 MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
 MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
 REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
@@ -1792,7 +1793,7 @@ def read_response(stream: DeadlineStream | ReceivedStream) -> Response:
         response.headers = response.msg = None
         response.begin()
     if response.status != 200:
-        stream.limit = MAX_ANSWER_BYTES  # an error is short, whatever was asked for
+        stream.limit = min(stream.limit, MAX_ANSWER_BYTES)  # an error is short, whatever was asked for
     headers = requests.structures.CaseInsensitiveDict()
     for name, value in response.headers.items():
         # Of one of the service's that comes twice both are kept, so that checks of it fail; of others the first counts.
@@ -1983,7 +1984,7 @@ class ReceivedStream(io.RawIOBase):
 
     def __init__(self, data: bytes, is_end: bool) -> None:
         """`is_end`: nothing more will come."""
-        self.data, self.is_end, self.limit = io.BytesIO(data), is_end, MAX_ANSWER_BYTES
+        self.data, self.is_end, self.limit = io.BytesIO(data), is_end, MAX_PUT_ANSWER_BYTES
         self.check_length(len(data))
         self.reader: Any = AnswerReader(self)
 
@@ -2038,7 +2039,7 @@ class PutInFlight:
                 self.received += data
                 self.deadline += len(data) / MIN_THROUGHPUT
                 is_end = not data
-                if is_end or not isinstance(self.sock, ssl.SSLSocket) or len(self.received) > MAX_ANSWER_BYTES:
+                if is_end or not isinstance(self.sock, ssl.SSLSocket) or len(self.received) > MAX_PUT_ANSWER_BYTES:
                     break
         if self.sent < len(self.request) and INTERIM_ANSWERS.sub(b"", self.received):
             self.is_early = True  # even if the rest is sent later
@@ -2933,7 +2934,7 @@ class PutLoop(threading.Thread):
         try:
             client = put.client
             if client.is_blocking:
-                outcome: Any = client.round_trip(client.factory_for(client.origin), put.request, MAX_ANSWER_BYTES)
+                outcome: Any = client.round_trip(client.factory_for(client.origin), put.request, MAX_PUT_ANSWER_BYTES)
             else:
                 seconds = min(CONNECT_TIMEOUT, client.response_timeout)
                 outcome = client.factory_for(client.origin).connect(seconds)
