@@ -526,11 +526,11 @@ def test_a_source_that_cannot_be_reached_yet_is_tried_until_it_can(service, copi
 def every_other_batch_fails(program):
     deliver, tries = program.Delivery.deliver, []
 
-    def fail_at_first(self, log_groups, token):
-        tries.append(log_groups)
+    def fail_at_first(*arguments):
+        tries.append(arguments)
         if len(tries) % 2:
             raise MemoryError
-        return deliver(self, log_groups, token)
+        return deliver(*arguments)
 
     program.Delivery.deliver = fail_at_first
 

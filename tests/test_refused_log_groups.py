@@ -32,7 +32,6 @@ from harness import (
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
-import dispatch_data
 from dispatch_data import DeadLetterDirectory, LogGroup
 
 # A MachineUUID that is a number: the service won't take it, and a dispatcher that doesn't parse can't know.
@@ -62,7 +61,8 @@ def position_of(service, shard, index):
 
 @pytest.mark.slow
 def test_by_default_the_shard_waits_and_says_so_and_no_other_does(service, copies):
-    """What the batch has for other targets is delivered; behind the batch nothing of the shard is."""
+    """What the batch has for other targets is delivered, and checkpointed as far as nothing waits before it; behind the
+    batch nothing of the shard is."""
     first = feed(service, 8, shard=0)
     service.put(PROJECT, SOURCE, [POISON], shard=0)
     copy = copies.start()
@@ -74,7 +74,7 @@ def test_by_default_the_shard_waits_and_says_so_and_no_other_does(service, copie
     )
     behind = feed(service, 4, shard=0)
     service.wait_for(lambda: "failed tries in" in copy.stderr(), LIMIT, "another word, after a while")
-    assert next_indexes(service)[0] == 0
+    assert next_indexes(service)[0] == 8
     lines = copy.stderr().splitlines()
     assert all("TO3 test-project/click: a put failed" in line and "SLS_REJECTED_DIR" in line for line in lines)
     assert copy.stop() == 0
@@ -103,7 +103,7 @@ def test_a_refusal_after_an_outage_counts_against_nothing_but_what_it_refused(se
     with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
         service.put(PROJECT, SOURCE, [POISON, *others], shard=0)
         copy = copies.start(SLS_REJECTED_DIR=str(rejected_dir), SLS_WRITERS="1")
-        service.wait_for(lambda: fault.hits >= dispatch_data.BREAKER_THRESHOLD, LIMIT, "puts that fail")
+        service.wait_for(lambda: fault.hits >= 8, LIMIT, "puts that fail")
     wait_until_delivered(service)
     assert_delivered_once(others, arrived_in_targets(service))
     assert [path.read_bytes() for path in files_in(rejected_dir)] == [POISON]
@@ -360,7 +360,7 @@ def test_one_that_is_refused_after_an_outage_holds_up_no_others_of_its_target(se
     with service.add_fault("PutLogs", status=503, code="ServerBusy") as fault:
         service.put(PROJECT, SOURCE, [POISON, *others], shard=0)
         copies.start(SLS_REJECTED_DIR=setting and str(rejected_dir), SLS_WRITERS="1")
-        service.wait_for(lambda: fault.hits >= dispatch_data.BREAKER_THRESHOLD, LIMIT, "puts that fail")
+        service.wait_for(lambda: fault.hits >= 8, LIMIT, "puts that fail")
     service.wait_for(lambda: compare(others, arrived_in_targets(service)).ok, LIMIT, "the others delivered")
 
 
