@@ -2588,6 +2588,8 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 DOUBT_SECONDS = 1.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
+HOLD_SECONDS = 10.0  # for which a batch waits for such a target, before what it has for others goes on
+FEW_LOG_GROUPS = 20  # that then go on
 LONGEST_BATCH = 5.0  # seconds, after which a batch ends with what has begun, if nothing of it is delivered beyond
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
 # Where nothing comes any more that the target could accept, as in a lone shard that waits for its refused LogGroup:
@@ -2686,7 +2688,7 @@ class Target:
         self.dead_letter_throttle, self.distrust_throttle = LogThrottle(), LogThrottle()
         # Of the PutLoop's thread alone:
         self.queue: deque[Batch] = deque()  # those whose next put is for this target
-        self.failed: deque[tuple[PutRequest, Batch]] = deque()  # to be tried again
+        self.failed: deque[tuple[PutRequest, Batch]] = deque()  # to be tried again, and others that wait for no other
         self.limit = 1  # of puts in flight
         self.in_flight = 0
         self.is_ready = False  # it is in the loop's queue of such
@@ -2755,6 +2757,10 @@ class Target:
         a while."""
         is_known = bool(self.last_accepted) and not self.failures
         return not is_known and time.monotonic() - self.last_accepted > DOUBT_SECONDS
+
+    def hangs(self) -> bool:
+        """Whether it has as many puts as it may, and has taken none for a while."""
+        return self.in_flight >= self.limit and time.monotonic() - self.last_accepted > DOUBT_SECONDS
 
     def next_queue(self) -> deque[Any] | None:
         """The one of its queues that its next put comes from; while it fails, none before the pause is over."""
@@ -2874,6 +2880,7 @@ class Batch:
         self.waiting = deque(puts)  # what was never tried
         self.unfinished = {put: target for target, put in puts}  # what is neither accepted nor set aside
         self.failing: dict[PutRequest, Target] = {}  # those of them that have failed
+        self.failing_since = 0.0  # by the monotonic clock
         self.probing: dict[PutRequest, float] = {}  # probes in flight, and when they began, by the monotonic clock
         self.is_queued = False  # in the queue of the target of what is next
         self.is_cut = False  # what waits has been called off
@@ -2885,10 +2892,19 @@ class Batch:
 
     def is_held(self) -> bool:
         """Whether what has failed must be accepted, or a probe answered, before the next put begins."""
-        if not (self.failing or self.probing) or self.waiting[0][1] in self.probes:
+        put, now = self.waiting[0][1], time.monotonic()
+        if not (self.failing or self.probing) or put in self.probes:
             return False
-        is_failing = any(len(self.failing) > each.limit // 4 or each.is_doubtful() for each in self.failing.values())
-        return is_failing or max(self.probing.values(), default=0.0) > time.monotonic() - DOUBT_SECONDS
+        if any(target.is_doubtful() for target in self.failing.values()):
+            furthest = min(self.positions_of(self.failing)) + FEW_LOG_GROUPS
+            return now < self.failing_since + HOLD_SECONDS or self.positions[id(put.log_groups[-1])] > furthest
+        are_many = any(len(self.failing) > target.limit // 4 for target in self.failing.values())
+        return are_many or now < max(self.probing.values(), default=0.0) + DOUBT_SECONDS
+
+    def defer(self, target: Target) -> None:
+        """Has what waits for a target in doubt hold up nothing else of the batch."""
+        target.failed.extend((put, self) for each, put in self.waiting if each is target)
+        self.waiting = deque(pair for pair in self.waiting if pair[0] is not target)
 
     def positions_of(self, puts: Iterable[PutRequest]) -> set[int]:
         return {self.positions[id(log_group)] for put in puts for log_group in put.log_groups}
@@ -2951,6 +2967,7 @@ class PutLoop(threading.Thread):
         self.idle: dict[int, PutClient] = {}  # whose idle connection it is, by the same
         self.timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []  # a heap by due time
         self.timer_numbers = itertools.count()  # which tell apart what is due at the same time
+        self.batches: set[Batch] = set()  # those that are not over
         self.bytes_in_flight = 0
         self.next_housekeeping = 0.0
         self.selector = selectors.DefaultSelector()
@@ -2977,7 +2994,7 @@ class PutLoop(threading.Thread):
         for client in {target.client for target, _ in batch.puts}:
             with contextlib.suppress(Exception):  # any: the put fails by it, too, and tells
                 client.prepare()
-        self.call(self.queue_next, batch)
+        self.call(self.begin, batch)
 
     def open_connection(self, put: PutInFlight) -> None:
         """In a thread of `opener`."""
@@ -3025,6 +3042,7 @@ class PutLoop(threading.Thread):
         if time.monotonic() >= self.next_housekeeping:
             self.next_housekeeping = time.monotonic() + self.HOUSEKEEPING_INTERVAL
             self.end_what_is_over()
+            self.keep_moving()
 
     def call_at(self, when: float, method: Callable[..., None], *arguments: object) -> None:
         """As `call`, for the loop itself, at a time by the monotonic clock."""
@@ -3041,9 +3059,18 @@ class PutLoop(threading.Thread):
 
     # ---- batches
 
+    def begin(self, batch: Batch) -> None:
+        self.batches.add(batch)
+        self.queue_next(batch)
+
     def queue_next(self, batch: Batch) -> None:
         """Has the next put of a batch wait for its turn at its target, unless others are to be accepted first."""
         if not batch.waiting or batch.is_queued or batch.is_held():
+            return
+        for target in set(batch.failing.values()):
+            if target.is_doubtful():
+                batch.defer(target)
+        if not batch.waiting:
             return
         target = batch.waiting[0][0]
         target.queue.append(batch)
@@ -3086,6 +3113,7 @@ class PutLoop(threading.Thread):
         if not in_flight and not batch.delivered()[1]:
             self.cancel(batch)
         if batch.is_cancelled or not batch.unfinished:
+            self.batches.discard(batch)
             batch.change.set()
 
     def cancel(self, batch: Batch) -> None:
@@ -3097,6 +3125,7 @@ class PutLoop(threading.Thread):
         for put, target in batch.unfinished.items():
             target.forget(put)
         batch.is_cancelled = True
+        self.batches.discard(batch)
 
     # ---- puts
 
@@ -3127,9 +3156,6 @@ class PutLoop(threading.Thread):
         try:
             if put in batch.probes:
                 batch.probing[put] = flight.began
-                self.call_at(flight.began + DOUBT_SECONDS, self.queue_next, batch)
-            self.queue_next(batch)
-            self.make_ready(target)
             in_flight = target.write(put)
             self.bytes_in_flight += len(in_flight.request)
             self.flights[in_flight] = flight
@@ -3146,6 +3172,9 @@ class PutLoop(threading.Thread):
             else:  # nothing was sent, and nobody else is to blame
                 code = "OutOfMemory" if isinstance(error, MemoryError) else "LocalFailure"
                 self.finish(flight, CallError(code, repr(error)))
+        with contextlib.suppress(Exception):  # any: then `keep_moving` does it
+            self.queue_next(batch)
+            self.make_ready(target)
 
     def on_opened(self, put: PutInFlight, outcome: Any) -> None:
         """A connection was opened for a put, or couldn't be; or, where that blocks, the put was answered."""
@@ -3232,6 +3261,9 @@ class PutLoop(threading.Thread):
             if not isinstance(error, Cancelled):
                 target.on_result(put, error)
                 target.adapt(error, began, put.size)
+        except Exception as failure:  # any, such as MemoryError: it is tried again
+            error = error or failure
+        try:
             batch.probing.pop(put, None)
             if error is None or blames_put(error):
                 batch.failing.pop(put, None)
@@ -3244,14 +3276,15 @@ class PutLoop(threading.Thread):
                 batch.blamed.append((target, put, error))
                 batch.change.set()
             else:
+                batch.failing_since = batch.failing_since if batch.failing else time.monotonic()
                 batch.failing[put] = target
                 target.failed.append((put, batch))
                 self.call_at(target.retry_at, self.make_ready, target)
-            self.queue_next(batch)
-            self.end_if_over(batch)
         except Exception as failure:  # any, such as MemoryError: the batch is tried again as a whole
             batch.fail(failure)
-        with contextlib.suppress(Exception):  # any: else `end_what_is_over` does it
+        with contextlib.suppress(Exception):  # any: then `keep_moving` does it
+            self.queue_next(batch)
+            self.end_if_over(batch)
             self.make_ready(target)
 
     # ---- connections
@@ -3284,8 +3317,7 @@ class PutLoop(threading.Thread):
             self.selector.unregister(file)
 
     def end_what_is_over(self) -> None:
-        """Ends puts whose deadline has passed, and closes connections that were idle for too long, or are too many.
-        No target stands still for long, whatever has failed within this process."""
+        """Ends puts whose deadline has passed, and closes connections that were idle for too long, or are too many."""
         now = time.monotonic()
         for put in [put for put in self.flights if now > put.deadline]:
             if put.connection:
@@ -3301,8 +3333,19 @@ class PutLoop(threading.Thread):
                 while idle and (surplus > 0 or now - idle[0][1] >= MAX_IDLE):
                     self.close_connection(idle.popleft()[0])
                     surplus -= 1
+
+    def keep_moving(self) -> None:
+        """For what time alone brings, and what has failed within this process, as for want of memory."""
         for target in self.targets:
-            self.make_ready(target)
+            with contextlib.suppress(Exception):
+                for batch in list(target.queue) if target.hangs() else ():
+                    self.unqueue(batch)
+                    batch.defer(target)
+                self.make_ready(target)
+        for batch in list(self.batches):
+            with contextlib.suppress(Exception):
+                self.queue_next(batch)
+                self.end_if_over(batch)
 
 
 class UnmatchedCounter:
@@ -3362,17 +3405,27 @@ class Delivery:
         self.unmatched = UnmatchedCounter()
 
     def route(self, log_groups: Iterable[LogGroup]) -> list[tuple[Target, PutRequest]]:
-        """What is to be put where, in the order of each target's LogGroups, but first of all one LogGroup for each
-        target that is in doubt. Those without logs and those that no route matches go nowhere."""
-        shares: dict[Target, list[LogGroup]] = {}
+        """What is to be put where, in the order of each target's LogGroups. Those without logs and those that no route
+        matches go nowhere. Where a target is in doubt, one LogGroup for it comes first and alone, and FEW_LOG_GROUPS at
+        most are merged: little is delivered then that might be so again."""
+        routed: list[tuple[Target, LogGroup]] = []
         for log_group in log_groups:
             number = self.routes.target_of(log_group.Topic) if log_group.log_count else None
             if number is not None:
-                shares.setdefault(self.targets[number], []).append(log_group)
-        trials = {target: 1 if target.is_doubtful() else 0 for target in shares}
-        parts = [(target, share[: trials[target]]) for target, share in shares.items()]
-        parts += [(target, share[trials[target] :]) for target, share in shares.items()]
-        return [(target, put) for target, part in parts for put in merge_log_groups(part, self.merge_packs)]
+                routed.append((self.targets[number], log_group))
+        doubtful = {target: log_group for target, log_group in reversed(routed) if target.is_doubtful()}
+        parts = [list(doubtful.items())]
+        routed = [pair for pair in routed if doubtful.get(pair[0]) is not pair[1]] if doubtful else routed
+        size = FEW_LOG_GROUPS if doubtful else max(1, len(routed))
+        parts += [routed[start : start + size] for start in range(0, len(routed), size)]
+        puts: list[tuple[Target, PutRequest]] = []
+        for part in parts:
+            shares: dict[Target, list[LogGroup]] = {}
+            for target, log_group in part:
+                shares.setdefault(target, []).append(log_group)
+            for target, share in shares.items():
+                puts += [(target, put) for put in merge_log_groups(share, self.merge_packs)]
+        return puts
 
     def deliver(self, pull: PullResult, closing: CancelToken, closed: CancelToken) -> tuple[int, int]:
         """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
