@@ -2587,7 +2587,8 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
-DOUBT_SECONDS = 1.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
+DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
+PROBE_SECONDS = 1.0  # for which a batch waits for the answer to its first put to such a target
 HOLD_SECONDS = 10.0  # for which a batch waits for such a target, before what it has for others goes on
 FEW_LOG_GROUPS = 20  # that then go on
 LONGEST_BATCH = 5.0  # seconds, after which a batch ends with what has begun, if nothing of it is delivered beyond
@@ -2749,7 +2750,7 @@ class Target:
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
             if began >= self.retry_at:  # else it is one of those that were in flight when the pause began
                 self.failures += 1
-                longest = max(INITIAL_BACKOFF, (now - self.last_accepted) / 4)  # where a share is refused: hardly any
+                longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 4)  # short where some puts are accepted
                 self.retry_at = now + backoff(self.failures, longest)
 
     def is_doubtful(self) -> bool:
@@ -2757,10 +2758,6 @@ class Target:
         a while."""
         is_known = bool(self.last_accepted) and not self.failures
         return not is_known and time.monotonic() - self.last_accepted > DOUBT_SECONDS
-
-    def hangs(self) -> bool:
-        """Whether it has as many puts as it may, and has taken none for a while."""
-        return self.in_flight >= self.limit and time.monotonic() - self.last_accepted > DOUBT_SECONDS
 
     def next_queue(self) -> deque[Any] | None:
         """The one of its queues that its next put comes from; while it fails, none before the pause is over."""
@@ -2873,17 +2870,20 @@ class Batch:
         """The `puts` as by Delivery.route, of these LogGroups."""
         self.positions = {id(log_group): position for position, log_group in enumerate(log_groups)}
         firsts = {target: put for target, put in reversed(puts) if target.is_doubtful()}
-        self.probes = set(firsts.values())  # one for each target in doubt, which begin before all others
-        puts.sort(key=lambda pair: (pair[1] not in self.probes, self.positions[id(pair[1].log_groups[0])]))
+        self.probes = set(firsts.values())  # one for each target in doubt
+        first = {put for target, put in firsts.items() if target.failures}  # before all others
+        puts.sort(key=lambda pair: (pair[1] not in first, self.positions[id(pair[1].log_groups[0])]))
         self.puts = puts
         # Written by the PutLoop's thread alone:
-        self.waiting = deque(puts)  # what was never tried
+        self.waiting = deque(puts)  # what is to begin in this order
+        self.untried = {put for _, put in puts}  # what was never tried
         self.unfinished = {put: target for target, put in puts}  # what is neither accepted nor set aside
         self.failing: dict[PutRequest, Target] = {}  # those of them that have failed
         self.failing_since = 0.0  # by the monotonic clock
         self.probing: dict[PutRequest, float] = {}  # probes in flight, and when they began, by the monotonic clock
         self.is_queued = False  # in the queue of the target of what is next
-        self.is_cut = False  # what waits has been called off
+        self.is_cut = False  # it ends with what has begun
+        self.called_off: set[PutRequest] = set()
         self.is_cancelled = False  # nothing of it begins any more
         self.accepted_at = 0.0  # when a put was so last, by the monotonic clock
         self.blamed: deque[tuple[Target, PutRequest, Exception]] = deque()  # puts for `split_or_reject`
@@ -2892,17 +2892,18 @@ class Batch:
 
     def is_held(self) -> bool:
         """Whether what has failed must be accepted, or a probe answered, before the next put begins."""
-        put, now = self.waiting[0][1], time.monotonic()
-        if not (self.failing or self.probing) or put in self.probes:
+        (target, put), now = self.waiting[0], time.monotonic()
+        if not (self.failing or self.probing) or (put in self.probes and target.failures):
             return False
-        if any(target.is_doubtful() for target in self.failing.values()):
+        if self.failing:
             furthest = min(self.positions_of(self.failing)) + FEW_LOG_GROUPS
-            return now < self.failing_since + HOLD_SECONDS or self.positions[id(put.log_groups[-1])] > furthest
-        are_many = any(len(self.failing) > target.limit // 4 for target in self.failing.values())
-        return are_many or now < max(self.probing.values(), default=0.0) + DOUBT_SECONDS
+            is_doubtful = any(target.is_doubtful() for target in self.failing.values())
+            if self.positions[id(put.log_groups[0])] > furthest or is_doubtful:
+                return self.positions[id(put.log_groups[-1])] > furthest or now < self.failing_since + HOLD_SECONDS
+        return now < max(self.probing.values(), default=0.0) + PROBE_SECONDS
 
     def defer(self, target: Target) -> None:
-        """Has what waits for a target in doubt hold up nothing else of the batch."""
+        """Has what waits for a target hold up nothing else of the batch."""
         target.failed.extend((put, self) for each, put in self.waiting if each is target)
         self.waiting = deque(pair for pair in self.waiting if pair[0] is not target)
 
@@ -2917,14 +2918,16 @@ class Batch:
         return done, sum(position > done for position in delivered)
 
     def cut(self) -> None:
-        """Calls off what waits, but for what stands before a LogGroup whose put has begun."""
-        begun = {put for _, put in self.puts}.difference(put for _, put in self.waiting)
-        last = max(self.positions_of(begun), default=-1)
-        kept: deque[tuple[Target, PutRequest]] = deque()
-        while self.waiting and self.positions[id(self.waiting[0][1].log_groups[0])] < last:
-            kept.append(self.waiting.popleft())
-            last = max(last, self.positions[id(kept[-1][1].log_groups[-1])])
-        self.waiting, self.is_cut = kept, True
+        """Calls off what was never tried, but for what stands before a LogGroup whose put has begun."""
+        last = max(self.positions_of(put for _, put in self.puts if put not in self.untried), default=-1)
+        for target, put in self.puts:
+            if put in self.untried and self.positions[id(put.log_groups[0])] < last:
+                last = max(last, self.positions[id(put.log_groups[-1])])
+            elif put in self.untried:
+                target.failed = deque(pair for pair in target.failed if pair[0] is not put)
+                self.called_off.add(put)
+        self.waiting = deque(pair for pair in self.waiting if pair[1] not in self.called_off)
+        self.is_cut = True
 
     def fail(self, failure: Exception) -> None:
         """Has whoever delivers it give it up."""
@@ -3130,7 +3133,9 @@ class PutLoop(threading.Thread):
     # ---- puts
 
     def make_ready(self, target: Target) -> None:
-        limit = target.limit if self.bytes_in_flight < self.MAX_BYTES and target.failures < 2 else 1
+        limit = 1
+        if self.bytes_in_flight < self.MAX_BYTES and not (target.failures and target.is_doubtful()):
+            limit = max(1, target.limit >> min(2, max(0, target.failures - 1)))
         if target.in_flight < limit and not target.is_ready and target.next_queue():
             target.is_ready = True
             self.ready.append(target)
@@ -3156,6 +3161,7 @@ class PutLoop(threading.Thread):
         try:
             if put in batch.probes:
                 batch.probing[put] = flight.began
+            batch.untried.discard(put)
             in_flight = target.write(put)
             self.bytes_in_flight += len(in_flight.request)
             self.flights[in_flight] = flight
@@ -3336,9 +3342,11 @@ class PutLoop(threading.Thread):
 
     def keep_moving(self) -> None:
         """For what time alone brings, and what has failed within this process, as for want of memory."""
+        long_ago = time.monotonic() - HOLD_SECONDS
+        hanging = {flight.target for flight in self.flights.values() if flight.began < long_ago}
         for target in self.targets:
             with contextlib.suppress(Exception):
-                for batch in list(target.queue) if target.hangs() else ():
+                for batch in list(target.queue) if target in hanging and target.last_accepted < long_ago else ():
                     self.unqueue(batch)
                     batch.defer(target)
                 self.make_ready(target)

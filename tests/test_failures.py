@@ -228,7 +228,7 @@ def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
             LIMIT,
             "all that goes elsewhere",
         )
-        assert service.lag(PROJECT, SOURCE, GROUP) == 40
+        assert 10 <= service.lag(PROJECT, SOURCE, GROUP) <= 40
     wait_until_delivered(service)
     assert_all_delivered_once(service)
 
@@ -257,7 +257,7 @@ def test_what_failed_is_tried_again_while_another_put_of_its_batch_has_no_answer
     with service.add_fault("PutLogs", logstore="click", hold=True) as unanswered:
         with service.add_fault("PutLogs", logstore="nginx", status=503, code="ServerBusy") as failing:
             service.put(PROJECT, SOURCE, [make_log_group("nginx"), make_log_group("click")], shard=0)
-            copy = copies.start()
+            copy = copies.start(constants={"HOLD_SECONDS": 0.5})
             service.wait_for(lambda: failing.hits and unanswered.hits, LIMIT, "one that fails, one without an answer")
         service.wait_for(lambda: puts_arrived(service) == 1, LIMIT, "what failed before")
         assert unanswered.hits == 1 and len(re.findall("a put failed", copy.log())) == 1
