@@ -133,7 +133,7 @@ import weakref
 from collections import Counter, deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
+from typing import Any, Callable, Container, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
 from urllib.parse import unquote, urlencode, urlsplit
 
 if __name__ == "__main__":  # before the SDK is imported
@@ -2588,9 +2588,8 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
-PROBE_SECONDS = 1.0  # for which a batch waits for the answer to its first put to such a target
 HOLD_SECONDS = 10.0  # for which a batch waits for such a target, before what it has for others goes on
-FEW_LOG_GROUPS = 20  # that then go on
+FEW_LOG_GROUPS = 20  # that may be delivered behind one that fails
 LONGEST_BATCH = 5.0  # seconds, after which a batch ends with what has begun, if nothing of it is delivered beyond
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
 # Where nothing comes any more that the target could accept, as in a lone shard that waits for its refused LogGroup:
@@ -2689,7 +2688,7 @@ class Target:
         self.dead_letter_throttle, self.distrust_throttle = LogThrottle(), LogThrottle()
         # Of the PutLoop's thread alone:
         self.queue: deque[Batch] = deque()  # those whose next put is for this target
-        self.failed: deque[tuple[PutRequest, Batch]] = deque()  # to be tried again, and others that wait for no other
+        self.failed: deque[tuple[PutRequest, Batch]] = deque()  # to be tried again
         self.limit = 1  # of puts in flight
         self.in_flight = 0
         self.is_ready = False  # it is in the loop's queue of such
@@ -2869,43 +2868,39 @@ class Batch:
     def __init__(self, log_groups: Sequence[LogGroup], puts: list[tuple[Target, PutRequest]]) -> None:
         """The `puts` as by Delivery.route, of these LogGroups."""
         self.positions = {id(log_group): position for position, log_group in enumerate(log_groups)}
-        firsts = {target: put for target, put in reversed(puts) if target.is_doubtful()}
-        self.probes = set(firsts.values())  # one for each target in doubt
-        first = {put for target, put in firsts.items() if target.failures}  # before all others
-        puts.sort(key=lambda pair: (pair[1] not in first, self.positions[id(pair[1].log_groups[0])]))
         self.puts = puts
         # Written by the PutLoop's thread alone:
-        self.waiting = deque(puts)  # what is to begin in this order
-        self.untried = {put for _, put in puts}  # what was never tried
         self.unfinished = {put: target for target, put in puts}  # what is neither accepted nor set aside
-        self.failing: dict[PutRequest, Target] = {}  # those of them that have failed
-        self.failing_since = 0.0  # by the monotonic clock
-        self.probing: dict[PutRequest, float] = {}  # probes in flight, and when they began, by the monotonic clock
+        # What others wait for: puts that failed and, from the start, one for each target that is known to fail.
+        firsts = {target: put for target, put in reversed(puts) if target.failures and target.is_doubtful()}
+        self.failing = {put: target for target, put in firsts.items()}
+        self.failing_since = time.monotonic()
+        # What was never tried:
+        self.waiting = deque(sorted(puts, key=lambda pair: (pair[1] not in self.failing, self.first(pair[1]))))
         self.is_queued = False  # in the queue of the target of what is next
         self.is_cut = False  # it ends with what has begun
-        self.called_off: set[PutRequest] = set()
         self.is_cancelled = False  # nothing of it begins any more
         self.accepted_at = 0.0  # when a put was so last, by the monotonic clock
         self.blamed: deque[tuple[Target, PutRequest, Exception]] = deque()  # puts for `split_or_reject`
         self.failure: Exception | None = None  # one of this process
         self.change = threading.Event()  # it is over, or there are puts for `split_or_reject`
 
-    def is_held(self) -> bool:
-        """Whether what has failed must be accepted, or a probe answered, before the next put begins."""
-        (target, put), now = self.waiting[0], time.monotonic()
-        if not (self.failing or self.probing) or (put in self.probes and target.failures):
-            return False
-        if self.failing:
-            furthest = min(self.positions_of(self.failing)) + FEW_LOG_GROUPS
-            is_doubtful = any(target.is_doubtful() for target in self.failing.values())
-            if self.positions[id(put.log_groups[0])] > furthest or is_doubtful:
-                return self.positions[id(put.log_groups[-1])] > furthest or now < self.failing_since + HOLD_SECONDS
-        return now < max(self.probing.values(), default=0.0) + PROBE_SECONDS
+    def first(self, put: PutRequest) -> int:
+        """The position of its first LogGroup."""
+        return self.positions[id(put.log_groups[0])]
 
-    def defer(self, target: Target) -> None:
-        """Has what waits for a target hold up nothing else of the batch."""
-        target.failed.extend((put, self) for each, put in self.waiting if each is target)
-        self.waiting = deque(pair for pair in self.waiting if pair[0] is not target)
+    def is_held(self) -> bool:
+        """Whether what fails must be accepted before the next put begins."""
+        put = self.waiting[0][1]
+        if not self.failing or put in self.failing:
+            return False
+        is_far = self.first(put) > min(map(self.first, self.failing)) + FEW_LOG_GROUPS
+        is_doubtful = any(target.is_doubtful() for target in self.failing.values())
+        return is_far or (is_doubtful and time.monotonic() < self.failing_since + HOLD_SECONDS)
+
+    def defer(self, targets: Container[Target]) -> None:
+        """Has what is for these targets, which take nothing, hold up nothing else of the batch."""
+        self.waiting = deque(sorted(self.waiting, key=lambda pair: pair[0] in targets))
 
     def positions_of(self, puts: Iterable[PutRequest]) -> set[int]:
         return {self.positions[id(log_group)] for put in puts for log_group in put.log_groups}
@@ -2919,14 +2914,14 @@ class Batch:
 
     def cut(self) -> None:
         """Calls off what was never tried, but for what stands before a LogGroup whose put has begun."""
-        last = max(self.positions_of(put for _, put in self.puts if put not in self.untried), default=-1)
-        for target, put in self.puts:
-            if put in self.untried and self.positions[id(put.log_groups[0])] < last:
+        waiting = sorted(self.waiting, key=lambda pair: self.first(pair[1]))
+        begun = {put for _, put in self.puts}.difference(put for _, put in waiting)
+        last = max(self.positions_of(begun), default=-1)
+        self.waiting.clear()
+        for target, put in waiting:
+            if self.first(put) < last:
                 last = max(last, self.positions[id(put.log_groups[-1])])
-            elif put in self.untried:
-                target.failed = deque(pair for pair in target.failed if pair[0] is not put)
-                self.called_off.add(put)
-        self.waiting = deque(pair for pair in self.waiting if pair[1] not in self.called_off)
+                self.waiting.append((target, put))
         self.is_cut = True
 
     def fail(self, failure: Exception) -> None:
@@ -3070,11 +3065,8 @@ class PutLoop(threading.Thread):
         """Has the next put of a batch wait for its turn at its target, unless others are to be accepted first."""
         if not batch.waiting or batch.is_queued or batch.is_held():
             return
-        for target in set(batch.failing.values()):
-            if target.is_doubtful():
-                batch.defer(target)
-        if not batch.waiting:
-            return
+        if batch.failing:
+            batch.defer({target for target in batch.failing.values() if target.is_doubtful()})
         target = batch.waiting[0][0]
         target.queue.append(batch)
         batch.is_queued = True
@@ -3159,9 +3151,6 @@ class PutLoop(threading.Thread):
             batch.waiting.popleft()
         in_flight: Any = None
         try:
-            if put in batch.probes:
-                batch.probing[put] = flight.began
-            batch.untried.discard(put)
             in_flight = target.write(put)
             self.bytes_in_flight += len(in_flight.request)
             self.flights[in_flight] = flight
@@ -3270,7 +3259,6 @@ class PutLoop(threading.Thread):
         except Exception as failure:  # any, such as MemoryError: it is tried again
             error = error or failure
         try:
-            batch.probing.pop(put, None)
             if error is None or blames_put(error):
                 batch.failing.pop(put, None)
             if batch.is_cancelled:
@@ -3348,7 +3336,7 @@ class PutLoop(threading.Thread):
             with contextlib.suppress(Exception):
                 for batch in list(target.queue) if target in hanging and target.last_accepted < long_ago else ():
                     self.unqueue(batch)
-                    batch.defer(target)
+                    batch.defer({target})
                 self.make_ready(target)
         for batch in list(self.batches):
             with contextlib.suppress(Exception):
@@ -3414,26 +3402,13 @@ class Delivery:
 
     def route(self, log_groups: Iterable[LogGroup]) -> list[tuple[Target, PutRequest]]:
         """What is to be put where, in the order of each target's LogGroups. Those without logs and those that no route
-        matches go nowhere. Where a target is in doubt, one LogGroup for it comes first and alone, and FEW_LOG_GROUPS at
-        most are merged: little is delivered then that might be so again."""
-        routed: list[tuple[Target, LogGroup]] = []
+        matches go nowhere."""
+        shares: dict[Target, list[LogGroup]] = {}
         for log_group in log_groups:
             number = self.routes.target_of(log_group.Topic) if log_group.log_count else None
             if number is not None:
-                routed.append((self.targets[number], log_group))
-        doubtful = {target: log_group for target, log_group in reversed(routed) if target.is_doubtful()}
-        parts = [list(doubtful.items())]
-        routed = [pair for pair in routed if doubtful.get(pair[0]) is not pair[1]] if doubtful else routed
-        size = FEW_LOG_GROUPS if doubtful else max(1, len(routed))
-        parts += [routed[start : start + size] for start in range(0, len(routed), size)]
-        puts: list[tuple[Target, PutRequest]] = []
-        for part in parts:
-            shares: dict[Target, list[LogGroup]] = {}
-            for target, log_group in part:
-                shares.setdefault(target, []).append(log_group)
-            for target, share in shares.items():
-                puts += [(target, put) for put in merge_log_groups(share, self.merge_packs)]
-        return puts
+                shares.setdefault(self.targets[number], []).append(log_group)
+        return [(target, put) for target, share in shares.items() for put in merge_log_groups(share, self.merge_packs)]
 
     def deliver(self, pull: PullResult, closing: CancelToken, closed: CancelToken) -> tuple[int, int]:
         """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
@@ -3466,7 +3441,7 @@ class Delivery:
                         break
                 elif time.monotonic() > cut_at:
                     cut_at = time.monotonic() + LONGEST_BATCH
-                    self.loop.call(self.loop.close, batch, 1)
+                    self.loop.call(self.loop.close, batch, len(pull.log_groups) <= FEW_LOG_GROUPS)
         finally:
             if batch.unfinished:
                 self.loop.call(self.loop.cancel, batch)
@@ -3509,7 +3484,7 @@ class ShardConsumer:
     MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
     FEW_SHARDS = 8  # more than these, and their first pulls bring one LogGroup each
-    INITIAL_COUNT, MAX_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
+    INITIAL_COUNT, MAX_COUNT = 4, 1000  # LogGroups asked of a pull; 1000 is the service's limit
     TARGET_BATCH_SECONDS = 1.0  # that a batch should take: it holds up a stop, and is repeated after a crash
 
     def __init__(self, consumer: Consumer, shard: int) -> None:
@@ -3664,13 +3639,17 @@ class ShardConsumer:
             "there, %s", self.member.subject, self.shard, found, escape_for_log(by, 70) or "nobody", self.checkpoint,
             "and what was delivered since is delivered again" if is_back else "what lies between is SKIPPED",
         )  # fmt: skip
+        self.checkpoint = self.delivered = found
+        self.begin_at(found)
+        raise Cancelled
+
+    def begin_at(self, cursor: str) -> None:
+        """Drops what was pulled, and has the next pull begin there."""
         with self.lock:
             self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
             self.batches.clear()
-            self.checkpoint = self.delivered = self.cursor = found
-            self.unsaved, self.next_pull = None, 0.0
+            self.cursor, self.unsaved, self.next_pull = cursor, None, 0.0
             self.moves += 1
-        raise Cancelled
 
     def pull(self) -> None:
         """A task: pulls once, and retries until there is an answer."""
@@ -3766,6 +3745,9 @@ class ShardConsumer:
                 "are so again", self.member.subject, self.shard, beyond,
             )  # fmt: skip
         if not done:
+            if not self.closing.is_cancelled():  # a target takes nothing: of a smaller batch less waits for it
+                self.count_for_target_time = FEW_LOG_GROUPS
+                self.begin_at(self.delivered)
             raise Cancelled
         first, rest = batch.log_groups[:done], batch.log_groups[done:]
         cursor = self.member.pull_retries.retry((self.shard, "end"), lambda: self.find_end(first), token)

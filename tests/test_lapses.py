@@ -690,7 +690,7 @@ def test_a_target_that_is_missing_at_a_restart_holds_up_its_own_logs_alone(servi
     wait_until_delivered(service)
     assert first.stop() == 0
     gone = [entry.log_group for entry in service.delete_logstore(PROJECT, "click")]
-    copy = copies.start(constants={"HOLD_SECONDS": 1.0})
+    copy = copies.start(constants={"HOLD_SECONDS": 1.0, "ShardConsumer.INITIAL_COUNT": 20})
     service.wait_for(lambda: "ERROR TO3 test-project/click: " in copy.stderr(), LIMIT, "a word about the target")
     feed(service, 20, topics=["click"], shard=2)
     for shard in (0, 1):
