@@ -2588,7 +2588,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
-HOLD_SECONDS = 10.0  # for which a batch waits for such a target, before what it has for others goes on
+HOLD_SECONDS = 60.0  # for which a batch waits for such a target, before what it has for others goes on
 FEW_LOG_GROUPS = 20  # that may be delivered behind one that fails
 LONGEST_BATCH = 5.0  # seconds, after which a batch ends with what has begun, if nothing of it is delivered beyond
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
@@ -2871,8 +2871,8 @@ class Batch:
         self.puts = puts
         # Written by the PutLoop's thread alone:
         self.unfinished = {put: target for target, put in puts}  # what is neither accepted nor set aside
-        # What others wait for: puts that failed and, from the start, one for each target that is known to fail.
-        firsts = {target: put for target, put in reversed(puts) if target.failures and target.is_doubtful()}
+        # What others wait for: puts that failed and, from the start, one for each target that fails.
+        firsts = {target: put for target, put in reversed(puts) if target.failures}
         self.failing = {put: target for target, put in firsts.items()}
         self.failing_since = time.monotonic()
         # What was never tried:
@@ -2894,7 +2894,7 @@ class Batch:
         put = self.waiting[0][1]
         if not self.failing or put in self.failing:
             return False
-        is_far = self.first(put) > min(map(self.first, self.failing)) + FEW_LOG_GROUPS
+        is_far = self.positions[id(put.log_groups[-1])] > min(map(self.first, self.failing)) + FEW_LOG_GROUPS
         is_doubtful = any(target.is_doubtful() for target in self.failing.values())
         return is_far or (is_doubtful and time.monotonic() < self.failing_since + HOLD_SECONDS)
 
@@ -3401,14 +3401,19 @@ class Delivery:
         self.unmatched = UnmatchedCounter()
 
     def route(self, log_groups: Iterable[LogGroup]) -> list[tuple[Target, PutRequest]]:
-        """What is to be put where, in the order of each target's LogGroups. Those without logs and those that no route
-        matches go nowhere."""
+        """What is to be put where, in the order of each target's LogGroups: merged, unless the target is in doubt.
+        Those without logs and those that no route matches go nowhere."""
         shares: dict[Target, list[LogGroup]] = {}
         for log_group in log_groups:
             number = self.routes.target_of(log_group.Topic) if log_group.log_count else None
             if number is not None:
                 shares.setdefault(self.targets[number], []).append(log_group)
-        return [(target, put) for target, share in shares.items() for put in merge_log_groups(share, self.merge_packs)]
+        puts: list[tuple[Target, PutRequest]] = []
+        for target, share in shares.items():
+            is_sure = not target.failures and not target.is_doubtful()
+            parts = [share] if is_sure else [[log_group] for log_group in share]
+            puts += [(target, put) for part in parts for put in merge_log_groups(part, self.merge_packs)]
+        return puts
 
     def deliver(self, pull: PullResult, closing: CancelToken, closed: CancelToken) -> tuple[int, int]:
         """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
@@ -3484,7 +3489,7 @@ class ShardConsumer:
     MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 200 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
     FEW_SHARDS = 8  # more than these, and their first pulls bring one LogGroup each
-    INITIAL_COUNT, MAX_COUNT = 4, 1000  # LogGroups asked of a pull; 1000 is the service's limit
+    INITIAL_COUNT, MAX_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
     TARGET_BATCH_SECONDS = 1.0  # that a batch should take: it holds up a stop, and is repeated after a crash
 
     def __init__(self, consumer: Consumer, shard: int) -> None:
@@ -3639,17 +3644,13 @@ class ShardConsumer:
             "there, %s", self.member.subject, self.shard, found, escape_for_log(by, 70) or "nobody", self.checkpoint,
             "and what was delivered since is delivered again" if is_back else "what lies between is SKIPPED",
         )  # fmt: skip
-        self.checkpoint = self.delivered = found
-        self.begin_at(found)
-        raise Cancelled
-
-    def begin_at(self, cursor: str) -> None:
-        """Drops what was pulled, and has the next pull begin there."""
         with self.lock:
             self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
             self.batches.clear()
-            self.cursor, self.unsaved, self.next_pull = cursor, None, 0.0
+            self.checkpoint = self.delivered = self.cursor = found
+            self.unsaved, self.next_pull = None, 0.0
             self.moves += 1
+        raise Cancelled
 
     def pull(self) -> None:
         """A task: pulls once, and retries until there is an answer."""
@@ -3735,8 +3736,9 @@ class ShardConsumer:
         return CancelToken(self.closing, grace=late + GRACE)
 
     def cut_batch(self, batch: PullResult, done: int, beyond: int, token: CancelToken) -> PullResult:
-        """The first `done` LogGroups of the first batch, which are done with, as a batch of its own; what is left comes
-        to be the next. Raises Cancelled where nothing is done with, or nobody knows where that ends."""
+        """The first `done` LogGroups of the first batch, which are done with, as a batch of their own; what is left
+        comes to be the next. Where a target takes nothing, that begins with few. Raises Cancelled where nothing is done
+        with, or nobody knows where that ends."""
         if done == len(batch.log_groups):
             return batch
         if beyond:
@@ -3744,18 +3746,18 @@ class ShardConsumer:
                 "%s: shard %s: a batch ends in the middle; %d LogGroups that were delivered behind one that was not "
                 "are so again", self.member.subject, self.shard, beyond,
             )  # fmt: skip
-        if not done:
-            if not self.closing.is_cancelled():  # a target takes nothing: of a smaller batch less waits for it
-                self.count_for_target_time = FEW_LOG_GROUPS
-                self.begin_at(self.delivered)
+        if not done and self.closing.is_cancelled():
             raise Cancelled
-        first, rest = batch.log_groups[:done], batch.log_groups[done:]
+        count = done or FEW_LOG_GROUPS
+        first, rest = batch.log_groups[:count], batch.log_groups[count:]
         cursor = self.member.pull_retries.retry((self.shard, "end"), lambda: self.find_end(first), token)
         with self.lock:
-            self.batches[0] = batch._replace(log_groups=rest)
-            if not cursor:
-                raise Cancelled  # the rest goes on, its checkpoint will do for both
-            self.batches.appendleft(PullResult(first, 0, cursor, self.shard))
+            if cursor or done:
+                self.batches[0] = batch._replace(log_groups=rest)
+            if cursor:
+                self.batches.appendleft(PullResult(first, 0, cursor, self.shard))
+            if not (cursor and done):  # without a cursor the next checkpoint will do for both
+                raise Cancelled
             return self.batches[0]
 
     def find_end(self, log_groups: Sequence[LogGroup]) -> str:

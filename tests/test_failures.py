@@ -221,7 +221,7 @@ def test_an_answer_that_trickles_in_byte_by_byte_counts_once(service, copies, ac
 def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
     with service.add_fault("PutLogs", logstore="click", hold=True) as fault:
         feed(service, 40)
-        copies.start(constants={"HOLD_SECONDS": 1.0, "ShardConsumer.INITIAL_COUNT": 20})
+        copies.start(constants={"HOLD_SECONDS": 1.0})
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a put that hangs")
         service.wait_for(
             lambda: logs_in(service, "nginx") == 20 * 5 and logs_in(service, "sql-audit") == 10 * 5,

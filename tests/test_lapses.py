@@ -690,7 +690,7 @@ def test_a_target_that_is_missing_at_a_restart_holds_up_its_own_logs_alone(servi
     wait_until_delivered(service)
     assert first.stop() == 0
     gone = [entry.log_group for entry in service.delete_logstore(PROJECT, "click")]
-    copy = copies.start(constants={"HOLD_SECONDS": 1.0, "ShardConsumer.INITIAL_COUNT": 20})
+    copy = copies.start(constants={"HOLD_SECONDS": 1.0})
     service.wait_for(lambda: "ERROR TO3 test-project/click: " in copy.stderr(), LIMIT, "a word about the target")
     feed(service, 20, topics=["click"], shard=2)
     for shard in (0, 1):
@@ -808,7 +808,8 @@ def test_an_outage_after_which_half_of_the_calls_fail_for_a_while_ends_no_copy(s
 
 def test_a_batch_that_is_given_up_with_its_shard_begins_no_further_put(service, copies):
     """Whoever takes the shard next delivers it: of the first copy's, only what was in the air may arrive."""
-    first = copies.start(SLS_WRITERS="2")
+    constants = {"HOLD_SECONDS": 0.5}
+    first = copies.start(constants=constants, SLS_WRITERS="2")
     service.wait_for(lambda: is_begun(service, 4), LIMIT, "a copy that has begun")
     with service.add_fault("PutLogs", hold=True) as fault:
         with pulled_at_once(service):
