@@ -133,7 +133,7 @@ import weakref
 from collections import Counter, deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Callable, Container, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
 from urllib.parse import unquote, urlencode, urlsplit
 
 if __name__ == "__main__":  # before the SDK is imported
@@ -2894,13 +2894,17 @@ class Batch:
         put = self.waiting[0][1]
         if not self.failing or put in self.failing:
             return False
-        is_far = self.positions[id(put.log_groups[-1])] > min(map(self.first, self.failing)) + FEW_LOG_GROUPS
         is_doubtful = any(target.is_doubtful() for target in self.failing.values())
-        return is_far or (is_doubtful and time.monotonic() < self.failing_since + HOLD_SECONDS)
+        return self.is_far(put) or (is_doubtful and time.monotonic() < self.failing_since + HOLD_SECONDS)
 
-    def defer(self, targets: Container[Target]) -> None:
-        """Has what is for these targets, which take nothing, hold up nothing else of the batch."""
-        self.waiting = deque(sorted(self.waiting, key=lambda pair: pair[0] in targets))
+    def is_far(self, put: PutRequest) -> bool:
+        """Whether it has LogGroups that are too far behind one that fails."""
+        first = min(map(self.first, self.failing), default=len(self.positions))
+        return self.positions[id(put.log_groups[-1])] > first + FEW_LOG_GROUPS
+
+    def defer(self, target: Target) -> None:
+        """Has what is for a target that takes nothing hold up little else of the batch: no more than is held anyway."""
+        self.waiting = deque(sorted(self.waiting, key=lambda pair: (self.is_far(pair[1]), pair[0] is target)))
 
     def positions_of(self, puts: Iterable[PutRequest]) -> set[int]:
         return {self.positions[id(log_group)] for put in puts for log_group in put.log_groups}
@@ -3065,8 +3069,6 @@ class PutLoop(threading.Thread):
         """Has the next put of a batch wait for its turn at its target, unless others are to be accepted first."""
         if not batch.waiting or batch.is_queued or batch.is_held():
             return
-        if batch.failing:
-            batch.defer({target for target in batch.failing.values() if target.is_doubtful()})
         target = batch.waiting[0][0]
         target.queue.append(batch)
         batch.is_queued = True
@@ -3334,9 +3336,11 @@ class PutLoop(threading.Thread):
         hanging = {flight.target for flight in self.flights.values() if flight.began < long_ago}
         for target in self.targets:
             with contextlib.suppress(Exception):
-                for batch in list(target.queue) if target in hanging and target.last_accepted < long_ago else ():
-                    self.unqueue(batch)
-                    batch.defer({target})
+                takes_nothing = target.last_accepted < long_ago and (target.failures or target in hanging)
+                for batch in list(target.queue) if takes_nothing else ():
+                    if batch.failing_since < long_ago:
+                        self.unqueue(batch)
+                        batch.defer(target)
                 self.make_ready(target)
         for batch in list(self.batches):
             with contextlib.suppress(Exception):
