@@ -18,6 +18,7 @@ whom:
             deliver                   the oldest batch:
               Delivery.deliver        the callback that routes each LogGroup by its Topic
                 PutLoop, Target       functools.partial of LogClient.put_log_raw, retried until the target accepts
+              cut_batch               where the batch ends before its end, what is delivered becomes one of its own
               save                    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
@@ -33,7 +34,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     gives out work            the SDK's loop, one for each Consumer, until its lease is cancelled
     sends heartbeats          Heartbeat.run, started by the SDK's loop, as long
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
-    puts                      PutLoop.run: sends all puts, takes all their answers
+    puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
     opens connections_<n>     PutLoop.opener, for the puts
     probe_<n>                 `probe` of all logstores at the start
     tells                     report_loop: summaries, recoveries, stale connections
@@ -2097,6 +2098,8 @@ class PutClient(PooledLogClient):
         self.hmac = hmac.new(b"", digestmod=hashlib.sha1)
         self.second, self.date = 0, ""  # the time as signatures have it
         self.heads: dict[str, bytes] = {}  # resource -> the beginning of its requests
+        self.unopened: deque[PutInFlight] = deque()  # those that wait for a connection to be opened
+        self.opening = 0  # that are being opened
         self.origin = "%s%s.%s" % (self.http_type, config.project, self._endpoint)  # type: ignore[attr-defined]
 
     def prepare(self) -> None:
@@ -2953,6 +2956,7 @@ class PutLoop(threading.Thread):
     """
 
     MAX_BYTES = 32 * 1000 * 1000  # of requests in flight; beyond it a target has one
+    MAX_OPENING, MAX_BLOCKING = 8, 64  # connections that a client opens at once; or puts, where these block
     TURN_SECONDS = 0.005  # for which puts are begun before it looks for answers
     HOUSEKEEPING_INTERVAL = 0.2  # seconds between looks at deadlines and idle connections
 
@@ -3004,7 +3008,7 @@ class PutLoop(threading.Thread):
             client = put.client
             if client.is_blocking:
                 if not put.claim():
-                    return
+                    raise Cancelled
                 outcome: Any = client.round_trip(client.factory_for(client.origin), put.request, MAX_PUT_ANSWER_BYTES)
             else:
                 seconds = min(CONNECT_TIMEOUT, client.response_timeout)
@@ -3160,7 +3164,7 @@ class PutLoop(threading.Thread):
                 self.idle.pop(in_flight.sock.fileno(), None)
                 self.wait_for_answer(in_flight)
             else:
-                self.opener.submit(self.open_connection, in_flight)
+                self.open_soon(in_flight)
         except Exception as error:  # any, such as MemoryError
             if in_flight in self.flights:
                 self.on_failure(in_flight, error)
@@ -3173,8 +3177,24 @@ class PutLoop(threading.Thread):
             self.queue_next(batch)
             self.make_ready(target)
 
+    def open_soon(self, put: PutInFlight) -> None:
+        """Has a connection opened for a put, or where that blocks all of it done: few at once, lest many targets need
+        many threads."""
+        put.client.unopened.append(put)
+        self.open_next(put.client)
+
+    def open_next(self, client: PutClient) -> None:
+        most = self.MAX_BLOCKING if client.is_blocking else self.MAX_OPENING
+        while client.unopened and client.opening < most:
+            put = client.unopened.popleft()
+            if put in self.flights:  # else its time was over meanwhile
+                self.opener.submit(self.open_connection, put)
+                client.opening += 1
+
     def on_opened(self, put: PutInFlight, outcome: Any) -> None:
         """A connection was opened for a put, or couldn't be; or, where that blocks, the put was answered."""
+        put.client.opening -= 1
+        self.open_next(put.client)
         if put not in self.flights:  # its time was over meanwhile
             if not isinstance(outcome, (Exception, Response)):
                 outcome.close()
@@ -3238,7 +3258,7 @@ class PutLoop(threading.Thread):
             if isinstance(error, ConnectionError) and not (put.is_fresh or put.received):
                 put.connection, put.deadline = None, time.monotonic() + 3 * CONNECT_TIMEOUT
                 with contextlib.suppress(Exception):  # any, such as no thread: then it has failed
-                    self.opener.submit(self.open_connection, put)
+                    self.open_soon(put)
                     return
         self.finish(self.land(put), error)
 
