@@ -9,7 +9,7 @@ Every copy of this program joins one consumer group on the source logstore. The 
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Who calls
 whom:
 
-    main                              the settings, then `run` until a signal comes
+    main                              the settings, then `run` until a signal comes, or all is drained
       GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
         Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
           ShardConsumer.consume       which begins tasks in threads, one of each kind at a time:
@@ -41,8 +41,10 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
+    puts again_<n>            `put_rejected`, in the place of all these but those that end connections and refresh
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
+    writes the bar            the same, for progress on a terminal
 
 Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
 Consumer.lock or the ThreadPool's own. What is the PutLoop's alone needs none.
@@ -75,7 +77,8 @@ What is private to others, or theirs and replaced here; the test goes red when a
                               one that doesn't set the process's locale for each signature
                               test_the_sdk_s_client_still_takes_the_date_from_where_we_put_it
     aliyun.log.pulllog_response.PullLogResponse._raw_uncompressed_body
-                              read by `log_groups_of`; the SDK's parser is slow, on PyPy by a factor of a thousand
+                              read by `log_groups_of`; the SDK's parser is slow, on PyPy by a factor of a thousand,
+                              and reads there no pull with a text that isn't UTF-8
                               test_the_sdk_still_keeps_the_bytes_of_a_pull
     urllib3.HTTPSConnectionPool._new_conn, ._prepare_proxy, requests' HTTPAdapter.get_connection_with_tls_context
                               ConnectionFactory opens connections as requests does: test_proxies.py
@@ -95,13 +98,14 @@ if __name__ == "__main__":  # the other imports take a moment: Ctrl-C meanwhile 
 
 import argparse
 import base64
-import calendar
+import bisect
 import concurrent.futures
 import contextlib
 import difflib
 import email.utils
 import enum
 import errno
+import fcntl
 import fnmatch
 import functools
 import hashlib
@@ -119,8 +123,8 @@ import platform
 import queue
 import random
 import re
-import resource
 import selectors
+import shlex
 import signal
 import socket
 import ssl
@@ -129,13 +133,20 @@ import sys
 import threading
 import time
 import traceback
+import unicodedata
 import uuid
 import weakref
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
 from urllib.parse import unquote, urlencode, urlsplit
+
+try:
+    import fcntl
+    import resource
+except ImportError:
+    sys.exit("dispatch_data.py: this system is no Unix; on Windows it runs in WSL or a container")
 
 if __name__ == "__main__":  # before the SDK is imported
     # Whoever started this may have closed stdin, stdout or stderr: a socket would get the number, and all that is said.
@@ -168,6 +179,8 @@ try:
         (LogClient, "_getHttpResponse"), (ConsumerWorker, "_get_shard_consumer"),
         (urllib3.HTTPSConnectionPool, "_new_conn"), (urllib3.HTTPSConnectionPool, "_prepare_proxy"),
         (requests.adapters.HTTPAdapter, "get_connection_with_tls_context"),
+        (PullLogResponse("", dict.fromkeys(["x-log-count", "x-log-bodyrawsize", "x-log-cursor"], "0")),
+         "_raw_uncompressed_body"),
     ):  # fmt: skip
         getattr(owner, name)  # so that another release is told apart at once
 except (ImportError, AttributeError) as missing:
@@ -186,8 +199,38 @@ FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u20
 FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
 
 
-# One of these in brackets is the character itself; a full-width one without them is taken for a slip.
-ESCAPED_CHAR = re.compile(r"\[([*?[]|%s)\]" % FULLWIDTH_CHAR.pattern)
+# Alone in brackets, a character that is neither letter nor digit, nor !, is itself; a full-width one without is a slip.
+ESCAPED_CHAR = re.compile(r"\[([^\w!\]]|%s)\]" % FULLWIDTH_CHAR.pattern)
+TOPIC_SEPARATOR = re.compile(r"(?<!\[),|,(?!\])")  # a comma, but for [,]
+COMMENT = r"\s#|^#(?:\s|$)"  # behind a value: shells drop it, docker --env-file, kubectl and systemd don't
+# What other programs take in the place of topics, and how that is written here.
+FOREIGN_NOTATIONS = (
+    (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
+    (r"^\[.*,.*\]$", "brackets make no list; leave them out"),
+    (r"[;|]", "only commas separate topics"),
+    (r"(^|,)\s*/?\^|\$/?\s*(,|$)", "^ and $ stand for themselves; a topic is compared as a whole anyway"),
+    (r"(^|,)\s*\.\*|\.\+|\\[dDsSwWb]|\(\?", "this is no regular expression; * stands for any characters, ? for one"),
+    (r"\[\^[^\]]", "[^...] is one of these characters; one that is none of them is [!...]"),
+    (r"\\[^\w\s]", "a backslash stands for itself; brackets make a character literal, as in [,] or [*]"),
+    (r"(^|,)\s*!", "! stands for itself; nothing can be excluded"),
+    (r"(^|,)\s*(__topic__|topic|re|regexp?|glob)\s*[:=]", "a topic is written without a name in front"),
+    (r"%\s*(,|$)|(^|,)\s*%", "% stands for itself; * stands for any characters"),
+    (r"[^,\s]\s+[^,\s]", "a space belongs to the topic; only commas separate topics"),
+)
+
+
+def spell_out(topic: str) -> str:
+    """A topic as it is shown: [] where there is none; escaped what would make it look like another: accents apart from
+    their letters, spaces at the ends, Greek or Cyrillic among ASCII letters."""
+    if unicodedata.normalize("NFC", topic) != topic:
+        topic = "".join(ascii(char)[1:-1] if unicodedata.combining(char) else char for char in topic)
+    for pattern in ("^ +| +$", "(?<=[A-Za-z])[\u0370-\u052f]+|[\u0370-\u052f]+(?=[A-Za-z])"):
+        topic = re.sub(pattern, lambda found: "".join("\\u%04x" % ord(char) for char in found.group()), topic)
+    return topic or "[]"
+
+
+# A star in brackets is none.
+STARS = re.compile(r"(\[!?\]?[^]]*\])|\*+")
 
 
 @dataclass(frozen=True)
@@ -210,8 +253,20 @@ class TopicPattern:
         return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
     def compile(self) -> re.Pattern[str]:
-        """Raises re.error for a range such as [z-a], which newer versions of Python take to match nothing."""
-        return re.compile(fnmatch.translate(self.spelling))
+        """Matches in time that grows with the topic's length, no faster: whoever writes logs chooses their topics.
+
+        Raises re.error for a range such as [z-a], which newer versions of Python take to match nothing.
+        """
+        # What follows a star is matched where it first comes, and nowhere later: a lookahead is tried once.
+        # fnmatch.translate does so only from Python 3.9 on; without a star it gives a group and an anchor.
+        parts = STARS.sub(lambda found: found.group(1) or "\0", self.spelling).split("\0")
+        first, *others = [fnmatch.translate(part)[: -len(r"\Z")] for part in parts]
+        last = [".*" + part for part in others[-1:]]
+        between = [r"(?=(?P<s%d>.*?%s))(?P=s%d)" % (n, part, n) for n, part in enumerate(others[:-1])]
+        return re.compile(r"(?s:%s)\Z" % "".join([first, *between, *last]))
+
+
+ALL_TOPICS = TopicPattern("*")
 
 
 def decode_utf8(text: str) -> str:
@@ -225,9 +280,11 @@ def parse_topics(text: str) -> tuple[TopicPattern, ...]:
     """The topics in a text of the environment, one at least. Raises ValueError, which says what would be right."""
     text = decode_utf8(text)
     if not text.isprintable():
-        raise ValueError("topics in UTF-8, of characters that can be seen")
-    topics = tuple(TopicPattern(part.strip()) for part in text.split(",") if part.strip())
-    if not topics or FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text)):
+        raise ValueError("topics in UTF-8, of characters that can be seen, separated by commas")
+    topics = tuple(TopicPattern(part.strip()) for part in TOPIC_SEPARATOR.split(text))
+    if not all(topic.spelling for topic in topics):
+        raise ValueError("topics separated by commas, one on either side of each; was the value cut off at a space?")
+    if re.search("%s|%s" % (FULLWIDTH_CHAR.pattern, COMMENT), ESCAPED_CHAR.sub("", text)):
         raise ValueError("topics separated by commas, such as nginx,access_*; what is meant literally in brackets")
     if any(topic.spelling[0] in "'\"" or topic.spelling[-1] in "'\"" for topic in topics):
         raise ValueError("topics separated by commas, with quotes around all of them or none")
@@ -314,6 +371,11 @@ def pattern(regex: str, expected: str) -> Callable[[str], str]:
     return validator(lambda text: text if re.fullmatch(regex, text) else None, expected)
 
 
+def word(expected: str, **words: object) -> Callable[[str], Any]:
+    """A check for one of these words, in capitals or not; their values."""
+    return validator(lambda text: words.get(text.lower()), expected)
+
+
 def in_range(kind: type[float], low: float, high: float, expected: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
     is_plain, expected = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch, "%s from %s to %s" % (expected, low, high)
@@ -336,7 +398,7 @@ def format_with_utc(unix_seconds: float) -> str:
 # A date, perhaps with a time, perhaps with its zone: Z, +08:00, +0800, UTC+8 or GMT+8.
 TIMESTAMP = re.compile(
     r"(\d{4})-(\d\d?)-(\d\d?)(?:[T ](\d\d?):(\d\d?)(?::(\d\d?)(?:\.\d+)?)?"
-    r" ?(?:(Z|UTC|GMT)|(?:UTC|GMT)?([+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
+    r" ?(?:(?P<utc>Z|UTC|GMT)|(?:UTC|GMT)?(?P<sign>[+-])(0?\d|1[0-4])(?::?([0-5]\d))?)?)?",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -345,18 +407,18 @@ def parse_cursor_start(text: str) -> str | int:
     """'begin', 'end', or a time as unix seconds; without a zone it is local time, as everywhere in the SDK. UTC+8 is
     eight hours east, as people mean it. No library reads this: dateutil's is west, and it drops zones it doesn't know.
     """
-    if text in ("begin", "end"):
-        return text
-    try:
+    place = {"earliest": "begin", "latest": "end"}.get(text.lower(), text.lower())
+    if place in ("begin", "end"):
+        return place
+    start = int(text) if re.fullmatch("[0-9]{10}", text) else -1
+    with contextlib.suppress(AttributeError, ValueError, OverflowError):
         *parts, utc, sign, hours, minutes = TIMESTAMP.fullmatch(text).groups()  # type: ignore[union-attr]
         offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
         zone = timezone(-offset if sign == "-" else offset) if utc or sign else None
         year, month, day, hour, minute, second = (int(part or 0) for part in parts)
         start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
-    except (AttributeError, ValueError, OverflowError):
-        start = -1
     if start < 0:
-        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00")
+        raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00, or in seconds, 1545753600")
     if start > time.time() + CLOCK_TOLERANCE:
         raise ValueError("a time that has passed; this machine's clock says %s" % format_with_utc(time.time()))
     return start
@@ -416,7 +478,10 @@ REGION_PATTERN = re.compile(
 class Connection:
     """How to reach a project, and as whom: the source's, but with _TO another for all targets, with _TO<n> for one."""
 
-    endpoint: str = env(pattern("(https?://)?%s%s/?" % (HOST, PORT), "a host such as cn-hangzhou.log.aliyuncs.com"),
+    endpoint: str = env(
+        validator(lambda text: re.sub("^[a-zA-Z]*://", lambda scheme: scheme.group().lower(), text)
+                  if re.fullmatch("((?i:https?)://)?%s%s/?" % (HOST, PORT), text) else None,
+                  "a host such as cn-hangzhou.log.aliyuncs.com"),
         REQUIRED, "the service's host in the project's region; https:// in front turns TLS on")
     access_key_id: str = env(check_secret, REQUIRED, "id of the access key", variable="SLS_AK_ID", is_secret=True)
     access_key: str = env(check_secret, REQUIRED, "secret of the access key", variable="SLS_AK_KEY", is_secret=True)
@@ -452,9 +517,11 @@ class LogstoreConfig(Connection):
 
     def may_be_same_as(self, other: LogstoreConfig) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
-        region, so only two regions tell two of one name apart."""
-        named = [REGION_PATTERN.search(config.endpoint.lower()) for config in (self, other)]
-        are_two_regions = len({region.group(2) for region in named if region}) == 2
+        region, so only two regions tell two of one name apart. An endpoint that names its region is believed before
+        SLS_REGION is."""
+        found = [(REGION_PATTERN.search(config.endpoint.lower()), config.region) for config in (self, other)]
+        regions = {named.group(2) if named else region for named, region in found} - {""}
+        are_two_regions = len(regions) == 2
         same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
         return same_name and not are_two_regions
 
@@ -465,7 +532,7 @@ class TargetSettings:
     config: LogstoreConfig
     topics: tuple[TopicPattern, ...] = env(parse_topics, REQUIRED,
         "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
-        "has no topic; a wildcard in brackets is the character itself: app[[]1] is the topic app[1]",
+        "has no topic; a character in brackets is itself: app[[]1] is the topic app[1], a[,]b is a,b",
         variable="SLS_TOPIC")
 
     @property
@@ -483,20 +550,23 @@ class Settings:
     consumer_group: str = env(pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"), REQUIRED,
         "the consumer group, the same for all copies", variable="SLS_CG")
     cursor_start: str | int = env(parse_cursor_start, "begin",  # "begin", "end" or unix seconds
-        "where a group without checkpoints begins: begin, end, or a time such as 2018-12-26T00:00:00+08:00; without an "
-        "offset or Z it is local time")
+        "where a group without checkpoints begins: begin (earliest), end (latest), or a time such as "
+        "2018-12-26T00:00:00+08:00; without an offset or Z it is local time")
     heartbeat_interval: int = env(in_range(int, 1, 300, "whole seconds"), "20",
         "seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
     fetch_interval: float = env(in_range(float, 0.01, 60, "seconds"), "0.4",
         "seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second at most")
     writers: int = env(in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target")
     merge_packs: bool = env(
-        validator(lambda text: {"true": True, "false": False}.get(text.lower()), "true or false"), "false",
+        word("true or false", **dict.fromkeys(("true", "yes", "on", "1"), True),
+             **dict.fromkeys(("false", "no", "off", "0"), False)), "false",
         "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up")
     rejected_dir: str = env(check_directory, "",
         "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait")
-    log_dir: str = env(check_directory, ".", "where the log file goes; empty: no file, stderr alone", may_be_empty=True)
-    log_level: str = env(pattern("DEBUG|INFO|WARNING|ERROR", "DEBUG, INFO, WARNING or ERROR"), "INFO", "what is logged")
+    log_dir: str = env(check_directory, ".", "where the log file goes, the newest of those before it stay; "
+        "empty: no file, stderr alone", may_be_empty=True)
+    log_level: str = env(word("DEBUG, INFO, WARNING or ERROR", debug="DEBUG", info="INFO", warning="WARNING",
+                              warn="WARNING", error="ERROR"), "INFO", "what is logged")
     metrics_port: int | str = env(in_range(int, 1, 65535, "a port"), "",  # value "" without one
         "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere")
     metrics_host: str = env(
@@ -526,10 +596,26 @@ SOURCE_SETTINGS = (*CONNECTION_SETTINGS.values(), SOURCE_LOGSTORE, CONSUMER_GROU
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-NETWORK_SETTINGS = [Setting(name, check_cas, "", "CAs") for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")]
-NETWORK_SETTINGS += [Setting(name, check_proxy, "", "a proxy", is_secret=True) for name in PROXY_VARIABLES]
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 TARGET_STEMS = [each.variable + "_TO" for each in (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)]
 TARGET_NUMBER = "[1-9][0-9]{0,8}"
+SERVICE_LINK_NAME = r"SLS_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_[0-9]+_[A-Z]+\w*)"
+# What no value has by intent, and where it comes from.
+LEFTOVERS = (
+    (COMMENT, "what follows # is no comment to docker, kubectl and systemd; give it a line of its own"),
+    (r"\$[{(]|\{\{|^\$\w+$|^%\w+%$", "it holds a variable that nothing has replaced"),
+    (r"<[^<>]+>", "it holds a placeholder that nothing has replaced"),
+    ("^(tcp|udp|sctp)://", "Kubernetes sets it so for a Service of that name; not with enableServiceLinks: false"),
+)
+# What settings are called elsewhere; ends of names.
+FOREIGN_NAMES = (
+    ("SECRET|SECRET_?KEY", "SLS_AK_KEY"),
+    ("(ACCESS_?KEY|ACCESS|KEY|AK)_?ID", "SLS_AK_ID"),
+    ("TOKEN", "SLS_STS_TOKEN"),
+    ("GROUP(_NAME)?", "SLS_CG"),
+    ("START|POSITION", "SLS_CURSOR_START"),
+)
+OTHER_PREFIXES = "(ALIBABA_?CLOUD|ALICLOUD|ALIYUN)_"
 TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
 
 
@@ -541,6 +627,12 @@ def strip_quotes(text: str) -> str:
     """Without what is around a value: space, and quotes, which a shell takes away, but `docker --env-file` doesn't."""
     text = text.strip()
     return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] in "'\"" and text.count(text[0]) == 2 else text
+
+
+def foreign_name(name: str) -> str:
+    """The setting that is called so elsewhere, "" if nobody can tell."""
+    stem, target = re.fullmatch("(.*?)(_TO[0-9]*)?", name).groups("")  # type: ignore[union-attr]
+    return next((here + target for regex, here in FOREIGN_NAMES if re.search("_(%s)$" % regex, stem)), "")
 
 
 class SettingsParser:
@@ -561,20 +653,50 @@ class SettingsParser:
         if not text and (text is None or not setting.may_be_empty):
             text = setting.default
         if text is REQUIRED:
-            self.errors.append("%s is missing: %s" % (name, setting.meaning))
+            unread = [other for other in sorted(self.environment) if re.match(OTHER_PREFIXES, other)]
+            unread = [other for other in unread if self.environment[other] and foreign_name(other) == name]
+            but = "; %s is set, but not read" % " and ".join(unread) if unread else ""
+            self.errors.append("%s is missing: %s%s" % (name, setting.meaning, but))
         elif text:
+            shown = "its value (not shown)" if setting.is_secret else repr(decode_utf8(text))
+            foreign = self.foreign_notation(setting, decode_utf8(text))
             try:
-                return setting.check(text)
+                value = setting.check(text)
+                if foreign:
+                    self.warnings.append("%s: %s looks wrong: %s" % (name, shown, foreign))
+                return value
             except ValueError as expected:
-                text = decode_utf8(text)
-                shown = "its value (not shown)" if setting.is_secret else repr(text)
                 line = "%s: %s is wrong; right would be %s" % (name, shown, expected)
-                wide = FULLWIDTH_CHAR.search(text)
-                if wide and not setting.is_secret:
-                    words = "; %r is a full-width character, type %r instead"
-                    line += words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
-                self.errors.append(line)
+                self.errors.append("; ".join(filter(None, [line, foreign])))
         return ""
+
+    def foreign_notation(self, setting: Setting, text: str) -> str:
+        """What there is to say of a value that means something else elsewhere, "" for nothing."""
+        wide = None if setting.is_secret else FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text))
+        if wide:
+            ascii_text = strip_quotes(text.translate(FULLWIDTH_TO_ASCII))
+            with contextlib.suppress(ValueError):
+                setting.check(ascii_text)
+                words = "%r is a full-width character, type %r instead"
+                return words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
+            return "%r is a full-width character" % wide.group()
+        if not setting.variable.startswith("SLS_"):
+            return ""
+        notations = (*LEFTOVERS, *FOREIGN_NOTATIONS) if setting.variable == TARGET_TOPICS.variable else LEFTOVERS
+        literal = ESCAPED_CHAR.sub("", text)
+        return next((words for regex, words in notations if re.search(regex, literal)), "")
+
+    def read_network(self, configs: Iterable[LogstoreConfig]) -> None:
+        """Checks what requests takes from the environment to reach these: of variables that stand in for each other
+        only the one that it looks at."""
+        schemes = {"https" if config.endpoint.startswith("https:") else "http" for config in configs}
+        schemes |= {"https" for config in configs if config.credentials == "oidc"}  # STS
+        groups = [(check_cas, CA_VARIABLES)] + [(check_proxy, (scheme + "_proxy", "all_proxy")) for scheme in schemes]
+        for check, names in groups:
+            # An empty one in lower case hides that in capitals.
+            heard = [name if name in self.environment else name.upper() for name in names]
+            name = next((name for name in heard if self.environment.get(name)), "")
+            self.read(Setting(name, check, "", "", is_secret=check is check_proxy))
 
     def suffix_of(self, variable: str, suffixes: Sequence[str]) -> str:
         """The first of these with which the variable is set, "" for none. An access key's variables go together: it is
@@ -640,21 +762,31 @@ class SettingsParser:
                         "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the "
                         "topic spelt like that is written %r" % (number, topic.spelling, topic.literal_spelling)
                     )
+                if routed.get(ALL_TOPICS, number) != number and topic.exact_topic is None:
+                    words = "SLS_TOPIC_TO%d: %r takes nothing: the * of SLS_TOPIC_TO%d comes first, and takes all"
+                    self.warnings.append(words % (number, topic.spelling, routed[ALL_TOPICS]))
                 if routed.setdefault(topic, number) != number:
                     words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
                     self.errors.append(words % (number, topic.spelling, routed[topic]))
             yield TargetSettings(number, config, topics)
 
     def warn_unknown_variables(self) -> Iterator[str]:
-        """A warning for each SLS_ variable that means nothing, with the nearest name that does."""
+        """A warning for each SLS_ variable, in capitals or not, that means nothing, with the nearest name that does."""
         plain = [each.variable for each in (*SOURCE_SETTINGS, *TUNING_SETTINGS.values())]
         plain += [each.variable + "_TO" for each in CONNECTION_SETTINGS.values()]
-        for name in sorted(self.environment):
-            if name.startswith("SLS_") and name not in plain and not TARGET_VARIABLE.fullmatch(name):
+        names = [name for name in sorted(self.environment) if name.upper().startswith("SLS_")]
+        unknown = [name for name in names if name not in plain and not TARGET_VARIABLE.fullmatch(name)]
+        links = [name for name in unknown if re.fullmatch(SERVICE_LINK_NAME, name)]
+        if links:
+            words = "%s: Kubernetes sets it for a Service that is called like that; not with enableServiceLinks: false"
+            yield words % ", ".join(links)
+        for name in unknown:
+            if name not in links:
                 number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
                 possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
-                nearest = difflib.get_close_matches(name, possible, 1, 0)
-                yield "%s is not a setting of this program; did you mean %s?" % (name, nearest[0])
+                nearest = difflib.get_close_matches(name.upper(), possible, 1, 0)[0]
+                meant = foreign_name(name) if foreign_name(name) in possible else nearest
+                yield "%s is not a setting of this program; did you mean %s?" % (name, meant)
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -664,9 +796,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     consumer_group = parser.read(CONSUMER_GROUP)
     targets = tuple(parser.read_targets(source))
     tuning = {name: parser.read(setting) for name, setting in TUNING_SETTINGS.items()}
-    for setting in NETWORK_SETTINGS:
-        parser.read(setting)
-    warnings = [*parser.warn_unknown_variables(), *parser.warnings]
+    parser.read_network([source, *(target.config for target in targets)])
+    warnings = list(dict.fromkeys([*parser.warn_unknown_variables(), *parser.warnings]))
     if parser.errors:
         raise SettingsError(*dict.fromkeys(parser.errors), *warnings)
     configs = [source, *(target.config for target in targets)]
@@ -677,10 +808,19 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         words = "SLS_REJECTED_DIR: any user can write to %s, and so remove or replace what is set aside; chmod 700 it"
         warnings.append((words + ", unless there are no others, as in a pod") % tuning["rejected_dir"])
     start = tuning["cursor_start"]
+    written = TIMESTAMP.fullmatch(parser.environment.get("SLS_CURSOR_START", ""))
+    if written and not (written["utc"] or written["sign"]):
+        zone, offset = os.environ.get("TZ"), format_with_utc(start)[20:25]
+        words = "SLS_CURSOR_START: %r has no offset, and is taken for local time, %s by %s; write its offset, as in %s"
+        by = "TZ=%r" % zone if zone else "this machine's clock"
+        warnings.append(words % (written.group(), offset, by, "2018-12-26T00:00:00+08:00"))
     shown = start if isinstance(start, str) else format_with_utc(start)
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % shown]
     if not parser.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
+        for number in sorted(DEFAULT_TOPICS.keys() - {target.number for target in targets}):
+            words = "no SLS_LOGSTORE_TO%d is set: its default topics, %s, go nowhere"
+            warnings.append(words % (number, DEFAULT_TOPICS[number]))
     return Settings(source=source, consumer_group=consumer_group, targets=targets, warnings=tuple(warnings),
                     notes=tuple(notes), **tuning)  # fmt: skip
 
@@ -746,11 +886,12 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
 def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """The fields of a message within data[position:end] as (key, start of field, start of value, end of field).
 
-    Raises ValueError or IndexError where these bytes are no message, or use groups, which proto2 has given up.
+    Raises ValueError or IndexError where these bytes are no message.
     """
+    open_groups: list[int] = []  # the field numbers of protobuf's groups, each within the one before it
+    start = position
     while position < end:
-        start = position
-        key, value = read_varint(data, start)
+        key, value = read_varint(data, position)
         wire_type = key & 7
         if wire_type == 2:
             length, value = read_varint(data, value)
@@ -759,11 +900,20 @@ def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int
             position = read_varint(data, value)[1]
         elif wire_type in (1, 5):
             position = value + (8 if wire_type == 1 else 4)
+        elif wire_type == 3:
+            open_groups.append(key >> 3)
+            position = value
+        elif wire_type == 4 and open_groups and open_groups.pop() == key >> 3:
+            position = value
         else:
             raise ValueError("wire type %d" % wire_type)
         if position > end or key < 8:
             raise ValueError("a field that is none, or goes beyond its message")
-        yield key, start, value, position
+        if not open_groups:
+            yield key, start, value, position
+            start = position
+    if open_groups:
+        raise ValueError("a group without an end")
 
 
 def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGroup:
@@ -810,27 +960,14 @@ def read_log_group_list(data: bytes) -> list[LogGroup]:
 
 def log_groups_of(response: PullLogResponse) -> list[LogGroup]:
     """The LogGroups of a PullLogResponse. Raises ValueError when its bytes are not those that were announced."""
-    # The SDK keeps the bytes of a pull in this private attribute until its own parser is asked for; when it is gone
-    # from a new release, parsing is the slow way that still works.
-    data: Any = getattr(response, "_raw_uncompressed_body", None)
+    data: bytes = response._raw_uncompressed_body or b""  # type: ignore[attr-defined]
     size = response.get_raw_size()
-    if data is None and size <= 0:
-        return []
-    if data is not None and len(data) != size:
+    if len(data) != size:
         raise ValueError("a pull of %d bytes, announced as %d" % (len(data), size))
-    with contextlib.suppress(ValueError, IndexError, TypeError):  # the last where there are no such bytes
-        return read_log_group_list(data)
-    log_groups = []
     try:
-        for parsed in response.get_loggroup_list().LogGroups:
-            # The SDK's LogGroupRaw, for what is not UTF-8, has bytes here.
-            topic = parsed.Topic.decode("utf-8", "replace") if isinstance(parsed.Topic, bytes) else parsed.Topic
-            log_groups.append(LogGroup(topic, len(parsed.Logs), b"", parsed.SerializeToString(), mergeable=False))
-    except Exception:  # its text would hold the whole pull
+        return read_log_group_list(data)
+    except (ValueError, IndexError):
         raise ValueError("a pull of %d bytes is no LogGroupList" % size) from None
-    # Such as protobuf's groups, which proto2 has given up and no known writer of logs uses.
-    log.warning("a pull of %d bytes has an unusual form: the SDK's parser has read it", size)
-    return log_groups
 
 
 def without_pack_id(envelope: bytes) -> bytes:
@@ -856,7 +993,7 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
     puts: list[PutRequest] = []
     growing: dict[bytes, PutRequest] = {}
     for log_group in log_groups:
-        can_strip = merge_packs and log_group.mergeable  # else its envelope may be of a form that isn't read here
+        can_strip = merge_packs and log_group.mergeable
         merge_key = without_pack_id(log_group.envelope) if can_strip else log_group.envelope
         put = growing.get(merge_key) if log_group.mergeable else None
         if (not put or put.size + len(log_group.logs) > MAX_MERGED_BYTES
@@ -915,6 +1052,7 @@ ERROR_CATALOGUE = {
         "Unauthorized": PERMISSION_HINT,
         "KeyRefused": "what {SLS_CREDENTIALS} names gives no key: is the RAM role attached to this instance, does it "
                       "trust the pod's service account?",
+        "KeyFileExposed": "chmod 600 what {SLS_CREDENTIALS} names, or 640; in a Secret's volume set defaultMode: 0400",
         "RequestTimeExpired RequestTimeTooSkewed": "this machine's clock must be right to 15 minutes",
         "ConsumerGroupQuotaExceed": "the logstore has all the consumer groups it may have: delete one that nobody "
                                     "uses, in the console or by `aliyunlog log delete_consumer_group`, or ask for more",
@@ -968,6 +1106,7 @@ ERROR_BY_CODE = {
     for codes, hint in hints.items()
     for code in codes.split()
 }  # fmt: skip
+REJECTION_CODES = [code for code, (kind, _) in ERROR_BY_CODE.items() if kind is ErrorKind.REJECTED]
 # Unauthorized is also what an unknown key is answered with, and more; only the message tells, the first of these in it.
 UNAUTHORIZED = {
     "accesskeyid not found": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} must be a key that exists"),
@@ -1344,7 +1483,27 @@ FIRST_CREDENTIALS_TIMEOUT = 15.0  # seconds that calls wait for the outcome of t
 STS_DURATION = 3600  # seconds, of a key that STS is asked for
 REFRESH_MARGIN = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
 REFRESH_POLL = 1.0  # seconds between looks at whether it is time for another key
-CREDENTIAL_FIELDS = ("AccessKeyId", "AccessKeySecret", "SecurityToken", "Expiration")
+
+
+def unix_seconds(value: Any) -> float:
+    """Of a time with its zone, or of unix seconds or milliseconds, which their size tells apart. Raises ValueError."""
+    try:
+        number = float(value)
+    except ValueError:
+        text = re.sub(r"(?<=:\d\d)\.\d+", "", value).replace(" ", "T").upper()
+        end = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        return min(end, 1e10)  # the year 9999 is another in some zones, and can't be shown there
+    number /= 1000 if number >= 1e12 else 1
+    if not 1e9 <= number < 1e10:
+        raise ValueError(number)
+    return number
+
+
+# The fields of the JSON that all sources give, and how each is read.
+CREDENTIAL_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "AccessKeyId": check_secret, "AccessKeySecret": check_secret, "SecurityToken": check_secret,
+    "Expiration": unix_seconds,
+}  # fmt: skip
 
 
 class AccessKey(Credentials):
@@ -1396,16 +1555,21 @@ def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT,
 
 def parse_credentials(text: str, role: str = "") -> AccessKey:
     """The key in the JSON that all sources give, STS inside of another object. Raises CallError."""
+    name = ""
+    values: list[Any] = []
     try:
         fields = json.loads(text)
         fields = fields.get("Credentials", fields)
         if fields.get("Code", "Success") != "Success":
             raise CallError("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
-        key_id, key_secret, token, expiration = [check_secret(fields[name]) for name in CREDENTIAL_FIELDS]
-        end = calendar.timegm(time.strptime(expiration, "%Y-%m-%dT%H:%M:%SZ"))
+        for name, check in CREDENTIAL_FIELDS.items():
+            values.append(check(fields[name]))
+        key_id, key_secret, token, end = values
         return AccessKey(key_id, key_secret, token, end, role)
-    except (ValueError, TypeError, KeyError, AttributeError):  # their text may show what was to be read
-        raise CallError("NoKey", "what came isn't JSON with %s" % ", ".join(CREDENTIAL_FIELDS)) from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # their text may show what was to be read
+        words = "what came isn't JSON with " + ", ".join(CREDENTIAL_FIELDS)
+        right = {"": "", "Expiration": "; look at Expiration, a time with its zone such as 2026-11-25T21:55:47Z"}
+        raise CallError("NoKey", words + right.get(name, "; look at " + name)) from None
 
 
 def from_ecs_metadata(role: str) -> AccessKey:
@@ -1442,7 +1606,7 @@ def from_file(path: str) -> AccessKey:
     """From a file that a sidecar rewrites. Raises CallError, OSError."""
     with open(path, encoding="utf-8") as file:
         if os.fstat(file.fileno()).st_mode & 0o007:
-            raise CallError("KeyRefused", "others can get at %s: chmod 600 it, or 640" % path)
+            raise CallError("KeyFileExposed", "others can get at " + path)
         return parse_credentials(file.read())
 
 
@@ -2238,9 +2402,9 @@ class LogstoreApi:
         seconds = self.call(self.client.get_cursor_time, shard, cursor).get_cursor_time()
         return self.validate(seconds, isinstance(seconds, int))
 
-    def pull_logs(self, shard: int, cursor: str, count: int) -> PullResult:
-        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on."""
-        response = self.call(self.client.pull_logs, shard, cursor, count)
+    def pull_logs(self, shard: int, cursor: str, count: int, end: str = "") -> PullResult:
+        """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on, and none from the cursor `end` on."""
+        response = self.call(self.client.pull_logs, shard, cursor, count, end)
         next_cursor = response.get_next_cursor()
         try:
             log_groups = log_groups_of(response)  # as many bytes as x-log-bodyrawsize says
@@ -2328,8 +2492,10 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 PROBE_CONCURRENCY = 32  # shards or logstores that are asked of at a time, each over a connection of its own
 GROUP_LIMITS = (10, 30)  # consumer groups a logstore may have, by the service's older and newer pages
-# How consumers of this program are called, see Consumer: group, host, process id, when the group began, chance.
-CONSUMER_NAME = re.compile(r".+-\d+-([0-9a-f]{8})?[0-9a-f]{12}")
+HAS_BEGUN = "consumer group %s has checkpoints and goes on from these, whatever SLS_CURSOR_START says"
+# How consumers of this program are called, see Consumer: group, host, routes, process id, when the group began, chance.
+# Those of older releases lack some of that.
+CONSUMER_NAME = re.compile(r".+?(?:_(?P<routes>[0-9a-f]{6}))?-\d+-(?P<start>[0-9a-f]{8})?[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -2389,6 +2555,80 @@ def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
     """Seconds that the last of these shards is behind; None when that is unknown of one of them."""
     known = [status.behind_seconds for status in statuses if status.behind_seconds is not None]
     return max(known, default=0.0) if len(known) == len(statuses) else None
+
+
+class Drain:
+    """What a consumer group has left of what the shards held when this copy started, for --drain; with `until` (unix
+    seconds) of what had arrived before then, and nothing later is pulled. Cursors decide, whoever has delivered."""
+
+    LOOK_INTERVAL = 1.0  # seconds
+    RATE_SECONDS = 60.0  # for which the rate is told
+
+    def __init__(self, config: LogstoreConfig, until: int | None = None) -> None:
+        self.until = until
+        self.retries = RetryLog("source %s" % config, "looks", "can't tell what is left, looking again", config)
+        self.ends: dict[int, str] = {}  # shard -> cursor
+        self.begun: dict[int, int] = {}  # shard -> position of the first checkpoint that was seen
+        self.left: dict[int, int] | None = None  # shard -> LogGroups, of those that are not done; None: nobody knows
+        self.looks: deque[tuple[float, int]] = deque()  # when, by the monotonic clock, and how many were left
+
+    def find_ends(self, logstore: LogstoreApi) -> None:
+        """To be called before anything is pulled. Raises CallError."""
+        end: str | int = "end" if self.until is None else self.until
+        self.ends = {shard["shardID"]: logstore.get_cursor(shard["shardID"], end) for shard in logstore.list_shards()}
+
+    def end_of_pulls(self, shard: int, cursor: str) -> str:
+        """The cursor at which pulls of a shard end, "" for none. A shard that a split has made since the start has
+        nothing that arrived before `until`."""
+        return "" if self.until is None else self.ends.get(shard, cursor)
+
+    def look(self, logstore: LogstoreApi, group: str) -> None:
+        """Finds what is left. Raises CallError."""
+        statuses = {shard["shardID"]: shard["status"] for shard in logstore.list_shards()}
+        checkpoints = logstore.checkpoints(group)
+        left: dict[int, int] = {}
+        for shard in sorted(statuses.keys() & self.ends.keys()):  # one that is gone has taken all its logs with it
+            checkpoint = checkpoints.get(shard, {}).get("checkpoint") or ""
+            # Without a checkpoint it has not begun; where it begins must be kept, unless nothing was ever there to
+            # begin with: in a group that consumes in order nobody is given such a shard.
+            is_begun = cursor_position(checkpoint) >= 0
+            position = cursor_position(checkpoint if is_begun else logstore.get_cursor(shard, "begin"))
+            if is_begun:
+                self.begun.setdefault(shard, position)
+            count = cursor_position(self.ends[shard]) - position
+            if count > 0 or not (is_begun or (not checkpoint and statuses[shard] == "readonly")):
+                left[shard] = max(0, count)
+        self.left = left
+        now = time.monotonic()
+        self.looks.append((now, sum(left.values())))
+        while now - self.looks[0][0] > self.RATE_SECONDS:
+            self.looks.popleft()
+
+    def try_look(self, logstore: LogstoreApi, group: str) -> None:
+        """As `look`, to be called again and again: what fails is told."""
+        try:
+            self.look(logstore, group)
+            self.retries.on_done("left")
+        except Exception as error:
+            self.retries.on_failure("left", error)
+        self.retries.report_recovery()
+
+    def is_done(self) -> bool:
+        return self.left == {}
+
+    def share_done(self) -> float:
+        """From 0 to 1."""
+        left = self.left or {}
+        totals = [cursor_position(self.ends[shard]) - begun for shard, begun in self.begun.items()]
+        total = sum(max(0, each) for each in totals) + sum(left[shard] for shard in left if shard not in self.begun)
+        return max(0.0, 1 - sum(left.values()) / total) if total else float(not left)
+
+    def __str__(self) -> str:
+        left = sum((self.left or {}).values())
+        (began, before), (now, _) = self.looks[0], self.looks[-1]
+        rate = (before - left) / max(now - began, 0.1)
+        time_left = ", %s to go" % timedelta(seconds=int(left / rate)) if rate > 0 else ""
+        return "%d %% done, %d LogGroups left, %d/s%s" % (100 * self.share_done(), left, max(0, rate), time_left)
 
 
 class Verdict(enum.Enum):
@@ -2528,14 +2768,59 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def show_check(settings: Settings) -> int:
-    """Prints what was found, a line for each logstore; the exit status: 1 when any is wrong or not reachable."""
-    sources = CredentialSources()
-    results = probe_all(settings, sources)
-    keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
-    show(table([(result.subject, str(result)) for result in results] + keys))
-    show("\n".join([*settings.notes, *("warning: " + warning for warning in settings.warnings)]))
+def routes_fingerprint(settings: Settings) -> str:
+    """Six digits, the same where the same topics go to logstores of the same names, by whatever endpoints."""
+    by_spelling = functools.partial(sorted, key=lambda topic: topic.spelling)
+    routes = [(topic, str(target.config)) for target in settings.targets for topic in by_spelling(target.topics)]
+    exact = sorted((topic.exact_topic, place) for topic, place in routes if topic.exact_topic is not None)
+    patterns = [(topic.spelling, place) for topic, place in routes if topic.exact_topic is None]
+    return short_hash(repr((exact, patterns)).encode())[:6]
+
+
+def describe_routes(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What each target takes, and what becomes of the rest, in words."""
+    rest = "is left out, and counted"
+    for target in settings.targets:
+        patterns = [topic.spelling for topic in target.topics if topic.exact_topic is None and topic != ALL_TOPICS]
+        parts = ['"%s"' % spell_out(topic.exact_topic) for topic in target.topics if topic.exact_topic]
+        parts += ["what has no topic"] * any(topic.exact_topic == "" for topic in target.topics)
+        parts += ["what is like " + " or ".join(patterns)] * bool(patterns)
+        if ALL_TOPICS in target.topics:
+            parts, rest = [*parts, "what is left"], ""
+        yield target.name, "takes " + ", ".join(parts)
+    if rest:
+        yield "what no target takes", rest
+
+
+def show_check(settings: Settings, offline: bool) -> int:
+    """Prints what was found, a line for each logstore, and the routes; the exit status: 1 when any is wrong or not
+    reachable. `offline` asks nobody, and prints what the settings alone say."""
+    results, lines = [], []
+    if not offline:
+        sources = CredentialSources()
+        results = probe_all(settings, sources)
+        keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
+        lines.append(table([(result.subject, str(result)) for result in results] + keys))
+    lines += [table([*describe_routes(settings), ("routes", routes_fingerprint(settings))]), *settings.notes]
+    if results and results[0].verdict is Verdict.OK and results[0].group_has_begun:
+        lines.append(HAS_BEGUN % settings.consumer_group)
+    show("\n".join([*lines, *("warning: " + warning for warning in settings.warnings)]))
     return int(any(result.verdict in (Verdict.WRONG, Verdict.UNREACHABLE) for result in results))
+
+
+def show_route(settings: Settings, topics: Sequence[str]) -> int:
+    """Prints where each topic goes, and by which variable; the exit status: 1 when one of them goes nowhere."""
+    routes = Routes({target.number: target.topics for target in settings.targets})
+    targets = {target.number: target for target in settings.targets}
+    numbers = [routes.target_of(decode_utf8(topic)) for topic in topics]
+    rows = []
+    for topic, number in zip(topics, numbers):
+        by = "no SLS_TOPIC_TO<n> has it"
+        if number is not None:
+            by = "SLS_TOPIC_TO%d=%s" % (number, ",".join(topic.spelling for topic in targets[number].topics))
+        rows.append((spell_out(decode_utf8(topic)), targets[number].name if number is not None else "nowhere", by))
+    show(table(rows))
+    return int(None in numbers)
 
 
 def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
@@ -2569,7 +2854,9 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
         statuses = read_shard_status(logstore, group, mapper=ThreadPool(PROBE_CONCURRENCY, "probe").map)
     except CallError as error:
         subject = "%s, consumer group %s" % (settings.source_name, group)
-        show("%s: %s" % (subject, describe_error(error, source)), sys.stderr)
+        is_missing = error.code == "ConsumerGroupNotExist"  # here nobody knows that it was ever there
+        told = "%s; it is not made yet, the first copy that starts makes it" % error if is_missing else ""
+        show("%s: %s" % (subject, told or describe_error(error, source)), sys.stderr)
         return 1
     now = logstore.client.server_time()
     ahead = time.time() - now
@@ -2606,8 +2893,8 @@ UNDISPUTED_BYTES = MAX_MERGED_BYTES  # of a put, that every region takes: a larg
 class DeadLetterDirectory:
     """Keeps LogGroups that a target refuses for good as files: one each, for the owner alone, on disk for certain.
 
-    A file has the bytes of one LogGroup. Its name says whose they are, and where in the source they stood: two that are
-    equal are two files, one that is refused again after a crash is the same file again.
+    A file has the bytes of one LogGroup. Its name says whose they are, where in the source they stood, and by what code
+    they were refused: two that are equal are two files, one that is refused again after a crash is the same file again.
     """
 
     MAX_BYTES = 1000 * 1000 * 1000  # of all such files; what goes beyond is not set aside
@@ -2621,16 +2908,22 @@ class DeadLetterDirectory:
         self.lock = threading.Lock()  # over:
         self.used, self.looked = 0, float("-inf")
 
-    def save(self, target: int, config: LogstoreConfig, log_group: LogGroup, place: str) -> str:
+    @classmethod
+    def beginning_of_name(cls, target: int, config: LogstoreConfig) -> str:
+        """Of all files of one target."""
+        return "TO%d-%s-%s-" % (target, config.project[: cls.MAX_NAME], config.logstore[: cls.MAX_NAME])
+
+    def save(self, target: int, config: LogstoreConfig, log_group: LogGroup, place: str, code: str = "") -> str:
         """Returns the path of the file, which is there whole or not at all, whenever the machine stops. `place` is
-        PullResult.place_of.
+        PullResult.place_of, `code` one of REJECTION_CODES.
 
         Raises OSError, also when the directory has MAX_BYTES.
         """
         data = log_group.SerializeToString()
-        names = config.project[: self.MAX_NAME], config.logstore[: self.MAX_NAME]
-        name = "TO%d-%s-%s-%s-%s.loggroup" % (target, *names, place, short_hash(self.source.encode(), data))
-        path = os.path.join(self.directory, name)
+        name = self.beginning_of_name(target, config) + "%s-%s" % (place, short_hash(self.source.encode(), data))
+        ends = ["-%s.loggroup" % each for each in (code, *REJECTION_CODES) if each]
+        paths = [os.path.join(self.directory, name + end) for end in (*ends, ".loggroup")]
+        path = next(filter(os.path.lexists, paths), paths[0] if code else paths[-1])
         with self.lock:
             if time.monotonic() - self.looked > self.RESCAN_INTERVAL:
                 with os.scandir(self.directory) as entries:
@@ -2641,7 +2934,7 @@ class DeadLetterDirectory:
                 used = "it holds %d bytes, as many as are kept; make room" % self.used
                 raise OSError(errno.EDQUOT, used, self.directory)
             self.used += is_new * len(data)
-        unfinished = "%s.%s.unfinished" % (path, uuid.uuid4().hex[:12])
+        unfinished = os.path.join(self.directory, "%s.loggroup.unfinished" % uuid.uuid4().hex)
         try:
             with open(os.open(unfinished, self.NEW_FILE, 0o600), "wb") as file:
                 os.fchmod(file.fileno(), 0o600)  # whatever the umask
@@ -2673,6 +2966,29 @@ class Outcome(NamedTuple):
     accepted: int  # LogGroups; 0 for one that was refused, however often
 
 
+class Histogram:
+    """How often something has taken how long, as Prometheus counts that. One thread observes, any may look."""
+
+    BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)  # up to each bound, beyond the one before; the last beyond all
+        self.sum = 0.0  # seconds
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(self.BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+    def samples(self, name: str, labels: str) -> Iterator[tuple[str, str, float]]:
+        """Name, labels and value of each; `labels` as prometheus_labels has them."""
+        count, seconds = 0, self.sum
+        for bound, more in zip((*("%g" % bound for bound in self.BOUNDS), "+Inf"), self.counts[:]):
+            count += more
+            yield name + "_bucket", '%s,le="%s"}' % (labels[:-1], bound), count
+        yield name + "_sum", labels, seconds
+        yield name + "_count", labels, count
+
+
 class Target:
     """One target logstore: its writer, what waits for it, and its counts."""
 
@@ -2688,7 +3004,8 @@ class Target:
         self.dead_letter_retries = RetryLog(
             self.name, "setting aside", "a refused LogGroup can't be set aside yet", self.config
         )
-        self.dead_letter_throttle, self.distrust_throttle = LogThrottle(), LogThrottle()
+        self.dead_letter_throttles = {code: LogThrottle() for code in REJECTION_CODES}
+        self.distrust_throttle = LogThrottle()
         # Of the PutLoop's thread alone:
         self.queue: deque[Batch] = deque()  # those whose next put is for this target
         self.failed: deque[tuple[PutRequest, Batch]] = deque()  # to be tried again
@@ -2698,6 +3015,7 @@ class Target:
         self.failures = 0  # times in a row that it was paused for, and no put accepted between
         self.retry_at = 0.0  # when the pause ends, by the monotonic clock
         self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
+        self.latencies = Histogram()  # the same: of puts that were accepted
         self.lock = threading.Lock()  # over:
         self.outcomes: deque[Outcome] = deque(maxlen=1000)  # the last
         self.rejected: set[PutRequest] = set()  # of one LogGroup each, refused for what they bring, to be tried again
@@ -2747,6 +3065,7 @@ class Target:
         is_slow = now - began > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
         if error is None:
             self.failures, self.retry_at = 0, 0.0
+            self.latencies.observe(now - began)
             self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
         elif not blames_put(error):  # else it says nothing of the others
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
@@ -2794,9 +3113,9 @@ class Target:
             return [put]
         if not self.dead_letters:
             return [put]
-        log_group = put.log_groups[0]
+        log_group, code = put.log_groups[0], getattr(error, "code", "")
         try:
-            path = self.dead_letters.save(self.number, self.config, log_group, pull.place_of(log_group))
+            path = self.dead_letters.save(self.number, self.config, log_group, pull.place_of(log_group), code)
         except OSError as failure:
             self.dead_letter_retries.on_failure(put, failure)
             return [put]
@@ -2805,7 +3124,7 @@ class Target:
             if self.last_accepted < put.first_rejection:
                 self.unproven, self.last_unproven = self.unproven + 1, time.monotonic()
             self.dead_lettered += 1
-        if self.dead_letter_throttle.admit():
+        if self.dead_letter_throttles[code].admit():
             log.error(
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
                 self.name, escape_for_log(log_group.Topic, 60), put.log_count, path, self.dead_lettered, error,
@@ -3381,7 +3700,7 @@ class UnmatchedCounter:
     def add(self, log_group: LogGroup) -> None:
         topic = log_group.Topic
         if len(topic) > self.MAX_TOPIC_LENGTH or topic not in self.topics:
-            topic = escape_for_log(topic, self.MAX_TOPIC_LENGTH)
+            topic = spell_out(escape_for_log(topic, self.MAX_TOPIC_LENGTH))
         with self.lock:
             if not log_group.log_count:
                 self.empty += 1
@@ -3715,7 +4034,7 @@ class ShardConsumer:
         CallError."""
         cursor = self.cursor
         try:
-            return self.source.pull_logs(self.shard, cursor, count)
+            return self.pull_from(cursor, count)
         except CallError as error:
             # By this code the SDK would go on at the newest log and skip what lies between.
             if error.code != "InvalidCursor":
@@ -3724,7 +4043,7 @@ class ShardConsumer:
             newest = self.source.get_cursor(self.shard, "end")
             if cursor_position(oldest) <= cursor_position(cursor) <= cursor_position(newest):
                 raise  # the cursor is fine, and so will be the next answer
-        pull = self.source.pull_logs(self.shard, oldest, count)
+        pull = self.pull_from(oldest, count)
         saved, arrived = "an unknown time", "now"
         with contextlib.suppress(CallError, KeyError):
             saved = format_local(self.source.checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
@@ -3735,6 +4054,13 @@ class ShardConsumer:
             self.member.subject, self.shard, cursor, saved, arrived,
         )  # fmt: skip
         return pull
+
+    def pull_from(self, cursor: str, count: int) -> PullResult:
+        """One pull, or nothing where a drain has reached its end. Raises CallError."""
+        end = self.member.drain.end_of_pulls(self.shard, cursor) if self.member.drain else ""
+        if end and cursor_position(cursor) >= cursor_position(end):
+            return PullResult([], 0, cursor, self.shard)
+        return self.source.pull_logs(self.shard, cursor, count, end)
 
     def deliver(self) -> None:
         """A task: delivers the oldest batch, then saves its checkpoint; unless both are done, it stays the oldest."""
@@ -3932,11 +4258,11 @@ class Consumer(ConsumerWorker):
         self.lock = threading.Lock()  # over:
         self.buffered_bytes = 0  # of batches that its shards hold
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
-        # process id repeat themselves in containers. It says when the group began, which `find_group_start` of later
-        # copies reads in the checkpoints.
+        # process id repeat themselves in containers. In the checkpoints, other copies read of it what the routes are,
+        # see GroupMember.compare_routes, and when the group began, see GroupMember.find_group_start.
         host = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
-        words = member.group[:20], host[:12], os.getpid(), member.group_start, uuid.uuid4().hex[:12]
-        self.name_in_group = "%s-%s-%d-%08x%s" % words
+        words = member.group[:13], host[:12], member.fingerprint, os.getpid(), member.group_start, uuid.uuid4().hex[:12]
+        self.name_in_group = "%s-%s_%s-%d-%08x%s" % words
         hub_config = LogHubConfig(
             config.endpoint, config.access_key_id, config.access_key, config.project, config.logstore,
             member.group, self.name_in_group, shared_executor=member.tasks,
@@ -4004,11 +4330,14 @@ class GroupMember(threading.Thread):
     """
 
     FIRST_CHECKPOINT_TIMEOUT = 60.0  # seconds: a few calls may be answered late, and one in vain
+    RECENT_SAVE = 60.0  # seconds; who has saved a checkpoint within them, or the group's timeout, is there
 
-    def __init__(self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources) -> None:
+    def __init__(
+        self, settings: Settings, delivery: Delivery, credential_sources: CredentialSources, drain: Drain | None = None
+    ) -> None:
         super().__init__(name="joins", daemon=True)
         config = settings.source
-        self.settings, self.delivery = settings, delivery
+        self.settings, self.delivery, self.drain = settings, delivery, drain
         self.credential_sources = credential_sources
         self.group, self.subject = settings.consumer_group, settings.source_name
         self.source = LogstoreApi(config, credential_sources.of(config))
@@ -4025,6 +4354,9 @@ class GroupMember(threading.Thread):
         self.consumer: Consumer | None = None  # the present one, or the last
         self.last_heartbeat: float | None = None  # unix seconds
         self.lag: float | None = None  # seconds, as last measured
+        self.fingerprint = routes_fingerprint(settings)
+        self.differing: list[str] = []  # consumers with other routes than this copy, as last looked
+        self.differing_told, self.differing_throttle = False, LogThrottle()
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
         self.is_older_than_group = False  # that look of it, certainly
@@ -4035,6 +4367,9 @@ class GroupMember(threading.Thread):
         try:
             with watchdog.watching(self.name):
                 check_before_start(self.settings, self.credential_sources)
+                if self.drain:
+                    drain, source = self.drain, self.source
+                    self.join_retries.retry("ends", lambda: drain.find_ends(source), self.soft_stop)
                 while True:
                     consumer = self.join_retries.retry("join", self.join_group, self.soft_stop)
                     # At a stop the SDK's loop ends first, and heartbeats go on until nothing is in flight.
@@ -4113,6 +4448,7 @@ class GroupMember(threading.Thread):
             self.look_at_ends()
             checkpoints = self.wait_for_first_checkpoint(checkpoints)
         if has_checkpoints(checkpoints):
+            log.info("%s: " + HAS_BEGUN, self.subject, self.group)
             self.group_start, self.end_cursors_at_start = self.start_by_names(checkpoints), {}
         elif not self.end_cursors_at_start:
             self.group_start = int(self.source.client.server_time())
@@ -4141,7 +4477,7 @@ class GroupMember(threading.Thread):
         own_name = self.consumer.name_in_group if self.consumer else ""
         names = {entry.get("consumer") or "" for entry in checkpoints.values()} - {own_name}
         found = [CONSUMER_NAME.fullmatch(name) for name in names]
-        return min([int(name.group(1), 16) for name in found if name and name.group(1)], default=0)
+        return min([int(name["start"], 16) for name in found if name and name["start"]], default=0)
 
     def take_older_start(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> None:
         """Has the group begin when another copy says, if that is earlier: within the same second its time is, for
@@ -4192,6 +4528,30 @@ class GroupMember(threading.Thread):
         except Exception:  # any: the thread that tells must go on telling
             self.lag = None
 
+    def compare_routes(self) -> None:
+        """Tells, at growing intervals, while others that save checkpoints have other routes than this copy: then it
+        depends on the shard what becomes of a log. Raises CallError."""
+        consumer, held = self.consumer, self.held_shards()
+        if not consumer:
+            return
+        entries = self.source.checkpoints(self.group)
+        recent = self.source.client.server_time() - max(consumer.heartbeat.group_timeout, self.RECENT_SAVE)
+        others = [entry for shard, entry in entries.items() if shard not in held]
+        names = {entry.get("consumer") or "" for entry in others if (entry.get("updateTime") or 0) / 1e6 > recent}
+        found = [name for name in map(CONSUMER_NAME.fullmatch, sorted(names)) if name and name["routes"]]
+        differing = [name for name in found if name["routes"] != self.fingerprint]
+        self.differing = [name.group() for name in differing]
+        if differing and self.differing_throttle.admit():
+            self.differing_told = True
+            words = (
+                "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; all "
+            )
+            words += "copies are to have the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
+            log.warning(words, self.subject, ", ".join(self.differing[:3]), differing[0]["routes"], self.fingerprint)
+        elif self.differing_told and not differing:
+            self.differing_told = False
+            log.warning("%s: no other consumer has other routes than this copy any more", self.subject)
+
     def summary(self, lag_seconds: float | None = None) -> list[str]:
         """What became of the logs so far: a line for each target and one for the source, to be read by programs too."""
         lag = "unknown" if lag_seconds is None else "%d" % lag_seconds
@@ -4215,7 +4575,7 @@ class Metric(NamedTuple):
     kind: str
     name: str  # without the prefix; one that ends in _total is a counter
     meaning: str
-    read: Callable[[Any], float | None]  # the value of a subject; None is unknown
+    read: Callable[[Any], float | Histogram | None]  # the value of a subject; None is unknown
 
 
 METRICS = (
@@ -4226,12 +4586,16 @@ METRICS = (
     Metric("target", "set_aside_total", "LogGroups that the target refused for good.", lambda it: it.dead_lettered),
     Metric("target", "puts_failing", "Puts that have failed and are being tried again.",
            lambda it: len(it.put_retries.failing)),
+    Metric("target", "put_duration_seconds", "Time from the begin of a put to the answer that the target has taken it.",
+           lambda it: it.latencies),
     Metric("copy", "unmatched_log_groups_total", "LogGroups that no route matches.",
            lambda it: it.delivery.unmatched.log_groups),
     Metric("copy", "unmatched_logs_total", "Logs that no route matches.", lambda it: it.delivery.unmatched.logs),
     Metric("copy", "shards_held", "Shards that this copy holds.", lambda it: len(it.held_shards())),
     Metric("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
            lambda it: it.lag if it.held_shards() else None),
+    Metric("copy", "routes_differ", "Consumers of the group that have other routes than this copy.",
+           lambda it: len(it.differing)),
     Metric("copy", "last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.",
            lambda it: it.last_heartbeat),
     Metric("key", "credentials_expire_timestamp_seconds", "When the key ends.", lambda it: it.key and it.key.end),
@@ -4363,10 +4727,15 @@ class MetricsServer:
         text = ""
         for metric in METRICS:
             name = "dispatch_data_" + metric.name
-            values = [(name, labels, metric.read(subject)) for labels, subject in labels_and_subjects[metric.kind]]
-            known = ["%s%s %s\n" % value for value in values if value[2] is not None]
+            kind, known = "counter" if name.endswith("_total") else "gauge", []
+            for labels, subject in labels_and_subjects[metric.kind]:
+                value = metric.read(subject)
+                if isinstance(value, Histogram):
+                    kind = "histogram"
+                    known += ["%s%s %s\n" % sample for sample in value.samples(name, labels)]
+                elif value is not None:
+                    known.append("%s%s %s\n" % (name, labels, value))
             if known:
-                kind = "counter" if name.endswith("_total") else "gauge"
                 text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, metric.meaning, name, kind, "".join(known))
         return 200, text
 
@@ -4384,10 +4753,9 @@ SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
 LAST_LINES_TIMEOUT = 1.0  # seconds of these that the end waits for lines which are not written yet
 THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
-FIRST_RUN_HINT = (
-    "dispatch_data.py: every setting is explained in .env.example; to see the program work without a cloud account: "
-    "python3 -m tests.local_log_service demo"
-)
+UNREAD_FILE_HINT = "dispatch_data.py: .env is there, but nobody has exported what it sets: set -a; . ./.env; set +a"
+FIRST_RUN_HINT = "dispatch_data.py: every setting is explained in .env.example"
+DEMO_HINT = "; to see the program work without a cloud account: cd %s && %s -m tests.local_log_service demo"
 
 
 def secret_values(settings: Settings) -> list[str]:
@@ -4465,13 +4833,46 @@ class LogWriter(logging.Handler):
 
 class QuietLogFile(logging.handlers.RotatingFileHandler):
     """A log file whose trouble, such as a full disk, is told on stderr and stops nothing. Where somebody has moved or
-    deleted it, as logrotate does, it is begun anew."""
+    deleted it, as logrotate does, it is begun anew. Its process holds a lock on it, by which others tell that it is
+    written to: processes of one id, in containers that share a directory, and whoever makes room."""
 
-    def __init__(self, path: str, stderr: LogWriter) -> None:
+    NAME = re.compile(r"(dispatch_data_\d+(?:-\d+)?\.log)(?:\.\d+)?")  # one that is full gets a number at its end
+    KEPT = 20  # files
+
+    def __init__(self, directory: str, stderr: LogWriter) -> None:
         """Raises OSError when the file can't be made."""
-        super().__init__(path, maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+        self.stem = os.path.join(os.path.abspath(directory), "dispatch_data_%d" % os.getpid())
+        super().__init__(self.stem + ".log", maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
         self.stderr = stderr
         self.throttle = LogThrottle()
+        self.make_room(directory)
+
+    def _open(self) -> Any:
+        """Called by RotatingFileHandler: opens the first file of those that may be meant that nobody else writes to."""
+        for number in itertools.count(1):
+            self.baseFilename = self.stem + ("-%d" % number if number > 1 else "") + ".log"
+            file = super()._open()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                continue
+            except OSError:  # a file system without locks
+                pass
+            return file
+
+    def make_room(self, directory: str) -> None:
+        """Deletes all but the newest files and those that are written to."""
+        files = []
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(directory):
+                name = self.NAME.fullmatch(entry.name)
+                if name and entry.is_file(follow_symlinks=False):
+                    files.append((entry.stat().st_mtime, entry.path, os.path.join(directory, name.group(1))))
+        for _, path, written_to in sorted(files)[: -self.KEPT]:
+            with contextlib.suppress(OSError):
+                if not is_locked(written_to):
+                    os.unlink(path)
 
     def shouldRollover(self, record: logging.LogRecord) -> Any:
         """Called with each record before it is written, and opens the file where there is none."""
@@ -4487,6 +4888,16 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
             self.stderr.add_line(escape_for_log(words % (self.baseFilename, sys.exc_info()[1]), 2000))
 
 
+def is_locked(path: str) -> bool:
+    """Whether somebody holds a lock on a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def set_up_logging(settings: Settings) -> list[LogWriter]:
     """To stderr, and to a file of this process's own; stderr gets only warnings when it is no terminal but a file.
 
@@ -4496,8 +4907,7 @@ def set_up_logging(settings: Settings) -> list[LogWriter]:
     writers = [LogWriter(logging.StreamHandler(), "writes stderr")]
     if settings.log_dir:
         writers[0].setLevel(logging.NOTSET if sys.stderr.isatty() else logging.WARNING)
-        path = os.path.join(settings.log_dir, "dispatch_data_%d.log" % os.getpid())
-        writers.append(LogWriter(QuietLogFile(path, writers[0]), "writes the log file"))
+        writers.append(LogWriter(QuietLogFile(settings.log_dir, writers[0]), "writes the log file"))
     logging.basicConfig(level=settings.log_level, handlers=writers)
     if settings.log_level != "DEBUG":
         # What the SDK would say of failing calls, once each, RetryLog says in sums.
@@ -4526,8 +4936,11 @@ def help_text() -> str:
         "      the same for all targets; with _TO<n>: for target n",
         "\n tuning:", *rows(TUNING_SETTINGS.values()),
         "\nexit status:",
-        "  0  stopped as asked; --check: nothing is wrong; --status: within --max-lag",
-        "  1  could not start, or ended by itself; --check: something is wrong; --status: beyond --max-lag, or unknown",
+        "  0  stopped as asked; --check: nothing is wrong; --route: each goes somewhere; --status: within --max-lag;",
+        "     --drain: nothing is left",
+        "  1  could not start, or ended by itself; --check: something is wrong; --route: one goes nowhere;",
+        "     --status: beyond --max-lag, or unknown; --drain: stopped before the end;",
+        "     --put-rejected: not all was taken",
         "  2  the settings or the arguments are wrong",
     ])  # fmt: skip
 
@@ -4556,21 +4969,60 @@ def log_summary(member: GroupMember, lag_seconds: float | None = None) -> None:
         log.info("%s", line, extra={"is_redacted": True})
 
 
-def report_loop(member: GroupMember) -> None:
-    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag."""
+def progress_bar() -> LogWriter:
+    """Shows each line that is added on the terminal that stderr is, in the place of the one before; what is logged
+    there overwrites it. Raises RuntimeError."""
+    handler = logging.StreamHandler()
+    handler.terminator = "\r"
+    return LogWriter(handler, "writes the bar")
+
+
+class News:
+    """Tells once what has changed: the shards held, and that a target has taken its first logs."""
+
+    def __init__(self, member: GroupMember) -> None:
+        self.member = member
+        self.shards: list[int] = []
+        self.waiting = list(member.delivery.targets.values())  # targets that have taken nothing yet
+
+    def tell(self) -> None:
+        shards, before = self.member.held_shards(), self.shards
+        if shards != before:
+            named = [",".join(map(str, some)) or "none" for some in (shards, before)]
+            log.info("%s: holds shards %s, before: %s", self.member.subject, *named)
+            self.shards = shards
+        for target in [target for target in self.waiting if target.logs]:
+            log.info("%s: has taken its first %d logs", target.name, target.logs)
+            self.waiting.remove(target)
+
+
+def report_loop(member: GroupMember, bar: LogWriter | None = None) -> None:
+    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag. `bar` is
+    for the progress of a drain."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
+    next_look, drain, news = 0.0, member.drain, News(member)
     with watchdog.watching("tells"):
         while True:
             watchdog.beat()
             time.sleep(REPORT_LOOP_INTERVAL)
             with contextlib.suppress(Exception):  # any, such as MemoryError: it goes on telling
                 member.report_recoveries()
+                news.tell()
                 client = member.source.client
                 client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
+                if drain and member.consumer and not drain.is_done() and time.monotonic() > next_look:
+                    drain.try_look(member.source, member.group)
+                    next_look = time.monotonic() + drain.LOOK_INTERVAL
+                    if bar and drain.looks:
+                        full = int(20 * drain.share_done())
+                        bar.add_line("\x1b[K[%s%s] %s" % ("#" * full, "." * (20 - full), drain))
                 if time.monotonic() > next_summary:
                     member.measure_lag()
                     log_summary(member, member.lag)
+                    if drain and drain.left:
+                        log.info("drain: %s, in shards %s", drain, ",".join(map(str, drain.left)))
                     next_summary = time.monotonic() + SUMMARY_INTERVAL
+                    member.compare_routes()
 
 
 def tune_process() -> None:
@@ -4584,10 +5036,132 @@ def tune_process() -> None:
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX
 
 
+class PutAgain:
+    """Puts LogGroups that were set aside into one target, and deletes each file once the target has taken it."""
+
+    def __init__(self, settings: TargetSettings, credential_source: CredentialSource) -> None:
+        self.name, self.config = settings.name, settings.config
+        client = PooledLogClient(self.config, credential_source)
+        self.write = functools.partial(client.put_log_raw, self.config.project, self.config.logstore)
+        self.retries = RetryLog(self.name, "puts", "a put failed and is tried again", self.config)
+        self.lock = threading.Lock()  # over:
+        self.throttles: dict[str, LogThrottle] = defaultdict(LogThrottle)  # by the code of refusals
+
+    def try_put(self, log_group: LogGroup) -> CallError | None:
+        """None once it is taken, else why it is not. Raises CallError where time alone may mend that."""
+        try:
+            self.write(log_group)
+        except CallError as error:
+            if error.is_transient():
+                raise
+            return error
+        return None
+
+    def put(self, path: str, stop: CancelToken) -> str:
+        """What has become of a file: "put", "refused" or "left"."""
+        try:
+            with open(path, "rb") as file:
+                log_group = LogGroup("", 0, file.read(), b"")
+            refusal = self.retries.retry(path, functools.partial(self.try_put, log_group), stop)
+            if not refusal:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                return "put"
+            with self.lock:
+                if self.throttles[refusal.code].admit():
+                    words = self.name, path, describe_error(refusal, self.config)
+                    log.error("%s: %s is refused still, and kept: %s", *words)
+            return "refused"
+        except Cancelled:
+            return "left"
+        except Exception as error:  # such as no permission
+            log.error("%s: %s", path, escape_for_log(repr(error)))
+            return "left"
+
+
+def rejected_files(directory: str, targets: Sequence[TargetSettings]) -> list[tuple[TargetSettings, str]]:
+    """The targets and paths of what was set aside in a directory. Raises OSError, and StartupError where a file is of
+    another logstore than its target is by the settings."""
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    by_number = {target.number: target for target in targets}
+    files, problems = [], []
+    for name in names:
+        number = re.fullmatch(r"TO([1-9][0-9]{0,8})-.*\.loggroup", name)
+        target, path = by_number.get(int(number.group(1))) if number else None, os.path.join(directory, name)
+        beginning = DeadLetterDirectory.beginning_of_name(target.number, target.config) if target else ""
+        rest = r"[0-9]+-[0-9]+-[0-9a-f]{32}(-[A-Za-z]+)?\.loggroup"
+        if target and re.fullmatch(re.escape(beginning) + rest, name):
+            files.append((target, path))
+        elif number:
+            words = (
+                "is not of %s, as the settings have it" % target.name if target else "the settings have no such target"
+            )
+            problems.append("%s: %s" % (path, words))
+    if problems:
+        raise StartupError("\n".join([*problems[:10], "%d of %d files; nothing is put" % (len(problems), len(names))]))
+    return files
+
+
+class SignalToken(CancelToken):
+    """Cancelled by the first signal of those in a list that is filled as they come."""
+
+    def __init__(self, caught_signals: Sequence[int]) -> None:
+        super().__init__()
+        self.caught_signals = caught_signals
+
+    def cancelled_at(self) -> float:
+        return float("-inf") if self.caught_signals else super().cancelled_at()
+
+
+def put_rejected(settings: Settings, directory: str) -> int:
+    """Puts what was set aside in a directory into the targets, and deletes it there; the exit status: 1 unless all of
+    it was taken. Raises OSError, StartupError, RuntimeError."""
+    stop = SignalToken(install_signal_handlers())
+    tune_process()
+    try:  # until the process ends: two of these at a time would put all of it twice
+        fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartupError("%s: another --put-rejected works on it" % directory) from None
+    except OSError:
+        pass  # some file systems know no locks
+    files = rejected_files(directory, settings.targets)
+    random.shuffle(files)  # lest a target that is slow holds up the others
+    sources, counts = CredentialSources(), Counter({"put": 0, "refused": 0, "left": 0})
+    outcomes: deque[str] = deque()
+    targets = {target.number: PutAgain(target, sources.of(target.config)) for target, _ in files}
+    threads = ThreadPool(settings.writers, "puts again")
+    for target, path in files:
+        put = threads.submit(targets[target.number].put, path, stop)
+        put.add_done_callback(lambda done: outcomes.append(done.result()))
+    bar = progress_bar() if sys.stderr.isatty() else None
+    began, end = time.monotonic(), float("inf")
+    next_line = began + SUMMARY_INTERVAL
+    while sum(counts.values()) < len(files) and time.monotonic() < end:
+        time.sleep(MAIN_LOOP_INTERVAL)
+        while outcomes:
+            counts[outcomes.popleft()] += 1
+        now = time.monotonic()
+        words = counts["put"], len(files), counts["refused"], counts["put"] / (now - began)
+        if stop.is_cancelled() and end == float("inf"):
+            log.info("told to stop: puts in flight have %g s", SHUTDOWN_TIMEOUT)
+            end = now + SHUTDOWN_TIMEOUT
+        elif bar:
+            bar.add_line("\x1b[K%d of %d LogGroups put, %d refused still, %d/s" % words)
+        elif now > next_line:
+            log.info("%d of %d LogGroups put, %d refused still, %d/s", *words)
+            next_line = now + SUMMARY_INTERVAL
+    left = len(files) - counts["put"] - counts["refused"]
+    show("%d LogGroups put and deleted, %d refused still and kept, %d left" % (counts["put"], counts["refused"], left))
+    return int(counts["put"] < len(files))
+
+
 class Ending(enum.Enum):
     """Why a run has ended, and its exit status."""
 
     STOPPED = "told to stop", 0
+    DRAINED = "nothing is left to drain", 0
+    UNDRAINED = "told to stop before all was drained", 1
     EXPIRED = "a token has run out that can't be refreshed", 1
     FAILED = "it could not start, or has a defect", 1
 
@@ -4595,25 +5169,31 @@ class Ending(enum.Enum):
 def wait_for_ending(member: GroupMember, caught_signals: Sequence[int]) -> Ending:
     """Waits until the copy is told to stop, or can't go on."""
     expired: list[str] = []
-    while member.is_alive() and not caught_signals and not expired:
+    drain = member.drain
+    while member.is_alive() and not caught_signals and not expired and not (drain and drain.is_done()):
         time.sleep(MAIN_LOOP_INTERVAL)
         expired = [source.name for source in member.expiring_credentials if source.is_expired]
     for name in expired:
         log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
-    return Ending.STOPPED if caught_signals else Ending.EXPIRED if expired else Ending.FAILED
+    if drain and drain.is_done():
+        return Ending.DRAINED
+    if caught_signals:
+        return Ending.UNDRAINED if drain else Ending.STOPPED
+    return Ending.EXPIRED if expired else Ending.FAILED
 
 
-def run(settings: Settings) -> int:
-    """Joins the group and dispatches until it is told to stop; the process's exit status."""
+def run(settings: Settings, drain: Drain | None = None) -> int:
+    """Joins the group and dispatches until it is told to stop, or the group is drained; the process's exit status."""
     caught_signals = install_signal_handlers()
     tune_process()
     try:
         credential_sources = CredentialSources()
-        member = GroupMember(settings, Delivery(settings, credential_sources), credential_sources)
+        member = GroupMember(settings, Delivery(settings, credential_sources), credential_sources, drain)
+        bar = progress_bar() if drain and sys.stderr.isatty() else None
         if settings.metrics_port:
             MetricsServer(settings, member)
         member.start()
-        threading.Thread(target=report_loop, args=(member,), name="tells", daemon=True).start()
+        threading.Thread(target=report_loop, args=(member, bar), name="tells", daemon=True).start()
     except RuntimeError as error:
         log.error("%s; %s", error, THREAD_LIMIT_HINT)
         return 1
@@ -4626,9 +5206,11 @@ def run(settings: Settings) -> int:
         )  # fmt: skip
     for line in str(member.failure or "").splitlines():
         log.error("%s", line)
-    if member.consumer:
+    reason, status = ending.value
+    if member.consumer:  # else the lines above say all there is to say
+        log.info("ends with status %d: %s", status, reason)
         log_summary(member)
-    return ending.value[1]
+    return status
 
 
 def non_negative_float(text: str) -> float:
@@ -4638,10 +5220,31 @@ def non_negative_float(text: str) -> float:
     return number
 
 
+def time_before_now(text: str) -> int:
+    """The value of --until, in unix seconds. Raises argparse.ArgumentTypeError."""
+    try:
+        start = parse_cursor_start(text)
+        if isinstance(start, int):
+            return start
+    except ValueError:
+        pass
+    words = "%r is wrong; right would be a time that has passed, such as 2018-12-26T00:00:00+08:00"
+    raise argparse.ArgumentTypeError(words % text)
+
+
+def first_run_hint() -> str:
+    """Where to find what can be set, and a demonstration where that lies beside the program."""
+    directory = os.path.dirname(os.path.abspath(__file__))
+    has_demo = os.path.isdir(os.path.join(directory, "tests", "local_log_service"))
+    demo = DEMO_HINT % (shlex.quote(directory), shlex.quote(sys.executable)) if has_demo else ""
+    return FIRST_RUN_HINT + demo
+
+
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
-        usage="dispatch_data.py [--check | --status [--json] [--max-lag SECONDS] | --version | --help]",
+        usage="dispatch_data.py [--check [--offline] | --route TOPIC ... | --status [--json] [--max-lag SECONDS] | "
+        "--drain [--until TIME] | --put-rejected DIR | --version | --help]",
         description=(__doc__ or "").partition("\n")[0],
         epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -4650,6 +5253,17 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="try the settings, the source and the targets, and end")
     action.add_argument("--status", action="store_true", help="show how far the consumer group is, and end")
+    action.add_argument("--route", nargs="+", metavar="TOPIC", help='show where each topic goes ("": none), and end')
+    parser.add_argument("--offline", action="store_true", help="with --check: of the settings alone, and ask nobody")
+    action.add_argument(
+        "--drain", action="store_true", help="dispatch until nothing is left of what the source holds now, and end"
+    )
+    parser.add_argument(
+        "--until", type=time_before_now, metavar="TIME", help="with --drain: only what had arrived before then"
+    )
+    action.add_argument(
+        "--put-rejected", metavar="DIR", help="put what was set aside in a directory, delete what is taken, and end"
+    )
     parser.add_argument("--json", action="store_true", help="with --status: for programs")
     parser.add_argument(
         "--max-lag", type=non_negative_float, metavar="SECONDS", help="with --status: exit status 1 beyond it"
@@ -4657,7 +5271,37 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if not parsed.status and (parsed.json or parsed.max_lag is not None):
         parser.error("--json and --max-lag go with --status")
+    if parsed.offline and not parsed.check:
+        parser.error("--offline goes with --check")
+    if parsed.until is not None and not parsed.drain:
+        parser.error("--until goes with --drain")
+    if parsed.put_rejected is not None:
+        try:
+            check_directory(parsed.put_rejected)
+        except ValueError as expected:
+            parser.error("--put-rejected: %r is wrong; right would be %s" % (parsed.put_rejected, expected))
     return parsed
+
+
+def show_what_is_asked(settings: Settings, parsed: argparse.Namespace) -> int:
+    """Prints it; the exit status."""
+    if parsed.check:
+        return show_check(settings, parsed.offline)
+    if parsed.route:
+        return show_route(settings, parsed.route)
+    return show_status(settings, parsed.json, parsed.max_lag)
+
+
+def dispatch(settings: Settings, parsed: argparse.Namespace) -> int:
+    """What puts logs; returns the exit status."""
+    if not parsed.put_rejected:
+        return run(settings, Drain(settings.source, parsed.until) if parsed.drain else None)
+    try:
+        return put_rejected(settings, parsed.put_rejected)
+    except (OSError, RuntimeError, StartupError) as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        return 1
 
 
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
@@ -4666,15 +5310,15 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         settings = read_settings(environment)
     except SettingsError as error:
-        for problem in error.args:
-            show("dispatch_data.py: %s" % problem, sys.stderr)
+        lines = ["dispatch_data.py: %s" % problem for problem in error.args]
         if any(" is missing: " in problem for problem in error.args):
-            show(FIRST_RUN_HINT, sys.stderr)
+            lines += [UNREAD_FILE_HINT] * os.path.exists(".env") + [first_run_hint()]
+        show("\n".join(lines), sys.stderr)
         return 2
     redactor.add(float("inf"), *secret_values(settings))
-    if parsed.check or parsed.status:
+    if parsed.check or parsed.status or parsed.route:
         logging.disable(logging.CRITICAL)  # what there is to say goes to stdout
-        return show_check(settings) if parsed.check else show_status(settings, parsed.json, parsed.max_lag)
+        return show_what_is_asked(settings, parsed)
     try:
         writers = set_up_logging(settings)
     except OSError as error:
@@ -4686,7 +5330,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         for warning in settings.warnings:
             log.warning("%s", warning)
-        return run(settings)
+        return dispatch(settings, parsed)
     except Exception:
         log.exception("a defect of this program")
         return 1
@@ -4705,6 +5349,8 @@ if __name__ == "__main__":
             sys.stderr.flush()
             status = int(end.code or 0)
         sys.stdout.flush()
+    except BrokenPipeError:  # as by `head`: who took the first lines wants no more, and no word about that
+        status = 1
     except OSError as error:  # such as stdout on a full disk
         status = 1
         with contextlib.suppress(OSError):

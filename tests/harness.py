@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from aliyun.log.proto import LogGroup
+from forked import MAIN, PROGRAM, ForkedProcess, is_as_here
 from local_log_service import LocalLogService
 from local_log_service.errors import ServiceError
 
 import dispatch_data
 
-PROGRAM = Path(__file__).resolve().parent.parent / "dispatch_data.py"
 PROJECT = "test-project"
 SOURCE = "source"
 GROUP = "dispatch"
@@ -69,9 +69,6 @@ def settings_for(service: LocalLogService, **changes: Optional[str]) -> Dict[str
     return {name: text for name, text in environment.items() if changes.get(name, text) is not None}
 
 
-MAIN = '\nif __name__ == "__main__":\n'
-
-
 PATCH = """
 patch = {}
 exec(compile(%r, %r, "exec"), patch)
@@ -80,21 +77,27 @@ patch[%r](sys.modules[__name__], *%r, **%r)
 Patch = Union[Callable[..., None], Sequence[Callable[..., None]]]
 
 
-def program_with(directory: Path, patch: Patch = (), constants: Optional[Mapping[str, object]] = None) -> Path:
-    """The program with other constants and with patches, see `Copies.start`, in a copy of its file if there are any.
+def changes_of(patch: Patch = (), constants: Optional[Mapping[str, object]] = None) -> str:
+    """Lines of Python that change the program, see `Copies.start`.
 
     What is changed has to be there: a test might pass for no other reason than that it is gone.
     """
     assert_in_program(constants or {})
     changes = ["%s = %r\n" % change for change in (constants or {}).items()]
     changes += map(lines_of, patch if isinstance(patch, Sequence) else [patch])
+    compile("".join(changes), "patches", "exec")  # a value whose repr is no Python is told here
+    return "".join(changes)
+
+
+def program_with(directory: Path, patch: Patch = (), constants: Optional[Mapping[str, object]] = None) -> Path:
+    """The program with such changes, in a copy of its file if there are any."""
+    changes = changes_of(patch, constants)
     if not changes:
         return PROGRAM
-    compile("".join(changes), "patches", "exec")  # a value whose repr is no Python is told here
     text = PROGRAM.read_text(encoding="utf-8")
     assert text.count(MAIN) == 1
     path = directory / PROGRAM.name
-    path.write_text(text.replace(MAIN, "\n%s\n%s" % ("".join(changes), MAIN)), encoding="utf-8")
+    path.write_text(text.replace(MAIN, "\n%s\n%s" % (changes, MAIN)), encoding="utf-8")
     return path
 
 
@@ -140,12 +143,27 @@ def inherited_signals(ignored: Sequence[int]) -> Iterator[None]:
 class Copy:
     """One process that runs dispatch_data.py, its stderr in a file beside its log."""
 
-    def __init__(self, environment: Dict[str, str], program: Path, directory: Path, ignored: Sequence[int]) -> None:
+    def __init__(
+        self,
+        environment: Dict[str, str],
+        directory: Path,
+        patch: Patch = (),
+        constants: Optional[Mapping[str, object]] = None,
+        ignored: Sequence[int] = (),
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.directory = directory
         self.stderr_path = directory / "stderr"
+        program = program_with(directory, patch, constants)
+        if is_as_here(environment):
+            self.stderr_path.touch()
+            self.process = ForkedProcess(
+                environment, changes_of(patch, constants), [str(program), *arguments], str(self.stderr_path), ignored
+            )  # type: Union[ForkedProcess, subprocess.Popen[bytes]]
+            return
         with self.stderr_path.open("wb") as stderr, inherited_signals(ignored):
             self.process = subprocess.Popen(
-                [sys.executable, str(program)],
+                [sys.executable, str(program), *arguments],
                 env=environment,
                 cwd=str(directory),
                 stdin=subprocess.DEVNULL,
@@ -193,6 +211,7 @@ class Copies:
         patch: Patch = (),
         constants: Optional[Mapping[str, object]] = None,
         ignored: Sequence[int] = (),
+        arguments: Sequence[str] = (),
         **changes: Optional[str],
     ) -> Copy:
         """Starts a copy, with these changes of its settings.
@@ -201,12 +220,11 @@ class Copies:
         `patch` is for what neither can do: a function of a test file, or several, that the copy calls with its module,
         `program`, before its main part. A copy has nothing but the function's source, so that imports what it needs;
         what it needs to know are arguments, `functools.partial(function, path)`. Values and arguments go by their repr.
-        `ignored` are signals that it inherits as ignored, as from nohup.
+        `ignored` are signals that it inherits as ignored, as from nohup; `arguments` those of the command line.
         """
         directory = self.directory / ("copy%d" % len(self.started))
         directory.mkdir()
-        program = program_with(directory, patch, constants)
-        copy = Copy(settings_for(self.service, **changes), program, directory, ignored)
+        copy = Copy(settings_for(self.service, **changes), directory, patch, constants, ignored, arguments)
         self.started.append(copy)
         return copy
 

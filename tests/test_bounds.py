@@ -36,7 +36,7 @@ from harness import (
 )
 from relays import Relay
 
-from dispatch_data import DeadLetterDirectory, LogGroup, __version__
+from dispatch_data import REJECTION_CODES, DeadLetterDirectory, LogGroup, __version__
 
 IS_PYPY = platform.python_implementation() == "PyPy"
 
@@ -463,6 +463,10 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
 def test_a_log_group_is_set_aside_under_the_longest_names_that_settings_allow(tmp_path):
     place = logstore_config("p" * 63, "l" * 128)
     path = DeadLetterDirectory(str(tmp_path)).save(
-        10**9 - 1, place, LogGroup("click", 1, b"", b"data", mergeable=False), "%d-%s" % (10**9, "f" * 20)
+        10**9 - 1,
+        place,
+        LogGroup("click", 1, b"", b"data", mergeable=False),
+        "%d-%s" % (10**9, "f" * 20),
+        max(REJECTION_CODES, key=len),
     )
     assert Path(path).read_bytes() == b"data"

@@ -48,6 +48,7 @@ from dispatch_data import (
     Redactor,
     SettingsError,
     describe_error,
+    parse_credentials,
     read_settings,
     redactor,
 )
@@ -467,12 +468,12 @@ ODD = [
     (200, "[]", "NoKey", "isn't JSON", True),
     (200, "null", "NoKey", "isn't JSON", True),
     (200, lambda it: key_in(it, Code="Failed", Message="no"), "KeyRefused", "Failed: no", False),
-    (200, lambda it: key_in(it, AccessKeyId=None), "NoKey", "isn't JSON", True),
-    (200, lambda it: key_in(it, AccessKeyId=7), "NoKey", "isn't JSON", True),
-    (200, lambda it: key_in(it, SecurityToken=""), "NoKey", "isn't JSON", True),
-    (200, lambda it: key_in(it, AccessKeySecret="a\r\nb"), "NoKey", "isn't JSON", True),
-    (200, lambda it: key_in(it, Expiration=None), "NoKey", "isn't JSON", True),
-    (200, lambda it: key_in(it, Expiration="tomorrow"), "NoKey", "isn't JSON", True),
+    (200, lambda it: key_in(it, AccessKeyId=None), "NoKey", "isn't JSON .*; look at AccessKeyId; ", True),
+    (200, lambda it: key_in(it, AccessKeyId=7), "NoKey", "isn't JSON .*; look at AccessKeyId; ", True),
+    (200, lambda it: key_in(it, SecurityToken=""), "NoKey", "isn't JSON .*; look at SecurityToken; ", True),
+    (200, lambda it: key_in(it, AccessKeySecret="a\r\nb"), "NoKey", "isn't JSON .*; look at AccessKeySecret; ", True),
+    (200, lambda it: key_in(it, Expiration=None), "NoKey", "isn't JSON .*; look at Expiration, a time with ", True),
+    (200, lambda it: key_in(it, Expiration="tomorrow"), "NoKey", "isn't JSON .*; look at Expiration, ", True),
     (200, lambda it: key_in(it, Expiration="2020-01-01T00:00:00Z"), "NoKey", "dead: .*ended .*2020-01-01 00:00", True),
     (302, "", "KeyRefused", "302 KeyRefused: ", False),
     (401, "", "KeyRefused", "401 KeyRefused: ", False),
@@ -536,6 +537,65 @@ def test_the_older_form_is_not_for_other_failures_of_the_hardened_one(key_servic
 def test_what_is_no_role_gives_no_key(key_services, sources):
     key_services.ordered["GET", "/latest/meta-data"] = Answer(200, "<html>no role</html>")
     assert "isn't JSON" in str(failure_of(sources("ecs")))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "expiration",
+    [
+        "2033-05-18T03:33:20Z",
+        "2033-05-18T03:33:20.000Z",  # what JavaScript's toISOString writes
+        "2033-05-18T03:33:20.123456789+00:00",
+        "2033-05-18T11:33:20+08:00",
+        "2033-05-17T23:33:20.5-0400",
+        "2033-05-18 03:33:20z",
+        2000000000,
+        2000000000.25,
+        "2000000000",
+        2000000000000,
+    ],
+)
+def test_the_end_of_a_key_in_any_form_that_says_one(key_services, expiration):
+    assert int(parse_credentials(key_in(key_services, Expiration=expiration)).end) == 2000000000
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "expiration",
+    [
+        "2033-05-18T03:33:20",  # in which zone?
+        "2033-05-18",
+        "2033-05-18T03:33Z",
+        "05/18/2033 03:33:20Z",
+        "2033-05-18T03:33:20 CST",
+        "2033-05.18-18T03:33:20Z",
+        "",
+        20330518033320,
+        "20330518",
+        3600,
+        True,
+        [2000000000],
+        float("nan"),
+        float("inf"),
+        10**400,
+    ],
+)
+def test_what_may_be_any_time_is_none(key_services, expiration):
+    with pytest.raises(CallError, match=r"NoKey: .*; look at Expiration, a time with its zone such as ") as caught:
+        parse_credentials(key_in(key_services, Expiration=expiration))
+    assert "20330518" not in str(caught.value)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("zone", ["Asia/Shanghai", "America/New_York"])
+def test_an_end_beyond_all_calendars_can_be_shown(key_services, monkeypatch, zone):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert str(parse_credentials(key_in(key_services, Expiration="9999-12-31T23:59:59Z"))).startswith("ends 2286-")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 STS_REFUSALS = {
@@ -653,7 +713,9 @@ def test_a_file_that_others_can_read_is_refused(key_services, sources, tmp_path,
     keys = sources("file")
     if is_refused:
         failure = failure_of(keys)
-        assert failure.code == "KeyRefused" and failure.kind == ErrorKind.CONFIG and "chmod 600" in str(failure)
+        assert failure.code == "KeyFileExposed" and failure.kind == ErrorKind.CONFIG
+        words = describe_error(failure, logstore_config("", "", variables=NAMES))
+        assert "chmod 600" in words and "defaultMode: 0400" in words and "role" not in words
     else:
         keys.refresh()
         assert keys.key.role == ""

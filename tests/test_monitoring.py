@@ -30,10 +30,12 @@ from prometheus_client.parser import text_string_to_metric_families
 import dispatch_data
 
 OF_A_TARGET = ("log_groups_total", "logs_total", "bytes_total", "put_retries_total", "set_aside_total", "puts_failing")
+BOUNDS = [*map("{:g}".format, dispatch_data.Histogram.BOUNDS), "+Inf"]
 OF_A_COPY = (
     "unmatched_log_groups_total",
     "unmatched_logs_total",
     "shards_held",
+    "routes_differ",
     "lag_seconds",
     "last_heartbeat_timestamp_seconds",
     "build_info",
@@ -63,8 +65,13 @@ def metrics(port):
     for family in text_string_to_metric_families(text):
         assert family.documentation
         for sample in family.samples:
-            assert family.type == ("counter" if sample.name.endswith("_total") else "gauge")
+            is_histogram = "put_duration_seconds" in sample.name
+            kind = "histogram" if is_histogram else "counter" if sample.name.endswith("_total") else "gauge"
+            assert family.type == kind
             key = sample.name[len("dispatch_data_") :], sample.labels.get("target", "")
+            if is_histogram:
+                assert set(sample.labels) - {"le"} == {"target", "logstore"}
+                key = key[0] + sample.labels.get("le", ""), key[1]
             assert sample.name.startswith("dispatch_data_") and key not in samples
             samples[key] = sample.value
     return samples
@@ -95,6 +102,11 @@ def test_the_counts_are_those_of_the_ledgers(service, copies, port, tmp_path):
         if entry.log_group != refused:
             sent[TARGETS.get(entry.parse().Topic)] += 1
     found = metrics(port)
+    for target, logstore in zip("123", TARGET_LOGSTORES):
+        steps = [found.pop(("put_duration_seconds_bucket" + bound, target)) for bound in BOUNDS]
+        assert steps == sorted(steps) and steps[-1] == found.pop(("put_duration_seconds_count", target))
+        assert steps[-1] == len(service.ledger(PROJECT, logstore)), "each put that was taken"
+        assert 0 < found.pop(("put_duration_seconds_sum", target)) < LIMIT * steps[-1]
     assert set(found) == {(name, target) for name in OF_A_TARGET for target in "123"} | {(one, "") for one in OF_A_COPY}
     for target, logstore in zip("123", TARGET_LOGSTORES):
         assert found["log_groups_total", target] == sent[logstore] > 0
@@ -120,6 +132,19 @@ def test_no_name_breaks_a_label(name):
     text = "up%s 1\n" % dispatch_data.prometheus_labels(target=1, logstore=name)
     ((sample,),) = [family.samples for family in text_string_to_metric_families(text)]
     assert sample.labels == {"target": "1", "logstore": name}
+
+
+@pytest.mark.quick
+def test_a_histogram_counts_each_up_to_its_bound():
+    histogram = dispatch_data.Histogram()
+    for seconds in (0.0, 0.005, 0.006, 29.9, 30.0, 31.0):
+        histogram.observe(seconds)
+    samples = {name + labels: value for name, labels, value in histogram.samples("x", '{a="b"}')}
+    assert len(samples) == len(BOUNDS) + 2
+    assert samples['x_bucket{a="b",le="0.005"}'] == 2 and samples['x_bucket{a="b",le="10"}'] == 3
+    assert samples['x_bucket{a="b",le="30"}'] == 5
+    assert samples['x_bucket{a="b",le="+Inf"}'] == samples['x_count{a="b"}'] == 6
+    assert samples['x_sum{a="b"}'] == pytest.approx(90.911)
 
 
 # ---- health

@@ -3,9 +3,13 @@
 import concurrent.futures
 import functools
 import json
+import logging
 import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,11 +17,16 @@ import requests
 from aliyun.log.proto import LogGroup
 from assertions import assert_all_delivered_once, assert_delivered_once
 from harness import (
+    AND_A_CATCH_ALL,
     GROUP,
     LIMIT,
+    PROGRAM,
     PROJECT,
     SOURCE,
+    SteadyFeed,
     feed,
+    free_port,
+    get,
     group_shards,
     make_log_group,
     program_with,
@@ -25,10 +34,12 @@ from harness import (
     settings_for,
     wait_until_begun,
     wait_until_delivered,
+    wait_until_joined,
     wait_until_shared,
 )
 from local_log_service import ForeignAnswer
 
+import dispatch_data
 from dispatch_data import PROBE_CONCURRENCY
 
 
@@ -59,10 +70,22 @@ def test_with_nothing_set_it_says_what_is_missing_and_where_to_look(tmp_path):
     ]
     assert ".env.example" in lines[-1] and "tests.local_log_service demo" in lines[-1]
     assert list(tmp_path.iterdir()) == []
+    command = lines[-1].partition("without a cloud account: ")[2]
+    shown = subprocess.run(["sh", "-c", command + " --help"], cwd=str(tmp_path), env={}, capture_output=True, text=True)
+    assert shown.returncode == 0 and "--seconds" in shown.stdout
+
+
+def test_alone_it_points_to_no_demonstration(tmp_path):
+    """As in a container, where nothing lies beside it."""
+    shutil.copy(str(PROGRAM), str(tmp_path))
+    ended = run_program({}, program=tmp_path / PROGRAM.name)
+    assert ended.stderr.splitlines()[-1].endswith("explained in .env.example")
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--json"], ["--max-lag", "5"], ["--status", "--max-lag", "soon"], ["--check", "--status"], ["start"]]
+    "arguments",
+    [["--json"], ["--max-lag", "5"], ["--status", "--max-lag", "soon"], ["--check", "--status"], ["start"]]
+    + [["--offline"], ["--status", "--offline"], ["--route"], ["--route", "a", "--check"]],
 )
 def test_arguments_that_make_no_sense_are_refused(service, arguments):
     status, stdout, stderr = run(service, *arguments)
@@ -84,11 +107,17 @@ def calls_that_change_something(service):
 def test_check_of_what_is_right(service):
     status, stdout, stderr = run(service, "--check")
     assert (status, stderr) == (0, [])
+    (fingerprint,) = re.findall(r"(?m)^routes +([0-9a-f]{6})$", "\n".join(stdout))
     assert [re.sub(r" +", " ", line) for line in stdout] == [
         "source test-project/source fine: 4 shards, consumer group dispatch will be made, beside 0 others",
         "TO1 test-project/nginx fine: 2 shards",
         "TO2 test-project/sql-audit fine: 2 shards",
         "TO3 test-project/click fine: 2 shards",
+        'TO1 test-project/nginx takes "ngnix", "nginx"',
+        'TO2 test-project/sql-audit takes "sql_audit"',
+        'TO3 test-project/click takes "click"',
+        "what no target takes is left out, and counted",
+        "routes " + fingerprint,
         "SLS_CURSOR_START, where a group without checkpoints begins: begin",
         "no SLS_TOPIC_TO<n> is set: the default topics apply",
     ]
@@ -189,10 +218,60 @@ def test_check_tells_what_the_settings_came_to(service, monkeypatch):
     changes = {"SLS_TOPIC_TO%d" % number: None for number in (2, 3)}
     changes.update({"SLS_LOGSTORE_TO%d" % number: None for number in (2, 3)})
     stdout = run(service, "--check", SLS_TOPIC_TO1="a[1]", SLS_X="x", SLS_CURSOR_START="2018-12-26", **changes)[1]
-    note, unknown, brackets = stdout[2:]
+    note, unknown, brackets, offset = stdout[5:]
     assert note.endswith("a group without checkpoints begins: 2018-12-26 00:00:00 +0800 (2018-12-25 16:00:00 UTC)")
     assert unknown == "warning: SLS_X is not a setting of this program; did you mean SLS_CG?"
     assert brackets.startswith("warning: SLS_TOPIC_TO1: 'a[1]' is a pattern")
+    assert offset.startswith("warning: SLS_CURSOR_START: '2018-12-26' has no offset")
+
+
+def test_check_shows_who_takes_what_and_offline_asks_nobody(service):
+    changes = {**AND_A_CATCH_ALL, "SLS_TOPIC_TO1": "nginx,access_*,a[*]b", "SLS_TOPIC_TO2": "[],sql_audit,b?,c[ ]"}
+    routes = [
+        'TO1 test-project/nginx takes "nginx", "a*b", what is like access_*',
+        r'TO2 test-project/sql-audit takes "sql_audit", "c\u0020", what has no topic, what is like b?',
+        'TO3 test-project/click takes "click"',
+        "TO4 test-project/rest takes what is left",
+    ]
+    for options in (["--check"], ["--check", "--offline"]):
+        before = sum(service.calls().values())
+        status, stdout, _ = run(service, *options, **changes)
+        lines = [re.sub(r" +", " ", line) for line in stdout]
+        assert [line for line in lines if " takes " in line] == routes
+        assert "left out" not in "".join(lines)
+    assert status == 0 and sum(service.calls().values()) == before
+    assert run(service, "--check", "--offline", SLS_WRITERS="0")[0] == 2
+    agent = "http://%s" % service.endpoint.rpartition("//")[2]
+    assert run(service, "--check", "--offline", SLS_AK_ID=None, SLS_AK_KEY=None, SLS_CREDENTIALS=agent)[0] == 0
+    assert sum(service.calls().values()) == before
+
+
+def test_route_says_where_a_topic_goes_and_by_which_variable(service):
+    changes = {"SLS_TOPIC_TO1": "nginx,access_*", "SLS_TOPIC_TO2": "access_sql,[]", "SLS_TOPIC_TO3": "\u65e5\u5fd7"}
+    status, stdout, stderr = run(service, "--route", "access_x", "access_sql", "", "\u65e5\u5fd7", **changes)
+    assert (status, stderr) == (0, [])
+    assert [re.sub(r" +", " ", line) for line in stdout] == [
+        "access_x TO1 test-project/nginx SLS_TOPIC_TO1=nginx,access_*",
+        "access_sql TO2 test-project/sql-audit SLS_TOPIC_TO2=access_sql,[]",
+        "[] TO2 test-project/sql-audit SLS_TOPIC_TO2=access_sql,[]",
+        "\u65e5\u5fd7 TO3 test-project/click SLS_TOPIC_TO3=\u65e5\u5fd7",
+    ]
+    status, (here, nowhere), _ = run(service, "--route", "nginx", "Nginx", **changes)
+    assert status == 1 and "TO1" in here
+    assert nowhere.split() == ["Nginx", "nowhere", "no", "SLS_TOPIC_TO<n>", "has", "it"]
+    assert service.calls() == {}
+
+
+def test_a_start_that_the_group_s_checkpoints_override_is_said(service, copies):
+    first = copies.start(SLS_CURSOR_START="begin")
+    wait_until_begun(service)
+    assert first.stop() == 0
+    words = "consumer group dispatch has checkpoints and goes on from these, whatever SLS_CURSOR_START says"
+    assert words not in first.log()
+    second = copies.start(SLS_CURSOR_START="end")
+    wait_until_joined(service, second)
+    assert words in second.log()
+    assert words in run(service, "--check", SLS_CURSOR_START="end")[1]
 
 
 # ---- a start that makes no sense
@@ -355,7 +434,8 @@ def test_a_file_without_cas_ends_a_start_and_is_named(service, tmp_path, variabl
     path = tmp_path / "cas.pem"
     path.write_bytes(content)
     for option in ((), ("--check",)):
-        status, stdout, (line,) = run(service, *option, **{variable: str(path)})
+        changes = {"REQUESTS_CA_BUNDLE": None, variable: str(path)}
+        status, stdout, (line,) = run(service, *option, **changes)
         assert (status, stdout) == (2, [])
         assert "%s: %r is wrong; right would be a file of CA certificates in PEM" % (variable, str(path)) in line
 
@@ -384,6 +464,7 @@ def test_status_of_a_group_that_nobody_has_made(service):
     status, stdout, (line,) = run(service, "--status")
     assert (status, stdout) == (1, [])
     assert "consumer group dispatch: 404 ConsumerGroupNotExist" in line
+    assert "not made yet" in line and "deleted" not in line
 
 
 def test_status_shows_shards_holders_and_lag(service, copies):
@@ -511,6 +592,19 @@ def test_a_clock_that_is_wrong_is_said_and_does_not_hide_the_lag(service, copies
         assert re.match(words, ended.stderr)
 
 
+@pytest.mark.parametrize("arguments", [["--status", "--json"], ["--status"], ["--check"]])
+def test_who_takes_the_first_lines_alone_hears_nothing_of_it(service, arguments):
+    """As `head` does; what comes after them, it would not have read either."""
+    if "--status" in arguments:
+        service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
+    taker, giver = os.pipe()
+    os.close(taker)
+    with open(giver, "wb") as stdout:
+        command = [sys.executable, str(PROGRAM), *arguments]
+        ended = subprocess.run(command, env=settings_for(service), stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 def test_status_changes_nothing(service, copies):
     copy = copies.start()
     wait_until_delivered(service)
@@ -636,6 +730,72 @@ def test_with_a_log_file_a_shared_nohup_out_gets_only_warnings(service, copies):
     assert all(line.startswith(time.strftime("%Y-")) for line in copy.log().splitlines())
 
 
+def process_1(program):
+    program.os.getpid = lambda: 1
+
+
+def test_two_containers_that_share_a_directory_write_two_files(service, copies, tmp_path):
+    """Where each process has the id 1; who comes later takes the place of who has gone."""
+    directory = tmp_path / "logs"
+    directory.mkdir()
+
+    one, two = directory / "dispatch_data_1.log", directory / "dispatch_data_1-2.log"
+
+    def consumers_in(path):
+        return set(re.findall("INFO consumer ([^ ]+)", path.read_text())) if path.exists() else set()
+
+    def start():
+        return copies.start(patch=process_1, SLS_LOG_DIR=str(directory))
+
+    first = start()
+    service.wait_for(lambda: consumers_in(one), LIMIT, "the first one's file")
+    start()
+    service.wait_for(lambda: consumers_in(two), LIMIT, "the second one's file")
+    assert first.stop() == 0
+    before = consumers_in(one)
+    start()
+    service.wait_for(lambda: consumers_in(one) > before, LIMIT, "the first one's file, gone on with")
+    assert not consumers_in(one) & consumers_in(two)
+    assert {path.name for path in directory.iterdir()} == {one.name, two.name}
+
+
+@pytest.mark.quick
+def test_a_log_file_that_is_full_goes_on_beside_another_of_its_name(tmp_path):
+    files = [dispatch_data.QuietLogFile(str(tmp_path), None) for _ in range(2)]
+    for round_number in range(30):
+        for number, file in enumerate(files):
+            file.maxBytes = 100
+            file.handle(
+                logging.makeLogRecord({"msg": "line %02d of file %d, of no great length" % (round_number, number)})
+            )
+    for file in files:
+        file.close()
+    names = {"dispatch_data_%d%s.log%s" % (os.getpid(), which, old) for which in ("", "-2") for old in ("", ".1", ".5")}
+    assert names <= {path.name for path in tmp_path.iterdir()} and len(list(tmp_path.iterdir())) == 12
+    for path in tmp_path.iterdir():
+        assert set(re.findall(r"of file (\d)", path.read_text())) == {"1" if "-2" in path.name else "0"}
+
+
+@pytest.mark.quick
+def test_log_files_are_bounded_in_number_but_for_those_that_are_written_to(tmp_path):
+    live = dispatch_data.QuietLogFile(str(tmp_path), None)
+    others = ["nginx.log", "dispatch_data_x.log", "dispatch_data_7.log.gz", "dispatch_data_8.log.d"]
+    of_live = [os.path.basename(live.baseFilename), os.path.basename(live.baseFilename) + ".1"]
+    ended = [
+        name
+        for pid in range(1000001, 1000021)
+        for name in ("dispatch_data_%d.log.1" % pid, "dispatch_data_%d.log" % pid)
+    ]
+    for age, name in enumerate([*of_live, *others, *ended]):
+        path = tmp_path / name
+        path.mkdir() if name.endswith(".d") else path.touch()
+        os.utime(str(path), (age, age))
+    dispatch_data.QuietLogFile(str(tmp_path), None).close()
+    newest = [*ended, os.path.basename(live.stem) + "-2.log"][-live.KEPT :]
+    assert {path.name for path in tmp_path.iterdir()} == {*newest, *others, *of_live}
+    live.close()
+
+
 def test_consumer_names_are_unique_and_allowed(service, copies):
     started = [copies.start() for _ in range(3)]
     service.wait_for(lambda: len(consumers(service)) == 3, LIMIT, "three consumers")
@@ -676,3 +836,71 @@ def test_three_targets_in_two_accounts_five_copies_from_start_to_stop(service, c
     delivered = [entry.log_group for place in places for entry in service.ledger(*place)]
     assert_delivered_once(sent, delivered)
     assert {entry.parse().Topic for entry in service.ledger("their-project", "click")} == {"click"}
+
+
+# ---- copies of one group whose routes differ
+
+
+QUICK_LOOKS = {"SUMMARY_INTERVAL": 0.3, "GroupMember.RECENT_SAVE": 0.0}  # "recent" is the group's timeout then
+OTHER_ROUTES = {"SLS_TOPIC_TO1": "nginx", "SLS_TOPIC_TO2": "sql_audit", "SLS_TOPIC_TO3": "click"}
+SAME_ROUTES = {"SLS_TOPIC_TO1": "click", "SLS_TOPIC_TO2": "sql_audit", "SLS_TOPIC_TO3": "nginx,ngnix",
+               "SLS_LOGSTORE_TO1": "click", "SLS_LOGSTORE_TO3": "nginx"}  # fmt: skip
+
+
+def test_copies_whose_routes_differ_are_told_of_each_other_until_they_agree(service, copies):
+    port = free_port()
+
+    def routes_of(copy):
+        return re.search("INFO consumer [^ ]+_([0-9a-f]{6})-%d-" % copy.process.pid, copy.log()).group(1)
+
+    first = copies.start(constants=QUICK_LOOKS, SLS_METRICS_PORT=str(port))
+    same = copies.start(constants=QUICK_LOOKS, **SAME_ROUTES)
+    other = copies.start(constants=QUICK_LOOKS, **OTHER_ROUTES)
+    flow = SteadyFeed(service)
+    flow.wait_until_shared(first, same, other)
+    flow.wait_for(lambda: "dispatch_data_routes_differ 1\n" in get(port, "/metrics")[1], "a metric")
+    flow.wait_for(lambda: all("has the routes" in copy.stderr() for copy in (first, same, other)), "a word from all")
+    assert routes_of(first) == routes_of(same) != routes_of(other)
+    words = r"WARNING source %s/%s: consumer .*-%d-\S+ has the routes %s, this copy has %s: .*SLS_TOPIC_TO<n>"
+    for copy in (first, same):
+        numbers = other.process.pid, routes_of(other), routes_of(first)
+        told = [line for line in copy.stderr().splitlines() if "has the routes" in line]
+        assert all(re.search(words % (PROJECT, SOURCE, *numbers), line) for line in told)
+    assert "routes " + routes_of(other) in [
+        re.sub(" +", " ", line) for line in run(service, "--check", "--offline", **OTHER_ROUTES)[1]
+    ]
+    assert other.stop() == 0
+    flow.wait_until_shared(first, same)
+    flow.wait_for(lambda: "dispatch_data_routes_differ 0\n" in get(port, "/metrics")[1], "copies that agree")
+    flow.wait_for(lambda: "other routes than this copy any more" in first.stderr(), "a word of that")
+
+
+@pytest.mark.quick
+def test_routes_are_told_apart_by_what_goes_where_alone():
+    def fingerprint(**changes):
+        environment = {"SLS_" + name: "xyz" for name in ("ENDPOINT", "AK_ID", "AK_KEY", "PROJECT", "CG")}
+        environment.update(SLS_LOGSTORE="source", SLS_LOGSTORE_TO1="a", SLS_LOGSTORE_TO2="b")
+        environment.update(changes)
+        return dispatch_data.routes_fingerprint(dispatch_data.read_settings(environment))
+
+    routes = {"SLS_TOPIC_TO1": "x,y*,z?,[[]", "SLS_TOPIC_TO2": "c,[]"}
+    same = fingerprint(**routes)
+    assert fingerprint(**{**routes, "SLS_TOPIC_TO1": "z?,y*,[[],x"}) == same
+    assert (
+        fingerprint(SLS_LOGSTORE_TO7="a", SLS_TOPIC_TO7="x,y*,z?,[[]", SLS_TOPIC_TO2="c,[]", SLS_LOGSTORE_TO1="")
+        == same
+    )
+    assert fingerprint(**routes, SLS_ENDPOINT_TO="https://elsewhere", SLS_AK_ID_TO2="i", SLS_AK_KEY_TO2="k") == same
+    others = [{"SLS_TOPIC_TO2": "c"}, {"SLS_PROJECT_TO2": "other"}, {"SLS_LOGSTORE_TO2": "c"}, {"SLS_TOPIC_TO1": "x"}]
+    assert same not in [fingerprint(**{**routes, **other}) for other in others]
+
+
+@pytest.mark.quick
+def test_names_of_consumers_of_older_releases_are_read_too():
+    read = dispatch_data.CONSUMER_NAME.fullmatch
+    for group in ("dispatch", "a_abcdef-1", "d_0a1b2c"):
+        assert read(group + "-host-812-dd10cb12ff98").groupdict() == {"routes": None, "start": None}
+        assert read(group + "-host-812-5f5e1000dd10cb12ff98").groupdict() == {"routes": None, "start": "5f5e1000"}
+        now = read(group + "-host_3f9a1c-812-5f5e1000dd10cb12ff98")
+        assert now.groupdict() == {"routes": "3f9a1c", "start": "5f5e1000"}
+    assert read("somebody-elses-consumer") is None

@@ -1,6 +1,7 @@
 """The README: its tables against the program's own, its links, and its recipes, run as far as they can be here."""
 
 import configparser
+import functools
 import json
 import os
 import re
@@ -8,10 +9,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
-from assertions import assert_all_delivered_once
+from assertions import assert_all_delivered_once, assert_delivered_once
 from conftest import logstore_config
 from harness import (
     LIMIT,
@@ -25,6 +27,7 @@ from harness import (
     settings_for,
     wait_until_delivered,
     wait_until_joined,
+    wait_until_shared,
 )
 from test_monitoring import free_port, get
 from test_project import ROOT, VARIABLES, text_of
@@ -54,17 +57,25 @@ def codes(cell):
     return re.findall(r"`(\w+)`", cell)
 
 
+def listed_settings():
+    """The settings as the README lists them: names, default, English, Chinese."""
+    entry = re.compile(r"^- (`SLS_.*?) · (.*)\\\n  ((?:.*\n)*?.*)\\\n  (.*)$", re.MULTILINE)
+    entries = entry.findall(section("Configuration"))
+    assert len(entries) == section("Configuration").count("\n- `SLS_") > 10
+    return entries
+
+
 @pytest.mark.quick
-def test_every_setting_has_its_row_in_both_languages_and_its_default():
-    rows = table("| variable | meaning |")
+def test_every_setting_has_its_entry_in_both_languages_and_its_default():
+    rows = listed_settings()
     tuning = {setting.variable: setting for setting in dispatch_data.TUNING_SETTINGS.values()}
     for variable in VARIABLES:
         row = next((cells for cells in rows if variable in cells[0]), None)
         assert row, variable
         if variable in tuning:
-            default, expected = row[-1].strip("`"), tuning[variable].default
+            default, expected = row[1].replace("default: ", "").strip("`"), tuning[variable].default
             assert default == expected or (default == "none" and not expected), variable
-    for _, english, chinese, _ in rows:
+    for _, _, english, chinese in rows:
         assert english and IDEOGRAPH.search(chinese) and not IDEOGRAPH.search(english)
     known = set(VARIABLES)
     assert {name.rstrip("_") for name in re.findall(r"\bSLS_[A-Z_]+", README)} <= known | {
@@ -91,6 +102,41 @@ def test_every_key_of_the_summary_and_every_metric_has_its_row(service, copies):
     rows = table("| key | metric")
     assert {key for cells in rows for key in codes(cells[0])} == written
     assert {name for cells in rows for name in codes(cells[1])} == {metric[1] for metric in dispatch_data.METRICS}
+
+
+def shape(line):
+    """A line of the log without what differs from run to run: names of places and consumers, and numbers."""
+    line = re.sub(r"^\S+ \S+ \d+ (?=[A-Z]+ )", "", line)
+    line = re.sub(r"[\w-]+-\d+-[0-9a-f]{20}", "CONSUMER", re.sub(r"[\w-]+-project/[\w-]+", "PLACE", line))
+    return re.sub(r"\d+(,\d+)*", "0", line)
+
+
+def test_the_log_reads_as_shown(service, copies):
+    """At a start, when a copy comes and goes, in trouble and at a stop."""
+    quick = {"RetryLog.RECOVERY_QUIET": 0.3, "REPORT_LOOP_INTERVAL": 0.05}
+    start = functools.partial(copies.start, SLS_HEARTBEAT_INTERVAL="3")  # a busy machine is to cost no lease
+    copy = start(constants=quick)
+    feed(service, 40)
+    service.wait_for(lambda: copy.log().count("has taken its first") == 3, LIMIT, "the first logs taken")
+    wait_until_shared(service, copy)
+    other = start()
+    service.wait_for(lambda: "holds shards 0,1,2,3, before: none" in copy.log(), LIMIT, "a word about the shards")
+    wait_until_shared(service, copy, other)
+    service.wait_for(lambda: re.search(r"holds shards \d,\d, before", copy.log()), LIMIT, "a word about the others")
+    other.process.kill()
+    wait_until_shared(service, copy)
+    with service.add_fault(
+        "PutLogs", logstore="nginx", code="ShardWriteQuotaExceed", message="Shard write quota exceed"
+    ):
+        feed(service, 8)
+        service.wait_for(lambda: "ShardWriteQuotaExceed" in copy.log(), LIMIT, "trouble")
+    service.wait_for(lambda: "nginx: puts recovered" in copy.log(), LIMIT, "its end")
+    assert copy.stop() == 0
+    written = [shape(line) for line in copy.log().splitlines()]
+    samples = re.findall(r"<!-- log: [\w-]+ -->\n```\n(.*?)```", README, re.DOTALL)
+    assert len(samples) == 4
+    for line in "".join(samples).splitlines():  # in what order, threads decide
+        assert shape(line) in written, line
 
 
 @pytest.mark.quick
@@ -148,6 +194,23 @@ def test_sections_are_named_as_people_look_for_them():
     assert [name for name in sections if name in looked_for] == looked_for
     contents = re.findall(r"\]\(#([^)]+)\)", ENGLISH.split("\n## ")[0])
     assert contents == [anchor("中文说明")] + [anchor(name) for name in sections]
+
+
+@pytest.mark.quick
+def test_the_chinese_part_says_where_each_command_stands():
+    """And every option of the command line stands in both parts."""
+    links = set(re.findall(r"\]\(#([\w-]+)\)", CHINESE))
+    assert links >= {"deployment", "ram-policy", "upgrade-and-replay", "dead-letters", "monitoring", "changes"}
+    usage = dispatch_data.__dict__["read_arguments"].__code__.co_consts
+    options = {text for text in usage if isinstance(text, str) and re.fullmatch(r"--[a-z-]+", text)} - {"--version"}
+    assert {"--check", "--status", "--drain", "--put-rejected", "--until"} <= options
+    assert [name for name in options - {"--json"} if name not in CHINESE] == []
+    assert [name for name in options if name not in ENGLISH] == []
+
+
+@pytest.mark.quick
+def test_the_changes_name_the_release():
+    assert "**%s**" % dispatch_data.__version__ in section("Changes")
 
 
 @pytest.mark.quick
@@ -267,7 +330,8 @@ def test_the_systemd_unit_gives_it_time_and_its_journal():
     assert service["RestartPreventExitStatus"] == "2"  # settings that are wrong don't mend themselves
     # The file of settings would win over these, so they are not to be in it.
     unit_sets = dict(pair.split("=") for pair in service["Environment"].replace("%i", "3").split(" "))
-    environment = {"SLS_" + key: "xyz" for key in ("AK_ID", "AK_KEY", "PROJECT", "LOGSTORE", "CG", "LOGSTORE_TO1")}
+    names = ("AK_ID", "AK_KEY", "PROJECT", "LOGSTORE", "CG", "LOGSTORE_TO1", "TOPIC_TO1")
+    environment = {"SLS_" + name: "xyz" for name in names}
     environment.update({"SLS_ENDPOINT": "e", "SLS_LOGSTORE": "source", **unit_sets})
     settings = dispatch_data.read_settings(environment)
     assert (settings.log_dir, settings.metrics_port, settings.warnings) == ("", 9463, ())
@@ -288,20 +352,18 @@ def test_systemd_finds_nothing_wrong_with_its_unit(tmp_path):
 
 @pytest.mark.quick
 def test_the_settings_file_suits_the_shell_systemd_and_containers():
-    """Only the shell would take exports and substitutions, and what isn't quoted must be one word to it.
-
-    systemd takes quotes away as the shell does; docker and kubectl hand them on, and the program takes them away.
-    """
+    """Only the shell would take exports and substitutions, and all is one word to it, without quotes: of a quoted word
+    xargs makes several. test_env_example.py has it read by all of them."""
     settings = []
     for line in re.sub(r"(?m)^# (SLS_)", r"\1", text_of(".env.example")).splitlines():
-        assert re.fullmatch(r"(#.*|SLS_\w+=([^\s\"'$`]*|\"[^\"$`]*\")|)", line), line
+        assert re.fullmatch(r"(#.*|SLS_\w+=[^\s\"'$`]*|)", line), line
         if not line.startswith("#") and line and not line.endswith("="):
             settings.append(line)
     # A directory that need not exist here, and a key in the place of the other ways to get one, which are examples.
     rest = {"SLS_REJECTED_DIR": "", "SLS_CREDENTIALS": "", "SLS_AK_ID": "id", "SLS_AK_KEY": "key"}
     as_docker_hands_them_on = dict(line.split("=", 1) for line in settings)
     as_a_shell_does = dict(shlex.split(line)[0].split("=", 1) for line in settings)
-    assert as_docker_hands_them_on != as_a_shell_does
+    assert as_docker_hands_them_on == as_a_shell_does
     read = [dispatch_data.read_settings({**way, **rest}) for way in (as_docker_hands_them_on, as_a_shell_does)]
     assert read[0] == read[1]
 
@@ -322,6 +384,7 @@ def test_the_probe_of_the_deployment_probes(service, copies):
     assert pod["terminationGracePeriodSeconds"] > dispatch_data.SHUTDOWN_TIMEOUT + 5
     assert deployment["spec"]["selector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
     assert "readinessProbe" not in container
+    assert pod["enableServiceLinks"] is False  # else a Service named sls-metrics sets SLS_METRICS_PORT
     probe = container["livenessProbe"]["httpGet"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     environment = {variable["name"]: variable["value"] for variable in container["env"]}
@@ -332,6 +395,33 @@ def test_the_probe_of_the_deployment_probes(service, copies):
         copies.start(**environment)
         service.wait_for(lambda: get(environment["SLS_METRICS_PORT"], probe["path"]), LIMIT, "an answer to the probe")
         assert get(environment["SLS_METRICS_PORT"], probe["path"])[0] == 200
+
+
+def test_the_replay_fills_one_target_with_what_arrived_in_that_time(service, installation):
+    for logstore in ("sql-audit", "click"):
+        service.create_logstore("their-project", logstore)
+    feed(service, 8)
+    entries = feed_in_another_second(service)
+    feed_in_another_second(service)
+    script = recipe("replay")
+    for time_of_example, seconds in (("2026-11-23T10:00:00+08:00", 0), ("2026-11-23T11:00:00+08:00", 1)):
+        there = time.gmtime(int(entries[0].received_at) + seconds)
+        script = script.replace(time_of_example, time.strftime("%Y-%m-%dT%H:%M:%SZ", there))
+    assert "2026-11-23" not in script
+    changes = {"SLS_PROJECT_TO2": "their-project", "SLS_PROJECT_TO3": "their-project", "SLS_HEARTBEAT_INTERVAL": "20"}
+    ended = run_shell(script, installation, service, **changes)
+    assert ended.returncode == 0, ended.stderr
+    arrived = [entry.log_group for entry in service.ledger("their-project", "sql-audit")]
+    assert_delivered_once([entry.log_group for entry in entries if entry.parse().Topic == "sql_audit"], arrived)
+    assert service.calls("PutLogs") and not service.ledger("their-project", "click")
+
+
+def feed_in_another_second(service):
+    """LogGroups that arrive in a second of their own; what the ledger has of them."""
+    last = max(entry.received_at for entry in service.ledger(PROJECT, SOURCE))
+    service.wait_for(lambda: int(time.time()) > int(last), LIMIT, "another second")
+    log_groups = [make_log_group(topic) for topic in ("nginx", "sql_audit", "click")]
+    return service.put(PROJECT, SOURCE, log_groups, shard=1)
 
 
 # ---- alarms
@@ -346,6 +436,63 @@ def test_the_alarms_are_on_metrics_that_there_are():
     assert {"dispatch_data_lag_seconds", "dispatch_data_puts_failing"} <= set.union(*named)
 
 
+DASHBOARD = json.loads(text_of("tests/grafana_dashboard.json"))
+
+
+def expressions():
+    """Those of the dashboard, as Grafana sends them."""
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"].replace("$job", ".*").replace("$__rate_interval", "2m")
+
+
+@pytest.mark.quick
+def test_the_dashboard_shows_every_metric_there_is_and_no_other():
+    served = {"dispatch_data_" + metric.name for metric in dispatch_data.METRICS}
+    named = {re.sub("_bucket$", "", name) for text in expressions() for name in re.findall(r"dispatch_data_\w+", text)}
+    assert named == served
+    assert "(tests/grafana_dashboard.json)" in section("Monitoring")
+    job = DASHBOARD["templating"]["list"][1]["query"]
+    assert set(re.findall(r"dispatch_data_\w+", job)) <= served
+
+
+@pytest.mark.quick
+def test_the_labels_of_the_dashboard_are_those_that_are_served():
+    """`job` and `instance` are Prometheus' own."""
+    served = {"target", "logstore", "source", "version", "python", "le", "job", "instance"}
+    text = json.dumps(DASHBOARD["panels"])
+    used = {name for names in re.findall(r"by \(([^)]*)\)", text) for name in names.split(", ")}
+    assert used | set(re.findall(r"{{(\w+)}}", text)) <= served
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            grouped = re.search(r" by \(([^)]*)\)", target["expr"]).group(1).split(", ")
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) == set(grouped) - {"le"}, panel["title"]
+
+
+@pytest.mark.quick
+def test_the_panels_of_the_dashboard_lie_side_by_side():
+    covered = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert (x, y) not in covered and x < 24
+                covered.add((x, y))
+        assert panel["datasource"]["uid"] == "${datasource}"
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+@pytest.mark.quick
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Debian's package prometheus, is not in the PATH")
+def test_what_the_dashboard_asks_is_promql(tmp_path):
+    rules = [{"record": "panel:%d" % number, "expr": text} for number, text in enumerate(expressions())]
+    groups = {"groups": [{"name": "dashboard", "rules": rules}]}
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(groups), encoding="utf-8")
+    command = ["promtool", "check", "rules", "rules.yml"]
+    ended = subprocess.run(command, cwd=str(tmp_path), capture_output=True, text=True, timeout=LIMIT)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 @pytest.mark.quick
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Debian's package prometheus, is not in the PATH")
 def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
@@ -353,6 +500,7 @@ def test_the_alarms_are_rules_to_prometheus_and_ring(tmp_path):
     series = "dispatch_data_%s{job='logs'%s}"
     now_and_then = {
         "lag_seconds": ("0x10 400x20", "", "DispatchDataBehind", ""),
+        "routes_differ": ("0x10 1x40", "", "DispatchDataRoutesDiffer", ""),
         "puts_failing": ("0x10 3x20", ", target='2', logstore='p/l'", "DispatchDataPutsFailing", "p/l"),
         "last_heartbeat_timestamp_seconds": ("0+60x10 600x20", "", "DispatchDataNotConsuming", ""),
     }
@@ -456,6 +604,6 @@ def test_log_groups_that_were_set_aside_can_be_put_again(service, installation):
     assert ended.returncode == 1 and "PostBodyInvalid" in ended.stderr, "one is refused still"
     assert os.path.exists(refused)
     os.remove(refused)
-    run_shell(recipe("put again"), installation, service)
+    assert run_shell(recipe("put again"), installation, service).returncode == 0
     assert list(directory.iterdir()) == []
     assert sorted(entry.log_group for entry in service.ledger(PROJECT, "click")) == sorted(log_groups)

@@ -7,6 +7,7 @@ import functools
 import os
 import random
 import re
+import signal
 import stat
 import time
 
@@ -32,6 +33,7 @@ from harness import (
 from local_log_service import LocalLogService
 from local_log_service.verdict import compare
 
+import dispatch_data
 from dispatch_data import DeadLetterDirectory, LogGroup
 
 # A MachineUUID that is a number: the service won't take it, and a dispatcher that doesn't parse can't know.
@@ -90,7 +92,8 @@ def test_where_a_directory_is_set_it_is_set_aside_whole_and_the_shard_goes_on(se
     assert_delivered_once(before + after, arrived_in_targets(service))
     (path,) = files_in(rejected_dir)
     assert path.read_bytes() == POISON
-    assert re.fullmatch(r"TO3-test-project-click-0-%d-[0-9a-f]{32}\.loggroup" % position_of(service, 0, 8), path.name)
+    place = position_of(service, 0, 8)
+    assert re.fullmatch(r"TO3-test-project-click-0-%d-[0-9a-f]{32}-PostBodyInvalid\.loggroup" % place, path.name)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert copy.stop() == 0
     assert "is refused for good and set aside as " + str(path) in copy.stderr()
@@ -207,19 +210,26 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_behind(tmp_path, monkeypa
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_logs_too_old_to_be_put_are_set_aside_and_hold_up_no_others(tmp_path, rejected_dir):
-    """The service refuses logs of more than 7 days ago; a long backlog may have some."""
+# What @alicloud/log 1.2.6 sends for a timestamp of 1700000000000: it takes seconds, and keeps 32 bits of them.
+OF_2080 = b'\n\x0e\x08\x80\xd0\x95\xff\x0c\x12\x06\n\x01a\x12\x01b\x1a\x05nginx"\x02ms'
+
+
+def test_logs_too_old_or_of_years_to_come_are_set_aside_and_hold_up_no_others(tmp_path, rejected_dir):
+    """The service refuses logs of more than 7 days ago, which a long backlog may have, or 15 minutes ahead."""
+    (log,) = LogGroupMessage.FromString(OF_2080).Logs
+    assert time.gmtime(log.Time).tm_year == 2080
     old = LogGroupMessage(Topic="click")
     old.Logs.add(Time=int(time.time()) - 8 * 24 * 3600).Contents.add(Key="number", Value="old")
     with LocalLogService(check_log_times=True) as service:
         create_logstores(service)
-        service.put(PROJECT, SOURCE, [old.SerializeToString()], shard=0)
+        service.put(PROJECT, SOURCE, [old.SerializeToString(), OF_2080], shard=0)
         sent = feed(service, 20)
         with Copies(service, tmp_path) as copies:
-            copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+            copy = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
             wait_until_delivered(service)
         assert_delivered_once(sent, arrived_in_targets(service))
-        assert [path.read_bytes() for path in files_in(rejected_dir)] == [old.SerializeToString()]
+        assert {path.read_bytes() for path in files_in(rejected_dir)} == {old.SerializeToString(), OF_2080}
+        assert len(re.findall("is refused for good and set aside .*: 499 PostBodyInvalid", copy.stderr())) == 2
 
 
 @pytest.mark.parametrize("number, is_kept", [(errno.EINVAL, True), (errno.EBADF, True), (errno.EIO, False)])
@@ -283,7 +293,7 @@ def test_of_what_a_target_refuses_mostly_nothing_is_set_aside(service, copies, r
     sent = []
     copy = copies.start(
         patch=functools.partial(something_that_refuses, str(switch), *refusal),
-        constants={"REJECTION_PATIENCE": 0.5},
+        constants={"REJECTION_PATIENCE": 2.0},
         SLS_REJECTED_DIR=str(rejected_dir),
     )
     wait_until_begun(service)
@@ -295,7 +305,9 @@ def test_of_what_a_target_refuses_mostly_nothing_is_set_aside(service, copies, r
     small = [make_log_group("click", 1) for _ in range(40)]
     assert min(map(len, large)) > 100 and 2 < max(map(len, small)) <= 40
     log_groups = [each for number, each in enumerate(large) for each in [each, *small[number::120]]]
+    copy.send(signal.SIGSTOP)  # until all are there: of the first few alone, most might well be taken
     service.put(PROJECT, SOURCE, log_groups)
+    copy.send(signal.SIGCONT)
     service.wait_for(lambda: switch.stat().st_size > 120 * 5, LIMIT, "all of them refused five times")
     assert files_in(rejected_dir) == []
     said = "RequestEntityTooLarge" if refusal[1:3] == (413, {"Content-Type": "text/html"}) else "seems to be wrong"
@@ -375,13 +387,20 @@ def test_equal_ones_are_as_many_files(service, copies, rejected_dir):
     places = [(0, 0), (0, 4), (2, 1)]
     named = ["%d-%d" % (shard, position_of(service, shard, index)) for shard, index in places]
     files = files_in(rejected_dir)
-    assert sorted(re.sub("TO3-test-project-click-|-[0-9a-f]{32}.loggroup", "", path.name) for path in files) == named
+    assert (
+        sorted(
+            re.sub("TO3-test-project-click-|-[0-9a-f]{32}-PostBodyInvalid.loggroup", "", path.name) for path in files
+        )
+        == named
+    )
     assert [path.read_bytes() for path in files] == [POISON] * 3
 
 
 def two_at_a_time(program):
     pull_logs = program.LogstoreApi.pull_logs
-    program.LogstoreApi.pull_logs = lambda self, shard, cursor, count: pull_logs(self, shard, cursor, min(count, 2))
+    program.LogstoreApi.pull_logs = lambda self, shard, cursor, count, *end: pull_logs(
+        self, shard, cursor, min(count, 2), *end
+    )
 
 
 def test_set_aside_again_from_a_pull_that_is_cut_in_another_way_it_is_the_same_file(service, copies, rejected_dir):
@@ -404,7 +423,48 @@ def test_set_aside_again_from_a_pull_that_is_cut_in_another_way_it_is_the_same_f
     assert files_in(rejected_dir) == before and len(before) == 1
 
 
+def test_refused_again_by_another_code_it_is_the_same_file(rejected_dir):
+    """Also where it was set aside by a release that had no code in the name."""
+    for first, again in (("", "PostBodyInvalid"), ("InvalidKey", "PostBodyInvalid"), ("InvalidKey", "")):
+        paths = [
+            DeadLetterDirectory(str(rejected_dir)).save(3, PLACE, log_group_of(b"a"), "0-1", code)
+            for code in (first, again)
+        ]
+        assert [str(path) for path in files_in(rejected_dir)] == paths[:1] == paths[1:]
+        os.remove(paths[0])
+
+
 # ---- what is told of it
+
+
+def refusing_by_two_codes(program):
+    """By a code that the bytes decide, as long as they have one."""
+    write = program.PutClient.put_log_raw
+
+    def refuse(self, project, logstore, put, *arguments, **named):
+        data = put.SerializeToString()
+        for code in ("InvalidKey", "PostBodyInvalid"):
+            if code.encode() in data:
+                raise program.CallError(code, "refused", 400)
+        return write(self, project, logstore, put, *arguments, **named)
+
+    program.PutClient.put_log_raw = refuse
+
+
+def test_there_is_a_line_for_each_code_and_the_name_of_the_file_has_it(service, copies, rejected_dir):
+    """Else the second kind of fault would hide behind the first."""
+    codes = ["InvalidKey", "PostBodyInvalid"] * 3
+    with pulled_at_once(service):
+        refused = [make_log_group("click", Source="%s %d" % pair) for pair in zip(codes, range(len(codes)))]
+        good = [make_log_group("click", Source="10.0.0.%d" % number) for number in range(20)]
+        service.put(PROJECT, SOURCE, [*refused, *good], shard=0)
+    copy = copies.start(patch=refusing_by_two_codes, SLS_REJECTED_DIR=str(rejected_dir))
+    wait_until_delivered(service)
+    assert copy.stop() == 0
+    for code in set(codes):
+        assert sum(path.name.endswith("-%s.loggroup" % code) for path in files_in(rejected_dir)) == 3
+        (line,) = [line for line in copy.stderr().splitlines() if "set aside as" in line and code in line]
+        assert "400 %s: refused" % code in line
 
 
 def refusing_while(program, switch, what):
@@ -517,3 +577,43 @@ def test_a_directory_that_any_user_can_write_to_earns_a_warning(service, rejecte
     ended = run_program(settings_for(service, SLS_REJECTED_DIR=str(rejected_dir)), "--check")
     assert ended.returncode == 0
     assert ("warning: SLS_REJECTED_DIR: any user can write to %s" % rejected_dir in ended.stdout) == is_warned
+
+
+@pytest.mark.quick
+def test_a_put_that_fails_while_another_is_set_aside_is_tried_again():
+    """With nothing else in flight or to be retried the batch would count as delivered, and the put be lost."""
+    log_groups = [LogGroup("click", 1, b"", b"refused"), LogGroup("click", 1, b"", b"failing")]
+    refused, failing = [dispatch_data.PutRequest(one.envelope).add(one) for one in log_groups]
+    tried = []
+
+    class TargetOfTheTest:
+        failures = 0
+
+        def split_or_reject(self, put, *_):
+            tried.append("set aside")
+            return []
+
+    class LoopOfTheTest:
+        def submit(self, batch):
+            batch.blamed.append((target, refused, dispatch_data.CallError("PostBodyInvalid", "", 400)))
+
+        def call(self, method, *arguments):
+            method(*arguments)
+
+        def replace(self, batch, target, put, puts):
+            del batch.unfinished[put]
+            assert failing in batch.unfinished, "the put that failed meanwhile is forgotten"
+            threading.Timer(0.5, self.accept, [batch]).start()
+
+        def accept(self, batch):
+            tried.append("accepted")
+            del batch.unfinished[failing]
+            batch.change.set()
+
+    target = TargetOfTheTest()
+    delivery = object.__new__(dispatch_data.Delivery)
+    delivery.loop = LoopOfTheTest()
+    delivery.route = lambda _: [(target, refused), (target, failing)]
+    token = dispatch_data.CancelToken()
+    assert delivery.deliver(dispatch_data.PullResult(log_groups, 0, "", 0), token, token) == (2, 0)
+    assert tried == ["set aside", "accepted"]

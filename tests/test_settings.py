@@ -1,12 +1,17 @@
 """Settings: every mistake gets one clear line that names its variable, and shows no secret."""
 
 import dataclasses
+import json
+import operator
 import re
+import subprocess
+import sys
 import time
 from datetime import datetime, timezone
 
+import certifi
 import pytest
-from harness import run_program
+from harness import PROGRAM, run_program
 
 import dispatch_data
 from dispatch_data import Routes, SettingsError, read_settings, secret_values
@@ -15,6 +20,7 @@ pytestmark = pytest.mark.quick
 
 SECRET = "Secret/key+0"
 TOKEN = "Token/0"
+OIDC = dict.fromkeys(dispatch_data.OIDC_VARIABLES, "x")
 GOOD = {
     "SLS_ENDPOINT": "cn-hangzhou.log.aliyuncs.com",
     "SLS_AK_ID": "id",
@@ -90,6 +96,34 @@ MISTAKES = [
         {"SLS_TOPIC_TO1": "nginx", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "sql, nginx"},
         r"SLS_TOPIC_TO2: 'nginx' is routed by SLS_TOPIC_TO1",
     ),
+    ({"SLS_TOPIC_TO1": "ngnix,"}, r"SLS_TOPIC_TO1: 'ngnix,' is wrong; .* cut off at a space"),
+    ({"SLS_TOPIC_TO1": ",nginx"}, r"SLS_TOPIC_TO1: ',nginx' is wrong; .* one on either side of each"),
+    ({"SLS_TOPIC_TO1": "a, ,b"}, r"SLS_TOPIC_TO1: 'a, ,b' is wrong"),
+    ({"SLS_TOPIC_TO1": "a\nb"}, r"SLS_TOPIC_TO1: 'a\\nb' is wrong; right would be topics .*separated by commas"),
+    ({"SLS_TOPIC_TO1": "nginx # the web servers"}, r"SLS_TOPIC_TO1: .* is wrong; .* what follows # is no comment to"),
+    ({"SLS_TOPIC_TO1": "nginx #web"}, r"SLS_TOPIC_TO1: .* is wrong; .* comment"),
+    ({"SLS_TOPIC_TO1": "# the web servers"}, r"SLS_TOPIC_TO1: .* is wrong; .* comment"),
+    ({"SLS_PROJECT": "project # prod"}, r"SLS_PROJECT: .* is wrong; .* comment"),
+    ({"SLS_AK_KEY": SECRET + " # ours"}, r"SLS_AK_KEY: its value \(not shown\) is wrong; .* comment"),
+    ({"SLS_STS_TOKEN": "# none"}, r"SLS_STS_TOKEN: its value \(not shown\) is wrong; .* comment"),
+    ({"SLS_PROJECT": "<your project>"}, r"SLS_PROJECT: .* is wrong; .*; it holds a placeholder"),
+    (
+        {"SLS_LOGSTORE_TO1": "${LOGSTORE}"},
+        r"SLS_LOGSTORE_TO1: .* is wrong; .*; it holds a variable that nothing has rep",
+    ),
+    ({"SLS_WRITERS": "%WRITERS%"}, r"SLS_WRITERS: .* is wrong; .*; it holds a variable"),
+    (
+        {"SLS_METRICS_PORT": "tcp://10.96.12.7:9464"},
+        r"SLS_METRICS_PORT: .* is wrong; .* Kubernetes .*enableServiceLinks",
+    ),
+    ({"SLS_AK_ID": None, "ALIBABA_CLOUD_ACCESS_KEY_ID": "x"}, r"SLS_AK_ID is missing: .*; ALIBABA_CLOUD_ACCESS_KEY_ID"),
+    (
+        {"SLS_AK_KEY": None, "ALIYUN_ACCESS_KEY_SECRET": "x"},
+        r"SLS_AK_KEY is missing: .*; ALIYUN_ACCESS_KEY_SECRET is se",
+    ),
+    ({"SLS_PROJECT": "pro\uff0cject"}, "SLS_PROJECT: .* is wrong; .*; '\uff0c' is a full-width character$"),
+    ({"SLS_WRITERS": "8\uff0c"}, "SLS_WRITERS: .* is wrong; .*; '\uff0c' is a full-width character$"),
+    ({"SLS_CURSOR_START": "1545753600000"}, r"SLS_CURSOR_START: '1545753600000' is wrong"),
     ({"SLS_TOPIC_TO1": '"a","b"'}, r"SLS_TOPIC_TO1: .*right would be .* quotes around all of them or none"),
     (
         {"SLS_TOPIC_TO1": "access\uff0cerror"},
@@ -185,21 +219,22 @@ def test_a_mistake_gets_one_line(changes, line):
 
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"])
 def test_a_proxy_that_is_no_url_is_refused_and_its_password_not_shown(name):
+    endpoint = "https://e" if name.lower() == "https_proxy" else "http://e"  # one that it is used for
     wrong = ["user:pass-word@", "http://", ":8080", "http://user:pass-word@:1", "http://h:0", "h:99999", "ftp://h:21"]
     for url in [*wrong, "http://a b", "http://h/path", "http://[::1", "http://us[er:pass-word@h", "-", " http://h:1"]:
         with pytest.raises(SettingsError) as caught:
-            read(**{name: url})
+            read(**{"SLS_ENDPOINT": endpoint, name: url})
         (problem,) = caught.value.args
         assert problem.startswith(name + ": its value (not shown) is wrong; right would be a URL such as"), problem
         assert "pass-word" not in problem
     for url in ["", "h", "h:80", "http://h:80/", "HTTPS://h", "socks5h://user:p%40ss@h:1080", "u:p@ss@my_proxy:3128"]:
-        read(**{name: url})
-    read(**{name: "http://[::1]:3128"})
+        read(**{"SLS_ENDPOINT": endpoint, name: url})
+    read(**{"SLS_ENDPOINT": endpoint, name: "http://[::1]:3128"})
 
 
 def test_a_proxy_that_is_no_url_ends_the_program_in_one_line():
     for url in ("user:pass-word@", "http://[::1"):
-        ended = run_program(with_changes({"https_proxy": url}))
+        ended = run_program(with_changes({"SLS_ENDPOINT": "https://e", "https_proxy": url}))
         assert (ended.returncode, ended.stdout) == (2, "")
         assert re.fullmatch(r"dispatch_data\.py: https_proxy: [^\n]*\n", ended.stderr)
         assert "pass-word" not in ended.stderr
@@ -239,7 +274,15 @@ def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):
         ("SLS_TOPICS_TO2", "SLS_TOPIC_TO2"),
         ("SLS_LOGSTORE_T01", "SLS_LOGSTORE_TO1"),
         ("SLS_AK_SECRET", "SLS_AK_KEY"),
+        ("SLS_ACCESS_KEY_SECRET", "SLS_AK_KEY"),
+        ("SLS_ACCESS_KEY_SECRET_TO2", "SLS_AK_KEY_TO2"),
+        ("SLS_ACCESS_KEY_ID", "SLS_AK_ID"),
+        ("SLS_SECURITY_TOKEN_TO", "SLS_STS_TOKEN_TO"),
+        ("SLS_CONSUMER_GROUP", "SLS_CG"),
+        ("SLS_START_POSITION", "SLS_CURSOR_START"),
         ("SLS_HEARTBEAT", "SLS_HEARTBEAT_INTERVAL"),
+        ("sls_logstore_to2", "SLS_LOGSTORE_TO2"),
+        ("Sls_Fetch_Interval", "SLS_FETCH_INTERVAL"),
         ("SLS_PROJEKT", "SLS_PROJECT"),
         ("SLS_ENDPONT_TO", "SLS_ENDPOINT_TO"),
         ("SLS_LOGSTORE_TO0", "SLS_LOGSTORE_TO"),
@@ -247,13 +290,215 @@ def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):
     ],
 )
 def test_an_unknown_name_earns_a_warning_with_the_nearest_known(name, nearest):
-    (warning,) = read(**{name: "x"}).warnings
+    (warning,) = read(**{"SLS_TOPIC_TO1": "a", name: "x"}).warnings
     assert warning.startswith(name + " is not a setting")
-    assert nearest in warning
+    assert "did you mean %s" % nearest in warning
+
+
+def test_what_kubernetes_sets_for_a_service_is_named_for_what_it_is():
+    names = ["SLS_METRICS_SERVICE_HOST", "SLS_METRICS_SERVICE_PORT", "SLS_METRICS_SERVICE_PORT_HTTP"]
+    names += ["SLS_METRICS_PORT_9464_TCP", "SLS_METRICS_PORT_9464_TCP_ADDR", "SLS_PORT", "SLS_SERVICE_HOST"]
+    (warning,) = read(SLS_TOPIC_TO1="a", **dict.fromkeys(names, "x")).warnings
+    assert "Kubernetes" in warning and "enableServiceLinks: false" in warning
+    assert set(re.findall(r"SLS_\w+", warning)) == set(names)
+
+
+# What other programs take for a list, a choice, a regular expression: (what is set, a word of what is right here).
+FOREIGN = [
+    ("{nginx,apache}*", "nginx*,apache*"),
+    ("nginx;access", "commas"),
+    ("nginx|access", "commas"),
+    ("access.*|error.*", "commas"),
+    ("[nginx, access]", "leave them out"),
+    ("nginx access", "space"),
+    ("nginx, access error", "space"),
+    ("^nginx$", "compared as a whole"),
+    ("nginx$", "compared as a whole"),
+    ("a,^nginx", "compared as a whole"),
+    ("/^nginx/", "compared as a whole"),
+    (".*nginx", "regular expression"),
+    ("a,.*", "regular expression"),
+    ("nginx.+", "regular expression"),
+    (r"app\d", "regular expression"),
+    ("[^a]*", "[!...]"),
+    (r"a\,b", "[,]"),
+    (r"app\*", "[*]"),
+    ("*,!debug", "excluded"),
+    ("__topic__: nginx", "without a name"),
+    ("topic=nginx", "without a name"),
+    ("regex:nginx", "without a name"),
+    ("nginx%", "stands for any characters"),
+    ("${TOPIC}", "variable"),
+    ("$TOPIC", "variable"),
+    ("$(topics)", "variable"),
+    ("%TOPIC%", "variable"),
+    ("{{ .Values.topic }}", "variable"),
+    ("<your topic>", "placeholder"),
+]
+
+
+@pytest.mark.parametrize("text, word", FOREIGN)
+def test_another_program_s_notation_earns_a_warning_that_says_how_it_is_written_here(text, word):
+    warnings = [each for each in read(SLS_TOPIC_TO1=text).warnings if "looks wrong" in each]
+    (warning,) = warnings
+    assert warning.startswith("SLS_TOPIC_TO1: %r looks wrong: " % text) and word in warning
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "access.*",
+        "com.example.*",
+        "a-b_c/d:e",
+        "/var/log/*.log",
+        r"C:\logs\app",
+        "Class$Inner",
+        "\u65e5\u5fd7",
+        "#general",
+    ]
+    + [
+        "50%off",
+        "a@b",
+        "nginx,access_*,[!a]?",
+        "app.?",
+        "a=b",
+        "a,b , c",
+        "what!",
+        "a[ ]b[;]c[|]d[%],[#]e",
+        "~`'s&+()",
+    ],
+)
+def test_topics_that_may_well_be_meant_so_earn_none(text):
+    assert read(SLS_TOPIC_TO1=text).warnings == ()
+
+
+@pytest.mark.parametrize("char", " ,;|#$%^&*?[{}<>\\~`'\"()-+=./:@")
+def test_what_is_no_letter_is_itself_alone_in_brackets(char):
+    text, topic = "a[%s]b" % char, "a%sb" % char
+    assert topics_found([text, "a?b"], [topic, "a_b", text]) == ([1, 2, None], ())
+    assert topics_found(["x,[%s],y" % char], [char, "x", "y"]) == ([1, 1, 1], ())
+
+
+@pytest.mark.parametrize("name", ["SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN"])
+@pytest.mark.parametrize("text", ["${KEY}", "<your-key>", "$(cat,key)"])
+def test_a_key_that_nobody_has_filled_in_is_warned_about_and_not_shown(name, text):
+    (warning,) = [each for each in read(SLS_TOPIC_TO1="a", **{name: text}).warnings if "renew" not in each]
+    assert warning.startswith(name + ": its value (not shown) looks wrong: it holds a ") and text not in warning
+
+
+def test_default_topics_without_a_logstore_are_named():
+    """As when one variable is exported three times."""
+    assert read().warnings == (
+        "no SLS_LOGSTORE_TO2 is set: its default topics, sql_audit, go nowhere",
+        "no SLS_LOGSTORE_TO3 is set: its default topics, click, go nowhere",
+    )
+    assert read(SLS_LOGSTORE_TO2="b", SLS_LOGSTORE_TO3="c").warnings == ()
+
+
+def test_a_pattern_behind_one_that_takes_all_is_named():
+    numbers, (warning,) = topics_found(["a,*", "app-*,b"], ["app-1", "b"])
+    assert numbers == [1, 2]
+    assert warning == "SLS_TOPIC_TO2: 'app-*' takes nothing: the * of SLS_TOPIC_TO1 comes first, and takes all"
+    assert topics_found(["app-*", "*,b,c*"], ["app-1", "b", "c"]) == ([1, 2, 2], ())
+
+
+@pytest.mark.parametrize("zone, offset", [("UTC+8", "-0800"), ("Asia/Beijing", "+0000"), ("Asia/Shanghai", "+0800")])
+def test_a_start_without_offset_is_warned_about_with_what_it_is_taken_for(monkeypatch, zone, offset):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        for text in ("2018-12-26 00:00:00", "2018-12-26"):
+            (warning,) = read(SLS_TOPIC_TO1="a", SLS_CURSOR_START=text).warnings
+            assert warning.startswith("SLS_CURSOR_START: %r has no offset" % text)
+            assert "%s by TZ=%r" % (offset, zone) in warning and "T00:00:00+08:00" in warning
+        for text in ("2018-12-26 00:00:00+08", "2018-12-26T00:00Z", "2018-12-26 0:0 UTC", "1545753600", "begin", "end"):
+            assert read(SLS_TOPIC_TO1="a", SLS_CURSOR_START=text).warnings == ()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+UNMISTAKABLE = [
+    ("SLS_ENDPOINT", "HTTPS://Host:443/", "source.endpoint", "https://Host:443/"),
+    ("SLS_LOG_LEVEL", "info", "log_level", "INFO"),
+    ("SLS_LOG_LEVEL", "Warn", "log_level", "WARNING"),
+    ("SLS_MERGE_PACKS", "1", "merge_packs", True),
+    ("SLS_MERGE_PACKS", "Yes", "merge_packs", True),
+    ("SLS_MERGE_PACKS", "off", "merge_packs", False),
+    ("SLS_CURSOR_START", "earliest", "cursor_start", "begin"),
+    ("SLS_CURSOR_START", "Latest", "cursor_start", "end"),
+    ("SLS_CURSOR_START", "BEGIN", "cursor_start", "begin"),
+    ("SLS_CURSOR_START", "1545753600", "cursor_start", 1545753600),
+]
+
+
+@pytest.mark.parametrize("name, text, attribute, value", UNMISTAKABLE, ids=[" ".join(row[:2]) for row in UNMISTAKABLE])
+def test_what_is_unmistakable_is_taken(name, text, attribute, value):
+    settings = read(SLS_TOPIC_TO1="a", **{name: text})
+    assert operator.attrgetter(attribute)(settings) == value and settings.warnings == ()
+
+
+def test_only_what_is_used_of_the_network_s_variables_is_judged():
+    unused = [
+        {"http_proxy": "http://h:1", "all_proxy": "socks://h:1", "ALL_PROXY": "nonsense/"},
+        {"http_proxy": "", "HTTP_PROXY": "socks://h:1"},
+        {"http_proxy": "http://h:1", "HTTP_PROXY": "socks://h:1", "https_proxy": "socks://h:1"},
+        {"REQUESTS_CA_BUNDLE": certifi.where(), "CURL_CA_BUNDLE": "/no/such.pem"},
+    ]
+    for changes in unused:
+        assert read(SLS_ENDPOINT="http://e", SLS_TOPIC_TO1="a", **changes).warnings == ()
+    used = [
+        {"https_proxy": "http://h:1", "all_proxy": "socks://h:1", "SLS_ENDPOINT_TO": "http://e"},
+        {"https_proxy": "socks://h:1"},
+        {"https_proxy": "", "HTTPS_PROXY": "http://h:1", "all_proxy": "socks://h:1"},
+        {"SLS_ENDPOINT": "http://e", "SLS_CREDENTIALS_TO": "oidc", "https_proxy": "socks://h:1", **OIDC},
+    ]
+    for changes in used:
+        with pytest.raises(SettingsError, match="proxy: its value"):
+            read(**{"SLS_ENDPOINT": "https://e", **changes})
+
+
+def test_a_file_of_settings_that_nobody_has_exported_is_pointed_at(tmp_path):
+    (tmp_path / ".env").write_text("SLS_PROJECT=project\n")
+    lines = run_program({}, cwd=tmp_path).stderr.splitlines()
+    assert (
+        lines[-2] == "dispatch_data.py: .env is there, but nobody has exported what it sets: set -a; . ./.env; set +a"
+    )
+    assert ".env is there" not in run_program(dict(GOOD, SLS_WRITERS="0"), cwd=tmp_path).stderr
+
+
+def test_on_windows_one_line_says_where_it_runs():
+    script = "import runpy, sys; sys.modules['resource'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", script, str(PROGRAM)], env={}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.fullmatch(r"dispatch_data\.py: .*WSL or a container\n", ended.stderr)
+
+
+@pytest.mark.parametrize(
+    "topic, shown",
+    [
+        ("caf\u00e9", "caf\u00e9"),
+        ("cafe\u0301", r"cafe\u0301"),
+        ("nginx ", r"nginx\u0020"),
+        ("  nginx", r"\u0020\u0020nginx"),
+        ("ngin\u0445", r"ngin\u0445"),
+        ("a b", "a b"),
+        ("\u65e5\u5fd7", "\u65e5\u5fd7"),
+        ("\u043b\u043e\u0433", "\u043b\u043e\u0433"),
+        ("", "[]"),
+    ],
+)
+def test_topics_that_look_alike_are_shown_unlike(topic, shown):
+    counter = dispatch_data.UnmatchedCounter()
+    for _ in range(2):
+        counter.add(dispatch_data.LogGroup(topic, 1, b"", b""))
+    (found,) = re.findall("unmatched_topics=(.*)", counter.summary())
+    assert json.loads(found) == shown + " 2"
 
 
 def test_no_warning_without_need():
-    assert read(SLS_REGION_TO1="cn-beijing", SLS_PROJECT_TO="xyz", SLS_CURSOR_START="end").warnings == ()
+    changes = {"SLS_REGION_TO1": "cn-beijing", "SLS_PROJECT_TO": "xyz", "SLS_CURSOR_START": "end"}
+    assert read(SLS_TOPIC_TO1="a", **changes).warnings == ()
 
 
 def test_defaults():
@@ -371,6 +616,20 @@ def test_the_source_is_no_target_however_its_endpoint_is_written(endpoint):
 )
 def test_two_regions_may_have_projects_of_one_name(endpoint):
     read(SLS_LOGSTORE_TO1="source", SLS_ENDPOINT_TO="https://" + endpoint)
+
+
+def test_regions_that_are_set_tell_two_clouds_apart_unless_the_endpoints_name_them():
+    hosts = {"SLS_LOGSTORE_TO1": "source", "SLS_ENDPOINT": "sls.one.example", "SLS_ENDPOINT_TO": "sls.two.example"}
+    read(SLS_REGION="cn-one", SLS_REGION_TO="cn-two", **hosts)
+    read(SLS_REGION_TO="cn-two", **{**hosts, "SLS_ENDPOINT": GOOD["SLS_ENDPOINT"]})
+    same = {**hosts, "SLS_ENDPOINT": GOOD["SLS_ENDPOINT"], "SLS_ENDPOINT_TO": "cn-hangzhou-intranet.log.aliyuncs.com"}
+    for changes in (
+        {"SLS_REGION": "cn-one", **hosts},
+        {"SLS_REGION_TO": "cn-two", **hosts},
+        {"SLS_REGION": "cn-one", "SLS_REGION_TO": "cn-two", **same},
+    ):
+        with pytest.raises(SettingsError, match="is the source itself"):
+            read(**changes)
 
 
 def test_an_empty_log_dir_means_stderr_alone():

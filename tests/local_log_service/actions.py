@@ -331,6 +331,40 @@ def put_logs(limits: Limits, state: State, call: Call) -> Answer:
             _check_log_times(body, limits.log_time_status)
     except ValueError as error:
         raise ServiceError("PostBodyInvalid", "Protobuf content cannot parse: {}".format(error))
+    _append(state, call, body)
+    return _NOTHING
+
+
+def put_webtracking(limits: Limits, state: State, call: Call) -> Answer:
+    """Take the logs of a web page as one LogGroup, into the next shard. Nothing is signed.
+
+    Raises PostBodyInvalid, PostBodyTooLarge; Unauthorized unless the logstore has enable_tracking.
+    """
+    document = validation.json_body(call.body, dict)
+    logs, tags = document.get("__logs__"), document.get("__tags__", {})
+    texts = [document.get(name, "") for name in ("__topic__", "__source__")]
+    if not isinstance(logs, list) or not all(map(_is_flat, [*logs, tags, dict(enumerate(texts))])):
+        raise ServiceError("PostBodyInvalid", "The request body is not what web tracking sends")
+    with state.lock:
+        if not state.logstore(call.project, call.logstore).settings["enable_tracking"]:
+            raise ServiceError("Unauthorized", "web tracking of logstore {} is not enabled".format(call.logstore))
+    now = int(time.time())
+    body = b"".join(wire_format.delimited(1, wire_format.log_of(now, log)) for log in logs)
+    body += b"".join(wire_format.delimited(number, wire_format.text(each)) for number, each in zip((3, 4), texts))
+    for name, value in tags.items():
+        pair = wire_format.delimited(1, wire_format.text(name)) + wire_format.delimited(2, wire_format.text(value))
+        body += wire_format.delimited(6, pair)
+    if len(body) > limits.put_bytes:
+        raise ServiceError("PostBodyTooLarge")
+    _append(state, call, body)
+    return _NOTHING
+
+
+def _is_flat(document: Any) -> bool:
+    return isinstance(document, dict) and all(isinstance(value, str) for value in document.values())
+
+
+def _append(state: State, call: Call, body: bytes) -> None:
     with state.lock:
         logstore = state.logstore(call.project, call.logstore)
         if call.item in ("", "lb"):
@@ -342,7 +376,6 @@ def put_logs(limits: Limits, state: State, call: Call) -> Answer:
         if state.quotas is not None:
             _meter_write(state.quotas, state.project(call.project), shard, len(body))
         logstore.append(shard, body, call.request_id, state.next_sequence())
-    return _NOTHING
 
 
 def _meter_write(quotas: Quotas, project: Project, shard: Shard, size: int) -> None:
@@ -566,6 +599,7 @@ ACTIONS: Dict[str, Callable[[Limits, State, Call], Answer]] = {
     "SplitShard": split_shard,
     "MergeShard": merge_shard,
     "PutLogs": put_logs,
+    "PutWebtracking": put_webtracking,
     "PullLogs": pull_logs,
     "GetCursor": get_cursor,
     "GetCursorTime": get_cursor_time,

@@ -38,6 +38,7 @@ _ROUTES: Dict[Tuple[str, str, str], str] = {
     ("DELETE", "index", ""): "DeleteIndex",
     ("GET", "shards", ""): "ListShards",
     ("POST", "shard", ""): "PutLogs",
+    ("POST", "track", ""): "PutWebtracking",
     ("POST", "shard", "split"): "SplitShard",
     ("POST", "shard", "merge"): "MergeShard",
     ("GET", "shard", "log"): "PullLogs",

@@ -7,7 +7,7 @@ and so on). How logs were grouped does not count: LogGroups equal in everything 
 import hashlib
 from typing import Iterable, Iterator, List, NamedTuple, Tuple
 
-from .wire_format import read_varint
+from .wire_format import end_of_group, read_varint
 
 # A field's key is its number and its wire type. These are of LogGroup and of LogTag, all length-delimited.
 LOGS_KEY = 1 << 3 | 2
@@ -124,6 +124,8 @@ def read_fields(message: bytes) -> Iterator[Tuple[int, int, int, int]]:
                 position = read_varint(message, value)[1]
             elif wire_type in (1, 5):
                 position = value + (8 if wire_type == 1 else 4)
+            elif wire_type == 3:
+                position = end_of_group(message, value, key >> 3)
             else:
                 raise ValueError("byte %d begins a field of the unknown wire type %d" % (start, wire_type))
         except IndexError:

@@ -4,12 +4,13 @@ A hand-written walk over the top-level fields costs the same on every interprete
 would be far too slow where the protobuf runtime is pure Python.
 """
 
-from typing import Iterable, Iterator, List, Tuple, Union
+from typing import Iterable, Iterator, List, Mapping, Tuple, Union
 
 _LENGTH_DELIMITED = 2
 _LAST_KNOWN_FIELD = 6  # Logs, Category, Topic, Source, MachineUUID, LogTags: every one is length-delimited
 _LONGEST_OF_32_BITS = 5  # bytes of a varint; parsers take no longer ones for tags and lengths
 _FIXED_SIZES = {1: 8, 5: 4}  # wire type -> bytes
+_GROUP_START, _GROUP_END = 3, 4  # wire types
 
 
 def read_varint(data: bytes, position: int, longest: int = 10) -> Tuple[int, int]:
@@ -28,6 +29,34 @@ def read_varint(data: bytes, position: int, longest: int = 10) -> Tuple[int, int
         shift += 7
         if shift >= 7 * longest:
             raise ValueError("a varint is longer than {} bytes".format(longest))
+
+
+def end_of_group(data: bytes, position: int, field: int) -> int:
+    """Return the position after a protobuf group of number ``field`` whose content begins at ``position``.
+
+    Groups are an old form of messages within messages, which every parser still reads. IndexError when it is cut short.
+
+    Raises:
+        ValueError: it holds what is no field, or ends as another group.
+    """
+    open_groups = [field]
+    while open_groups:
+        tag, position = read_varint(data, position, _LONGEST_OF_32_BITS)
+        field, wire_type = tag >> 3, tag & 7
+        if wire_type == 0:
+            _, position = read_varint(data, position)
+        elif wire_type == _LENGTH_DELIMITED:
+            size, position = read_varint(data, position, _LONGEST_OF_32_BITS)
+            position += size
+        elif wire_type in _FIXED_SIZES:
+            position += _FIXED_SIZES[wire_type]
+        elif wire_type == _GROUP_START:
+            open_groups.append(field)
+        elif wire_type != _GROUP_END or open_groups.pop() != field:
+            raise ValueError("wire type {} is not allowed".format(wire_type))
+        if not field:
+            raise ValueError("a field has no number")
+    return position
 
 
 def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of puts, written out
@@ -65,6 +94,8 @@ def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of put
                 _, position = read_varint(data, position)
             elif wire_type in _FIXED_SIZES:
                 position += _FIXED_SIZES[wire_type]
+            elif wire_type == _GROUP_START:
+                position = end_of_group(data, position, field)
             else:
                 raise ValueError("wire type {} is not allowed".format(wire_type))
     except IndexError:
@@ -75,6 +106,8 @@ def validate_log_group(data: bytes) -> None:  # noqa: C901 - the hot spot of put
 
 def fields(data: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
     """Yield the number and the value of every field of a message: a varint's number, the bytes of any other.
+
+    Groups are passed over.
 
     Raises:
         ValueError: ``data`` is not a message.
@@ -87,6 +120,9 @@ def fields(data: bytes) -> Iterator[Tuple[int, Union[int, bytes]]]:
             if wire_type == 0:
                 value, position = read_varint(data, position)
                 yield field, value
+                continue
+            if wire_type == _GROUP_START:
+                position = end_of_group(data, position, field)
                 continue
             if wire_type == _LENGTH_DELIMITED:
                 size, position = read_varint(data, position, _LONGEST_OF_32_BITS)
@@ -121,6 +157,22 @@ def _varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def delimited(field: int, value: bytes) -> bytes:
+    """Return a length-delimited field."""
+    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(len(value)) + value
+
+
+def log_of(seconds: int, contents: Mapping[str, str]) -> bytes:
+    """Return a serialized Log."""
+    pairs = [delimited(1, text(key)) + delimited(2, text(value)) for key, value in contents.items()]
+    return b"\x08" + _varint(seconds) + b"".join(delimited(2, pair) for pair in pairs)
+
+
+def text(value: str) -> bytes:
+    """Return a text as UTF-8; half a character, which JSON may have, as a question mark."""
+    return value.encode("utf-8", "replace")
 
 
 def framed_size(log_group: bytes) -> int:

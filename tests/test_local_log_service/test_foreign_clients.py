@@ -1,10 +1,14 @@
-"""Programs that nobody here wrote, against the local Log Service: the vendor's command line and Node SDK.
+"""Programs that nobody here wrote, against the local Log Service: the vendor's command line, its Node SDK, its
+OpenAPI SDKs, and what else writes logs.
 
 They are no requirements of the tests: where one is not installed, its tests are skipped, unless the variable
 FOREIGN_CLIENTS says "required", as it does in CI. Installed they are when
 
 * the command line (``pip install aliyun-log-cli``, in a virtual environment of its own) is ``aliyunlog`` on the PATH,
-* ``node`` is on the PATH and the SDK (``npm install @alicloud/log``) in a folder that NODE_PATH names.
+* ``node`` is on the PATH, and its packages are in a folder that NODE_PATH names,
+* FOREIGN_PYTHON names the interpreter of a virtual environment of its own with the OpenAPI SDK and what writes logs.
+
+`.ci/run` has all of their names and releases.
 """
 
 import base64
@@ -16,8 +20,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import harness
 import pytest
 from aliyun.log.proto import LogGroup
+from assertions import assert_delivered_once
 from local_log_service import LocalLogService
 
 PROJECT = "foreign-project"
@@ -55,6 +61,23 @@ def skip_or_fail(reason):
     if os.environ.get("FOREIGN_CLIENTS") == "required":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def foreign_python():
+    program = os.environ.get("FOREIGN_PYTHON")
+    if not program:
+        skip_or_fail("FOREIGN_PYTHON names no interpreter that has the OpenAPI SDK")
+    return program
+
+
+def foreign_node(package):
+    program = shutil.which("node")
+    if program is None:
+        skip_or_fail("node is not on the PATH")
+    resolved = subprocess.run([program, "-e", "require.resolve('%s')" % package], capture_output=True, cwd="/")
+    if resolved.returncode != 0:
+        skip_or_fail("node finds no %s in the folders that NODE_PATH names" % package)
+    return program
 
 
 # ---- the command line
@@ -277,12 +300,7 @@ def test_command_line_is_refused_with_the_code_of_the_service(logstore, aliyunlo
 @pytest.fixture
 def node(log_service):
     """Makes calls of the Node SDK, each (method, arguments...), and returns their outcomes."""
-    program = shutil.which("node")
-    if program is None:
-        skip_or_fail("node is not on the PATH")
-    resolved = subprocess.run([program, "-e", "require.resolve('@alicloud/log')"], capture_output=True, cwd="/")
-    if resolved.returncode != 0:
-        skip_or_fail("node finds no @alicloud/log in the folders that NODE_PATH names")
+    program = foreign_node("@alicloud/log")
 
     def run(*calls, key="local-secret"):
         settings = {
@@ -396,3 +414,135 @@ def test_node_is_refused_with_the_code_of_the_service(log_service, logstore, nod
     ]
     assert log_service.ledger(PROJECT, logstore) == []
     assert codes(node(("getLogStore", PROJECT, logstore), key="another secret")) == ["SignatureNotMatch"]
+
+
+# ---- the OpenAPI SDKs of Python and Node
+
+
+def plain(answer):
+    """An answer with its names in one spelling: the SDKs have camels here, underscores there."""
+    if isinstance(answer, dict):
+        return {name.lower().replace("_", ""): plain(value) for name, value in answer.items()}
+    return [plain(each) for each in answer] if isinstance(answer, list) else answer
+
+
+@pytest.fixture(params=["Python", "Node"])
+def openapi(request, log_service):
+    """Makes calls of an OpenAPI SDK, and returns the answers in `plain` form, or the texts of errors."""
+    here = Path(__file__).resolve().parent
+    if request.param == "Python":
+        command = [foreign_python(), str(here / "openapi_client.py")]
+    else:
+        command = [foreign_node("@alicloud/sls20201230"), str(here / "openapi_client.js")]
+
+    def run(version, *calls):
+        settings = {
+            "endpoint": log_service.endpoint[len("http://") :],
+            "access_key_id": "local-id",
+            "access_key_secret": "local-secret",
+            "region_id": log_service.region,
+            "signature_version": version,
+        }
+        document = json.dumps([settings, log_service.environment()["http_proxy"], calls])
+        environment = {name: os.environ[name] for name in ("PATH", "NODE_PATH") if name in os.environ}
+        ended = subprocess.run(
+            [*command, document], env=environment, capture_output=True, text=True, timeout=LIMIT, cwd="/"
+        )
+        assert ended.returncode == 0 and ended.stdout, ended.stderr
+        outcomes = json.loads(ended.stdout)
+        assert len(outcomes) == len(calls)
+        return [outcome["error"] if "error" in outcome else plain(outcome["answer"]) for outcome in outcomes]
+
+    return run
+
+
+@pytest.mark.parametrize("version", ["v1", "v4"])
+def test_openapi_sdks_get_along(log_service, logstore, openapi, version):
+    """With all that these SDKs get right of what a consumer calls; the local service's README says what they don't."""
+    entries = log_service.put(PROJECT, logstore, [log_group(text) for text in "abc"], shard=0)
+    end = log_service.client().get_end_cursor(PROJECT, logstore, 0).get_cursor()
+    made = logstore + "-made"
+    of_shard, of_group = (PROJECT, logstore, "0"), (PROJECT, logstore, "operators")
+    group = {"consumer_group": "operators", "order": False, "timeout": 60}
+    checkpoint = {"consumer": "hand", "force_success": True, "shard": 0, "checkpoint": end}
+    # fmt: off
+    outcomes = openapi(
+        version,
+        ("create_log_store", PROJECT, {"CreateLogStoreRequest": {"logstore_name": made, "ttl": 3, "shard_count": 1}}),
+        ("get_log_store", PROJECT, made),
+        ("list_log_stores", PROJECT, {"ListLogStoresRequest": {"logstore_name": made}}),
+        ("list_shards", PROJECT, made),
+        ("split_shard", PROJECT, made, "0", {"SplitShardRequest": {}}),
+        ("merge_shard", PROJECT, made, "1"),
+        ("update_log_store", PROJECT, made, {"UpdateLogStoreRequest": {"logstore_name": made, "ttl": 9}}),
+        ("delete_log_store", PROJECT, made),
+        ("get_log_store", PROJECT, made),
+        ("get_logs", PROJECT, logstore, {"GetLogsRequest": {"from_": 1, "to": 2}}),
+        ("get_cursor", *of_shard, {"GetCursorRequest": {"from_": "end"}}),
+        ("get_cursor_time", *of_shard, {"GetCursorTimeRequest": {"cursor": end}}),
+        ("create_consumer_group", PROJECT, logstore, {"CreateConsumerGroupRequest": group}),
+        ("list_consumer_group", PROJECT, logstore),
+        ("update_consumer_group", *of_group, {"UpdateConsumerGroupRequest": {"order": True, "timeout": 30}}),
+        ("consumer_group_heart_beat", *of_group, {"ConsumerGroupHeartBeatRequest": {"consumer": "c", "body": []}}),
+        ("consumer_group_update_check_point", *of_group, {"ConsumerGroupUpdateCheckPointRequest": checkpoint}),
+        ("get_check_point", *of_group, {"GetCheckPointRequest": {}}),
+        ("get_check_point", *of_group, {"GetCheckPointRequest": {"shard": 0}}),
+        ("delete_consumer_group", *of_group),
+        ("get_check_point", *of_group, {"GetCheckPointRequest": {}}),
+    )
+    # fmt: on
+    created, shown, listed, shards, split, merged, updated, removed, gone, no_index = outcomes[:10]
+    assert (created, updated, removed) == (None, None, None)
+    assert "LogStoreNotExist" in gone and "IndexConfigNotExist" in no_index
+    assert (shown["logstorename"], shown["ttl"], shown["shardcount"], shown["autosplit"]) == (made, 3, 1, False)
+    assert listed == {"count": 1, "total": 1, "logstores": [made]}
+    assert [shard["status"] for shard in shards] == ["readwrite"]
+    assert [shard["shardid"] for shard in split] == [0, 1, 2] and merged[0]["shardid"] == 3
+
+    cursor, time_of, created, groups, updated, owned, saved, checkpoints, one, deleted, gone = outcomes[10:]
+    assert (created, updated, saved, deleted) == (None, None, None, None) and "ConsumerGroupNotExist" in gone
+    assert cursor == {"cursor": end} and groups == [{"name": "operators", "timeout": 60, "order": False}]
+    assert int(time_of["cursortime"]) >= int(entries[0].received_at)  # the Node SDK has it as a text
+    assert owned == [0, 1] and [(shard["shard"], shard["checkpoint"]) for shard in checkpoints] == [(0, end), (1, "")]
+    assert one == checkpoints[:1] and one[0]["consumer"] == "hand"
+
+
+# ---- what others write goes through the dispatcher
+
+
+def test_what_foreign_writers_write_is_sorted_and_unchanged(service, copies):
+    """Each in its own form and compression, at the same time; the ledger decides."""
+    python, node = foreign_python(), foreign_node("@aliyun-sls/web-track-browser")
+    here = Path(__file__).resolve().parent
+    service.create_logstore(harness.PROJECT, "rest", 2)
+    service.client().update_logstore(harness.PROJECT, harness.SOURCE, enable_tracking=True)
+    copies.start(**harness.AND_A_CATCH_ALL)
+    environment = {name: os.environ[name] for name in ("PATH", "NODE_PATH") if name in os.environ}
+    environment.update(service.environment())
+    commands = [
+        [python, str(here / "foreign_writers.py"), service.endpoint, harness.PROJECT, harness.SOURCE, "5"],
+        [
+            node,
+            str(here / "foreign_writers.js"),
+            "%s:%d" % (service.endpoint[len("http://") :], service.port),
+            harness.PROJECT,
+            harness.SOURCE,
+        ],
+    ]
+    writers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
+        for command in commands
+    ]
+    written = [writer.communicate(timeout=LIMIT) for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0], written
+    assert written[0][0] == "written\n" and json.loads(written[1][0]) == [200] * 8  # 5,000 logs are one POST
+    harness.wait_until_delivered(service)
+    sent = [entry.log_group for entry in service.ledger(harness.PROJECT, harness.SOURCE)]
+    topics = {"nginx": "nginx", "sql-audit": "sql_audit", "click": "click", "rest": ""}
+    arrived = {logstore: service.ledger(harness.PROJECT, logstore) for logstore in topics}
+    assert_delivered_once(sent, [entry.log_group for entries in arrived.values() for entry in entries])
+    assert {name: {entry.parse().Topic for entry in entries} for name, entries in arrived.items()} == {
+        name: {topic} for name, topic in topics.items()
+    }
+    logs = [log for entry in arrived["rest"] for log in entry.parse().Logs]
+    assert len([log for log in logs if log.Contents and log.Contents[0].Key == "number"]) == 5000

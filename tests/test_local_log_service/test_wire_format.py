@@ -5,7 +5,7 @@ from aliyun.log.proto import Log, LogGroup, LogGroupListRaw, LogTag
 from hypothesis import given
 from hypothesis import strategies as st
 from local_log_service import cursors
-from local_log_service.wire_format import framed_size, log_group_list, log_times, validate_log_group
+from local_log_service.wire_format import fields, framed_size, log_group_list, log_times, validate_log_group
 
 pytestmark = pytest.mark.quick
 
@@ -65,7 +65,12 @@ def test_a_log_group_list_is_what_the_sdk_reads(groups):
         b"\x1d1234",  # Topic is no fixed32
         b"\x00\x01",  # field 0
         b"\x02\x00",  # field 0 with a length
-        b"\x3b",  # a group, which messages of today do not have
+        b"\x3b",  # a group without an end
+        b"\x3b\x44",  # a group that ends as another
+        b"\x3c",  # the end of none
+        b"\x3b\x3a\x02a\x3c",  # a group's field goes beyond it
+        b"\x3b\x00\x00\x3c",  # field 0 in a group
+        b"\x1b\x1c",  # Topic is no group
         b"\x3e\x00",  # wire type 6
         b"\x3d123",  # field 7, fixed32 cut short
         b"\x0a" + b"\xff" * 11,  # a length without end
@@ -78,10 +83,23 @@ def test_garbage_is_refused(data):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x38\xff\x01", b"\x3d1234", b"\x3912345678", b"\x82\x01\x03abc", b"\x82\x01\x80\x01" + b"x" * 128]
+    "data",
+    [
+        b"",
+        b"\x38\xff\x01",
+        b"\x3d1234",
+        b"\x3912345678",
+        b"\x82\x01\x03abc",
+        b"\x82\x01\x80\x01" + b"x" * 128,
+        b"\x3b\x3c",
+        b"\x3b\x08\x01\x0b\x0a\x01x\x0c\x1d1234\x3c",
+    ],
 )
 def test_unknown_fields_are_let_through(data):
-    validate_log_group(b"\x1a\x01t" + data)
+    log_group = b"\x1a\x01t" + data
+    validate_log_group(log_group)
+    assert LogGroup.FromString(log_group).Topic == "t"
+    assert (3, b"t") in fields(log_group)
 
 
 @given(log_groups)

@@ -1,6 +1,6 @@
 """Measures dispatch_data.py beside naive.py: throughput, CPU, memory, requests and latency.
 
-    python tests/tools/benchmark.py [--only small,agent,merged,large,delay,backlog,latency] [--runs 3] [--quick]
+    python tests/tools/benchmark.py [--only small,agent,...] [--runs 3] [--quick] [--beside OTHER/dispatch_data.py]
     python tests/tools/benchmark.py --service [--quick]
 
 The dispatcher is a process of its own on the same interpreter; the local Log Service runs in this one. MB are 10**6 raw
@@ -9,6 +9,7 @@ targets: where one is missing the row says LOST instead of figures and the exit 
 times, the programs in turn: a figure is the median, a ratio comes with the least and the greatest of its runs. Needs
 Linux's /proc.
 
+With --beside another release of dispatch_data.py takes the place of naive.py, with the same backlogs and settings.
 With --service it measures the local Log Service alone, in a process of its own, by that process's CPU time: its one
 thread does so much for a second of one core.
 """
@@ -27,7 +28,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
@@ -49,6 +50,9 @@ DISTINCT_BYTES = 130000  # of logs of each topic, before they come again with ot
 IS_PYPY = platform.python_implementation() == "PyPy"
 WARM_UP = 12000 if IS_PYPY else 200  # LogGroups before the backlog: connections, and PyPy compiles what it runs often
 LIMIT = 300.0  # seconds that a run may take on a slow machine
+
+
+TOPIC_NUMBER = "#" * 3  # where a topic is one of several: their number takes its place
 
 
 class Shape(NamedTuple):
@@ -81,6 +85,7 @@ class Row(NamedTuple):
     settings: Dict[str, str] = {}  # of dispatch_data.py; the naive program is at its defaults
     delay: float = 0.0  # seconds, for each call
     shards: int = SHARDS  # of the source
+    targets: int = len(TARGETS)  # each of the three topics is so many / 3, with a target of its own
 
 
 ROWS = (
@@ -89,7 +94,12 @@ ROWS = (
     Row("merged", "agent", 30, 150, {"SLS_MERGE_PACKS": "true"}),
     Row("large", "large", 80, 300),
     Row("delay", "agent", 30, 160, {}, 0.005),
+    Row("1 ms", "agent", 30, 160, {}, 0.001),
+    Row("20 ms", "agent", 30, 160, {}, 0.020),
 )
+# Compared with another release only: the naive program knows three targets, and would take an hour.
+LOADS = (Row("shards", "agent", 100, 100, shards=256), Row("targets", "agent", 100, 100, targets=300))
+IDLE_SHARDS = 256
 BACKLOGS = (Row("4 shards", "large", 0, 300, shards=4), Row("32 shards", "large", 0, 300, shards=32))
 QUICK = 0.03  # share of the backlogs with --quick
 QUICK_WARM_UP = 200  # LogGroups
@@ -109,6 +119,7 @@ class Figures(NamedTuple):
     requests: int  # of all kinds
     puts: int  # those of them that put
     peak: float  # MB of memory, from the dispatcher's start
+    threads: int  # the most that were seen
     service_cpu: float  # seconds of this process, in which the service runs in one thread
 
 
@@ -120,10 +131,11 @@ def text(choice: random.Random, size: int) -> str:
     return line[:size]
 
 
-def make_template(choice: random.Random, shape: Shape, topic: str) -> bytes:
-    """A serialised LogGroup as a format that takes a number for each log and, of an agent, one for its tag."""
+def make_template(choice: random.Random, shape: Shape, topic: str, is_numbered: bool) -> bytes:
+    """A serialised LogGroup as a format that takes a number for each log and, of an agent, one for its tag. Between
+    them stands the topic's own number where it is one of several."""
     host = choice.randrange(HOSTS)
-    log_group = LogGroup(Topic=topic, Source="10.1.7.%d" % host)
+    log_group = LogGroup(Topic=topic + TOPIC_NUMBER * is_numbered, Source="10.1.7.%d" % host)
     for second in range(shape.logs):
         log = log_group.Logs.add(Time=1700000000 + second)
         log.Contents.add(Key="content", Value=text(choice, shape.text_size))
@@ -132,27 +144,42 @@ def make_template(choice: random.Random, shape: Shape, topic: str) -> bytes:
         log_group.LogTags.add(Key="__hostname__", Value="host-%d" % host)
         log_group.LogTags.add(Key="__path__", Value="/var/log/%s/access.log" % topic)
         log_group.LogTags.add(Key=shape.number_tag, Value="5E8C1A70B3D9%04X-" % host + "@" * 10)
-    return log_group.SerializeToString().replace(b"%", b"%%").replace(b"@" * 10, b"%010d")
+    template = log_group.SerializeToString().replace(b"%", b"%%").replace(b"@" * 10, b"%010d")
+    return template.replace(TOPIC_NUMBER.encode(), b"%03d") if is_numbered else template
 
 
-def log_groups(shape: Shape) -> Iterator[Tuple[str, bytes]]:
+def targets_of(row: Row) -> Dict[str, str]:
+    """Topic -> logstore."""
+    each = row.targets // len(TARGETS)
+    if each == 1:
+        return TARGETS
+    return {
+        "%s%03d" % (topic, n): "%s-%03d" % (logstore, n) for topic, logstore in TARGETS.items() for n in range(each)
+    }
+
+
+def log_groups(shape: Shape, topics_each: int = 1) -> Iterator[Tuple[str, bytes]]:
     """(topic, serialised LogGroup) without end, no two logs alike; the same ones each time."""
     choice = random.Random(shape.logs)
     template_count = 1 + DISTINCT_BYTES // (shape.logs * shape.text_size)
     templates = {
-        topic: itertools.cycle([make_template(choice, shape, topic) for _ in range(template_count)])
+        topic: itertools.cycle([make_template(choice, shape, topic, topics_each > 1) for _ in range(template_count)])
         for topic in TOPIC_WEIGHTS
     }
     numbers = itertools.count()
-    places = shape.logs + bool(shape.number_tag)
     topics, weights = list(TOPIC_WEIGHTS), list(TOPIC_WEIGHTS.values())
-    while True:
+    for count in itertools.count():
         (topic,) = choice.choices(topics, weights)
-        yield topic, next(templates[topic]) % tuple(itertools.islice(numbers, places))
+        number = [count % topics_each] if topics_each > 1 else []
+        tag = [next(numbers)] if shape.number_tag else []
+        values = (*itertools.islice(numbers, shape.logs), *number, *tag)
+        yield topic + "%03d" % number[0] if number else topic, next(templates[topic]) % values
 
 
-def routed_alone(topics_and_log_groups: Iterable[Tuple[str, bytes]]) -> List[bytes]:
-    return [log_group for topic, log_group in topics_and_log_groups if topic in TARGETS]
+def routed_alone(
+    topics_and_log_groups: Iterable[Tuple[str, bytes]], targets: Mapping[str, str] = TARGETS
+) -> List[bytes]:
+    return [log_group for topic, log_group in topics_and_log_groups if topic in targets]
 
 
 def cpu_of(process: "subprocess.Popen[bytes]") -> float:
@@ -180,12 +207,12 @@ class Dispatcher:
         """Seconds of CPU time so far, user and system."""
         return cpu_of(self.process)
 
-    def peak(self) -> float:
-        """The most memory it has had resident so far, in MB."""
+    def status(self, name: str) -> int:
+        """A number that Linux tells of the process: VmHWM is the most memory it has had resident so far, in KB."""
         for line in Path("/proc/%d/status" % self.process.pid).read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-        raise ValueError("no VmHWM in /proc")
+            if line.startswith(name + ":"):
+                return int(line.split()[1])
+        raise ValueError("no %s in /proc" % name)
 
     def is_done(self, service: LocalLogService) -> bool:
         """Whether everything in the source is delivered and checkpointed. Raises RuntimeError where it has ended."""
@@ -196,13 +223,15 @@ class Dispatcher:
 
 @contextmanager
 def running(
-    program: Path, settings: Dict[str, str], shards: int = SHARDS
+    program: Path, settings: Dict[str, str], shards: int = SHARDS, targets: Mapping[str, str] = TARGETS
 ) -> Iterator[Tuple[LocalLogService, Dispatcher]]:
     """A service with empty logstores and a dispatcher that works on it."""
     with LocalLogService() as service, tempfile.TemporaryDirectory() as directory:
         service.create_logstore(PROJECT, SOURCE, shards)
-        for logstore in TARGETS.values():
+        for number, (topic, logstore) in enumerate(targets.items(), start=1):
             service.create_logstore(PROJECT, logstore, 2)
+            if targets is not TARGETS:
+                settings = {**settings, "SLS_LOGSTORE_TO%d" % number: logstore, "SLS_TOPIC_TO%d" % number: topic}
         dispatcher = Dispatcher(program, service, settings, Path(directory))
         try:
             yield service, dispatcher
@@ -213,15 +242,18 @@ def running(
 
 def measure(program: Path, settings: Dict[str, str], row: Row, megabytes: float, warm_up_count: int) -> Figures:
     """One run of a program over a backlog of so many MB, after so many LogGroups of warm-up. Raises Lost."""
-    warm_up = list(itertools.islice(log_groups(SHAPES["warm-up"]), warm_up_count))
+    targets = targets_of(row)
+    source = log_groups(SHAPES[row.shape], row.targets // len(TARGETS))
+    # For each target its own, where there are many: each has a limit of its own to learn.
+    warm_up = list(itertools.islice(log_groups(SHAPES["warm-up"]) if targets is TARGETS else source, warm_up_count))
     backlog = []
     size = 0
-    for topic, log_group in log_groups(SHAPES[row.shape]):
+    for topic, log_group in source:
         backlog.append((topic, log_group))
-        size += len(log_group) if topic in TARGETS else 0
+        size += len(log_group) if topic in targets else 0
         if size > megabytes * 1e6:
             break
-    with running(program, settings, row.shards) as (service, dispatcher):
+    with running(program, settings, row.shards, targets) as (service, dispatcher):
         service.put(PROJECT, SOURCE, (log_group for _, log_group in warm_up))
         service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the warm-up")
         if row.delay:
@@ -232,7 +264,13 @@ def measure(program: Path, settings: Dict[str, str], row: Row, megabytes: float,
             requests, puts = service.calls("*"), service.calls("PutLogs")
             cpu, service_cpu = dispatcher.cpu(), time.process_time()
             start = time.monotonic()
-        service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "the backlog")
+        threads = []
+
+        def is_done() -> bool:
+            threads.append(dispatcher.status("Threads"))
+            return dispatcher.is_done(service)
+
+        service.wait_for(is_done, LIMIT, "the backlog")
         wall = time.monotonic() - start
         figures = Figures(
             size / 1e6,
@@ -240,11 +278,12 @@ def measure(program: Path, settings: Dict[str, str], row: Row, megabytes: float,
             wall,
             service.calls("*") - requests,
             service.calls("PutLogs") - puts,
-            dispatcher.peak(),
+            dispatcher.status("VmHWM") * 1024 / 1e6,
+            max(threads),
             time.process_time() - service_cpu,
         )
-        delivered = (entry.log_group for logstore in TARGETS.values() for entry in service.ledger(PROJECT, logstore))
-        verdict = compare(routed_alone(warm_up + backlog), delivered, "SLS_MERGE_PACKS" in settings)
+        delivered = (entry.log_group for logstore in targets.values() for entry in service.ledger(PROJECT, logstore))
+        verdict = compare(routed_alone(warm_up + backlog, targets), delivered, "SLS_MERGE_PACKS" in settings)
     if not verdict.ok:
         raise Lost("%s: %s" % (program.name, verdict))
     return figures
@@ -281,6 +320,18 @@ def measure_latency(program: Path, settings: Dict[str, str], seconds: float) -> 
         raise Lost("%s: %d of %d logs" % (program.name, len(sent.keys() - arrived.keys()), len(sent)))
     latencies = sorted(arrived[identity] - sent[identity] for identity in sent)
     return statistics.median(latencies), latencies[len(latencies) * 99 // 100], pulls / (seconds / 2) / SHARDS
+
+
+def measure_idle(program: Path, seconds: float) -> Tuple[float, float]:
+    """One copy holds IDLE_SHARDS shards without logs. Returns the percent of a CPU it takes, and its pulls a second."""
+    with running(program, {}, IDLE_SHARDS) as (service, dispatcher):
+        # Until it has gone over to looking rarely.
+        service.wait_for(lambda: dispatcher.is_done(service), LIMIT, "every shard held")
+        time.sleep(seconds / 2)
+        pulls, cpu, start = service.calls("PullLogs"), dispatcher.cpu(), time.monotonic()
+        time.sleep(seconds)
+        wall = time.monotonic() - start
+        return 100 * (dispatcher.cpu() - cpu) / wall, (service.calls("PullLogs") - pulls) / wall
 
 
 class Serialised(NamedTuple):
@@ -394,13 +445,14 @@ def print_service_table(quick: bool) -> None:
 
 
 LEGEND = """\
-Each pair is naive / dispatch_data.py. CPU s: the dispatcher's own, user and system. busy: the CPU time of the service's
+Each pair is %s / dispatch_data.py. CPU s: the dispatcher's own, user and system. busy: the CPU time of the service's
 process as a share of the wall time. The service has one thread: near 100 %% MB/s tells its speed, not the dispatcher's.
 MB/CPU s does not depend on it. %d LogGroups went through before the clock started.
 """
-COLUMNS = "%-7s %15s %20s %15s %13s %13s %11s"
-HEADINGS = ("row", "MB/CPU s", "ratio", "MB/s", "calls/put", "peak MB", "busy %")
+COLUMNS = "%-7s %15s %20s %15s %13s %13s %11s %11s"
+HEADINGS = ("row", "MB/CPU s", "ratio", "MB/s", "calls/put", "peak MB", "threads", "busy %")
 BACKLOG = "backlog of %-9s %.1f MB/s, %.1f of each shard; peak %.0f MB"
+IDLE = "idle %-19s %.1f %% of a CPU with %d shards, %.0f pulls a second"
 LATENCY = "latency %-16s median %.2f s, 99th percentile %.2f s, %.2f pulls a second of each idle shard"
 
 
@@ -419,8 +471,13 @@ def table_line(row: Row, runs: Sequence[Tuple[Figures, Figures]]) -> str:
         pair("%.1f", lambda run: run.megabytes / run.wall),
         pair("%.2f", lambda run: run.requests / run.puts),
         pair("%.0f", lambda run: run.peak),
+        pair("%.0f", lambda run: run.threads),
         pair("%.0f", lambda run: 100 * run.service_cpu / run.wall),
     )
+
+
+def name(program: Path) -> str:
+    return program.name if program in (NAIVE, PROGRAM) else "the other"
 
 
 def interpreter() -> str:
@@ -430,21 +487,81 @@ def interpreter() -> str:
     return "%s %s" % (platform.python_implementation(), version)
 
 
-NAMES = [row.name for row in ROWS] + ["backlog", "latency"]
+NAMES = [row.name for row in ROWS] + ["backlog", "latency", "idle"]
 
 
 def read_options(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="rows, separated by commas, out of " + ",".join(NAMES), default=",".join(NAMES))
+    parser.add_argument("--only", help="rows, separated by commas, out of " + ",".join(NAMES))
     parser.add_argument("--runs", type=int, default=3, help="runs of each row; 3 by default, 1 with --quick")
     parser.add_argument("--quick", action="store_true", help="small backlogs: shows that it works, not how fast")
     parser.add_argument("--service", action="store_true", help="measure the local Log Service alone")
+    parser.add_argument(
+        "--beside",
+        type=lambda path: Path(path).resolve(),
+        help="another release of dispatch_data.py to compare with, for naive.py",
+    )
     options = parser.parse_args(arguments)
-    options.wanted = options.only.split(",")
-    if not set(options.wanted) <= set(NAMES):
-        parser.error("there are the rows " + ",".join(NAMES))
+    options.names = NAMES + [row.name for row in LOADS] * bool(options.beside)
+    options.wanted = options.only.split(",") if options.only else options.names
+    if not set(options.wanted) <= set(options.names):
+        parser.error("there are the rows %s, and with --beside shards,targets" % ",".join(NAMES))
     options.runs = 1 if options.quick else max(1, options.runs)
     return options
+
+
+class Table:
+    """Measures and prints row by row, each as its lines."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.runs, self.beside = options.runs, options.beside
+        self.scale, self.warm_up_count = (QUICK, QUICK_WARM_UP) if options.quick else (1.0, WARM_UP)
+        self.naive_settings = QUICK_SETTINGS if options.quick else {}
+        self.seconds = 4 if options.quick else 20
+        self.naive_figures = {}  # type: Dict[Tuple[str, float, int], Figures]
+        rows = {row.name: functools.partial(self.row, row) for row in ROWS + LOADS}
+        self.lines = dict(rows)  # type: Dict[str, Callable[[], str]]
+        self.lines.update(backlog=self.backlog, latency=self.latency, idle=self.idle)
+
+    def print_head(self) -> None:
+        print("%s, aliyun-log-python-sdk %s, %d CPUs" % (interpreter(), sdk_version, os.cpu_count()))
+        print(LEGEND % (name(self.beside or NAIVE), self.warm_up_count))
+        print(COLUMNS % HEADINGS, flush=True)
+
+    def run(self, row: Row, program: Path = PROGRAM) -> Figures:
+        return measure(program, row.settings, row, row.megabytes * self.scale, self.warm_up_count)
+
+    def run_other(self, row: Row, number: int) -> Figures:
+        """Rows of one shape share the naive program's runs, by their number."""
+        if self.beside:
+            return self.run(row, self.beside)
+        key = row.shape, row.delay, number
+        if key not in self.naive_figures:
+            megabytes = row.naive_megabytes * self.scale
+            plain = row._replace(settings={})
+            self.naive_figures[key] = measure(NAIVE, self.naive_settings, plain, megabytes, self.warm_up_count)
+        return self.naive_figures[key]
+
+    def row(self, row: Row) -> str:
+        return table_line(row, [(self.run_other(row, number), self.run(row)) for number in range(self.runs)])
+
+    def backlog(self) -> str:
+        figures = [(row, self.run(row)) for row in BACKLOGS]
+        return "\n".join(
+            BACKLOG % (row.name, ours.megabytes / ours.wall, ours.megabytes / ours.wall / row.shards, ours.peak)
+            for row, ours in figures
+        )
+
+    def latency(self) -> str:
+        other = (self.beside, {}) if self.beside else (NAIVE, self.naive_settings)
+        return "\n".join(
+            LATENCY % ((name(program),) + measure_latency(program, settings, self.seconds))
+            for program, settings in (other, (PROGRAM, {}))
+        )
+
+    def idle(self) -> str:
+        figures = [(each, *measure_idle(each, self.seconds)) for each in (self.beside, PROGRAM) if each]
+        return "\n".join(IDLE % (name(program), cpu, IDLE_SHARDS, pulls) for program, cpu, pulls in figures)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -454,48 +571,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         print("%s, aliyun-log-python-sdk %s, %d CPUs\n" % (interpreter(), sdk_version, os.cpu_count()))
         print_service_table(options.quick)
         return 0
-    scale, warm_up_count = (QUICK, QUICK_WARM_UP) if options.quick else (1.0, WARM_UP)
-    naive_settings = QUICK_SETTINGS if options.quick else {}
-
-    @functools.lru_cache(maxsize=None)
-    def naive_run(shape: str, delay: float, number: int) -> Figures:
-        """Rows of one shape share the naive program's runs, by their number."""
-        row = next(row for row in ROWS if (row.shape, row.delay) == (shape, delay))
-        return measure(NAIVE, naive_settings, row, row.naive_megabytes * scale, warm_up_count)
-
-    def run(row: Row) -> Figures:
-        return measure(PROGRAM, row.settings, row, row.megabytes * scale, warm_up_count)
-
-    def row_line(row: Row) -> str:
-        return table_line(row, [(naive_run(row.shape, row.delay, number), run(row)) for number in range(options.runs)])
-
-    def backlog_lines() -> str:
-        figures = [(row, run(row)) for row in BACKLOGS]
-        return "\n".join(
-            BACKLOG % (row.name, ours.megabytes / ours.wall, ours.megabytes / ours.wall / row.shards, ours.peak)
-            for row, ours in figures
-        )
-
-    def latency_lines() -> str:
-        seconds = 4 if options.quick else 20
-        return "\n".join(
-            LATENCY % ((program.name,) + measure_latency(program, settings, seconds))
-            for program, settings in ((NAIVE, naive_settings), (PROGRAM, {}))
-        )
-
-    print("%s, aliyun-log-python-sdk %s, %d CPUs" % (interpreter(), sdk_version, os.cpu_count()))
-    print(LEGEND % warm_up_count)
-    print(COLUMNS % HEADINGS, flush=True)
-    lines = {row.name: functools.partial(row_line, row) for row in ROWS}  # type: Dict[str, Callable[[], str]]
-    lines["backlog"] = backlog_lines
-    lines["latency"] = latency_lines
+    table = Table(options)
+    table.print_head()
     status = 0
-    for name in NAMES:
-        if name in options.wanted:
+    for wanted in options.names:
+        if wanted in options.wanted:
             try:
-                print(lines[name](), flush=True)
+                print(table.lines[wanted](), flush=True)
             except Lost as lost:
-                print("%-7s LOST %s" % (name, lost), flush=True)
+                print("%-7s LOST %s" % (wanted, lost), flush=True)
                 status = 1
     return status
 
