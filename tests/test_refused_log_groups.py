@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import stat
+import threading
 import time
 
 import pytest
@@ -589,7 +590,7 @@ def test_a_put_that_fails_while_another_is_set_aside_is_tried_again():
     class TargetOfTheTest:
         failures = 0
 
-        def split_or_reject(self, put, *_):
+        def split_or_reject(self, *_):
             tried.append("set aside")
             return []
 
@@ -600,10 +601,13 @@ def test_a_put_that_fails_while_another_is_set_aside_is_tried_again():
         def call(self, method, *arguments):
             method(*arguments)
 
-        def replace(self, batch, target, put, puts):
+        def replace(self, batch, _, put, *__):
             del batch.unfinished[put]
             assert failing in batch.unfinished, "the put that failed meanwhile is forgotten"
             threading.Timer(0.5, self.accept, [batch]).start()
+
+        def cancel(self, batch):
+            raise AssertionError("given up")
 
         def accept(self, batch):
             tried.append("accepted")
