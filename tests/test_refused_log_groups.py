@@ -606,7 +606,7 @@ def test_a_put_that_fails_while_another_is_set_aside_is_tried_again():
             assert failing in batch.unfinished, "the put that failed meanwhile is forgotten"
             threading.Timer(0.5, self.accept, [batch]).start()
 
-        def cancel(self, batch):
+        def cancel(self, _):
             raise AssertionError("given up")
 
         def accept(self, batch):
