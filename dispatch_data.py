@@ -3082,7 +3082,7 @@ class Target:
 
     def next_queue(self) -> deque[Any] | None:
         """The one of its queues that its next put comes from; while it fails, none before the pause is over."""
-        is_due = time.monotonic() >= self.retry_at
+        is_due = not self.retry_at or time.monotonic() >= self.retry_at
         if self.failed and is_due:
             return self.failed
         return self.queue if self.queue and (is_due or self.failures < 2) else None
@@ -3213,9 +3213,9 @@ class Batch:
 
     def is_held(self) -> bool:
         """Whether what fails must be accepted before the next put begins."""
-        put = self.waiting[0][1]
-        if not self.failing or put in self.failing:
+        if not self.failing or self.waiting[0][1] in self.failing:
             return False
+        put = self.waiting[0][1]
         is_doubtful = any(target.is_doubtful() for target in self.failing.values())
         return self.is_far(put) or (is_doubtful and time.monotonic() < self.failing_since + HOLD_SECONDS)
 
