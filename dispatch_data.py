@@ -5294,8 +5294,10 @@ def show_what_is_asked(settings: Settings, parsed: argparse.Namespace) -> int:
 
 def dispatch(settings: Settings, parsed: argparse.Namespace) -> int:
     """What puts logs; returns the exit status."""
+    if parsed.drain:
+        return run(settings, Drain(settings.source, parsed.until))
     if not parsed.put_rejected:
-        return run(settings, Drain(settings.source, parsed.until) if parsed.drain else None)
+        return run(settings)
     try:
         return put_rejected(settings, parsed.put_rejected)
     except (OSError, RuntimeError, StartupError) as error:

@@ -26,7 +26,7 @@ each other and with any answer: the right one, an error of the service, a foreig
 import math
 import threading
 from fractions import Fraction
-from typing import Callable, List, Mapping, NamedTuple, Optional
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional
 
 from .actions import Answer, Call
 from .errors import ServiceError
@@ -114,6 +114,7 @@ class Fault:
 
     Attributes:
         hits: how many calls it has befallen so far.
+        struck: request id of each of these -> when it came, by the monotonic clock.
         effects: what befalls them.
         removed: whether it was removed.
     """
@@ -128,6 +129,7 @@ class Fault:
         effects: Effects,
     ) -> None:
         self.hits = 0
+        self.struck: Dict[str, float] = {}
         self.effects = effects
         self.removed = False
         self._on_remove = on_remove

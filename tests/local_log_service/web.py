@@ -187,6 +187,8 @@ class Web:
             self.arrived[route.action, project, route.logstore] += 1
         faults += self._faults.striking(route.action, project, route.logstore)
         for fault in faults:
+            fault.struck[request_id] = time.monotonic()
+        for fault in faults:
             await _suffer(fault, request)
         try:
             if route.action != "PutWebtracking":  # a browser has no key

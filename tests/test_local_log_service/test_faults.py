@@ -102,6 +102,15 @@ def test_a_share_of_the_calls_is_hit_evenly(log_service, put, share, hits):
     assert fault.hits == len(hits)
 
 
+def test_a_fault_knows_which_calls_it_has_befallen(log_service, put):
+    before = time.monotonic()
+    with log_service.add_fault("PutLogs", delay=0.01, share=0.5) as fault:
+        assert [put() for _ in range(4)] == [None] * 4
+    request_ids = [entry.request_id for entry in log_service.ledger(PROJECT, TARGET)[-4:]]
+    assert list(fault.struck) == [request_ids[0], request_ids[2]]
+    assert before <= min(fault.struck.values()) <= max(fault.struck.values()) <= time.monotonic()
+
+
 @pytest.mark.parametrize("share", [0.01, 0.07, 0.29, 1 / 3, 0.55, 0.999])
 def test_shares_are_exact_in_the_long_run(share):
     service = LocalLogService()
