@@ -18,6 +18,7 @@ whom:
             deliver                   the oldest batch:
               Delivery.deliver        the callback that routes each LogGroup by its Topic
                 PutLoop, Target       functools.partial of LogClient.put_log_raw, retried until the target accepts
+              cut_batch               where the batch ends before its end, what is delivered becomes one of its own
               save                    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
@@ -34,7 +35,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     begins heartbeats         Heartbeat.run, started by the SDK's loop, as long
     sends heartbeats_<n>      GroupMember.beats: one heartbeat each, until it is answered
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
-    puts                      PutLoop.run: sends all puts, takes all their answers
+    puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
     opens connections_<n>     PutLoop.opener, for the puts
     probe_<n>                 `probe` of all logstores at the start
     tells                     report_loop: summaries, recoveries, stale connections
@@ -110,6 +111,7 @@ import fnmatch
 import functools
 import gc
 import hashlib
+import heapq
 import hmac
 import http.client
 import io
@@ -850,7 +852,7 @@ class LogGroup(NamedTuple):
 class PutRequest:
     """LogGroups equal in everything but their logs, which travel as one: `LogClient.put_log_raw` takes it for such."""
 
-    __slots__ = ("envelope", "first_rejection", "log_count", "log_groups", "rejections", "size", "timeout")
+    __slots__ = ("blames", "envelope", "first_rejection", "log_count", "log_groups", "rejections", "size", "timeout")
 
     def __init__(self, envelope: bytes) -> None:
         self.log_groups: list[LogGroup] = []
@@ -858,6 +860,7 @@ class PutRequest:
         self.log_count = 0
         self.size = len(envelope)  # bytes, uncompressed
         self.timeout = 0.0  # seconds for its next answer, where there is reason for more than RESPONSE_TIMEOUT
+        self.blames = 0  # times that it, or its size, was blamed by whoever answered
         self.rejections = 0  # times that the service has refused it for what it brings
         self.first_rejection = -1.0  # when it, or the put it was a part of, was so first, by the monotonic clock
 
@@ -1016,6 +1019,7 @@ MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
 # Bytes that an answer may have, its head included: a shard is listed with some 250. A pull is asked for as much as the
 # memory suits, but one LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
 MAX_ANSWER_BYTES, MAX_PULL_BYTES = 1000 * 1000, 100 * 1000 * 1000
+MAX_PUT_ANSWER_BYTES = 100 * 1000  # it says nothing, or why not; what has come is read anew whenever more comes
 MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
 MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
 REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
@@ -1977,7 +1981,7 @@ def read_response(stream: DeadlineStream | ReceivedStream, admit: Callable[[Head
         response.headers = response.msg = None
         response.begin()
     if response.status != 200:
-        stream.limit = MAX_ANSWER_BYTES  # an error is short, whatever was asked for
+        stream.limit = min(stream.limit, MAX_ANSWER_BYTES)  # an error is short, whatever was asked for
     headers = requests.structures.CaseInsensitiveDict()
     for name, value in response.headers.items():
         # Of one of the service's that comes twice both are kept, so that checks of it fail; of others the first counts.
@@ -2191,7 +2195,7 @@ class ReceivedStream(io.RawIOBase):
 
     def __init__(self, data: bytes, is_end: bool) -> None:
         """`is_end`: nothing more will come."""
-        self.data, self.is_end, self.limit = io.BytesIO(data), is_end, MAX_ANSWER_BYTES
+        self.data, self.is_end, self.limit = io.BytesIO(data), is_end, MAX_PUT_ANSWER_BYTES
         self.check_length(len(data))
         self.reader: Any = AnswerReader(self)
 
@@ -2213,7 +2217,7 @@ class PutInFlight:
 
     __slots__ = (
         "client", "connection", "deadline", "is_early", "is_fresh", "received", "request", "sent", "sock", "timeout",
-        "token",
+        "token", "unclaimed",
     )  # fmt: skip
 
     def __init__(self, client: PutClient, request: bytes, token: str, timeout: float = 0.0) -> None:
@@ -2222,6 +2226,14 @@ class PutInFlight:
         self.timeout = max(timeout, client.response_timeout)
         self.connection: Any = None  # where there is none yet, one has to be opened
         self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT  # for opening it
+        self.unclaimed = [None]  # whoever pops this sends a put that blocks, or ends it
+
+    def claim(self) -> bool:
+        """Whether the calling thread is the first to do so."""
+        with contextlib.suppress(IndexError):
+            self.unclaimed.pop()
+            return True
+        return False
 
     def use(self, connection: http.client.HTTPConnection, is_fresh: bool) -> None:
         """Takes a connection, over which nothing was sent yet. `is_fresh`: it was opened for this put."""
@@ -2249,7 +2261,7 @@ class PutInFlight:
                 self.received += data
                 self.deadline += len(data) / MIN_THROUGHPUT
                 is_end = not data
-                if is_end or not isinstance(self.sock, ssl.SSLSocket) or len(self.received) > MAX_ANSWER_BYTES:
+                if is_end or not isinstance(self.sock, ssl.SSLSocket) or len(self.received) > MAX_PUT_ANSWER_BYTES:
                     break
         if self.sent < len(self.request) and INTERIM_ANSWERS.sub(b"", self.received):
             self.is_early = True  # even if the rest is sent later
@@ -2295,6 +2307,8 @@ class PutClient(PooledLogClient):
         self.hmac = hmac.new(b"", digestmod=hashlib.sha1)
         self.second, self.date = 0, ""  # the time as signatures have it
         self.heads: dict[str, bytes] = {}  # resource -> the beginning of its requests
+        self.unopened: deque[PutInFlight] = deque()  # those that wait for a connection to be opened
+        self.opening = 0  # that are being opened
         self.origin = "%s%s.%s" % (self.http_type, config.project, self._endpoint)  # type: ignore[attr-defined]
 
     def prepare(self) -> None:
@@ -2302,7 +2316,7 @@ class PutClient(PooledLogClient):
         self.credential_source.get_credentials()
         self.factory_for(self.origin)
 
-    @property
+    @functools.cached_property
     def is_blocking(self) -> bool:
         """Whether its connections know no sending and receiving without waiting: urllib3's for TLS inside of TLS."""
         proxy = self.factory_for(self.origin).pool.proxy
@@ -2316,7 +2330,7 @@ class PutClient(PooledLogClient):
         resource = "/logstores/%s/shards/lb" % logstore
         request, token = (self.sign_v1 if self.is_v1 else self.sign)(project, resource, size, body)
         put = PutInFlight(self, request, token, getattr(log_group, "timeout", 0.0))
-        idle = self.take_idle()
+        idle = None if self.is_blocking else self.take_idle()
         if idle:
             put.use(idle, is_fresh=False)
             with contextlib.suppress(OSError):  # the answer, or that there is none, will say why
@@ -2937,7 +2951,10 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
-RETRY_LINGER = 1.0  # seconds for which puts that failed wait for the others of their batch
+DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
+HOLD_SECONDS = 60.0  # for which a batch waits for such a target, before what it has for others goes on
+FEW_LOG_GROUPS = 20  # that may be delivered behind one that fails
+LONGEST_BATCH = 5.0  # seconds, after which a batch ends with what has begun, if nothing of it is delivered beyond
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
 # Where nothing comes any more that the target could accept, as in a lone shard that waits for its refused LogGroup:
 REJECTION_PATIENCE = 10.0  # seconds, after which what the target accepted before the refusal counts as well
@@ -2945,7 +2962,6 @@ REJECTION_LOOKBACK = 60.0  # seconds before the refusal, from which on that coun
 MAX_UNPROVEN = 3  # LogGroups in a row that may be set aside on such evidence
 UNPROVEN_INTERVAL = 60.0  # seconds between further ones, where shards would wait for each other's for ever
 UNDISPUTED_BYTES = MAX_MERGED_BYTES  # of a put, that every region takes: a larger one may be at fault by its size alone
-BREAKER_THRESHOLD = 8  # puts in a row that a target must fail before those that wait for it are not even tried
 
 
 class DeadLetterDirectory:
@@ -3065,12 +3081,14 @@ class Target:
         self.dead_letter_throttles = {code: LogThrottle() for code in REJECTION_CODES}
         self.distrust_throttle = LogThrottle()
         # Of the PutLoop's thread alone:
-        self.queue: deque[tuple[PutRequest, Batch]] = deque()
+        self.queue: deque[Batch] = deque()  # those whose next put is for this target
+        self.failed: deque[tuple[PutRequest, Batch]] = deque()  # to be tried again
         self.limit = 1  # of puts in flight
         self.timeout = 0.0  # seconds that an answer may take, by the last: or RESPONSE_TIMEOUT, whichever is more
         self.in_flight = 0
         self.is_ready = False  # it is in the loop's queue of such
-        self.consecutive_failures = 0
+        self.failures = 0  # times in a row that it was paused for, and no put accepted between
+        self.retry_at = 0.0  # when the pause ends, by the monotonic clock
         self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
         self.latencies = Histogram()  # the same: of puts that were accepted
         self.lock = threading.Lock()  # over:
@@ -3112,17 +3130,38 @@ class Target:
             self.outcomes.append(Outcome(put.first_rejection, put.size, 0))
         put.rejections += 1
 
-    def adapt_limit(self, error: Exception | None, seconds: float, size: int) -> None:
-        """By AIMD: one put more in flight after each that was quick, half as many after one that ran out of time."""
-        is_slow = seconds > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
+    def adapt(self, error: Exception | None, began: float, size: int) -> None:
+        """Adapts to a put that `began` then, by the monotonic clock.
+
+        The limit follows by AIMD: one put more in flight after each that was quick, half as many after one that ran out
+        of time. A put that fails has those that failed pause; the pause grows as long as nothing is accepted.
+        """
+        now = time.monotonic()
+        is_slow = now - began > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
         if error is None:
-            self.latencies.observe(seconds)
-            self.timeout = min(2 * seconds, MAX_RESPONSE_TIMEOUT)
+            self.failures, self.retry_at = 0, 0.0
+            self.latencies.observe(now - began)
+            self.timeout = min(2 * (now - began), MAX_RESPONSE_TIMEOUT)
             self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
-        else:
+        elif not blames_put(error):  # else it says nothing of the others
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
-        # One that is blamed says nothing of the others; and it is tried again before them.
-        self.consecutive_failures = 0 if error is None or blames_put(error) else self.consecutive_failures + 1
+            if began >= self.retry_at:  # else it is one of those that were in flight when the pause began
+                self.failures += 1
+                longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 4)  # short where some puts are accepted
+                self.retry_at = now + backoff(self.failures, longest)
+
+    def is_doubtful(self) -> bool:
+        """Whether nobody knows that it takes puts: it has taken none so far, or some have failed and none was taken for
+        a while."""
+        is_known = bool(self.last_accepted) and not self.failures
+        return not is_known and time.monotonic() - self.last_accepted > DOUBT_SECONDS
+
+    def next_queue(self) -> deque[Any] | None:
+        """The one of its queues that its next put comes from; while it fails, none before the pause is over."""
+        is_due = not self.retry_at or time.monotonic() >= self.retry_at
+        if self.failed and is_due:
+            return self.failed
+        return self.queue if self.queue and (is_due or self.failures < 2) else None
 
     def forget(self, put: PutRequest) -> None:
         """For a put that need not be retried: it is accepted, split, set aside, or its batch is cancelled."""
@@ -3218,66 +3257,83 @@ def blames_put(error: Exception) -> bool:
 
 
 class Batch:
-    """What is to be put of one pull, and what has become of it."""
+    """What is to be put of one pull, and what has become of it: a latch for whoever delivers it.
 
-    def __init__(self, pending: list[tuple[Target, PutRequest]]) -> None:
-        self.pending = pending  # what the delivering thread submits next, or has submitted since it last waited
-        self.change = threading.Condition()  # over:
-        self.in_flight = 0  # puts that were submitted and have no result yet
-        self.accepted = 0
-        self.failed: list[tuple[Target, PutRequest, Exception]] = []
-        self.is_cancelled = False
+    Its puts begin in the order of the pull, so that little is delivered behind what fails: that would be delivered once
+    more, were the batch to end there.
+    """
 
-    def on_submit(self, count: int) -> None:
-        with self.change:
-            self.in_flight += count
+    def __init__(self, log_groups: Sequence[LogGroup], puts: list[tuple[Target, PutRequest]]) -> None:
+        """The `puts` as by Delivery.route, of these LogGroups."""
+        self.positions = {id(log_group): position for position, log_group in enumerate(log_groups)}
+        self.puts = puts
+        # Written by the PutLoop's thread alone:
+        self.unfinished = {put: target for target, put in puts}  # what is neither accepted nor set aside
+        # What others wait for: puts that failed and, from the start, one for each target that fails.
+        firsts = {target: put for target, put in reversed(puts) if target.failures}
+        self.failing = {put: target for target, put in firsts.items()}
+        self.failing_since = time.monotonic()
+        # What was never tried:
+        self.waiting = deque(sorted(puts, key=lambda pair: (pair[1] not in self.failing, self.first(pair[1]))))
+        self.is_queued = False  # in the queue of the target of what is next
+        self.is_cut = False  # it ends with what has begun
+        self.is_cancelled = False  # nothing of it begins any more
+        self.accepted_at = 0.0  # when a put was so last, by the monotonic clock
+        self.blamed: deque[tuple[Target, PutRequest, Exception]] = deque()  # puts for `split_or_reject`
+        self.failure: Exception | None = None  # one of this process
+        self.change = threading.Event()  # it is over, or there are puts for `split_or_reject`
 
-    def on_result(self, target: Target, put: PutRequest, error: Exception | None) -> None:
-        """`error` is None for a put that was accepted, Cancelled for one that was not tried."""
-        with self.change:
-            self.in_flight -= 1
-            if error is None:
-                self.accepted += 1
-            elif self.is_cancelled:
-                target.forget(put)
-            else:
-                self.failed.append((target, put, error))
-            if not self.in_flight or len(self.failed) == 1:
-                self.change.notify_all()
+    def first(self, put: PutRequest) -> int:
+        """The position of its first LogGroup."""
+        return self.positions[id(put.log_groups[0])]
 
-    def is_unsettled(self) -> bool:
-        """Whether there is anything left to submit, to wait for, or to be taken from `wait_for_failures`."""
-        with self.change:
-            return bool(self.pending or self.in_flight or self.failed)
+    def is_held(self) -> bool:
+        """Whether what fails must be accepted before the next put begins."""
+        if not self.failing or self.waiting[0][1] in self.failing:
+            return False
+        put = self.waiting[0][1]
+        is_doubtful = any(target.is_doubtful() for target in self.failing.values())
+        return self.is_far(put) or (is_doubtful and time.monotonic() < self.failing_since + HOLD_SECONDS)
 
-    def wait_for_failures(self, token: CancelToken) -> list[tuple[Target, PutRequest, Exception]]:
-        """The puts that failed, once none is in flight, or RETRY_LINGER seconds after the first of them. Raises
-        Cancelled."""
-        end = float("inf")
-        while True:
-            with self.change:
-                if self.failed:
-                    end = min(end, time.monotonic() + RETRY_LINGER)
-                if not self.in_flight or time.monotonic() >= end:
-                    failed, self.failed = self.failed, []
-                    self.pending = [
-                        (target, put) for target, put, _ in failed
-                    ]  # for `cancel`, until the caller has settled it
-                    return failed
-                self.change.wait(0.2)
-            watchdog.beat()
-            token.check()
+    def is_far(self, put: PutRequest) -> bool:
+        """Whether it has LogGroups that are too far behind one that fails."""
+        first = min(map(self.first, self.failing), default=len(self.positions))
+        return self.positions[id(put.log_groups[-1])] > first + FEW_LOG_GROUPS
 
-    def cancel(self) -> None:
-        """No put of it begins any more."""
-        with self.change:
-            self.is_cancelled = True
-            for target, put in [*self.pending, *((target, put) for target, put, _ in self.failed)]:
-                target.forget(put)
+    def defer(self, target: Target) -> None:
+        """Has what is for a target that takes nothing hold up little else of the batch: no more than is held anyway."""
+        self.waiting = deque(sorted(self.waiting, key=lambda pair: (self.is_far(pair[1]), pair[0] is target)))
+
+    def positions_of(self, puts: Iterable[PutRequest]) -> set[int]:
+        return {self.positions[id(log_group)] for put in puts for log_group in put.log_groups}
+
+    def delivered(self) -> tuple[int, int]:
+        """How many LogGroups are done with, from the first on, and how many were delivered beyond these."""
+        left = self.positions_of(list(self.unfinished))
+        done = min(left, default=len(self.positions))
+        delivered = self.positions_of(put for _, put in self.puts) - left
+        return done, sum(position > done for position in delivered)
+
+    def cut(self) -> None:
+        """Calls off what was never tried, but for what stands before a LogGroup whose put has begun."""
+        waiting = sorted(self.waiting, key=lambda pair: self.first(pair[1]))
+        begun = {put for _, put in self.puts}.difference(put for _, put in waiting)
+        last = max(self.positions_of(begun), default=-1)
+        self.waiting.clear()
+        for target, put in waiting:
+            if self.first(put) < last:
+                last = max(last, self.positions[id(put.log_groups[-1])])
+                self.waiting.append((target, put))
+        self.is_cut = True
+
+    def fail(self, failure: Exception) -> None:
+        """Has whoever delivers it give it up."""
+        self.failure = failure
+        self.change.set()
 
 
 class Flight(NamedTuple):
-    """A put that the loop has taken from its target's queue."""
+    """A put that the loop has begun."""
 
     target: Target
     put: PutRequest
@@ -3286,32 +3342,38 @@ class Flight(NamedTuple):
 
 
 class PutLoop(threading.Thread):
-    """Sends all puts of all batches and targets, and takes all their answers, in one thread, which waits for nothing.
+    """Sends all puts of all batches and targets, takes all their answers and tries again what failed, in one thread,
+    which waits for nothing.
 
-    Queues, limits and connections of the targets are its own, so that they need no lock. What may block is done by
-    others: connections are opened by threads of `opener`, retries decided by whoever delivers the batch.
+    Batches, and the queues, limits and connections of the targets, are its own, so that they need no lock. What may
+    block is done by others: connections are opened by threads of `opener`, dead letters written by whoever delivers the
+    batch. A target that fails is tried with one put at a time, after pauses; the others wait.
     """
 
     MAX_BYTES = 32 * 1000 * 1000  # of requests in flight; beyond it a target has one
+    MAX_OPENING, MAX_BLOCKING = 8, 64  # connections that a client opens at once; or puts, where these block
     TURN_SECONDS = 0.005  # for which puts are begun before it looks for answers
     HOUSEKEEPING_INTERVAL = 0.2  # seconds between looks at deadlines and idle connections
 
-    def __init__(self, clients: Sequence[PutClient], max_in_flight: int) -> None:
+    def __init__(self, targets: Sequence[Target], max_in_flight: int) -> None:
         super().__init__(name="puts", daemon=True)
-        self.clients, self.max_in_flight = clients, max_in_flight
-        for client in clients:
-            client.discard = self.close  # type: ignore[method-assign]
+        self.targets, self.max_in_flight = targets, max_in_flight
+        self.clients = {target.client for target in targets}
+        for client in self.clients:
+            client.discard = self.close_connection  # type: ignore[method-assign]
         self.opener = ThreadPool(256, "opens connections")
-        self.ready: deque[Target] = deque()  # those that have puts queued, and fewer in flight than their limit
+        self.ready: deque[Target] = deque()  # those that have a put to begin, and fewer in flight than their limit
         self.flights: dict[PutInFlight, Flight] = {}
         self.by_file: dict[int, PutInFlight] = {}  # those that wait for an answer, by the number of their socket
         self.idle: dict[int, PutClient] = {}  # whose idle connection it is, by the same
+        self.timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []  # a heap by due time
+        self.timer_numbers = itertools.count()  # which tell apart what is due at the same time
+        self.batches: set[Batch] = set()  # those that are not over
         self.bytes_in_flight = 0
         self.next_housekeeping = 0.0
         self.selector = selectors.DefaultSelector()
         # Filled by other threads, who then wake the loop; a deque's appends need no lock.
-        self.submitted: deque[tuple[Target, PutRequest, Batch]] = deque()
-        self.opened: deque[tuple[PutInFlight, Any]] = deque()  # and a connection, a Response or an exception
+        self.calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self.is_asleep = False
         self.wake_receiver, self.wake_sender = socket.socketpair()
         self.wake_receiver.setblocking(False)
@@ -3321,34 +3383,35 @@ class PutLoop(threading.Thread):
 
     # ---- called by other threads
 
-    def submit(self, puts: Sequence[tuple[Target, PutRequest]], batch: Batch) -> None:
-        """Has these puts of a batch tried once each; `batch.on_result` tells how that went."""
-        for client in {target.client for target, _ in puts}:
+    def call(self, method: Callable[..., None], *arguments: object) -> None:
+        """Has the loop's thread call one of the methods below, in the order of these calls."""
+        self.calls.append((method, arguments))
+        if self.is_asleep:
+            with contextlib.suppress(BlockingIOError):  # so full that it wakes all the same
+                self.wake_sender.send(b"x")
+
+    def submit(self, batch: Batch) -> None:
+        """Has the puts of a batch tried until each is accepted, or blamed for what it brings."""
+        for client in {target.client for target, _ in batch.puts}:
             with contextlib.suppress(Exception):  # any: the put fails by it, too, and tells
                 client.prepare()
-        batch.on_submit(len(puts))
-        self.submitted.extend([(target, put, batch) for target, put in puts])
-        self.wake()
+        self.call(self.begin, batch)
 
     def open_connection(self, put: PutInFlight) -> None:
         """In a thread of `opener`."""
         try:
             client = put.client
             if client.is_blocking:
+                if not put.claim():
+                    raise Cancelled
                 factory = client.factory_for(client.origin)
-                outcome: Any = client.round_trip(factory, put.request, MAX_ANSWER_BYTES, put.timeout)
+                outcome: Any = client.round_trip(factory, put.request, MAX_PUT_ANSWER_BYTES, put.timeout)
             else:
                 seconds = min(CONNECT_TIMEOUT, client.response_timeout)
                 outcome = client.factory_for(client.origin).connect(seconds)
         except Exception as error:
             outcome = error
-        self.opened.append((put, outcome))
-        self.wake()
-
-    def wake(self) -> None:
-        if self.is_asleep:
-            with contextlib.suppress(BlockingIOError):  # so full that it wakes all the same
-                self.wake_sender.send(b"x")
+        self.call(self.on_opened, put, outcome)
 
     # ---- the loop
 
@@ -3364,67 +3427,178 @@ class PutLoop(threading.Thread):
                     time.sleep(INITIAL_BACKOFF)
 
     def turn(self) -> None:
-        while self.submitted:
-            target, put, batch = self.submitted[0]
-            target.queue.append((put, batch))
-            self.submitted.popleft()
-            self.make_ready(target)
-        while self.opened:
-            self.on_opened(*self.opened.popleft())
-        end = time.monotonic() + self.TURN_SECONDS
-        while self.ready and len(self.flights) < self.max_in_flight and time.monotonic() < end:
-            self.begin_put(self.ready.popleft())
+        while self.calls:
+            self.perform(*self.calls.popleft())
+        now = time.monotonic()
+        while self.timers and self.timers[0][0] <= now:
+            self.perform(*heapq.heappop(self.timers)[2:])
+        while self.ready and len(self.flights) < self.max_in_flight and time.monotonic() < now + self.TURN_SECONDS:
+            self.begin_put(self.ready[0])
+        wait = max(0.0, min(self.timers[0][0] - now if self.timers else 1.0, self.HOUSEKEEPING_INTERVAL))
         self.is_asleep = True  # before the last look at what others have filled
-        is_busy = self.submitted or self.opened or (self.ready and len(self.flights) < self.max_in_flight)
-        events = self.selector.select(0 if is_busy else self.HOUSEKEEPING_INTERVAL)
+        is_busy = self.calls or (self.ready and len(self.flights) < self.max_in_flight)
+        events = self.selector.select(0 if is_busy else wait)
         self.is_asleep = False
         for key, _ in events:
             self.on_event(key.fd)
         if time.monotonic() >= self.next_housekeeping:
             self.next_housekeeping = time.monotonic() + self.HOUSEKEEPING_INTERVAL
             self.end_what_is_over()
+            self.keep_moving()
+
+    def call_at(self, when: float, method: Callable[..., None], *arguments: object) -> None:
+        """As `call`, for the loop itself, at a time by the monotonic clock."""
+        heapq.heappush(self.timers, (when, next(self.timer_numbers), method, arguments))
+
+    def perform(self, method: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        try:
+            method(*arguments)
+        except Exception as failure:  # any, such as MemoryError: the batch is tried again as a whole
+            for batch in arguments:
+                if isinstance(batch, Batch):
+                    batch.fail(failure)
+            raise
+
+    # ---- batches
+
+    def begin(self, batch: Batch) -> None:
+        self.batches.add(batch)
+        self.queue_next(batch)
+
+    def queue_next(self, batch: Batch) -> None:
+        """Has the next put of a batch wait for its turn at its target, unless others are to be accepted first."""
+        if not batch.waiting or batch.is_queued or batch.is_held():
+            return
+        target = batch.waiting[0][0]
+        target.queue.append(batch)
+        batch.is_queued = True
+        self.make_ready(target)
+
+    def unqueue(self, batch: Batch) -> None:
+        if batch.is_queued:
+            batch.waiting[0][0].queue.remove(batch)
+            batch.is_queued = False
+
+    def replace(self, batch: Batch, target: Target, put: PutRequest, puts: Sequence[PutRequest]) -> None:
+        """Has these puts tried in the place of one that was blamed."""
+        if batch.is_cancelled:
+            return
+        put.blames += 1
+        batch.unfinished.update(dict.fromkeys(puts, target))
+        if put not in puts:
+            del batch.unfinished[put]
+        for one in puts:
+            self.call_at(time.monotonic() + backoff(max(1, one.blames)), self.retry, target, one, batch)
+        self.end_if_over(batch)
+
+    def retry(self, target: Target, put: PutRequest, batch: Batch) -> None:
+        if not batch.is_cancelled:
+            target.failed.append((put, batch))
+            self.make_ready(target)
+
+    def close(self, batch: Batch, least: int) -> None:
+        """Ends a batch as soon as nothing is delivered beyond what isn't, if then `least` LogGroups are done with."""
+        if batch.is_cut or batch.is_cancelled or batch.delivered()[0] < least:
+            return
+        self.unqueue(batch)
+        batch.cut()
+        self.queue_next(batch)
+        self.end_if_over(batch)
+
+    def end_if_over(self, batch: Batch) -> None:
+        in_flight = any(flight.batch is batch for flight in self.flights.values()) if batch.is_cut else True
+        if not in_flight and not batch.delivered()[1]:
+            self.cancel(batch)
+        if batch.is_cancelled or not batch.unfinished:
+            self.batches.discard(batch)
+            batch.change.set()
+
+    def give_back(self, batch: Batch) -> None:
+        """Ends a batch of which nothing is accepted, set aside or in flight."""
+        is_untouched = len(batch.unfinished) == len(batch.puts) and not batch.blamed
+        if is_untouched and not any(flight.batch is batch for flight in self.flights.values()):
+            self.cancel(batch)
+            batch.change.set()
+
+    def cancel(self, batch: Batch) -> None:
+        """No put of a batch begins any more, and what becomes of those in flight is nobody's."""
+        self.unqueue(batch)
+        batch.waiting.clear()
+        for target in set(batch.unfinished.values()):
+            target.failed = deque(pair for pair in target.failed if pair[1] is not batch)
+        for put, target in batch.unfinished.items():
+            target.forget(put)
+        batch.is_cancelled = True
+        self.batches.discard(batch)
+
+    # ---- puts
 
     def make_ready(self, target: Target) -> None:
-        limit = target.limit if self.bytes_in_flight < self.MAX_BYTES else 1
-        if target.queue and target.in_flight < limit and not target.is_ready:
+        limit = 1
+        if self.bytes_in_flight < self.MAX_BYTES and not (target.failures and target.is_doubtful()):
+            limit = max(1, target.limit >> min(2, max(0, target.failures - 1)))
+        if target.in_flight < limit and not target.is_ready and target.next_queue():
             target.is_ready = True
             self.ready.append(target)
 
     def begin_put(self, target: Target) -> None:
+        """Begins the next put of the first target that is ready."""
+        queue = target.next_queue()
+        if not queue:  # a batch was cancelled meanwhile
+            self.ready.popleft()
+            target.is_ready = False
+            return
+        is_retry = queue is target.failed
+        put, batch = queue[0] if is_retry else (queue[0].waiting[0][1], queue[0])
+        flight = Flight(target, put, batch, time.monotonic())
+        self.ready.popleft()  # from here on the put is in flight
         target.is_ready = False
-        if not target.queue:  # the circuit breaker has emptied it meanwhile
-            return
-        request, batch = target.queue.popleft()
         target.in_flight += 1
-        self.make_ready(target)
-        flight = Flight(target, request, batch, time.monotonic())
-        if batch.is_cancelled:
-            self.finish(flight, Cancelled())
-            return
-        put: Any = None
-        request.timeout = max(request.timeout, target.timeout)
+        queue.popleft()
+        if not is_retry:
+            batch.is_queued = False
+            batch.waiting.popleft()
+        in_flight: Any = None
+        put.timeout = max(put.timeout, target.timeout)
         try:
-            put = target.write(request)
-            self.bytes_in_flight += len(put.request)
-            self.flights[put] = flight
-            if put.connection:
-                self.idle.pop(put.sock.fileno(), None)
-                self.wait_for_answer(put)
+            in_flight = target.write(put)
+            self.bytes_in_flight += len(in_flight.request)
+            self.flights[in_flight] = flight
+            if in_flight.connection:
+                self.idle.pop(in_flight.sock.fileno(), None)
+                self.wait_for_answer(in_flight)
             else:
-                if put.client.is_blocking:  # then the round trip has deadlines of its own
-                    put.deadline += put.timeout + len(put.request) / MIN_THROUGHPUT + 3 * CONNECT_TIMEOUT
-                self.opener.submit(self.open_connection, put)
+                self.open_soon(in_flight)
         except Exception as error:  # any, such as MemoryError
-            if put in self.flights:
-                self.on_failure(put, error)
+            if in_flight in self.flights:
+                self.on_failure(in_flight, error)
             elif isinstance(error, CallError):
                 self.finish(flight, error)
             else:  # nothing was sent, and nobody else is to blame
                 code = "OutOfMemory" if isinstance(error, MemoryError) else "LocalFailure"
                 self.finish(flight, CallError(code, repr(error)))
+        with contextlib.suppress(Exception):  # any: then `keep_moving` does it
+            self.queue_next(batch)
+            self.make_ready(target)
+
+    def open_soon(self, put: PutInFlight) -> None:
+        """Has a connection opened for a put, or where that blocks all of it done: few at once, lest many targets need
+        many threads."""
+        put.client.unopened.append(put)
+        self.open_next(put.client)
+
+    def open_next(self, client: PutClient) -> None:
+        most = self.MAX_BLOCKING if client.is_blocking else self.MAX_OPENING
+        while client.unopened and client.opening < most:
+            put = client.unopened.popleft()
+            if put in self.flights:  # else its time was over meanwhile
+                self.opener.submit(self.open_connection, put)
+                client.opening += 1
 
     def on_opened(self, put: PutInFlight, outcome: Any) -> None:
         """A connection was opened for a put, or couldn't be; or, where that blocks, the put was answered."""
+        put.client.opening -= 1
+        self.open_next(put.client)
         if put not in self.flights:  # its time was over meanwhile
             if not isinstance(outcome, (Exception, Response)):
                 outcome.close()
@@ -3488,7 +3662,7 @@ class PutLoop(threading.Thread):
             if isinstance(error, ConnectionError) and not (put.is_fresh or put.received):
                 put.connection, put.deadline = None, time.monotonic() + 3 * CONNECT_TIMEOUT
                 with contextlib.suppress(Exception):  # any, such as no thread: then it has failed
-                    self.opener.submit(self.open_connection, put)
+                    self.open_soon(put)
                     return
         if isinstance(error, TimeoutError):
             self.flights[put].put.timeout = min(2 * put.timeout, MAX_RESPONSE_TIMEOUT)
@@ -3500,6 +3674,44 @@ class PutLoop(threading.Thread):
         self.bytes_in_flight -= len(put.request)
         return flight
 
+    def finish(self, flight: Flight, error: Exception | None) -> None:
+        """Settles how a put went: it is done with, blamed, or tried again after a pause."""
+        target, put, batch, began = flight
+        target.in_flight -= 1
+        try:
+            error = error and error.with_traceback(None)  # whose frames hold the request
+            if isinstance(error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)):
+                error = CallError.from_exception(error)
+            if not isinstance(error, Cancelled):
+                target.on_result(put, error)
+                target.adapt(error, began, put.size)
+        except Exception as failure:  # any, such as MemoryError: it is tried again
+            error = error or failure
+        try:
+            if error is None or blames_put(error):
+                batch.failing.pop(put, None)
+            if batch.is_cancelled:
+                target.forget(put)
+            elif error is None:
+                batch.accepted_at = time.monotonic()
+                del batch.unfinished[put]
+            elif blames_put(error):
+                batch.blamed.append((target, put, error))
+                batch.change.set()
+            else:
+                batch.failing_since = batch.failing_since if batch.failing else time.monotonic()
+                batch.failing[put] = target
+                target.failed.append((put, batch))
+                self.call_at(target.retry_at, self.make_ready, target)
+        except Exception as failure:  # any, such as MemoryError: the batch is tried again as a whole
+            batch.fail(failure)
+        with contextlib.suppress(Exception):  # any: then `keep_moving` does it
+            self.queue_next(batch)
+            self.end_if_over(batch)
+            self.make_ready(target)
+
+    # ---- connections
+
     def leave(self, put: PutInFlight, is_reusable: bool) -> None:
         """A put has done with its connection: it is idle, or closed."""
         file = put.sock.fileno()
@@ -3508,9 +3720,9 @@ class PutLoop(threading.Thread):
             put.client.idle_connections.append((put.connection, time.monotonic()))
             self.idle[file] = put.client
         else:
-            self.close(put.connection)
+            self.close_connection(put.connection)
 
-    def close(self, connection: http.client.HTTPConnection) -> None:
+    def close_connection(self, connection: http.client.HTTPConnection) -> None:
         with contextlib.suppress(KeyError, ValueError, OSError, AttributeError):
             self.idle.pop(connection.sock.fileno(), None)
             self.selector.unregister(connection.sock)
@@ -3522,33 +3734,10 @@ class PutLoop(threading.Thread):
         for idle in list(client.idle_connections) if client else ():
             if client and idle[0].sock.fileno() == file:
                 client.idle_connections.remove(idle)
-                self.close(idle[0])
+                self.close_connection(idle[0])
                 return
         with contextlib.suppress(KeyError, OSError):  # of nobody's: else it would be told for ever
             self.selector.unregister(file)
-
-    def finish(self, flight: Flight, error: Exception | None) -> None:
-        """Tells the target and the batch how a put went."""
-        target, put, batch, began = flight
-        error = error and error.with_traceback(None)  # whose frames hold the request
-        if isinstance(error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)):
-            error = CallError.from_exception(error)
-        target.in_flight -= 1
-        not_tried: list[tuple[PutRequest, Batch]] = []
-        try:
-            if not isinstance(error, Cancelled):
-                target.on_result(put, error)
-                target.adapt_limit(error, time.monotonic() - began, put.size)
-            # A circuit breaker: a target that fails gets no more of what is queued until it is retried.
-            if error and target.consecutive_failures >= BREAKER_THRESHOLD:
-                not_tried = [*target.queue]
-                target.queue.clear()
-        except Exception as failure:  # any, such as MemoryError: the batch goes on
-            error = error or failure
-        batch.on_result(target, put, error)
-        for other_put, other_batch in not_tried:
-            other_batch.on_result(target, other_put, Cancelled())
-        self.make_ready(target)
 
     def end_what_is_over(self) -> None:
         """Ends puts whose deadline has passed, and closes connections that were idle for too long, or are too many."""
@@ -3557,12 +3746,33 @@ class PutLoop(threading.Thread):
             if put.connection:
                 with contextlib.suppress(OSError):
                     forget_unsent(put.sock)
+            elif not put.claim():  # it is under way, with deadlines of its own
+                continue
             self.on_failure(put, TimeoutError("timed out"))
-        are_many = len(self.idle) > connection_budget()
+        surplus = len(self.idle) - connection_budget()
         for client in self.clients:
             idle = client.idle_connections  # the last used last
-            while idle and (are_many or now - idle[0][1] >= MAX_IDLE):
-                self.close(idle.popleft()[0])
+            with contextlib.suppress(IndexError):  # for threads of `opener` use those of a client that blocks
+                while idle and (surplus > 0 or now - idle[0][1] >= MAX_IDLE):
+                    self.close_connection(idle.popleft()[0])
+                    surplus -= 1
+
+    def keep_moving(self) -> None:
+        """For what time alone brings, and what has failed within this process, as for want of memory."""
+        long_ago = time.monotonic() - HOLD_SECONDS
+        hanging = {flight.target for flight in self.flights.values() if flight.began < long_ago}
+        for target in self.targets:
+            with contextlib.suppress(Exception):
+                takes_nothing = target.last_accepted < long_ago and (target.failures or target in hanging)
+                for batch in list(target.queue) if takes_nothing else ():
+                    if batch.failing_since < long_ago:
+                        self.unqueue(batch)
+                        batch.defer(target)
+                self.make_ready(target)
+        for batch in list(self.batches):
+            with contextlib.suppress(Exception):
+                self.queue_next(batch)
+                self.end_if_over(batch)
 
 
 class UnmatchedCounter:
@@ -3616,48 +3826,72 @@ class Delivery:
             if connection not in clients:
                 clients[connection] = PutClient(target.config, credential_sources.of(target.config))
             self.targets[target.number] = Target(target, clients[connection], settings.writers, dead_letters)
-        self.clients = list(clients.values())
-        self.loop = PutLoop(self.clients, min(settings.writers * len(self.targets), connection_budget()))
+        most = min(settings.writers * len(self.targets), connection_budget())
+        self.loop = PutLoop(list(self.targets.values()), most)
         self.merge_packs = settings.merge_packs
         self.unmatched = UnmatchedCounter()
 
     def route(self, log_groups: Iterable[LogGroup]) -> list[tuple[Target, PutRequest]]:
-        """What is to be put where, in the order of each target's LogGroups; those that go nowhere are counted."""
+        """What is to be put where, in the order of each target's LogGroups: merged, unless the target is in doubt.
+        Those without logs and those that no route matches go nowhere."""
         shares: dict[Target, list[LogGroup]] = {}
         for log_group in log_groups:
             number = self.routes.target_of(log_group.Topic) if log_group.log_count else None
-            if number is None:
-                self.unmatched.add(log_group)
-            else:
+            if number is not None:
                 shares.setdefault(self.targets[number], []).append(log_group)
-        return [(target, put) for target, share in shares.items() for put in merge_log_groups(share, self.merge_packs)]
+        puts: list[tuple[Target, PutRequest]] = []
+        for target, share in shares.items():
+            is_sure = not target.failures and not target.is_doubtful()
+            parts = [share] if is_sure else [[log_group] for log_group in share]
+            puts += [(target, put) for part in parts for put in merge_log_groups(part, self.merge_packs)]
+        return puts
 
-    def deliver(self, pull: PullResult, token: CancelToken, wanted_back: CancelToken) -> None:
+    def deliver(
+        self, pull: PullResult, closing: CancelToken, closed: CancelToken, wanted_back: CancelToken
+    ) -> tuple[int, int]:
         """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
 
-        Puts that failed are retried soon while others are accepted, else with backoff. Raises Cancelled when `token` is
-        cancelled before all were, or `wanted_back` is while none was and none is in flight; then, as on any other
-        exception, no put of these begins any more.
+        The value is (how many LogGroups are done with, from the first on, how many were delivered beyond these). That
+        is all of them and none, unless `closing` is cancelled or it takes longer than LONGEST_BATCH: then no put of it
+        begins any more that isn't needed to leave nothing delivered beyond others. It is given up when `closed` is
+        cancelled, or when none was accepted for GRACE seconds since `closing` was; and where nothing of it is accepted
+        or in flight, nor set aside, when `wanted_back` is.
+
+        On any exception no put of these begins any more.
         """
-        batch = Batch(self.route(pull.log_groups))
-        failures = 0
+        batch = Batch(pull.log_groups, self.route(pull.log_groups))
+        cut_at = time.monotonic() + LONGEST_BATCH
         try:
-            while batch.is_unsettled():
-                token.check()
-                accepted_before = batch.accepted
-                self.loop.submit(batch.pending, batch)
-                failed = batch.wait_for_failures(token)
-                batch.pending = [
-                    (target, one) for target, put, why in failed for one in target.split_or_reject(put, why, pull)
-                ]
-                if batch.pending:
-                    if not (batch.accepted or batch.in_flight):
-                        wanted_back.check()
-                    failures = 0 if batch.accepted > accepted_before else failures + 1
-                    token.sleep(backoff(failures) if failures else INITIAL_BACKOFF)
-        except BaseException:
-            batch.cancel()
-            raise
+            self.loop.submit(batch)
+            while batch.unfinished and not batch.is_cancelled:
+                batch.change.wait(0.2)
+                batch.change.clear()
+                watchdog.beat()
+                if batch.failure:
+                    raise batch.failure
+                while batch.blamed:
+                    target, put, error = batch.blamed[0]
+                    self.loop.call(self.loop.replace, batch, target, put, target.split_or_reject(put, error, pull))
+                    batch.blamed.popleft()
+                if closing.is_cancelled():
+                    self.loop.call(self.loop.close, batch, 0)
+                    last_progress = max(closing.cancelled_at(), batch.accepted_at)
+                    if closed.is_cancelled() or time.monotonic() > last_progress + GRACE:
+                        break
+                elif wanted_back.is_cancelled():
+                    self.loop.call(self.loop.give_back, batch)
+                elif time.monotonic() > cut_at:
+                    cut_at = time.monotonic() + LONGEST_BATCH
+                    self.loop.call(self.loop.close, batch, len(pull.log_groups) <= FEW_LOG_GROUPS)
+        finally:
+            if batch.unfinished:
+                self.loop.call(self.loop.cancel, batch)
+        done, beyond = batch.delivered()
+        routed = {id(log_group) for _, put in batch.puts for log_group in put.log_groups}
+        for log_group in pull.log_groups[:done] if len(routed) < len(pull.log_groups) else ():
+            if id(log_group) not in routed:
+                self.unmatched.add(log_group)
+        return done, beyond
 
 
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
@@ -3667,14 +3901,14 @@ class Delivery:
 #   2. whoever has lost the lease saves nothing;
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
-#   5. what is retried is so by RetryLog.retry, which ends at once when the shard is revoked, the lease lost or the copy
-#      stopped; for a batch in flight, and its checkpoint, it ends GRACE seconds later.
+#   5. what is retried is so by RetryLog.retry, puts by the PutLoop. That ends at once when the shard is revoked, the
+#      lease lost or the copy stopped; for a batch in flight, and its checkpoint, it ends GRACE seconds later.
 # Three things happen to a shard. *Assigned* (Heartbeat.send): the SDK's loop makes a ShardConsumer for it. *Revoked*
-# (Consumer.revoke): its batch in flight is ended, its checkpoint saved, then it moves. *Lost*, with the lease and so
-# with all shards of the consumer: nothing begins, nothing is saved, batches in flight have their GRACE, then another
-# consumer joins and begins at the service's checkpoints.
+# (Consumer.revoke): its batch ends with what has begun, as long as puts of it are accepted, the checkpoint behind that
+# is saved, then it moves. *Lost*, with the lease and so with all shards of the consumer: nothing begins, nothing is
+# saved, batches in flight have their GRACE, then another consumer joins and begins at the service's checkpoints.
 
-GRACE = 5.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
+GRACE = 7.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
 
@@ -3699,7 +3933,7 @@ class ShardConsumer:
         self.source = consumer.member.source
         self.revoked = CancelToken()
         self.closing = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)  # nothing begins any more
-        self.closed = CancelToken(self.closing, grace=GRACE)  # nor does what has begun go on
+        self.closed = CancelToken(consumer.lease, consumer.member.soft_stop, grace=GRACE)  # nor does a batch go on
         # Written by whichever task loads, saves or looks at the checkpoint; two never do so at a time:
         self.checkpoint = ""  # the service's, as far as this copy knows
         self.first, self.first_start = "", 0  # the checkpoint that it made where there was none, and group_start then
@@ -4002,29 +4236,80 @@ class ShardConsumer:
             batch = self.batches[0]
             if batch is not self.unsaved:
                 self.batch_began, self.wanted_back = time.monotonic(), CancelToken()
-                try:
-                    self.member.delivery.deliver(batch, self.closed, self.wanted_back)
-                except Cancelled:
-                    if self.wanted_back.is_cancelled():
-                        with self.lock:
-                            self.restart_at(self.delivered)
-                            self.given_back += 1
-                            self.next_pull = time.monotonic() + MAX_BACKOFF * min(4, self.given_back)
-                    raise
+                done, beyond = self.member.delivery.deliver(batch, self.closing, self.closed, self.wanted_back)
+                if done < len(batch.log_groups) and not beyond and self.wanted_back.is_cancelled():
+                    self.give_back()
                 self.given_back = 0
                 seconds = max(0.001, time.monotonic() - self.batch_began)
-                self.count_for_target_time = len(batch.log_groups) * self.TARGET_BATCH_SECONDS / seconds
+                self.count_for_target_time = done * self.TARGET_BATCH_SECONDS / seconds
+                batch = self.cut_batch(batch, done, beyond, self.saving())
                 self.unsaved, self.delivered = batch, batch.next_cursor
-            self.save(batch.next_cursor, self.closed)
+            self.save(batch.next_cursor, self.saving())
             self.unsaved = None
             with self.lock:
                 self.batches.popleft()
                 self.consumer.on_buffered(-batch.size)
 
+    def give_back(self) -> None:
+        """Drops what was pulled, since others need the memory: it is pulled again, after a while. Raises Cancelled."""
+        self.closing.check()
+        with self.lock:
+            self.restart_at(self.delivered)
+            self.given_back += 1
+            self.next_pull = time.monotonic() + MAX_BACKOFF * min(4, self.given_back)
+        raise Cancelled
+
     def save_once_more(self) -> None:
         """A task."""
         with self.task("its last checkpoint", "is_busy"):
-            self.save(self.checkpoint, self.closed)
+            self.save(self.checkpoint, self.saving())
+
+    def saving(self) -> CancelToken:
+        """However long a batch has taken since the shard was revoked, its checkpoint has GRACE seconds from now on."""
+        late = max(0.0, time.monotonic() - self.closing.cancelled_at())
+        return CancelToken(self.closing, grace=late + GRACE)
+
+    def cut_batch(self, batch: PullResult, done: int, beyond: int, token: CancelToken) -> PullResult:
+        """The first `done` LogGroups of the first batch, which are done with, as a batch of their own; what is left
+        comes to be the next. Where a target takes nothing, that begins with few. Raises Cancelled where nothing is done
+        with, or nobody knows where that ends."""
+        if done == len(batch.log_groups):
+            return batch
+        if beyond:
+            log.warning(
+                "%s: shard %s: a batch ends in the middle; %d LogGroups that were delivered behind one that was not "
+                "are so again", self.member.subject, self.shard, beyond,
+            )  # fmt: skip
+        if not done and self.closing.is_cancelled():
+            raise Cancelled
+        count = done or FEW_LOG_GROUPS
+        first, rest = batch.log_groups[:count], batch.log_groups[count:]
+        cursor = self.member.pull_retries.retry((self.shard, "end"), lambda: self.find_end(first), token)
+        with self.lock:
+            if cursor or done:
+                self.batches[0] = batch._replace(log_groups=rest)
+            if cursor:
+                self.batches.appendleft(PullResult(first, 0, cursor, self.shard))
+            if not (cursor and done):  # without a cursor the next checkpoint will do for both
+                raise Cancelled
+            return self.batches[0]
+
+    def find_end(self, log_groups: Sequence[LogGroup]) -> str:
+        """The cursor behind LogGroups that begin at the checkpoint, by pulling them once more; "" where others are
+        there now. Raises CallError."""
+        cursor, pulled = self.delivered, 0
+        while pulled < len(log_groups):
+            try:
+                again = self.source.pull_logs(self.shard, cursor, len(log_groups) - pulled)
+            except CallError as error:
+                if error.code == "InvalidCursor":
+                    return ""
+                raise
+            end = pulled + len(again.log_groups)
+            if again.next_cursor == cursor or again.log_groups != list(log_groups[pulled:end]):
+                return ""
+            pulled, cursor = end, again.next_cursor
+        return cursor
 
     def save(self, cursor: str, token: CancelToken) -> None:
         """Saves the checkpoint. Raises Cancelled once `token` or the lease is, for without it nothing is saved, and

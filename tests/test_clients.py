@@ -420,6 +420,29 @@ def test_an_answer_without_end_over_tls_keeps_nobody_busy():
     assert put.sock.given < 2000000
 
 
+class PiecesOfSixteenBytes:
+    """A connection over which an answer without end trickles."""
+
+    def __init__(self):
+        self.given = 0
+
+    def recv(self, *_):
+        begun = b"HTTP/1.1 200 OK\r\nx-log-requestid: 1\r\n\r\n"
+        data = begun[self.given : self.given + 16] if self.given < len(begun) else b"x" * 16
+        self.given += len(data)
+        return data
+
+
+def test_an_answer_that_trickles_without_end_is_not_read_anew_for_ever():
+    """Whenever a piece comes, all that has come is read: the bytes that are read grow with its square."""
+    client = PutClient(logstore_config(endpoint="sls.test", access_key_id="id", access_key="secret"))
+    put = PutInFlight(client, b"", "")
+    put.use(types.SimpleNamespace(sock=PiecesOfSixteenBytes()), is_fresh=True)
+    with pytest.raises(CallError, match="without end"):
+        any(put.receive() for _ in range(60000))
+    assert put.sock.given < 200000
+
+
 def test_an_answer_before_the_put_was_sent_does_not_say_that_it_was_accepted():
     """More than the kernel takes at once; whoever answers has not read it."""
     with put_over_a_pair_of_sockets(b"x" * 20000000) as (put, there):

@@ -221,14 +221,14 @@ def test_an_answer_that_trickles_in_byte_by_byte_counts_once(service, copies, ac
 def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
     with service.add_fault("PutLogs", logstore="click", hold=True) as fault:
         feed(service, 40)
-        copies.start()
+        copies.start(constants={"HOLD_SECONDS": 1.0})
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a put that hangs")
         service.wait_for(
             lambda: logs_in(service, "nginx") == 20 * 5 and logs_in(service, "sql-audit") == 10 * 5,
             LIMIT,
             "all that goes elsewhere",
         )
-        assert service.lag(PROJECT, SOURCE, GROUP) == 40
+        assert 10 <= service.lag(PROJECT, SOURCE, GROUP) <= 40
     wait_until_delivered(service)
     assert_all_delivered_once(service)
 
@@ -257,7 +257,7 @@ def test_what_failed_is_tried_again_while_another_put_of_its_batch_has_no_answer
     with service.add_fault("PutLogs", logstore="click", hold=True) as unanswered:
         with service.add_fault("PutLogs", logstore="nginx", status=503, code="ServerBusy") as failing:
             service.put(PROJECT, SOURCE, [make_log_group("nginx"), make_log_group("click")], shard=0)
-            copy = copies.start()
+            copy = copies.start(constants={"HOLD_SECONDS": 0.5})
             service.wait_for(lambda: failing.hits and unanswered.hits, LIMIT, "one that fails, one without an answer")
         service.wait_for(lambda: puts_arrived(service) == 1, LIMIT, "what failed before")
         assert unanswered.hits == 1 and len(re.findall("a put failed", copy.log())) == 1
@@ -527,11 +527,11 @@ def test_a_source_that_cannot_be_reached_yet_is_tried_until_it_can(service, copi
 def every_other_batch_fails(program):
     deliver, tries = program.Delivery.deliver, []
 
-    def fail_at_first(self, *arguments):
+    def fail_at_first(*arguments):
         tries.append(arguments)
         if len(tries) % 2:
             raise MemoryError
-        return deliver(self, *arguments)
+        return deliver(*arguments)
 
     program.Delivery.deliver = fail_at_first
 

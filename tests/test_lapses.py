@@ -467,7 +467,11 @@ def failing_at_times(program, method, done="nothing", error=""):
 
 FAILURES_WITHIN = {
     "nothing handed out": (PutLoop.submit,),
-    "half of it handed out": (PutLoop.submit, "half", "can't start new thread"),
+    "what begins next": (PutLoop.queue_next,),
+    "what begins next, once it is queued": (PutLoop.queue_next, "all", "can't start new thread"),
+    "a put's turn": (PutLoop.make_ready,),
+    "a put failed": (Target.adapt, "all"),
+    "a put is settled": (PutLoop.end_if_over,),
     "handed out, and then": (PutLoop.submit, "all"),
     "before a put": (PutClient.put_log_raw,),
     "after a put was begun": (PutClient.put_log_raw, "all"),
@@ -477,7 +481,7 @@ FAILURES_WITHIN = {
     "waiting for answers begins": (PutLoop.wait_for_answer,),
     "after a put": (Target.on_result, "all"),
     "what to do after a failure": (Target.split_or_reject,),
-    "waiting for the outcome": (Batch.wait_for_failures,),
+    "the outcome": (Batch.delivered,),
     "the checkpoint": (ShardConsumer.save,),
     "a pull": (ShardConsumer.pull_once,),
     "a heartbeat": (Heartbeat.send,),
@@ -502,9 +506,9 @@ def test_whatever_fails_within_a_batch_loses_nothing(service, copies, failure):
 
 def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):
     """Those in the air may be repeated; those that had not begun must not, for they are tried again."""
-    half = functools.partial(failing_at_times, PutLoop.submit.__qualname__, "half")
+    once_handed_out = functools.partial(failing_at_times, PutLoop.submit.__qualname__, "all")
     with service.add_fault("PutLogs", hold=True) as fault:
-        copy = copies.start(patch=half, constants={"MAX_BACKOFF": 5.0}, SLS_WRITERS="1")
+        copy = copies.start(patch=once_handed_out, constants={"MAX_BACKOFF": 5.0}, SLS_WRITERS="1")
         with pulled_at_once(service):
             feed_separately(service, 40, shard=0)
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a put in the air")
@@ -686,7 +690,7 @@ def test_a_target_that_is_missing_at_a_restart_holds_up_its_own_logs_alone(servi
     wait_until_delivered(service)
     assert first.stop() == 0
     gone = [entry.log_group for entry in service.delete_logstore(PROJECT, "click")]
-    copy = copies.start()
+    copy = copies.start(constants={"HOLD_SECONDS": 1.0})
     service.wait_for(lambda: "ERROR TO3 test-project/click: " in copy.stderr(), LIMIT, "a word about the target")
     feed(service, 20, topics=["click"], shard=2)
     for shard in (0, 1):
@@ -723,11 +727,11 @@ def failing_first(program):
 
     deliver, tried = program.Delivery.deliver, set()
 
-    def fail_first(self, *arguments):
+    def fail_first(*arguments):
         if threading.get_ident() not in tried and len(tried) < 4:
             tried.add(threading.get_ident())
             raise MemoryError
-        return deliver(self, *arguments)
+        return deliver(*arguments)
 
     program.Delivery.deliver = fail_first
 
@@ -804,7 +808,8 @@ def test_an_outage_after_which_half_of_the_calls_fail_for_a_while_ends_no_copy(s
 
 def test_a_batch_that_is_given_up_with_its_shard_begins_no_further_put(service, copies):
     """Whoever takes the shard next delivers it: of the first copy's, only what was in the air may arrive."""
-    first = copies.start(SLS_WRITERS="2")
+    constants = {"HOLD_SECONDS": 0.5}
+    first = copies.start(constants=constants, SLS_WRITERS="2")
     service.wait_for(lambda: is_begun(service, 4), LIMIT, "a copy that has begun")
     with service.add_fault("PutLogs", hold=True) as fault:
         with pulled_at_once(service):

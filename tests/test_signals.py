@@ -91,7 +91,7 @@ def test_a_stop_while_every_put_fails_is_in_time(service, copies, number, failur
 def test_a_stop_while_one_target_takes_nothing_repeats_at_most_the_batch_in_flight(service, copies):
     """What the others have taken of that batch is delivered again, as the batch can't be checkpointed."""
     feed(service, 100)
-    copy = copies.start()
+    copy = copies.start(constants={"HOLD_SECONDS": 1.0})
     wait_until_delivered(service)
     with service.add_fault("PutLogs", logstore="click", code="WriteQuotaExceed"):
         with pulled_at_once(service):
@@ -100,7 +100,7 @@ def test_a_stop_while_one_target_takes_nothing_repeats_at_most_the_batch_in_flig
         service.wait_for(lambda: logs_in(service, "sql-audit") == 35 * 5, LIMIT, "all that goes elsewhere")
         assert copy.stop(signal.SIGTERM, IN_TIME) == 0
         in_flight = logs_in_flight(service)
-    assert in_flight == 30 * 5
+    assert 0 < in_flight <= 30 * 5
     copies.start()
     wait_until_delivered(service)
     outcome = verdict(service)
