@@ -3869,10 +3869,7 @@ class Delivery:
                 watchdog.beat()
                 if batch.failure:
                     raise batch.failure
-                while batch.blamed:
-                    target, put, error = batch.blamed[0]
-                    self.loop.call(self.loop.replace, batch, target, put, target.split_or_reject(put, error, pull))
-                    batch.blamed.popleft()
+                self.settle_blamed(batch, pull)
                 if closing.is_cancelled():
                     self.loop.call(self.loop.close, batch, 0)
                     last_progress = max(closing.cancelled_at(), batch.accepted_at)
@@ -3892,6 +3889,13 @@ class Delivery:
             if id(log_group) not in routed:
                 self.unmatched.add(log_group)
         return done, beyond
+
+    def settle_blamed(self, batch: Batch, pull: PullResult) -> None:
+        """Has puts that were blamed for what they bring split, set aside, or tried again."""
+        while batch.blamed:
+            target, put, error = batch.blamed[0]
+            self.loop.call(self.loop.replace, batch, target, put, target.split_or_reject(put, error, pull))
+            batch.blamed.popleft()  # only now: until then `give_back` leaves the batch alone
 
 
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
