@@ -500,6 +500,7 @@ def test_a_directory_full_of_log_groups_set_aside_is_not_read_for_each(service, 
         patch=functools.partial(counting_looks, str(looks)),
         constants={"DeadLetterDirectory.RESCAN_INTERVAL": 1e9},
         SLS_REJECTED_DIR=str(directory),
+        SLS_LOG_DIR="",  # where a start looks for old log files
     )
     wait_until_delivered(service)
     assert copy.stop() == 0
