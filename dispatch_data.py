@@ -71,8 +71,8 @@ What is private to others, or theirs and replaced here; the test goes red when a
     aliyun.log.LogClient._getHttpResponse
                               PooledLogClient's: requests costs four times as much, and what it raises is not repeated
                               test_the_sdk_s_client_still_sends_through_the_method_we_override
-    aliyun.log.LogClient._auth.sign_request, ._logHost, ._endpoint, .http_type
-                              PutClient signs what many puts share once
+    aliyun.log.LogClient._logHost, ._endpoint, .http_type, aliyun.log.auth.AuthV1, .AuthV4
+                              PutClient signs as they do, and what many puts share once
                               test_puts_are_signed_byte_for_byte_as_the_sdk_signs_them
     aliyun.log.LogClient._auth._getGMT
                               one that doesn't set the process's locale for each signature
@@ -2302,9 +2302,9 @@ class PutClient(PooledLogClient):
     def __init__(self, config: LogstoreConfig, credential_source: CredentialSource | None = None) -> None:
         super().__init__(config, credential_source)
         self._logHost: str
-        self.is_v1 = not config.region
+        self.region = config.region
         self.key: AccessKey | None = None  # by which `hmac` was made
-        self.hmac = hmac.new(b"", digestmod=hashlib.sha1)
+        self.scope, self.hmac = "", hmac.new(b"", digestmod=hashlib.sha1)  # in version 4 each day has one
         self.second, self.date = 0, ""  # the time as signatures have it
         self.heads: dict[str, bytes] = {}  # resource -> the beginning of its requests
         self.unopened: deque[PutInFlight] = deque()  # those that wait for a connection to be opened
@@ -2328,7 +2328,7 @@ class PutClient(PooledLogClient):
         body = log_group.SerializeToString()
         size, body = len(body), Compressor.compress(body, CompressType.LZ4)
         resource = "/logstores/%s/shards/lb" % logstore
-        request, token = (self.sign_v1 if self.is_v1 else self.sign)(project, resource, size, body)
+        request, token = (self.sign_v4 if self.region else self.sign_v1)(project, resource, size, body)
         put = PutInFlight(self, request, token, getattr(log_group, "timeout", 0.0))
         idle = None if self.is_blocking else self.take_idle()
         if idle:
@@ -2337,24 +2337,15 @@ class PutClient(PooledLogClient):
                 put.send()
         return put
 
-    def sign(self, project: str, resource: str, size: int, body: bytes) -> tuple[bytes, str]:
-        """(request, token) of a put whose compressed `body` has `size` bytes before, by the SDK's own signature."""
-        headers = {**PUT_HEADERS, "Host": "%s.%s" % (project, self._logHost)}
-        headers.update({"x-log-bodyrawsize": str(size), "Content-Length": str(len(body))})
-        self._auth.sign_request("POST", resource, {}, headers, body)  # type: ignore[attr-defined]
-        request = self.factory_for(self.origin).request("POST", resource, headers, body)
-        return request, headers.get("x-acs-security-token", "")
-
     def sign_v1(self, project: str, resource: str, size: int, body: bytes) -> tuple[bytes, str]:
-        """As `sign`, for signatures of version 1, of which all that many puts share is made once."""
+        """(request, token) of a put whose compressed `body` has `size` bytes before, signed as the SDK's AuthV1 does
+        it; what many puts share is made once."""
         key, now = self.credential_source.get_credentials(), int(time.time())
         if key is not self.key:
             self.key, self.hmac = key, hmac.new(key.access_key_secret.encode(), digestmod=hashlib.sha1)
         if now != self.second:
             self.second, self.date = now, email.utils.formatdate(now, usegmt=True)
-        if resource not in self.heads:
-            headers = {**PUT_HEADERS, "Host": "%s.%s" % (project, self._logHost), "x-log-signaturemethod": "hmac-sha1"}
-            self.heads[resource] = self.factory_for(self.origin).request("POST", resource, headers, b"")[:-2]
+        head = self.head_of(project, resource, {"x-log-signaturemethod": "hmac-sha1"})
         token, md5 = key.security_token or "", hashlib.md5(body).hexdigest().upper()  # noqa: S324 - the protocol's
         signer = self.hmac.copy()
         signer.update((
@@ -2369,7 +2360,45 @@ class PutClient(PooledLogClient):
             % (size, len(body), md5, self.date, self.date, key.access_key_id, signature,
                "x-acs-security-token: %s\r\n" % token if token else "")
         )  # fmt: skip
-        return b"".join([self.heads[resource], lines.encode("latin-1"), body]), token
+        return b"".join([head, lines.encode("latin-1"), body]), token
+
+    def sign_v4(self, project: str, resource: str, size: int, body: bytes) -> tuple[bytes, str]:
+        """The same as the SDK's AuthV4 does it."""
+        key, now = self.credential_source.get_credentials(), int(time.time())
+        if now != self.second:
+            self.second, self.date = now, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        scope = "%s/%s/sls/aliyun_v4_request" % (self.date[:8], self.region)
+        if key is not self.key or scope != self.scope:
+            self.key, self.scope, secret = key, scope, b"aliyun_v4" + key.access_key_secret.encode()
+            for word in scope.split("/"):
+                secret = hmac.new(secret, word.encode(), hashlib.sha256).digest()
+            self.hmac = hmac.new(secret, digestmod=hashlib.sha256)
+        head = self.head_of(project, resource, {})
+        token, sha256 = key.security_token or "", hashlib.sha256(body).hexdigest()
+        canonical = (
+            "POST\n%s\n\ncontent-type:application/x-protobuf\nhost:%s.%s\n%sx-log-apiversion:%s\nx-log-bodyrawsize:%d\n"
+            "x-log-compresstype:lz4\nx-log-content-sha256:%s\nx-log-date:%s\n\ncontent-type;host;%sx-log-apiversion;"
+            "x-log-bodyrawsize;x-log-compresstype;x-log-content-sha256;x-log-date\n%s"
+            % (resource, project, self._logHost, "x-acs-security-token:%s\n" % token if token else "", API_VERSION,
+               size, sha256, self.date, "x-acs-security-token;" if token else "", sha256)
+        )  # fmt: skip
+        signer = self.hmac.copy()
+        signer.update(("SLS4-HMAC-SHA256\n%s\n%s\n%s"
+                       % (self.date, scope, hashlib.sha256(canonical.encode()).hexdigest())).encode())  # fmt: skip
+        lines = (
+            "x-log-bodyrawsize: %d\r\nContent-Length: %d\r\nx-log-content-sha256: %s\r\nx-log-date: %s\r\n"
+            "Authorization: SLS4-HMAC-SHA256 Credential=%s/%s,Signature=%s\r\n%s\r\n"
+            % (size, len(body), sha256, self.date, key.access_key_id, scope, signer.hexdigest(),
+               "x-acs-security-token: %s\r\n" % token if token else "")
+        )  # fmt: skip
+        return b"".join([head, lines.encode("latin-1"), body]), token
+
+    def head_of(self, project: str, resource: str, headers: Mapping[str, str]) -> bytes:
+        """The beginning of the requests of a resource."""
+        if resource not in self.heads:
+            headers = {**PUT_HEADERS, "Host": "%s.%s" % (project, self._logHost), **headers}
+            self.heads[resource] = self.factory_for(self.origin).request("POST", resource, headers, b"")[:-2]
+        return self.heads[resource]
 
 
 def cursor_position(cursor: str) -> int:

@@ -1,6 +1,7 @@
 """How puts and pulls reach the service: proxies, certificates, kept connections; lag; what the SDK leaves to us."""
 
 import contextlib
+import datetime
 import gc
 import http.client
 import pathlib
@@ -22,6 +23,7 @@ from harness import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import ForeignAnswer, LocalLogService
 
 from dispatch_data import (
+    PUT_HEADERS,
     RESPONSE_TIMEOUT,
     CallError,
     Consumer,
@@ -591,25 +593,44 @@ def test_the_sdk_s_client_still_takes_the_date_from_where_we_put_it(monkeypatch,
     assert len(dates) == 1 and dates[0].endswith(" GMT")
 
 
+def signed_by_the_sdk(client, resource, size, body):
+    """(request, token) of a put, by the signature that LogClient has."""
+    headers = {**PUT_HEADERS, "Host": "%s.%s" % (PROJECT, client._logHost)}
+    headers.update({"x-log-bodyrawsize": str(size), "Content-Length": str(len(body))})
+    client._auth.sign_request("POST", resource, {}, headers, body)
+    return client.factory_for(client.origin).request("POST", resource, headers, body)
+
+
+@pytest.mark.parametrize("region, begins", [("", b"LOG id:"), ("cn-test", b"SLS4-HMAC-SHA256 Credential=id/202609")])
 @pytest.mark.parametrize("token", ["", "token/+="])
 @pytest.mark.parametrize("proxied", [False, True])
-def test_puts_are_signed_byte_for_byte_as_the_sdk_signs_them(monkeypatch, clean_environment, token, proxied):
+def test_puts_are_signed_byte_for_byte_as_the_sdk_signs_them(
+    monkeypatch, clean_environment, token, proxied, region, begins
+):
     """With what is the same for many of them made once, which is what a release of the SDK might change."""
     if proxied:
         clean_environment.setenv("http_proxy", "http://user:password@127.0.0.1:9")
-    monkeypatch.setattr("time.time", lambda: 1789000000.5)
-    config = logstore_config(endpoint="sls.test", access_key_id="id", access_key="secret", security_token=token)
-    client = PutClient(config)
-    for logstore, body in (("nginx", b"x"), ("nginx", b"y" * 3000), ("click", b"")):
-        arguments = PROJECT, "/logstores/%s/shards/lb" % logstore, 7, body
-        lean, plain = client.sign_v1(*arguments), client.sign(*arguments)
-        assert lean[1] == plain[1] == token
-        (lean_head, _, lean_body), (head, _, plain_body) = (one[0].partition(b"\r\n\r\n") for one in (lean, plain))
-        lean_lines, lines = lean_head.split(b"\r\n"), head.split(b"\r\n")
-        if not body:  # the SDK doesn't hash what is empty; no put is
-            continue
-        assert (lean_lines[0], sorted(lean_lines), lean_body) == (lines[0], sorted(lines), plain_body)
-        assert any(line.startswith(b"Authorization: LOG id:") for line in lines)
+    access_keys = {"access_key_id": "id", "access_key": "secret", "security_token": token}
+    client = PutClient(logstore_config(endpoint="sls.test", region=region, **access_keys))
+    for day in (0, 0, 1):
+        now = 1789000000.5 + 86400 * day
+        monkeypatch.setattr("time.time", lambda now=now: now)
+
+        class Clock(datetime.datetime):
+            @classmethod
+            def utcnow(cls, now=now):
+                return cls(1970, 1, 1) + datetime.timedelta(seconds=now)
+
+        monkeypatch.setattr("aliyun.log.auth.datetime", Clock)
+        for logstore, body in (("nginx", b"x"), ("nginx", b"y" * 3000), ("click", b"z")):
+            resource = "/logstores/%s/shards/lb" % logstore
+            lean, its_token = (client.sign_v4 if region else client.sign_v1)(PROJECT, resource, 7, body)
+            assert its_token == token
+            parts = [one.partition(b"\r\n\r\n") for one in (lean, signed_by_the_sdk(client, resource, 7, body))]
+            (lean_head, _, lean_body), (head, _, plain_body) = parts
+            lean_lines, lines = lean_head.split(b"\r\n"), head.split(b"\r\n")
+            assert (lean_lines[0], sorted(lean_lines), lean_body) == (lines[0], sorted(lines), plain_body)
+            assert any(line.startswith(b"Authorization: " + begins) for line in lines)
 
 
 def test_the_sdk_s_client_still_leaves_trying_again_to_us(service, clean_environment):
