@@ -124,12 +124,14 @@ def test_what_keeps_a_copy_silent_allows_for_repeats_where_it_was_forgotten():
     ],
 )
 def test_a_batch_that_a_target_held_up_may_be_broken_off(monkeypatch, event, kind):
+    limits = event_ledger.MOST_CANCELLED
+    monkeypatch.setattr(event_ledger, "MOST_CANCELLED", dict.fromkeys(limits, 1.0))
     partly, again = delivery(11.0, "a", range(10)), delivery(31.0, "b", ALL)
     account = judge(ledger([*partly, *again], [LET_GO_BY_A], [event]))
     assert (account.problems, of_kinds(account)) == ([], {(kind, event.name): 10})
     for other in (event._replace(logstore="sql-audit"), event._replace(action="PullLogs", logstore="")):
         assert judge(ledger([*partly, *again], [LET_GO_BY_A], [other])).unattributed == 10
-    monkeypatch.setattr(event_ledger, "MOST_CANCELLED", {"cancelled batch": 0.01, "cancelled slow batch": 0.0})
+    monkeypatch.setattr(event_ledger, "MOST_CANCELLED", limits)
     mended = judge(ledger([*partly, *again], [LET_GO_BY_A], [event]))
     assert bool(mended.problems) == (kind != "held up batch")
 
@@ -144,7 +146,8 @@ def test_a_machine_without_time_excuses_no_batch_that_a_target_partly_took():
         ([stall, REFUSED], ("cancelled batch", REFUSED.name)),
     ):
         account = judge(ledger(puts, [LET_GO_BY_A], events))
-        assert (account.problems, of_kinds(account)) == ([], {cause: 10})
+        assert of_kinds(account) == {cause: 10}
+        assert bool(account.problems) == (cause[0] == "cancelled batch")  # of which so few may be repeated
     assert judge(ledger(puts, [LET_GO_BY_A], [stall._replace(copy="b")])).unattributed == 10
 
 
@@ -158,20 +161,18 @@ def test_a_batch_that_was_delivered_needs_a_checkpoint_that_could_not_be_saved()
 
 
 @pytest.mark.quick
-def test_a_checkpoint_that_goes_back_is_told_unless_the_call_was_late(monkeypatch):
+def test_a_checkpoint_that_goes_back_is_told_unless_the_call_was_late():
     back = Checkpoint(12.0, "a", 0, 11, 4)
     there = Checkpoint(11.5, "a", 0, 0, 11)
     account = judge(ledger(ONCE, checkpoints=[there, back]))
     assert account.set_back == 1 and any("was set back" in problem for problem in account.problems)
-    late = [there, back._replace(late="#7 UpdateCheckPoint late")]
+    late = [there, back._replace(late="#7 UpdateCheckPoint late"), Checkpoint(13.0, "a", 0, 4, 11)]
     assert judge(ledger(ONCE, checkpoints=late)).problems == []
     again = [*ONCE, *delivery(31.0, "b", range(4, 11))]
     account = judge(ledger(again, [LET_GO_BY_A._replace(checkpoint=4)], checkpoints=late))
     assert (account.problems, of_kinds(account)) == ([], {("late checkpoint", "#7 UpdateCheckPoint late"): 7})
     assert judge(ledger(again, [LET_GO_BY_A._replace(checkpoint=4)])).unattributed == 7
-    monkeypatch.setattr(event_ledger, "LATE_CHECKPOINT_MAY_STAY", False)
-    assert any("stays set back" in problem for problem in judge(ledger(ONCE, checkpoints=late)).problems)
-    assert judge(ledger(ONCE, checkpoints=[*late, there._replace(at=13.0, before=4)])).problems == []
+    assert any("stays set back" in problem for problem in judge(ledger(ONCE, checkpoints=late[:-1])).problems)
 
 
 @pytest.mark.quick

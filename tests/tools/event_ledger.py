@@ -20,15 +20,11 @@ that goes back by other than a late call, and a consumer that the service forget
 from collections import Counter, defaultdict
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-# What the program is known to do, and is to do no more: most LogGroups that may so be repeated, as a share of all that
-# arrived; infinity is a defect that is known. Meant are 0.01 and 0.0.
-MOST_CANCELLED = {"cancelled batch": float("inf"), "cancelled slow batch": float("inf")}
-# Whether a checkpoint that was applied late may stay behind for good, as in an idle shard. Meant is False.
-LATE_CHECKPOINT_MAY_STAY = True
+# Most LogGroups that may be repeated since a batch was broken off at a stop or a move, while a target took some puts,
+# and while all took theirs, if slowly; as a share of all that arrived.
+MOST_CANCELLED = {"cancelled batch": 0.01, "cancelled slow batch": 0.0}
 
-KNOWN = (*MOST_CANCELLED, "late checkpoint")
-
-GRACE = 5.0  # seconds, the program's, for a batch in flight of a shard that moves
+GRACE = 7.0  # seconds, the program's, for a batch in flight of a shard that moves
 SAVED_ALL_THE_SAME = [("UpdateCheckPoint", "lost"), ("UpdateCheckPoint", "gateway")]  # without an answer
 SLACK = 3.0  # seconds that anything may take longer on a busy machine
 
@@ -200,7 +196,7 @@ class Judge:
                 if not one.late:
                     self.problems.append("a checkpoint was set back: %s" % (one,))
         for shard, one in latest.items():
-            if one.after < furthest[shard] and not LATE_CHECKPOINT_MAY_STAY:
+            if one.after < furthest[shard]:
                 self.problems.append("a checkpoint stays set back, from %d: %s" % (furthest[shard], one))
 
     def look_at_leases(self) -> None:

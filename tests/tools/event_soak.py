@@ -602,15 +602,7 @@ class Soak:
     def is_all_delivered(self) -> bool:
         if not group_shards(self.service):
             return False
-        if self.service.lag(PROJECT, SOURCE, GROUP) == 0:
-            return True
-        checkpoints = [one for one, _ in self.recorder.checkpoints]
-        is_quiet = self.now() - max(self.late_until, self.recorder.puts[-1][0], checkpoints[-1].at) > SETTLED
-        went_back = any(one.after < one.before for one in checkpoints)
-        if is_quiet and went_back and event_ledger.LATE_CHECKPOINT_MAY_STAY:
-            self.say("a checkpoint was set back, and stays so")
-            return True
-        return False
+        return self.service.lag(PROJECT, SOURCE, GROUP) == 0
 
     # The ledger
 
@@ -695,12 +687,10 @@ def soak(
 
 
 def tell(account: Account, say: Callable[[str], None]) -> None:
-    """What arrived again, by event; as far as known defects allowed for it, that is said, too."""
+    """What arrived again, by event."""
     for cause, count in sorted(account.repeated.items()):
         air = account.in_the_air[cause]
         say("%5d again%s by %s: %s" % (count, ", of %d in the air," % air if air else "", cause.kind, cause.event))
-    known = sum(count for cause, count in account.repeated.items() if cause.kind in event_ledger.KNOWN)
-    say("of these by what is to be mended: %d" % known)
 
 
 def main() -> int:
