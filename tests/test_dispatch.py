@@ -350,9 +350,13 @@ def agent_packs(count, topic="nginx"):
     return packs
 
 
+# At the start a pull brings few, and while nobody knows whether a target takes any, each LogGroup is a put of its own.
+NEITHER_FEW_NOR_ALONE = {"ShardConsumer.INITIAL_COUNT": 20, "DOUBT_SECONDS": 1e9}
+
+
 def test_log_groups_alike_in_all_but_their_logs_share_a_put(service, copies):
     feed(service, 60, topics=("nginx",))
-    copies.start()
+    copies.start(constants=NEITHER_FEW_NOR_ALONE)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
     assert len(service.ledger(PROJECT, "nginx")) == service.calls("PutLogs") == 4  # one for each shard
@@ -362,7 +366,7 @@ def test_log_groups_alike_in_all_but_their_logs_share_a_put(service, copies):
 def test_packs_of_an_agent_share_a_put_when_asked_to(service, copies, merge_packs, put_count):
     packs = agent_packs(20)
     service.put(PROJECT, SOURCE, packs, shard=2)
-    copies.start(SLS_MERGE_PACKS=merge_packs)
+    copies.start(constants=NEITHER_FEW_NOR_ALONE, SLS_MERGE_PACKS=merge_packs)
     wait_until_delivered(service)
     arrived = [entry.log_group for entry in service.ledger(PROJECT, "nginx")]
     outcome = compare(packs, arrived, ignore_pack_id=True)

@@ -138,7 +138,7 @@ def test_of_a_joined_put_only_the_log_group_at_fault_is_set_aside(service, copie
 def test_what_may_pass_is_never_set_aside(service, copies, rejected_dir, status, code):
     with service.add_fault("PutLogs", status=status, code=code) as fault:
         sent = feed(service, 4, shard=0)
-        copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+        copies.start(constants={"MAX_BACKOFF": 0.5}, SLS_REJECTED_DIR=str(rejected_dir))
         service.wait_for(lambda: fault.hits >= 12, LIMIT, "puts refused more often than would do")
     wait_until_delivered(service)
     assert_delivered_once(sent, arrived_in_targets(service))
@@ -619,5 +619,5 @@ def test_a_put_that_fails_while_another_is_set_aside_is_tried_again():
     delivery.loop = LoopOfTheTest()
     delivery.route = lambda _: [(target, refused), (target, failing)]
     token = dispatch_data.CancelToken()
-    assert delivery.deliver(dispatch_data.PullResult(log_groups, 0, "", 0), token, token) == (2, 0)
+    assert delivery.deliver(dispatch_data.PullResult(log_groups, 0, "", 0), token, token, token) == (2, 0)
     assert tried == ["set aside", "accepted"]

@@ -10,7 +10,8 @@ from assertions import assert_all_delivered_once
 from harness import LIMIT, feed, feed_separately, wait_until_begun, wait_until_delivered, wait_until_joined
 
 IN_TIME = 10.0  # seconds that supervisors give before they kill
-TELL_ALL = {"LogThrottle.FIRST": 0.0, "LogThrottle.LONGEST": 0.0}  # a line for each failure
+OFTEN = {"MAX_BACKOFF": 0.1}  # seconds, between tries of a target that takes nothing
+TELL_ALL = dict(OFTEN, **{"LogThrottle.FIRST": 0.0, "LogThrottle.LONGEST": 0.0})  # a line for each failure
 
 
 def writes_to_a_full_pipe(program, path):
@@ -213,7 +214,7 @@ def refuses_with_new_codes(program):
 
 
 def test_new_codes_each_time_are_no_flood(service, copies):
-    copy = copies.start(patch=refuses_with_new_codes)
+    copy = copies.start(patch=refuses_with_new_codes, constants=OFTEN)
     wait_until_begun(service)
     with service.add_fault("PutLogs", logstore="click", status=403, code="Odd") as fault:
         feed_separately(service, 40)
