@@ -17,7 +17,7 @@ whom:
             pull                      up to three batches of LogGroups wait in memory
             deliver                   the oldest batch:
               Delivery.deliver        the callback that routes each LogGroup by its Topic
-                PutLoop, Target       functools.partial of LogClient.put_log_raw, retried until the target accepts
+                PutLoop, Target       functools.partial of PutClient.put_log_raw; each put is tried until it is accepted
               cut_batch               where the batch ends before its end, what is delivered becomes one of its own
               save                    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
@@ -48,7 +48,8 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     writes the bar            the same, for progress on a terminal
 
 Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
-Consumer.lock or the ThreadPool's own. What is the PutLoop's alone needs none.
+Consumer.lock or the ThreadPool's own; CredentialSources.lock, then the redactor's; GroupMember.lock, then those of the
+call that it is held over; any of these, then logging's. What is the PutLoop's alone needs none.
 
 Global state: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. No other.
 
@@ -106,7 +107,6 @@ import difflib
 import email.utils
 import enum
 import errno
-import fcntl
 import fnmatch
 import functools
 import gc
@@ -2226,7 +2226,7 @@ class PutInFlight:
         self.timeout = max(timeout, client.response_timeout)
         self.connection: Any = None  # where there is none yet, one has to be opened
         self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT  # for opening it
-        self.unclaimed = [None]  # whoever pops this sends a put that blocks, or ends it
+        self.unclaimed = [None]  # whoever pops this, as only one can, sends a put that blocks, or ends it
 
     def claim(self) -> bool:
         """Whether the calling thread is the first to do so."""
@@ -2981,8 +2981,9 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
-HOLD_SECONDS = 60.0  # for which a batch waits for such a target, before what it has for others goes on
+HOLD_SECONDS = 60.0  # for which a batch waits for such a target, before a little of what it has for others goes on
 FEW_LOG_GROUPS = 20  # that may be delivered behind one that fails
+GRACE = 7.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
 LONGEST_BATCH = 5.0  # seconds, after which a batch ends with what has begun, if nothing of it is delivered beyond
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
 # Where nothing comes any more that the target could accept, as in a lone shard that waits for its refused LogGroup:
@@ -3190,6 +3191,7 @@ class Target:
         is_due = not self.retry_at or time.monotonic() >= self.retry_at
         if self.failed and is_due:
             return self.failed
+        # After a first failure what was never tried goes on, for one put in many may fail; from the second on it waits.
         return self.queue if self.queue and (is_due or self.failures < 2) else None
 
     def forget(self, put: PutRequest) -> None:
@@ -3330,7 +3332,7 @@ class Batch:
         return self.positions[id(put.log_groups[-1])] > first + FEW_LOG_GROUPS
 
     def defer(self, target: Target) -> None:
-        """Has what is for a target that takes nothing hold up little else of the batch: no more than is held anyway."""
+        """Puts what is for a target that takes nothing behind the rest, but before what is too far behind to begin."""
         self.waiting = deque(sorted(self.waiting, key=lambda pair: (self.is_far(pair[1]), pair[0] is target)))
 
     def positions_of(self, puts: Iterable[PutRequest]) -> set[int]:
@@ -3376,7 +3378,7 @@ class PutLoop(threading.Thread):
 
     Batches, and the queues, limits and connections of the targets, are its own, so that they need no lock. What may
     block is done by others: connections are opened by threads of `opener`, dead letters written by whoever delivers the
-    batch. A target that fails is tried with one put at a time, after pauses; the others wait.
+    batch. A target that fails is tried with few puts at a time, in the end with one, after pauses; the others wait.
     """
 
     MAX_BYTES = 32 * 1000 * 1000  # of requests in flight; beyond it a target has one
@@ -3542,13 +3544,6 @@ class PutLoop(threading.Thread):
             self.batches.discard(batch)
             batch.change.set()
 
-    def give_back(self, batch: Batch) -> None:
-        """Ends a batch of which nothing is accepted, set aside or in flight."""
-        is_untouched = len(batch.unfinished) == len(batch.puts) and not batch.blamed
-        if is_untouched and not any(flight.batch is batch for flight in self.flights.values()):
-            self.cancel(batch)
-            batch.change.set()
-
     def cancel(self, batch: Batch) -> None:
         """No put of a batch begins any more, and what becomes of those in flight is nobody's."""
         self.unqueue(batch)
@@ -3565,6 +3560,7 @@ class PutLoop(threading.Thread):
     def make_ready(self, target: Target) -> None:
         limit = 1
         if self.bytes_in_flight < self.MAX_BYTES and not (target.failures and target.is_doubtful()):
+            # Of one that fails a half from the second failure on, then a quarter.
             limit = max(1, target.limit >> min(2, max(0, target.failures - 1)))
         if target.in_flight < limit and not target.is_ready and target.next_queue():
             target.is_ready = True
@@ -3627,7 +3623,8 @@ class PutLoop(threading.Thread):
     def on_opened(self, put: PutInFlight, outcome: Any) -> None:
         """A connection was opened for a put, or couldn't be; or, where that blocks, the put was answered."""
         put.client.opening -= 1
-        self.open_next(put.client)
+        with contextlib.suppress(Exception):  # any, such as no thread: what waits has a deadline
+            self.open_next(put.client)
         if put not in self.flights:  # its time was over meanwhile
             if not isinstance(outcome, (Exception, Response)):
                 outcome.close()
@@ -3883,8 +3880,8 @@ class Delivery:
         The value is (how many LogGroups are done with, from the first on, how many were delivered beyond these). That
         is all of them and none, unless `closing` is cancelled or it takes longer than LONGEST_BATCH: then no put of it
         begins any more that isn't needed to leave nothing delivered beyond others. It is given up when `closed` is
-        cancelled, or when none was accepted for GRACE seconds since `closing` was; and where nothing of it is accepted
-        or in flight, nor set aside, when `wanted_back` is.
+        cancelled, or when none was accepted for GRACE seconds since `closing` was. When `wanted_back` is cancelled it
+        ends likewise, but without haste.
 
         On any exception no put of these begins any more.
         """
@@ -3905,10 +3902,11 @@ class Delivery:
                     if closed.is_cancelled() or time.monotonic() > last_progress + GRACE:
                         break
                 elif wanted_back.is_cancelled():
-                    self.loop.call(self.loop.give_back, batch)
+                    self.loop.call(self.loop.close, batch, 0)
                 elif time.monotonic() > cut_at:
                     cut_at = time.monotonic() + LONGEST_BATCH
-                    self.loop.call(self.loop.close, batch, len(pull.log_groups) <= FEW_LOG_GROUPS)
+                    # One that is small already ends with something done, lest it begin anew again and again.
+                    self.loop.call(self.loop.close, batch, 1 if len(pull.log_groups) <= FEW_LOG_GROUPS else 0)
         finally:
             if batch.unfinished:
                 self.loop.call(self.loop.cancel, batch)
@@ -3924,24 +3922,25 @@ class Delivery:
         while batch.blamed:
             target, put, error = batch.blamed[0]
             self.loop.call(self.loop.replace, batch, target, put, target.split_or_reject(put, error, pull))
-            batch.blamed.popleft()  # only now: until then `give_back` leaves the batch alone
+            batch.blamed.popleft()
 
 
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
 #
 # A consumer is one name in the consumer group, from joining it to losing its lease. What holds for it:
-#   1. a batch's checkpoint is saved before the next batch of its shard is delivered;
+#   1. a batch's checkpoint is saved before the next batch of its shard is delivered; of one that was cut, where nobody
+#      can tell any more at which cursor, the next checkpoint stands for both;
 #   2. whoever has lost the lease saves nothing;
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
 #   5. what is retried is so by RetryLog.retry, puts by the PutLoop. That ends at once when the shard is revoked, the
-#      lease lost or the copy stopped; for a batch in flight, and its checkpoint, it ends GRACE seconds later.
+#      lease lost or the copy stopped; for a batch in flight GRACE seconds later, or, where its shard is revoked, GRACE
+#      seconds after its last put was accepted; then its checkpoint has as long.
 # Three things happen to a shard. *Assigned* (Heartbeat.send): the SDK's loop makes a ShardConsumer for it. *Revoked*
 # (Consumer.revoke): its batch ends with what has begun, as long as puts of it are accepted, the checkpoint behind that
 # is saved, then it moves. *Lost*, with the lease and so with all shards of the consumer: nothing begins, nothing is
 # saved, batches in flight have their GRACE, then another consumer joins and begins at the service's checkpoints.
 
-GRACE = 7.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
 
@@ -3953,7 +3952,7 @@ class ShardConsumer:
     """
 
     MAX_PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
-    MAX_BATCHES = 3  # that a shard may hold
+    MAX_BATCHES = 3  # that a shard may hold before it pulls another; one that is cut counts as two
     MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 100 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
     FEW_SHARDS = 8  # more than these, and their first pulls bring one LogGroup each
@@ -4270,7 +4269,7 @@ class ShardConsumer:
             if batch is not self.unsaved:
                 self.batch_began, self.wanted_back = time.monotonic(), CancelToken()
                 done, beyond = self.member.delivery.deliver(batch, self.closing, self.closed, self.wanted_back)
-                if done < len(batch.log_groups) and not beyond and self.wanted_back.is_cancelled():
+                if not (done or beyond) and self.wanted_back.is_cancelled():
                     self.give_back()
                 self.given_back = 0
                 seconds = max(0.001, time.monotonic() - self.batch_began)
@@ -4303,9 +4302,13 @@ class ShardConsumer:
         return CancelToken(self.closing, grace=late + GRACE)
 
     def cut_batch(self, batch: PullResult, done: int, beyond: int, token: CancelToken) -> PullResult:
-        """The first `done` LogGroups of the first batch, which are done with, as a batch of their own; what is left
-        comes to be the next. Where a target takes nothing, that begins with few. Raises Cancelled where nothing is done
-        with, or nobody knows where that ends."""
+        """The first `done` LogGroups of the first batch, which are done with, as a batch of their own, to be
+        checkpointed; what is left comes to be the next.
+
+        Where nothing is done with, few are made a batch of their own, to be tried next. Where nobody can tell any more
+        at which cursor the first part ends, the rest alone is left, and its checkpoint will stand for both. In these
+        cases it raises Cancelled, for there is nothing to save now.
+        """
         if done == len(batch.log_groups):
             return batch
         if beyond:
@@ -4319,11 +4322,13 @@ class ShardConsumer:
         first, rest = batch.log_groups[:count], batch.log_groups[count:]
         cursor = self.member.pull_retries.retry((self.shard, "end"), lambda: self.find_end(first), token)
         with self.lock:
+            if not self.batches:  # the shard was let go of meanwhile
+                raise Cancelled
             if cursor or done:
                 self.batches[0] = batch._replace(log_groups=rest)
             if cursor:
                 self.batches.appendleft(PullResult(first, 0, cursor, self.shard))
-            if not (cursor and done):  # without a cursor the next checkpoint will do for both
+            if not (cursor and done):
                 raise Cancelled
             return self.batches[0]
 
@@ -4953,7 +4958,8 @@ class MetricsServer:
         while True:
             for key, _ in self.selector.select(REQUEST_TIMEOUT / 4):
                 client: Any = key.fileobj
-                self.accept() if client is self.listener else self.go_on(client)
+                with contextlib.suppress(MemoryError):  # whoever asks gets no answer in time, and asks again
+                    self.accept() if client is self.listener else self.go_on(client)
             now = time.monotonic()
             for client in [each for each, (_, _, deadline) in self.clients.items() if now > deadline]:
                 self.hang_up(client)
@@ -5133,7 +5139,9 @@ class LogWriter(logging.Handler):
 
     def run(self) -> None:
         while True:
-            self.handler.handle(logging.makeLogRecord({"msg": self.lines.get()}))
+            line = self.lines.get()
+            with contextlib.suppress(Exception):  # any, such as MemoryError: the next lines are written
+                self.handler.handle(logging.makeLogRecord({"msg": line}))
             if self.dropped and self.lines.empty():
                 self.acquire()
                 dropped, self.dropped = self.dropped, 0
@@ -5677,6 +5685,6 @@ if __name__ == "__main__":
         with contextlib.suppress(OSError):
             show("a defect of this program\n" + traceback.format_exc(), sys.stderr)
     finally:
-        # A thread that waits for an answer from a dead target, up to RESPONSE_TIMEOUT, or for a reader of stderr, must
-        # not hold up the end.
+        # A thread that waits for an answer from a dead target, up to MAX_RESPONSE_TIMEOUT, or for a reader of stderr,
+        # must not hold up the end.
         os._exit(status)

@@ -202,7 +202,7 @@ def test_a_put_that_is_never_answered_is_tried_again(service, copies):
     """After RESPONSE_TIMEOUT. What the service held without an answer it has not taken, so nothing is repeated."""
     with service.add_fault("PutLogs", hold=True, share=0.5) as fault:
         feed(service, 40)
-        copies.start(constants={"RESPONSE_TIMEOUT": 1})
+        copies.start(constants={"RESPONSE_TIMEOUT": 1, "MAX_RESPONSE_TIMEOUT": 1})
         wait_until_delivered(service)
         assert fault.hits >= 3
     assert_all_delivered_once(service)
