@@ -3189,7 +3189,8 @@ class Target:
     def next_queue(self) -> deque[Any] | None:
         """The one of its queues that its next put comes from; while it fails, none before the pause is over."""
         is_due = not self.retry_at or time.monotonic() >= self.retry_at
-        if self.failed and is_due:
+        is_turn = self.failures < 2 or self.failures % 2 or not self.queue  # one that always fails bars no others
+        if self.failed and is_due and is_turn:
             return self.failed
         # After a first failure what was never tried goes on, for one put in many may fail; from the second on it waits.
         return self.queue if self.queue and (is_due or self.failures < 2) else None
@@ -3334,6 +3335,13 @@ class Batch:
     def defer(self, target: Target) -> None:
         """Puts what is for a target that takes nothing behind the rest, but before what is too far behind to begin."""
         self.waiting = deque(sorted(self.waiting, key=lambda pair: (self.is_far(pair[1]), pair[0] is target)))
+
+    def is_disputed(self) -> bool:
+        """Whether a put of it was refused for what it brings, and it will be clear soon whose fault that is."""
+        now = time.monotonic()
+        return any(
+            put.rejections and now < put.first_rejection + 2 * REJECTION_PATIENCE for put in list(self.unfinished)
+        )
 
     def positions_of(self, puts: Iterable[PutRequest]) -> set[int]:
         return {self.positions[id(log_group)] for put in puts for log_group in put.log_groups}
@@ -3587,8 +3595,8 @@ class PutLoop(threading.Thread):
         put.timeout = max(put.timeout, target.timeout)
         try:
             in_flight = target.write(put)
-            self.bytes_in_flight += len(in_flight.request)
             self.flights[in_flight] = flight
+            self.bytes_in_flight += len(in_flight.request)
             if in_flight.connection:
                 self.idle.pop(in_flight.sock.fileno(), None)
                 self.wait_for_answer(in_flight)
@@ -3901,7 +3909,7 @@ class Delivery:
                     last_progress = max(closing.cancelled_at(), batch.accepted_at)
                     if closed.is_cancelled() or time.monotonic() > last_progress + GRACE:
                         break
-                elif wanted_back.is_cancelled():
+                elif wanted_back.is_cancelled() and not batch.is_disputed():
                     self.loop.call(self.loop.close, batch, 0)
                 elif time.monotonic() > cut_at:
                     cut_at = time.monotonic() + LONGEST_BATCH
@@ -4077,6 +4085,7 @@ class ShardConsumer:
         with self.lock:
             self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
             self.batches.clear()
+            self.unsaved = None
 
     def log_groups_in_flight(self) -> int:
         """Of the batch that is being delivered, 0 without one."""
@@ -4202,6 +4211,8 @@ class ShardConsumer:
         shortest, longest = self.member.settings.fetch_interval, shards / self.MAX_IDLE_PULLS
         self.interval = shortest if pull.log_groups else max(shortest, min(self.interval * 1.5, longest))
         self.needed = 0
+        with self.lock:  # both at once, see `restart_at`
+            is_idle, is_same = not self.batches, moves == self.moves
         if pull.log_groups:
             self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
             self.expect(2 * pull.size, len(pull.log_groups))  # compressed and not
@@ -4213,8 +4224,8 @@ class ShardConsumer:
                 self.batches.append(pull)
             if len(pull.log_groups) >= count or pull.size >= size / 2:
                 self.next_pull = 0.0  # there is more
-        elif not self.batches:  # nor is one being delivered: nobody else looks at the checkpoint
-            if moves == self.moves and pull.next_cursor != self.checkpoint:
+        elif is_idle:  # nor is a batch being delivered: nobody else looks at the checkpoint
+            if is_same and pull.next_cursor != self.checkpoint:
                 # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
                 self.save(pull.next_cursor, self.closing)
             elif time.monotonic() > self.next_look:
@@ -4294,7 +4305,7 @@ class ShardConsumer:
     def save_once_more(self) -> None:
         """A task."""
         with self.task("its last checkpoint", "is_busy"):
-            self.save(self.checkpoint, self.saving())
+            self.save(self.delivered, self.saving())  # also what could not be saved in time
 
     def saving(self) -> CancelToken:
         """However long a batch has taken since the shard was revoked, its checkpoint has GRACE seconds from now on."""
@@ -4336,9 +4347,11 @@ class ShardConsumer:
         """The cursor behind LogGroups that begin at the checkpoint, by pulling them once more; "" where others are
         there now. Raises CallError."""
         cursor, pulled = self.delivered, 0
+        mean = max(1.0, sum(len(each.logs) + len(each.envelope) for each in log_groups) / len(log_groups))
+        most = max(1, int(self.consumer.memory_share() / mean))  # at a time, for the memory for it is asked of nobody
         while pulled < len(log_groups):
             try:
-                again = self.source.pull_logs(self.shard, cursor, len(log_groups) - pulled)
+                again = self.source.pull_logs(self.shard, cursor, min(most, len(log_groups) - pulled))
             except CallError as error:
                 if error.code == "InvalidCursor":
                     return ""
@@ -4584,7 +4597,9 @@ class Consumer(ConsumerWorker):
                 other_holds = sum(batch.size for batch in list(other.batches))
                 if wanted > 0 and other_holds > share and other.is_stuck():
                     other.wanted_back.cancel()
-                    wanted -= other_holds
+                    # One that doesn't give it back soon, as of a batch that is delivered in part, hides no others.
+                    is_soon = time.monotonic() < other.wanted_back.cancelled_at() + MAX_BACKOFF
+                    wanted -= other_holds if is_soon else 0
             return False
 
     def revoke(self, shard: int) -> None:

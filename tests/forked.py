@@ -31,13 +31,18 @@ context = multiprocessing.get_context("forkserver")
 def start_server() -> None:
     """Starts the process that is forked, unless it runs."""
     context.set_forkserver_preload([__name__])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # older Pythons don't hand over sys.path in time
+    changes = {
+        "PYTHONPATH": os.pathsep.join(sys.path),  # older Pythons don't hand over sys.path in time
+        "PYPY_GC_NURSERY": "16MB",  # as the program has it, which would start its interpreter anew for it
+    }
+    before = dict(os.environ)
+    os.environ.update(changes)
     try:
         forkserver.ensure_running()
     finally:
-        os.environ.pop("PYTHONPATH")
-        os.environ.update({"PYTHONPATH": before} if before is not None else {})
+        for name in changes:
+            del os.environ[name]
+        os.environ.update({name: before[name] for name in changes if name in before})
 
 
 def is_as_here(environment: Mapping[str, str]) -> bool:
@@ -58,7 +63,7 @@ def run(
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
-    os.environ.setdefault("PYPY_GC_NURSERY", "16MB")  # else the program would start its interpreter anew
+    os.environ.setdefault("PYPY_GC_NURSERY", "16MB")
     time.tzset()
     os.chdir(os.path.dirname(stderr))
     for number in (signal.SIGHUP, signal.SIGTERM, *ignored):
