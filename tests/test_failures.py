@@ -543,3 +543,36 @@ def test_a_batch_that_fails_within_the_program_is_tried_again(service, copies):
     flow.wait_for(lambda: puts_arrived(service) > 20, "batches delivered at the second try")
     wait_until_delivered(service)
     assert_all_delivered_once(service)
+
+
+def something_that_always_fails(program, switch, source):
+    """A put from this Source is answered with 500 while the file `switch` is there."""
+    import os
+
+    write = program.PutClient.put_log_raw
+
+    def fail(self, project, logstore, put):
+        if os.path.exists(switch) and source in put.SerializeToString():
+            with open(switch, "a") as file:
+                file.write(".")
+            raise program.CallError("InternalServerError", "", 500)
+        return write(self, project, logstore, put)
+
+    program.PutClient.put_log_raw = fail
+
+
+def test_one_put_that_always_fails_bars_no_others_of_its_target(service, copies, tmp_path):
+    """Of other shards; at the start, too, when nobody knows yet whether the target takes anything."""
+    switch = tmp_path / "switch"
+    switch.touch()
+    service.put(PROJECT, SOURCE, [make_log_group("click", Source="10.9.9.9")], shard=0)
+    copies.start(
+        patch=functools.partial(something_that_always_fails, str(switch), b"10.9.9.9"),
+        constants={"DOUBT_SECONDS": 0.5, "MAX_BACKOFF": 0.5},
+    )
+    service.wait_for(lambda: switch.stat().st_size >= 5, LIMIT, "puts that fail")
+    feed(service, 10, topics=("click",), shard=1)
+    service.wait_for(lambda: service.ledger(PROJECT, "click"), LIMIT, "what another shard has for it")
+    switch.unlink()
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
