@@ -52,12 +52,18 @@ def is_as_here(environment: Mapping[str, str]) -> bool:
 
 
 def run(
-    environment: Mapping[str, str], changes: str, command: Sequence[str], stderr: str, ignored: Sequence[int]
+    environment: Mapping[str, str],
+    changes: str,
+    command: Sequence[str],
+    directory: str,
+    stdout: str,
+    stderr: str,
+    ignored: Sequence[int],
 ) -> None:
-    """In the new process: becomes a copy, in the directory of its stderr. `command` begins with the program's path;
-    `changes` are lines of Python that come before its main part."""
+    """In the new process: becomes a copy. `command` begins with the program's path; `changes` are lines of Python that
+    come before its main part."""
     os.closerange(3, 1024)
-    files = [os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_WRONLY), os.open(stderr, os.O_WRONLY)]
+    files = [os.open(os.devnull, os.O_RDONLY), os.open(stdout, os.O_WRONLY), os.open(stderr, os.O_WRONLY)]
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -65,7 +71,7 @@ def run(
     os.environ.update(environment)
     os.environ.setdefault("PYPY_GC_NURSERY", "16MB")
     time.tzset()
-    os.chdir(os.path.dirname(stderr))
+    os.chdir(directory)
     for number in (signal.SIGHUP, signal.SIGTERM, *ignored):
         signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     if signal.SIGINT not in ignored:

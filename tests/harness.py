@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import types
@@ -157,9 +158,9 @@ class Copy:
         program = program_with(directory, patch, constants)
         if is_as_here(environment):
             self.stderr_path.touch()
-            self.process = ForkedProcess(
-                environment, changes_of(patch, constants), [str(program), *arguments], str(self.stderr_path), ignored
-            )  # type: Union[ForkedProcess, subprocess.Popen[bytes]]
+            command = [str(program), *arguments]
+            files = (str(directory), os.devnull, str(self.stderr_path))
+            self.process = ForkedProcess(environment, changes_of(patch, constants), command, *files, ignored)  # type: Union[ForkedProcess, subprocess.Popen[bytes]]
             return
         with self.stderr_path.open("wb") as stderr, inherited_signals(ignored):
             self.process = subprocess.Popen(
@@ -358,6 +359,8 @@ def run_program(
     environment: Dict[str, str], *arguments: str, cwd: Optional[Path] = None, program: Path = PROGRAM, stdout: str = ""
 ) -> subprocess.CompletedProcess:
     """Runs the program to its end, with both streams as text, or with stdout in the file of that name."""
+    if program == PROGRAM and is_as_here(environment):
+        return run_forked(environment, arguments, str(cwd or os.getcwd()), stdout)
     with open(stdout, "wb") if stdout else contextlib.nullcontext(subprocess.PIPE) as taker:
         return subprocess.run(
             [sys.executable, str(program), *arguments],
@@ -369,6 +372,24 @@ def run_program(
             text=True,
             timeout=LIMIT,
         )
+
+
+def run_forked(
+    environment: Dict[str, str], arguments: Sequence[str], directory: str, stdout: str
+) -> subprocess.CompletedProcess:
+    """As `run_program`; what the program writes goes to files on the way."""
+    with tempfile.TemporaryDirectory() as kept:
+        paths = [stdout or os.path.join(kept, "stdout"), os.path.join(kept, "stderr")]
+        for path in paths:
+            Path(path).touch()
+        command = [str(PROGRAM), *arguments]
+        process = ForkedProcess(environment, "", command, directory, *paths, ())
+        try:
+            status = process.wait(LIMIT)
+        finally:
+            process.kill()
+        texts = [None if path == stdout else Path(path).read_text(encoding="utf-8") for path in paths]
+    return subprocess.CompletedProcess(command, status, *texts)
 
 
 def is_running(process_id: int) -> bool:
