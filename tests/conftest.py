@@ -1,6 +1,7 @@
 """Fixtures: a local Log Service with a source and targets, and copies of dispatch_data.py as processes."""
 
 import dataclasses
+import platform
 
 import hypothesis
 import pytest
@@ -46,6 +47,14 @@ def logstore_config(project=PROJECT, logstore="nginx", **values):
     return LogstoreConfig(**{**empty, **values, "project": project, "logstore": logstore})
 
 
+# What these prove, of tools, of other programs and of how files are read, no other interpreter changes.
+OF_ONE_INTERPRETER = ("test_benchmark.py", "test_env_example.py", "test_foreign_clients.py", "test_live.py")
+
+
 def pytest_collection_modifyitems(items):
     """The slow ones come first: else they come last, and keep everybody waiting in the end."""
+    if platform.python_implementation() == "PyPy":
+        for item in items:
+            if item.path.name in OF_ONE_INTERPRETER:
+                item.add_marker(pytest.mark.skip(reason="CPython runs it, and it is no other on PyPy"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
