@@ -353,7 +353,7 @@ def test_answers_cut_short_are_not_believed(service, copies):
 
 def test_an_answer_that_trickles_for_ever_ends(service, copies):
     """Each byte is in time; the whole is not."""
-    copy = copies.start(constants={"RESPONSE_TIMEOUT": 1})
+    copy = copies.start(constants={"RESPONSE_TIMEOUT": 1, "MAX_RESPONSE_TIMEOUT": 1})
     wait_until_begun(service)
     with service.add_fault("PutLogs", trickle=0.2) as fault:
         feed(service, 8)

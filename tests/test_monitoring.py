@@ -340,7 +340,7 @@ def test_an_answer_that_the_kernel_does_not_take_at_once_arrives_whole(service, 
     targets = {"SLS_LOGSTORE_TO%d" % number: "nginx" for number in range(100, 200)}
     topics = {"SLS_TOPIC_TO%d" % number: "topic-%d" % number for number in range(100, 200)}
     copies.start(SLS_METRICS_PORT=str(port), **targets, **topics, SLS_TOPIC_TO1="nginx", SLS_TOPIC_TO2="a",
-                 SLS_TOPIC_TO3="b", patch=small_buffers)  # fmt: skip
+                 SLS_TOPIC_TO3="b", patch=small_buffers, constants={"REQUEST_TIMEOUT": LIMIT})  # fmt: skip
     wait_for_health(service, port, 200)
     client = not_reading(port)
     assert get(port, "/healthz") == (200, "ok\n")

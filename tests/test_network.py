@@ -123,7 +123,7 @@ def test_a_network_that_fails_loses_nothing(service, tmp_path, trouble, until):
     """And repeats the batches in flight at the most. What a copy has given up is not sent later by its kernel."""
     begin, end = TROUBLES[trouble]
     with Link() as link, Relay(service, link.near_address) as relay, Copies(service, tmp_path) as copies:
-        constants = {"RESPONSE_TIMEOUT": 1, "CONNECT_TIMEOUT": 1}
+        constants = {"RESPONSE_TIMEOUT": 1, "MAX_RESPONSE_TIMEOUT": 1, "CONNECT_TIMEOUT": 1}
         copy = copies.start(patch=link.entering(), constants=constants, **relay.settings())
         feed = SteadyFeed(service)
         service.add_fault("PutLogs", delay=0.1)  # so that some are in the air

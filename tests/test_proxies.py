@@ -197,7 +197,8 @@ def test_whatever_stands_before_the_service_costs_no_log(tmp_path, name, https):
         create_logstores(service)
         with Proxy(name, service, directory) as proxy, Copies(service, tmp_path) as copies:
             tell_all = {"LogThrottle.FIRST": 0.0, "LogThrottle.LONGEST": 0.0}
-            copy = copies.start(constants={**tell_all, "RESPONSE_TIMEOUT": 2}, **proxy.settings(https))
+            soon = {"RESPONSE_TIMEOUT": 2, "MAX_RESPONSE_TIMEOUT": 2}
+            copy = copies.start(constants={**tell_all, **soon}, **proxy.settings(https))
             feed(service, 40)
             service.put(PROJECT, SOURCE, [make_log_group("nginx", 10000) for _ in range(4)])
             wait_until_delivered(service)

@@ -62,7 +62,7 @@ def test_where_a_target_takes_a_share_of_the_puts_hardly_any_is_repeated(service
     feed_separately(service, 200)
     wait_until_delivered(service)
     with taking(service):
-        feed_separately(service, 2000)
+        feed_separately(service, 3000)
         before = logs_arrived(service)
         service.wait_for(lambda: logs_arrived(service) > before + 500, LIMIT, "some puts taken")
         other = copies.start()

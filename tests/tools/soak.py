@@ -48,6 +48,12 @@ KEY_LIFE = 4.0  # seconds, of the keys for sql-audit, which an agent hands out
 TOPICS = ("nginx", "ngnix", "sql_audit", "click", "nobody's")
 
 
+def could_not_start(copy: Copy) -> bool:
+    """Whether it has ended in an orderly way before it joined, since something was wrong then."""
+    is_orderly = copy.process.poll() == 1 and "Traceback" not in copy.stderr()
+    return is_orderly and "INFO consumer " not in copy.log()
+
+
 class Event(NamedTuple):
     """Something that is to happen `at` so many seconds from the start, and to last `seconds` if it lasts at all."""
 
@@ -181,7 +187,7 @@ class Soak:
                 del self.leaving[copy]
                 self.slowest_stop = max(self.slowest_stop, now - since)
                 # Until it has set up its log it can't know better than to die of a signal.
-                if status != 0 and copy.log():
+                if status != 0 and copy.log() and not could_not_start(copy):
                     self.problem("%s was told to stop and ended with status %d" % (self.name(copy), status))
             elif now - since > LONGEST_STOP:
                 del self.leaving[copy]
@@ -204,7 +210,7 @@ class Soak:
         """A refused key, a wrong clock or a missing target ends a copy that starts: it would be started again."""
         self.running.remove(copy)
         status = copy.process.poll()
-        if status == 1 and "INFO consumer " not in copy.log() and "Traceback" not in copy.stderr():
+        if could_not_start(copy):
             self.counts["could not start, started again"] += 1
             self.say("%s could not start: %s" % (self.name(copy), copy.stderr().splitlines()[-1:]))
         else:
