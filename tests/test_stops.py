@@ -64,7 +64,7 @@ def test_where_a_target_takes_a_share_of_the_puts_hardly_any_is_repeated(service
     with taking(service):
         feed_separately(service, 3000)
         before = logs_arrived(service)
-        service.wait_for(lambda: logs_arrived(service) > before + 500, LIMIT, "some puts taken")
+        service.wait_for(lambda: logs_arrived(service) > before + 100, LIMIT, "some puts taken")
         other = copies.start()
         if event == "stop":
             assert copy.stop() == 0
