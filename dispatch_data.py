@@ -3446,8 +3446,7 @@ class PutLoop(threading.Thread):
                 factory = client.factory_for(client.origin)
                 outcome: Any = client.round_trip(factory, put.request, MAX_PUT_ANSWER_BYTES, put.timeout)
             else:
-                seconds = min(CONNECT_TIMEOUT, client.response_timeout)
-                outcome = client.factory_for(client.origin).connect(seconds)
+                outcome = client.factory_for(client.origin).connect(client.connect_timeout)
         except Exception as error:
             outcome = error
         self.call(self.on_opened, put, outcome)
