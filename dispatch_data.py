@@ -45,7 +45,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     puts again_<n>            `put_rejected`, in the place of all these but those that end connections and refresh
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
-    writes the bar            the same, for progress on a terminal
+    writes progress           the same, for the line on a terminal that says how far it is
 
 Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
 Consumer.lock or the ThreadPool's own; CredentialSources.lock, then the redactor's; GroupMember.lock, then those of the
@@ -2652,7 +2652,10 @@ def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
 
 class Drain:
     """What a consumer group has left of what the shards held when this copy started, for --drain; with `until` (unix
-    seconds) of what had arrived before then, and nothing later is pulled. Cursors decide, whoever has delivered."""
+    seconds) of what had arrived before then, and nothing later is pulled. Checkpoints decide, whoever has delivered.
+
+    LogGroups are counted by the positions of cursors: where there is a gap between these, they are fewer.
+    """
 
     LOOK_INTERVAL = 1.0  # seconds
     RATE_SECONDS = 60.0  # for which the rate is told
@@ -2661,8 +2664,8 @@ class Drain:
         self.until = until
         self.retries = RetryLog("source %s" % config, "looks", "can't tell what is left, looking again", config)
         self.ends: dict[int, str] = {}  # shard -> cursor
-        self.begun: dict[int, int] = {}  # shard -> position of the first checkpoint that was seen
-        self.left: dict[int, int] | None = None  # shard -> LogGroups, of those that are not done; None: nobody knows
+        self.totals: dict[int, int] = {}  # shard -> LogGroups that were left when its first checkpoint was seen
+        self.left: dict[int, int] = {}  # shard -> LogGroups, by the last look, of each that is not done
         self.looks: deque[tuple[float, int]] = deque()  # when, by the monotonic clock, and how many were left
 
     def find_ends(self, logstore: LogstoreApi) -> None:
@@ -2676,49 +2679,44 @@ class Drain:
         return "" if self.until is None else self.ends.get(shard, cursor)
 
     def look(self, logstore: LogstoreApi, group: str) -> None:
-        """Finds what is left. Raises CallError."""
-        statuses = {shard["shardID"]: shard["status"] for shard in logstore.list_shards()}
-        checkpoints = logstore.checkpoints(group)
-        left: dict[int, int] = {}
-        for shard in sorted(statuses.keys() & self.ends.keys()):  # one that is gone has taken all its logs with it
-            checkpoint = checkpoints.get(shard, {}).get("checkpoint") or ""
-            # Without a checkpoint it has not begun; where it begins must be kept, unless nothing was ever there to
-            # begin with: in a group that consumes in order nobody is given such a shard.
-            is_begun = cursor_position(checkpoint) >= 0
-            position = cursor_position(checkpoint if is_begun else logstore.get_cursor(shard, "begin"))
-            if is_begun:
-                self.begun.setdefault(shard, position)
-            count = cursor_position(self.ends[shard]) - position
-            if count > 0 or not (is_begun or (not checkpoint and statuses[shard] == "readonly")):
-                left[shard] = max(0, count)
-        self.left = left
-        now = time.monotonic()
-        self.looks.append((now, sum(left.values())))
-        while now - self.looks[0][0] > self.RATE_SECONDS:
-            self.looks.popleft()
-
-    def try_look(self, logstore: LogstoreApi, group: str) -> None:
-        """As `look`, to be called again and again: what fails is told."""
+        """Finds what is left; to be called again and again, for what fails is told."""
         try:
-            self.look(logstore, group)
-            self.retries.on_done("left")
+            # A shard that is gone has taken all its logs with it.
+            statuses = {shard["shardID"]: shard["status"] for shard in logstore.list_shards()}
+            checkpoints = logstore.checkpoints(group)
+            left: dict[int, int] = {}
+            for shard in statuses.keys() & self.ends.keys():
+                checkpoint = checkpoints.get(shard, {}).get("checkpoint") or ""
+                has_begun = cursor_position(checkpoint) >= 0
+                position = cursor_position(checkpoint if has_begun else logstore.get_cursor(shard, "begin"))
+                count = max(0, cursor_position(self.ends[shard]) - position)
+                if has_begun:
+                    self.totals.setdefault(shard, count)
+                # Where it begins has to be saved, even with nothing to deliver. A read-only shard that never had a log
+                # may never begin: in a group that consumes in order nobody is given it.
+                may_stay_so = has_begun or (not checkpoint and statuses[shard] == "readonly")
+                if count or not may_stay_so:
+                    left[shard] = count
         except Exception as error:
             self.retries.on_failure("left", error)
+        else:
+            self.retries.on_done("left")
+            self.left, now = left, time.monotonic()
+            self.looks.append((now, sum(left.values())))
+            while now - self.looks[0][0] > self.RATE_SECONDS:
+                self.looks.popleft()
         self.retries.report_recovery()
 
     def is_done(self) -> bool:
-        return self.left == {}
+        return bool(self.looks) and not self.left
 
     def share_done(self) -> float:
-        """From 0 to 1."""
-        left = self.left or {}
-        totals = [cursor_position(self.ends[shard]) - begun for shard, begun in self.begun.items()]
-        total = sum(max(0, each) for each in totals) + sum(left[shard] for shard in left if shard not in self.begun)
-        return max(0.0, 1 - sum(left.values()) / total) if total else float(not left)
+        """From 0 to 1, after a look."""
+        total = sum({**self.left, **self.totals}.values())
+        return max(0.0, 1 - sum(self.left.values()) / total) if total else float(not self.left)
 
     def __str__(self) -> str:
-        left = sum((self.left or {}).values())
-        (began, before), (now, _) = self.looks[0], self.looks[-1]
+        (began, before), (now, left) = self.looks[0], self.looks[-1]
         rate = (before - left) / max(now - began, 0.1)
         time_left = ", %s to go" % timedelta(seconds=int(left / rate)) if rate > 0 else ""
         return "%d %% done, %d LogGroups left, %d/s%s" % (100 * self.share_done(), left, max(0, rate), time_left)
@@ -5090,9 +5088,6 @@ SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
 LAST_LINES_TIMEOUT = 1.0  # seconds of these that the end waits for lines which are not written yet
 THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
-UNREAD_FILE_HINT = "dispatch_data.py: .env is there, but nobody has exported what it sets: set -a; . ./.env; set +a"
-FIRST_RUN_HINT = "dispatch_data.py: every setting is explained in .env.example"
-DEMO_HINT = "; to see the program work without a cloud account: cd %s && %s -m tests.local_log_service demo"
 
 
 def secret_values(settings: Settings) -> list[str]:
@@ -5164,7 +5159,7 @@ class LogWriter(logging.Handler):
                 self.handle(log.makeRecord(log.name, logging.WARNING, "", 0, words, (dropped,), None))
             self.lines.task_done()
 
-    def drain(self, seconds: float) -> None:
+    def finish(self, seconds: float) -> None:
         """Waits until all is written, but no longer than so many seconds."""
         with self.lines.all_tasks_done:
             self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, seconds)
@@ -5308,12 +5303,13 @@ def log_summary(member: GroupMember, lag_seconds: float | None = None) -> None:
         log.info("%s", line, extra={"is_redacted": True})
 
 
-def progress_bar() -> LogWriter:
-    """Shows each line that is added on the terminal that stderr is, in the place of the one before; what is logged
-    there overwrites it. Raises RuntimeError."""
+def progress_line() -> LogWriter | None:
+    """Shows each text that is added in the place of the one before, on the terminal that stderr is; what is logged
+    overwrites it. None where stderr is no terminal. Raises RuntimeError."""
     handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("\x1b[K%(message)s"))
     handler.terminator = "\r"
-    return LogWriter(handler, "writes the bar")
+    return LogWriter(handler, "writes progress") if sys.stderr.isatty() else None
 
 
 class News:
@@ -5335,9 +5331,9 @@ class News:
             self.waiting.remove(target)
 
 
-def report_loop(member: GroupMember, bar: LogWriter | None = None) -> None:
-    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag. `bar` is
-    for the progress of a drain."""
+def report_loop(member: GroupMember, progress: LogWriter | None) -> None:
+    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag. `progress`
+    is for that of a drain."""
     next_summary = time.monotonic() + SUMMARY_INTERVAL
     next_look, drain, news = 0.0, member.drain, News(member)
     with watchdog.watching("tells", is_permanent=True):
@@ -5350,16 +5346,16 @@ def report_loop(member: GroupMember, bar: LogWriter | None = None) -> None:
                 client = member.source.client
                 client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
                 if drain and member.consumer and not drain.is_done() and time.monotonic() > next_look:
-                    drain.try_look(member.source, member.group)
+                    drain.look(member.source, member.group)
                     next_look = time.monotonic() + drain.LOOK_INTERVAL
-                    if bar and drain.looks:
+                    if progress and drain.looks:
                         full = int(20 * drain.share_done())
-                        bar.add_line("\x1b[K[%s%s] %s" % ("#" * full, "." * (20 - full), drain))
+                        progress.add_line("[%s%s] %s" % ("#" * full, "." * (20 - full), drain))
                 if time.monotonic() > next_summary:
                     member.measure_lag()
                     log_summary(member, member.lag)
                     if drain and drain.left:
-                        log.info("drain: %s, in shards %s", drain, ",".join(map(str, drain.left)))
+                        log.info("drain: %s, in shards %s", drain, ",".join(map(str, sorted(drain.left))))
                     next_summary = time.monotonic() + SUMMARY_INTERVAL
                     member.compare_routes()
 
@@ -5378,10 +5374,9 @@ def tune_process() -> None:
 class PutAgain:
     """Puts LogGroups that were set aside into one target, and deletes each file once the target has taken it."""
 
-    def __init__(self, settings: TargetSettings, credential_source: CredentialSource) -> None:
-        self.name, self.config = settings.name, settings.config
-        client = PooledLogClient(self.config, credential_source)
-        self.write = functools.partial(client.put_log_raw, self.config.project, self.config.logstore)
+    def __init__(self, target: TargetSettings, credential_source: CredentialSource) -> None:
+        self.name, self.config = target.name, target.config
+        self.client = PooledLogClient(self.config, credential_source)
         self.retries = RetryLog(self.name, "puts", "a put failed and is tried again", self.config)
         self.lock = threading.Lock()  # over:
         self.throttles: dict[str, LogThrottle] = defaultdict(LogThrottle)  # by the code of refusals
@@ -5389,7 +5384,7 @@ class PutAgain:
     def try_put(self, log_group: LogGroup) -> CallError | None:
         """None once it is taken, else why it is not. Raises CallError where time alone may mend that."""
         try:
-            self.write(log_group)
+            self.client.put_log_raw(self.config.project, self.config.logstore, log_group)
         except CallError as error:
             if error.is_transient():
                 raise
@@ -5408,14 +5403,24 @@ class PutAgain:
                 return "put"
             with self.lock:
                 if self.throttles[refusal.code].admit():
-                    words = self.name, path, describe_error(refusal, self.config)
-                    log.error("%s: %s is refused still, and kept: %s", *words)
+                    why = describe_error(refusal, self.config)
+                    log.error("%s: %s is refused still, and kept: %s", self.name, path, why)
             return "refused"
         except Cancelled:
             return "left"
         except Exception as error:  # such as no permission
             log.error("%s: %s", path, escape_for_log(repr(error)))
             return "left"
+
+
+def lock_until_the_end(directory: str) -> None:
+    """Until the process ends: two --put-rejected at a time would put all of it twice. Raises StartupError."""
+    try:
+        fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartupError("%s: another --put-rejected works on it" % directory) from None
+    except OSError:
+        pass  # some file systems know no locks
 
 
 def rejected_files(directory: str, targets: Sequence[TargetSettings]) -> list[tuple[TargetSettings, str]]:
@@ -5427,72 +5432,63 @@ def rejected_files(directory: str, targets: Sequence[TargetSettings]) -> list[tu
     files, problems = [], []
     for name in names:
         number = re.fullmatch(r"TO([1-9][0-9]{0,8})-.*\.loggroup", name)
-        target, path = by_number.get(int(number.group(1))) if number else None, os.path.join(directory, name)
-        beginning = DeadLetterDirectory.beginning_of_name(target.number, target.config) if target else ""
-        rest = r"[0-9]+-[0-9]+-[0-9a-f]{32}(-[A-Za-z]+)?\.loggroup"
-        if target and re.fullmatch(re.escape(beginning) + rest, name):
+        if not number:
+            continue
+        path, target = os.path.join(directory, name), by_number.get(int(number.group(1)))
+        if not target:
+            problems.append("%s: the settings have no such target" % path)
+        elif not re.fullmatch(
+            re.escape(DeadLetterDirectory.beginning_of_name(target.number, target.config))
+            + r"[0-9]+-[0-9]+-[0-9a-f]{32}(-[A-Za-z]+)?\.loggroup", name
+        ):  # fmt: skip
+            problems.append("%s: is not of %s, as the settings have it" % (path, target.name))
+        else:
             files.append((target, path))
-        elif number:
-            words = (
-                "is not of %s, as the settings have it" % target.name if target else "the settings have no such target"
-            )
-            problems.append("%s: %s" % (path, words))
     if problems:
         raise StartupError("\n".join([*problems[:10], "%d of %d files; nothing is put" % (len(problems), len(names))]))
     return files
 
 
-class SignalToken(CancelToken):
-    """Cancelled by the first signal of those in a list that is filled as they come."""
-
-    def __init__(self, caught_signals: Sequence[int]) -> None:
-        super().__init__()
-        self.caught_signals = caught_signals
-
-    def cancelled_at(self) -> float:
-        return float("-inf") if self.caught_signals else super().cancelled_at()
-
-
 def put_rejected(settings: Settings, directory: str) -> int:
     """Puts what was set aside in a directory into the targets, and deletes it there; the exit status: 1 unless all of
-    it was taken. Raises OSError, StartupError, RuntimeError."""
-    stop = SignalToken(install_signal_handlers())
+    it was taken."""
+    caught_signals, stop = install_signal_handlers(), CancelToken()
     tune_process()
-    try:  # until the process ends: two of these at a time would put all of it twice
-        fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StartupError("%s: another --put-rejected works on it" % directory) from None
-    except OSError:
-        pass  # some file systems know no locks
-    files = rejected_files(directory, settings.targets)
-    random.shuffle(files)  # lest a target that is slow holds up the others
-    sources, counts = CredentialSources(), Counter({"put": 0, "refused": 0, "left": 0})
-    outcomes: deque[str] = deque()
-    targets = {target.number: PutAgain(target, sources.of(target.config)) for target, _ in files}
-    threads = ThreadPool(settings.writers, "puts again")
+    outcomes: list[str] = []  # of PutAgain.put, one for each file that is done with
+    try:
+        lock_until_the_end(directory)
+        files = rejected_files(directory, settings.targets)
+        random.shuffle(files)  # lest a target that is slow holds up the others
+        sources, progress = CredentialSources(), progress_line()
+        putters = {target: PutAgain(target, sources.of(target.config)) for target in {target for target, _ in files}}
+        threads = ThreadPool(settings.writers, "puts again")
+    except (OSError, RuntimeError, StartupError) as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        return 1
     for target, path in files:
-        put = threads.submit(targets[target.number].put, path, stop)
-        put.add_done_callback(lambda done: outcomes.append(done.result()))
-    bar = progress_bar() if sys.stderr.isatty() else None
+        task = threads.submit(putters[target].put, path, stop)
+        task.add_done_callback(lambda done: outcomes.append(done.result()))
     began, end = time.monotonic(), float("inf")
     next_line = began + SUMMARY_INTERVAL
-    while sum(counts.values()) < len(files) and time.monotonic() < end:
+    while len(outcomes) < len(files) and time.monotonic() < end:
         time.sleep(MAIN_LOOP_INTERVAL)
-        while outcomes:
-            counts[outcomes.popleft()] += 1
-        now = time.monotonic()
-        words = counts["put"], len(files), counts["refused"], counts["put"] / (now - began)
-        if stop.is_cancelled() and end == float("inf"):
+        now, put = time.monotonic(), outcomes.count("put")
+        words = "%d of %d LogGroups put, %d refused still, %d/s"
+        text = words % (put, len(files), outcomes.count("refused"), put / (now - began))
+        if caught_signals and not stop.is_cancelled():
             log.info("told to stop: puts in flight have %g s", SHUTDOWN_TIMEOUT)
+            stop.cancel()
             end = now + SHUTDOWN_TIMEOUT
-        elif bar:
-            bar.add_line("\x1b[K%d of %d LogGroups put, %d refused still, %d/s" % words)
+        elif progress:
+            progress.add_line(text)
         elif now > next_line:
-            log.info("%d of %d LogGroups put, %d refused still, %d/s", *words)
+            log.info("%s", text)
             next_line = now + SUMMARY_INTERVAL
-    left = len(files) - counts["put"] - counts["refused"]
-    show("%d LogGroups put and deleted, %d refused still and kept, %d left" % (counts["put"], counts["refused"], left))
-    return int(counts["put"] < len(files))
+    put, refused = outcomes.count("put"), outcomes.count("refused")
+    left = len(files) - put - refused
+    show("%d LogGroups put and deleted, %d refused still and kept, %d left" % (put, refused, left))
+    return int(put < len(files))
 
 
 class Ending(enum.Enum):
@@ -5505,19 +5501,15 @@ class Ending(enum.Enum):
     FAILED = "it could not start, or has a defect", 1
 
 
-def wait_for_ending(member: GroupMember, caught_signals: Sequence[int]) -> Ending:
-    """Waits until the copy is told to stop, or can't go on."""
-    drain = member.drain
-    while not (caught_signals or member.expired_tokens() or (drain and drain.is_done())) and member.is_alive():
-        time.sleep(MAIN_LOOP_INTERVAL)
-    expired = member.expired_tokens()
-    for name in expired:
-        log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
-    if drain and drain.is_done():
+def why_to_end(member: GroupMember, caught_signals: Sequence[int]) -> Ending | None:
+    """None as long as there is no reason."""
+    if member.drain and member.drain.is_done():
         return Ending.DRAINED
     if caught_signals:
-        return Ending.UNDRAINED if drain else Ending.STOPPED
-    return Ending.EXPIRED if expired else Ending.FAILED
+        return Ending.UNDRAINED if member.drain else Ending.STOPPED
+    if member.expired_tokens():
+        return Ending.EXPIRED
+    return None if member.is_alive() else Ending.FAILED
 
 
 def run(settings: Settings, drain: Drain | None = None) -> int:
@@ -5527,15 +5519,18 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
     try:
         credential_sources = CredentialSources()
         member = GroupMember(settings, Delivery(settings, credential_sources), credential_sources, drain)
-        bar = progress_bar() if drain and sys.stderr.isatty() else None
+        progress = progress_line() if drain else None
         if settings.metrics_port:
             MetricsServer(settings, member)
         member.start()
-        threading.Thread(target=report_loop, args=(member, bar), name="tells", daemon=True).start()
+        threading.Thread(target=report_loop, args=(member, progress), name="tells", daemon=True).start()
     except RuntimeError as error:
         log.error("%s; %s", error, THREAD_LIMIT_HINT)
         return 1
-    ending = wait_for_ending(member, caught_signals)
+    while not (ending := why_to_end(member, caught_signals)):
+        time.sleep(MAIN_LOOP_INTERVAL)
+    for name in member.expired_tokens():
+        log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
     left = member.stop(SHUTDOWN_TIMEOUT)
     if left:
         log.warning(
@@ -5560,22 +5555,23 @@ def non_negative_float(text: str) -> float:
 
 def time_before_now(text: str) -> int:
     """The value of --until, in unix seconds. Raises argparse.ArgumentTypeError."""
-    try:
+    with contextlib.suppress(ValueError):
         start = parse_cursor_start(text)
         if isinstance(start, int):
             return start
-    except ValueError:
-        pass
     words = "%r is wrong; right would be a time that has passed, such as 2018-12-26T00:00:00+08:00"
     raise argparse.ArgumentTypeError(words % text)
 
 
-def first_run_hint() -> str:
-    """Where to find what can be set, and a demonstration where that lies beside the program."""
-    directory = os.path.dirname(os.path.abspath(__file__))
-    has_demo = os.path.isdir(os.path.join(directory, "tests", "local_log_service"))
-    demo = DEMO_HINT % (shlex.quote(directory), shlex.quote(sys.executable)) if has_demo else ""
-    return FIRST_RUN_HINT + demo
+def first_run_hints() -> Iterator[str]:
+    """What whoever has set nothing yet may do."""
+    if os.path.exists(".env"):
+        yield "dispatch_data.py: .env is there, but nobody has exported what it sets: set -a; . ./.env; set +a"
+    text, directory = "dispatch_data.py: every setting is explained in .env.example", os.path.dirname(__file__) or "."
+    if os.path.isdir(os.path.join(directory, "tests", "local_log_service")):
+        where = shlex.quote(os.path.abspath(directory)), shlex.quote(sys.executable)
+        text += "; to see the program work without a cloud account: cd %s && %s -m tests.local_log_service demo" % where
+    yield text
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -5630,20 +5626,6 @@ def show_what_is_asked(settings: Settings, parsed: argparse.Namespace) -> int:
     return show_status(settings, parsed.json, parsed.max_lag)
 
 
-def dispatch(settings: Settings, parsed: argparse.Namespace) -> int:
-    """What puts logs; returns the exit status."""
-    if parsed.drain:
-        return run(settings, Drain(settings.source, parsed.until))
-    if not parsed.put_rejected:
-        return run(settings)
-    try:
-        return put_rejected(settings, parsed.put_rejected)
-    except (OSError, RuntimeError, StartupError) as error:
-        for line in str(error).splitlines():
-            log.error("%s", line)
-        return 1
-
-
 def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
     """The program; returns the exit status: see `help_text`."""
     parsed = read_arguments(arguments)
@@ -5652,7 +5634,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     except SettingsError as error:
         lines = ["dispatch_data.py: %s" % problem for problem in error.args]
         if any(" is missing: " in problem for problem in error.args):
-            lines += [UNREAD_FILE_HINT] * os.path.exists(".env") + [first_run_hint()]
+            lines += first_run_hints()
         show("\n".join(lines), sys.stderr)
         return 2
     redactor.add(float("inf"), *secret_values(settings))
@@ -5670,29 +5652,31 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         for warning in settings.warnings:
             log.warning("%s", warning)
-        return dispatch(settings, parsed)
+        if parsed.put_rejected:
+            return put_rejected(settings, parsed.put_rejected)
+        return run(settings, Drain(settings.source, parsed.until) if parsed.drain else None)
     except Exception:
         log.exception("a defect of this program")
         return 1
     finally:
         end = time.monotonic() + LAST_LINES_TIMEOUT
         for writer in writers:
-            writer.drain(end - time.monotonic())
+            writer.finish(end - time.monotonic())
 
 
 if __name__ == "__main__":
-    status = 1
+    status = 1  # unless all that there was to say is said
     try:
         try:
-            status = main()
+            end_status = main()
         except SystemExit as end:  # argparse's way
             sys.stderr.flush()
-            status = int(end.code or 0)
+            end_status = int(end.code or 0)
         sys.stdout.flush()
+        status = end_status
     except BrokenPipeError:  # as by `head`: who took the first lines wants no more, and no word about that
-        status = 1
+        pass
     except OSError as error:  # such as stdout on a full disk
-        status = 1
         with contextlib.suppress(OSError):
             show("dispatch_data.py: %s" % error, sys.stderr)
     except Exception:
