@@ -99,6 +99,7 @@ if __name__ == "__main__":  # the other imports take a moment: Ctrl-C meanwhile 
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import argparse
+import asyncio
 import base64
 import bisect
 import concurrent.futures
@@ -4898,7 +4899,7 @@ class GroupMember(threading.Thread):
 # ---- monitoring: what the process counts, and whether its loops stand still, over HTTP -------------------------------
 
 WATCHDOG_TIMEOUT = 60.0  # seconds; a loop of the process that has stood still for longer is stuck
-REQUEST_TIMEOUT = 2.0  # seconds that a client has for its request, again for taking the answer, and for hanging up
+REQUEST_TIMEOUT = 5.0  # seconds that a client has for its request, for taking the answer, and for hanging up
 MAX_REQUEST = 16 * 1024  # bytes
 MAX_CLIENTS = 64  # connections at once; fewer where this process may open fewer than 1024 files
 
@@ -4952,82 +4953,52 @@ class MetricsServer:
         is_ipv6 = ":" in settings.metrics_host
         family, is_dual = socket.AF_INET6 if is_ipv6 else socket.AF_INET, is_ipv6 and socket.has_dualstack_ipv6()
         self.member = member
-        # Where one more comes, the oldest is closed.
         self.max_clients = min(MAX_CLIENTS, max(4, connection_budget() // 5))
-        # Each client, the oldest first: its conversation, what that waits for, and until when, by the monotonic clock.
-        self.clients: dict[socket.socket, tuple[Iterator[int], int, float]] = {}
+        # What goes on with each client, the oldest first, and what ends it in time.
+        self.conversations: dict[asyncio.Task[None], asyncio.TimerHandle] = {}
         try:
             # Who finds the backlog full tries again after a second.
             self.listener = socket.create_server(address, family=family, backlog=1024, dualstack_ipv6=is_dual)
             self.listener.setblocking(False)
-            self.selector = selectors.DefaultSelector()
-            self.selector.register(self.listener, selectors.EVENT_READ)
-            threading.Thread(target=self.serve, name="serves metrics", daemon=True).start()
+            threading.Thread(target=lambda: asyncio.run(self.serve()), name="serves metrics", daemon=True).start()
         except (OSError, RuntimeError) as error:
             log.warning("SLS_METRICS_PORT: this copy goes on without: can't listen on %s port %d: %s", *address, error)
 
-    def serve(self) -> None:
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
-            for key, _ in self.selector.select(REQUEST_TIMEOUT / 4):
-                client: Any = key.fileobj
-                with contextlib.suppress(MemoryError):  # whoever asks gets no answer in time, and asks again
-                    self.accept() if client is self.listener else self.go_on(client)
-            now = time.monotonic()
-            for client in [each for each, (_, _, deadline) in self.clients.items() if now > deadline]:
-                self.hang_up(client)
+            try:
+                client, _ = await loop.sock_accept(self.listener)
+                conversation = loop.create_task(self.converse(client))
+                self.conversations[conversation] = loop.call_later(REQUEST_TIMEOUT, self.hang_up, conversation)
+                conversation.add_done_callback(self.hang_up)
+                is_full, pause = len(self.conversations) > self.max_clients, 0.0
+            except (OSError, MemoryError) as error:  # it has gone already; or this process may open no more files
+                is_full, pause = getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE), 0.01
+            if is_full and self.conversations:
+                self.hang_up(next(iter(self.conversations)))  # the oldest
+            await asyncio.sleep(pause)  # also when it is 0, the conversations go on meanwhile
 
-    def accept(self) -> None:
-        if len(self.clients) >= self.max_clients:
-            self.hang_up(next(iter(self.clients)))
-        try:
-            client, _ = self.listener.accept()
-            client.setblocking(False)
-            self.selector.register(client, selectors.EVENT_READ)
-        except OSError as error:  # it has gone already; or this process may open no more files
-            if self.clients and error.errno in (errno.EMFILE, errno.ENFILE):
-                self.hang_up(next(iter(self.clients)))
-            time.sleep(0.01)
-            return
-        self.clients[client] = self.converse(client), 0, 0.0
-        self.go_on(client)
+    def hang_up(self, conversation: asyncio.Task[None]) -> None:
+        if conversation in self.conversations:
+            self.conversations.pop(conversation).cancel()
+            conversation.cancel()
 
-    def go_on(self, client: socket.socket) -> None:
-        """Takes a conversation to where it has to wait next, or to its end."""
-        if client not in self.clients:  # to make room, in this same round
-            return
-        conversation, waits_for, _ = self.clients[client]
-        try:
-            event = next(conversation)
-        except Exception:  # its end; or a client that goes away in the middle, which is no news
-            self.hang_up(client)
-            return
-        if event != waits_for:
-            self.selector.modify(client, event)
-            self.clients[client] = conversation, event, time.monotonic() + REQUEST_TIMEOUT
-
-    def hang_up(self, client: socket.socket) -> None:
-        self.selector.unregister(client)
-        del self.clients[client]
-        client.close()
-
-    def converse(self, client: socket.socket) -> Iterator[int]:
-        """Answers one request; yields the event that it waits for before each use of the socket. Raises OSError."""
-        request = b""
-        while not re.search(rb"\r?\n\r?\n", request):
-            yield selectors.EVENT_READ
-            data = client.recv(4096)
-            request += data
-            if not data or len(request) > MAX_REQUEST:
-                return
-        answer = self.answer(request)
-        while answer:
-            yield selectors.EVENT_WRITE
-            answer = answer[client.send(answer) :]
-        client.shutdown(socket.SHUT_WR)
-        for _ in range(MAX_REQUEST // 4096):  # closed with something unread the connection is reset, the answer lost
-            yield selectors.EVENT_READ
-            if not client.recv(4096):
-                return
+    async def converse(self, client: socket.socket) -> None:
+        """Answers one request."""
+        loop, request = asyncio.get_running_loop(), b""
+        with client, contextlib.suppress(Exception):  # a client that goes away in the middle is no news
+            while not re.search(rb"\r?\n\r?\n", request):
+                data = await loop.sock_recv(client, 4096)
+                request += data
+                if not data or len(request) > MAX_REQUEST:
+                    return
+            await loop.sock_sendall(client, self.answer(request))
+            client.shutdown(socket.SHUT_WR)
+            # Closed with something unread the connection is reset, and the answer lost.
+            for _ in range(MAX_REQUEST // 4096):
+                if not await loop.sock_recv(client, 4096):
+                    return
 
     def answer(self, request: bytes) -> bytes:
         """To a whole request, GET or HEAD."""
