@@ -2580,7 +2580,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
                 log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
 
 
-# ---- check and status: what --check and --status tell, changing nothing ----------------------------------------------
+# ---- check and status: what a start, --check, --status and --drain find out, changing nothing ------------------------
 
 CHECK_TIMEOUT = 10.0  # seconds for an answer
 START_PATIENCE = 15.0  # seconds that a start waits for what the targets say
@@ -2603,7 +2603,6 @@ class ShardStatus:
     checkpoint_time: int | None  # unix seconds: when the next log to deliver arrived
     behind_seconds: float | None  # since then, 0 with nothing left to deliver; None: nobody knows
     updated_time: float | None  # unix seconds: when the checkpoint was saved
-    is_at_end: bool  # nothing is left to deliver, by the cursors; 0 seconds behind may be less than one. Not shown
 
 
 def read_shard_status(
@@ -2615,11 +2614,11 @@ def read_shard_status(
     """
     entries = logstore.checkpoints(group)
     shards = [shard for shard in logstore.list_shards() if only is None or shard["shardID"] in only]
-    statuses = mapper(lambda shard: probe_shard(logstore, shard, entries.get(shard["shardID"], {})), shards)
+    statuses = mapper(lambda shard: read_one_shard(logstore, shard, entries.get(shard["shardID"], {})), shards)
     return sorted(statuses, key=lambda status: status.shard)
 
 
-def probe_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[str, Any]) -> ShardStatus:
+def read_one_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[str, Any]) -> ShardStatus:
     """Asks of one shard, as LogstoreApi.list_shards has it; `entry` is of LogstoreApi.checkpoints. Raises CallError.
 
     A shard that holds no log has nothing left to deliver, with a checkpoint, an expired one or none. With logs and no
@@ -2641,7 +2640,7 @@ def probe_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[
     updated = entry["updateTime"] / 1e6 if entry.get("updateTime") else None
     return ShardStatus(
         shard=number, status=shard["status"], holder=entry.get("consumer") or "", checkpoint=checkpoint,
-        checkpoint_time=arrival, behind_seconds=behind, updated_time=updated, is_at_end=is_at_end,
+        checkpoint_time=arrival, behind_seconds=behind, updated_time=updated,
     )  # fmt: skip
 
 
@@ -2744,51 +2743,6 @@ class CheckResult:
         return "%s: %s" % (self.verdict.value, self.text)
 
 
-def probe(
-    subject: str,
-    config: LogstoreConfig,
-    sources: CredentialSources,
-    probe_reading: Callable[[LogstoreApi], tuple[str, bool]] | None = None,
-) -> CheckResult:
-    """Tries a logstore with calls that only read; `subject` is what it is called in what is shown.
-
-    `probe_reading` is for one that is read from: see `probe_group`. A key for one that is written to may not look.
-    """
-    logstore = LogstoreApi(config, sources.of(config), CHECK_TIMEOUT, keep_alive=False)
-    try:
-        count = len(logstore.list_shards())
-        of_group, group_has_begun = probe_reading(logstore) if probe_reading else ("", True)
-        text = "%d shard%s%s" % (count, "" if count == 1 else "s", of_group)
-        return CheckResult(subject, Verdict.OK, text, group_has_begun=group_has_begun)
-    except CallError as failure:
-        text = describe_error(failure, config)
-        if failure.is_transient():
-            return CheckResult(subject, Verdict.UNREACHABLE, text)
-        if failure.is_missing_permission and not probe_reading:
-            words = "the key may not look, whether it may write the first put will show: %s"
-            return CheckResult(subject, Verdict.UNVERIFIED, words % failure)
-        return CheckResult(subject, Verdict.WRONG, text, cause=failure.code + failure.hint.format(**config.variables))
-
-
-def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
-    """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallError."""
-    name, groups = settings.consumer_group, logstore.consumer_groups()
-    if groups is None:
-        text = ", could not verify the consumer group, for the key may not list them"
-        try:
-            return text, has_checkpoints(logstore.checkpoints(name))
-        except CallError as error:
-            if error.code != "ConsumerGroupNotExist":
-                raise
-            return text, False
-    if name in groups:
-        checkpoints = logstore.checkpoints(name)
-        remarks = group_warnings(groups[name], checkpoints, settings.heartbeat_interval)
-        return "; ".join([", consumer group %s exists" % name, *remarks]), has_checkpoints(checkpoints)
-    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
-    return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full), False
-
-
 def unreadable_checkpoint(shard: int, entry: Mapping[str, Any]) -> CallError:
     """What there is to say of a checkpoint that is no cursor, an entry of LogstoreApi.checkpoints."""
     text, by = escape_for_log(entry["checkpoint"], 60), escape_for_log(entry.get("consumer") or "nobody", 70)
@@ -2821,22 +2775,64 @@ def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], int
         yield line % (name, ", ".join(strange[:3]))
 
 
-def probe_all(settings: Settings, sources: CredentialSources, patience: float | None = None) -> list[CheckResult]:
+def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
+    """What a start would find of its consumer group, in words, and whether the group has begun. Raises CallError."""
+    name, groups = settings.consumer_group, logstore.consumer_groups()
+    if groups is None:
+        text = ", could not verify the consumer group, for the key may not list them"
+        try:
+            return text, has_checkpoints(logstore.checkpoints(name))
+        except CallError as error:
+            if error.code != "ConsumerGroupNotExist":
+                raise
+            return text, False
+    if name in groups:
+        checkpoints = logstore.checkpoints(name)
+        remarks = group_warnings(groups[name], checkpoints, settings.heartbeat_interval)
+        return "; ".join([", consumer group %s exists" % name, *remarks]), has_checkpoints(checkpoints)
+    full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
+    return ", consumer group %s will be made, beside %d others%s" % (name, len(groups), full), False
+
+
+def probe(
+    subject: str, config: LogstoreConfig, sources: CredentialSources, group_settings: Settings | None = None
+) -> CheckResult:
+    """Tries a logstore with calls that only read; `subject` is what it is called in what is shown.
+
+    With `group_settings` it is the source, and its consumer group is looked at as well. A key for a target may not
+    look.
+    """
+    logstore = LogstoreApi(config, sources.of(config), CHECK_TIMEOUT, keep_alive=False)
+    try:
+        count = len(logstore.list_shards())
+        of_group, group_has_begun = probe_group(group_settings, logstore) if group_settings else ("", True)
+        text = "%d shard%s%s" % (count, "" if count == 1 else "s", of_group)
+        return CheckResult(subject, Verdict.OK, text, group_has_begun=group_has_begun)
+    except CallError as failure:
+        text = describe_error(failure, config)
+        if failure.is_transient():
+            return CheckResult(subject, Verdict.UNREACHABLE, text)
+        if failure.is_missing_permission and not group_settings:
+            words = "the key may not look, whether it may write the first put will show: %s"
+            return CheckResult(subject, Verdict.UNVERIFIED, words % failure)
+        return CheckResult(subject, Verdict.WRONG, text, cause=failure.code + failure.hint.format(**config.variables))
+
+
+def probe_all(settings: Settings, sources: CredentialSources, patience: float = float("inf")) -> list[CheckResult]:
     """Probes the source and every target at the same time; the source comes first. A target that has said nothing when
     `patience`, in seconds, is over is not waited for: nobody can tell how long its name takes to be found."""
-    end = time.monotonic() + (patience or 0.0)
+    end = time.monotonic() + patience
     threads = ThreadPool(PROBE_CONCURRENCY, "probe")
-    of_source = threads.submit(probe, settings.source_name, settings.source, sources,
-                               functools.partial(probe_group, settings))  # fmt: skip
+    of_source = threads.submit(probe, settings.source_name, settings.source, sources, settings)
     of_targets = [(target, threads.submit(probe, target.name, target.config, sources)) for target in settings.targets]
     threads.shutdown(wait=False)
     results = [of_source.result()]
     for target, result in of_targets:
         try:
-            results.append(result.result(max(0.0, end - time.monotonic()) if patience else None))
+            results.append(result.result(min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX)))
         except concurrent.futures.TimeoutError:
-            words = "nothing is known of it after %g s" % patience if patience else ""
-            results.append(CheckResult(target.name, Verdict.UNREACHABLE, words))
+            text = "nothing is known of it after %g s" % patience
+            results.append(CheckResult(target.name, Verdict.UNREACHABLE, text))
     return results
 
 
@@ -2913,16 +2909,17 @@ def show_check(settings: Settings, offline: bool) -> int:
 def show_route(settings: Settings, topics: Sequence[str]) -> int:
     """Prints where each topic goes, and by which variable; the exit status: 1 when one of them goes nowhere."""
     routes = Routes({target.number: target.topics for target in settings.targets})
-    targets = {target.number: target for target in settings.targets}
-    numbers = [routes.target_of(decode_utf8(topic)) for topic in topics]
+    targets: dict[int | None, TargetSettings] = {target.number: target for target in settings.targets}
+    found = [(topic, targets.get(routes.target_of(topic))) for topic in map(decode_utf8, topics)]
     rows = []
-    for topic, number in zip(topics, numbers):
-        by = "no SLS_TOPIC_TO<n> has it"
-        if number is not None:
-            by = "SLS_TOPIC_TO%d=%s" % (number, ",".join(topic.spelling for topic in targets[number].topics))
-        rows.append((spell_out(decode_utf8(topic)), targets[number].name if number is not None else "nowhere", by))
+    for topic, target in found:
+        name, by = "nowhere", "no SLS_TOPIC_TO<n> has it"
+        if target:
+            name = target.name
+            by = "SLS_TOPIC_TO%d=%s" % (target.number, ",".join(each.spelling for each in target.topics))
+        rows.append((spell_out(topic), name, by))
     show(table(rows))
-    return int(None in numbers)
+    return int(not all(target for _, target in found))
 
 
 def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: float) -> str:
@@ -2955,20 +2952,20 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
     try:
         statuses = read_shard_status(logstore, group, mapper=ThreadPool(PROBE_CONCURRENCY, "probe").map)
     except CallError as error:
-        subject = "%s, consumer group %s" % (settings.source_name, group)
-        is_missing = error.code == "ConsumerGroupNotExist"  # here nobody knows that it was ever there
-        told = "%s; it is not made yet, the first copy that starts makes it" % error if is_missing else ""
-        show("%s: %s" % (subject, told or describe_error(error, source)), sys.stderr)
+        text = describe_error(error, source)
+        if error.code == "ConsumerGroupNotExist":  # here nobody knows that it was ever there
+            text = "%s; it is not made yet, the first copy that starts makes it" % error
+        show("%s, consumer group %s: %s" % (settings.source_name, group, text), sys.stderr)
         return 1
     now = logstore.client.server_time()
     ahead = time.time() - now
     if abs(ahead) > CLOCK_TOLERANCE:
-        words = abs(ahead), "ahead of" if ahead > 0 else "behind"
-        show("this machine's clock is %.0f s %s the service's, by which this is told" % words, sys.stderr)
+        where = "ahead of" if ahead > 0 else "behind"
+        show("this machine's clock is %.0f s %s the service's, by which this is told" % (abs(ahead), where), sys.stderr)
     behind = largest_lag(statuses)
     if as_json:
         shards = [{name: redactor.redact(value) if isinstance(value, str) else value
-                   for name, value in vars(each).items() if name != "is_at_end"} for each in statuses]  # fmt: skip
+                   for name, value in vars(each).items()} for each in statuses]  # fmt: skip
         print(json.dumps({"project": source.project, "logstore": source.logstore, "consumer_group": group,
                           "time": now, "behind_seconds": behind, "shards": shards}, indent=2))  # fmt: skip
     else:
