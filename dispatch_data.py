@@ -9,22 +9,22 @@ Every copy of this program joins one consumer group on the source logstore. The 
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Who calls
 whom:
 
-    main                              the settings, then `run` until a signal comes, or all is drained
+    main                              the settings, then what is asked: `run`, until a signal comes or all is drained
       GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
         Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
           ShardConsumer.consume       which begins tasks in threads, one of each kind at a time:
             load_checkpoint           where the shard begins
             pull                      up to three batches of LogGroups wait in memory
             deliver                   the oldest batch:
-              Delivery.deliver        the callback that routes each LogGroup by its Topic
-                PutLoop, Target       functools.partial of PutClient.put_log_raw; each put is tried until it is accepted
-              cut_batch               where the batch ends before its end, what is delivered becomes one of its own
+              Delivery.deliver        the routing callback: finds each LogGroup's target by its Topic
+                PutLoop, Target       each put, a functools.partial of PutClient.put_log_raw, is tried until accepted
+              cut_batch               of a batch that is ended early, what is delivered becomes one of its own
               save                    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
 A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
-Read on in order: topics, settings, LogGroups as bytes, errors and retry, credentials, the service, check and status,
-delivery, consumer, monitoring, command line. Each section needs only those before it, but for the Watchdog, which ends
+Read on in order: topics, settings, log groups, failures, credentials, the service, check and status, delivery,
+consumer, monitoring, command line. Each section needs only those before it, but for the Watchdog, which ends
 connections, and these come with the service.
 
 Threads, by the names that a stack dump shows. None is waited for: the process ends by os._exit, whatever they do.
@@ -37,12 +37,13 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
     puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
     opens connections_<n>     PutLoop.opener, for the puts
-    probe_<n>                 `probe` of all logstores at the start
+    probe_<n>                 `probe` of all logstores at the start; of all shards for --status
     tells                     report_loop: summaries, recoveries, stale connections
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
-    puts again_<n>            `put_rejected`, in the place of all these but those that end connections and refresh
+    puts again_<n>            `put_rejected`: there are no others above then, but MainThread and those that end
+                              connections and refresh
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
     writes progress           the same, for the line on a terminal that says how far it is
@@ -70,7 +71,7 @@ What is private to others, or theirs and replaced here; the test goes red when a
                               threading's: multiprocessing's needs /dev/shm, and one more process from Python 3.14 on
                               test_without_shared_memory_it_works_too
     aliyun.log.LogClient._getHttpResponse
-                              PooledLogClient's: requests costs four times as much, and what it raises is not repeated
+                              PooledLogClient's: requests costs four times as much, and the SDK repeats what fails
                               test_the_sdk_s_client_still_sends_through_the_method_we_override
     aliyun.log.LogClient._logHost, ._endpoint, .http_type, aliyun.log.auth.AuthV1, .AuthV4
                               PutClient signs as they do, and what many puts share once
@@ -85,6 +86,9 @@ What is private to others, or theirs and replaced here; the test goes red when a
     urllib3.HTTPSConnectionPool._new_conn, ._prepare_proxy, requests' HTTPAdapter.get_connection_with_tls_context
                               ConnectionFactory opens connections as requests does: test_proxies.py
     _signal                   what signal is made of, for that imports enough to be interrupted: test_starting.py
+    logging.FileHandler._open
+                              QuietLogFile's opens one that nobody else writes to
+                              test_a_log_file_that_is_full_goes_on_beside_another_of_its_name
     http.client.HTTPResponse  reads from a DeadlineStream: test_answers.py
     concurrent.futures.ThreadPoolExecutor._adjust_thread_count, ._threads
                               ThreadPool's goes on with the threads that there are
@@ -2692,10 +2696,10 @@ class Drain:
                 count = max(0, cursor_position(self.ends[shard]) - position)
                 if has_begun:
                     self.totals.setdefault(shard, count)
-                # Where it begins has to be saved, even with nothing to deliver. A read-only shard that never had a log
-                # may never begin: in a group that consumes in order nobody is given it.
-                may_stay_so = has_begun or (not checkpoint and statuses[shard] == "readonly")
-                if count or not may_stay_so:
+                # Where a shard begins has to be saved, even with nothing to deliver. But a read-only one that never had
+                # a log may never begin: in a group that consumes in order nobody is given it.
+                needs_begin = not has_begun and (checkpoint or statuses[shard] != "readonly")
+                if count or needs_begin:
                     left[shard] = count
         except Exception as error:
             self.retries.on_failure("left", error)
@@ -5097,7 +5101,7 @@ class LogWriter(logging.Handler):
         self.setFormatter(RedactingFormatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
         self.handler = handler
         self.lines: queue.Queue[str] = queue.Queue(self.MAX_LINES)
-        self.dropped = 0  # since the last word about that; under the handler's lock
+        self.dropped = 0  # lines; counted under the handler's lock
         threading.Thread(target=self.run, name=name, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -5106,23 +5110,22 @@ class LogWriter(logging.Handler):
 
     def add_line(self, line: str) -> None:
         """Never waits, never fails."""
-        self.acquire()
         try:
             self.lines.put_nowait(line)
         except queue.Full:
+            self.acquire()
             self.dropped += 1
-        finally:
             self.release()
 
     def run(self) -> None:
+        told = 0  # of those dropped
         while True:
             line = self.lines.get()
             with contextlib.suppress(Exception):  # any, such as MemoryError: the next lines are written
                 self.handler.handle(logging.makeLogRecord({"msg": line}))
-            if self.dropped and self.lines.empty():
-                self.acquire()
-                dropped, self.dropped = self.dropped, 0
-                self.release()
+            dropped = self.dropped - told
+            if dropped and self.lines.empty():
+                told += dropped
                 words = "%d lines are missing here, for nobody took them in time"
                 self.handle(log.makeRecord(log.name, logging.WARNING, "", 0, words, (dropped,), None))
             self.lines.task_done()
