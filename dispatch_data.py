@@ -2872,8 +2872,8 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 
 def routes_fingerprint(settings: Settings) -> str:
     """Six digits, the same where the same topics go to logstores of the same names, by whatever endpoints."""
-    by_spelling = functools.partial(sorted, key=lambda topic: topic.spelling)
-    routes = [(topic, str(target.config)) for target in settings.targets for topic in by_spelling(target.topics)]
+    routes = [(topic, str(target.config)) for target in settings.targets
+              for topic in sorted(target.topics, key=lambda topic: topic.spelling)]  # fmt: skip
     exact = sorted((topic.exact_topic, place) for topic, place in routes if topic.exact_topic is not None)
     patterns = [(topic.spelling, place) for topic, place in routes if topic.exact_topic is None]
     return short_hash(repr((exact, patterns)).encode())[:6]
@@ -2881,17 +2881,18 @@ def routes_fingerprint(settings: Settings) -> str:
 
 def describe_routes(settings: Settings) -> Iterator[tuple[str, str]]:
     """What each target takes, and what becomes of the rest, in words."""
-    rest = "is left out, and counted"
     for target in settings.targets:
         patterns = [topic.spelling for topic in target.topics if topic.exact_topic is None and topic != ALL_TOPICS]
         parts = ['"%s"' % spell_out(topic.exact_topic) for topic in target.topics if topic.exact_topic]
-        parts += ["what has no topic"] * any(topic.exact_topic == "" for topic in target.topics)
-        parts += ["what is like " + " or ".join(patterns)] * bool(patterns)
+        if any(topic.exact_topic == "" for topic in target.topics):
+            parts.append("what has no topic")
+        if patterns:
+            parts.append("what is like " + " or ".join(patterns))
         if ALL_TOPICS in target.topics:
-            parts, rest = [*parts, "what is left"], ""
+            parts.append("what is left")
         yield target.name, "takes " + ", ".join(parts)
-    if rest:
-        yield "what no target takes", rest
+    if not any(ALL_TOPICS in target.topics for target in settings.targets):
+        yield "what no target takes", "is left out, and counted"
 
 
 def show_check(settings: Settings, offline: bool) -> int:
@@ -5004,13 +5005,10 @@ class MetricsServer:
     def answer(self, request: bytes) -> bytes:
         """To a whole request, GET or HEAD."""
         method, path, *_ = [*request.partition(b"\n")[0].decode("latin-1").split(), "", ""]
-        pages = {"/metrics": self.metrics, "/healthz": self.health}
-        page = pages.get(path.partition("?")[0])
-        status, text = 404, ""
+        page = {"/metrics": self.metrics, "/healthz": self.health}.get(path.partition("?")[0])
+        status, text = page() if page else (404, "")
         if method not in ("GET", "HEAD"):
-            status = 405 if path else 400
-        elif page:
-            status, text = page()
+            status, text = 405 if path else 400, ""
         body = text.encode()
         lines = [
             "HTTP/1.0 %d %s" % (status, http.HTTPStatus(status).phrase),
@@ -5034,16 +5032,16 @@ class MetricsServer:
         text = ""
         for metric in METRICS:
             name = "dispatch_data_" + metric.name
-            kind, known = "counter" if name.endswith("_total") else "gauge", []
+            type_name, known = "counter" if name.endswith("_total") else "gauge", []
             for labels, subject in labels_and_subjects[metric.kind]:
                 value = metric.read(subject)
                 if isinstance(value, Histogram):
-                    kind = "histogram"
+                    type_name = "histogram"
                     known += ["%s%s %s\n" % sample for sample in value.samples(name, labels)]
                 elif value is not None:
                     known.append("%s%s %s\n" % (name, labels, value))
             if known:
-                text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, metric.meaning, name, kind, "".join(known))
+                text += "# HELP %s %s\n# TYPE %s %s\n%s" % (name, metric.meaning, name, type_name, "".join(known))
         return 200, text
 
     def health(self) -> tuple[int, str]:
