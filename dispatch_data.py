@@ -5248,13 +5248,13 @@ def help_text() -> str:
     ])  # fmt: skip
 
 
-def install_signal_handlers() -> list[int]:
-    """A list that gets the numbers of SIGTERM, SIGINT and SIGHUP as they come.
+def install_signal_handlers() -> CancelToken:
+    """A token that SIGTERM, SIGINT and SIGHUP cancel, and nothing else does.
 
-    It is for the main thread to look at: an exception raised out of the blue, as Ctrl-C does by default, could strike
-    where a lock is held. SIGINT is caught also where a shell had it ignored; nohup has SIGHUP ignored, so it stays.
+    An exception raised out of the blue, as Ctrl-C does by default, could strike where a lock is held. SIGINT is caught
+    also where a shell had it ignored; nohup has SIGHUP ignored, so it stays.
     """
-    caught: list[int] = []
+    stop = CancelToken()
     numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # some supervisors leave theirs blocked
     is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -5263,8 +5263,8 @@ def install_signal_handlers() -> list[int]:
         is_ignored = bool(int(mask, 16) >> (signal.SIGHUP - 1) & 1)
     for number in numbers:
         if number != signal.SIGHUP or not is_ignored:
-            signal.signal(number, lambda number, _: caught.append(number))
-    return caught
+            signal.signal(number, lambda *_: stop.cancel())
+    return stop
 
 
 def log_summary(member: GroupMember, lag_seconds: float | None = None) -> None:
@@ -5421,7 +5421,7 @@ def rejected_files(directory: str, targets: Sequence[TargetSettings]) -> list[tu
 def put_rejected(settings: Settings, directory: str) -> int:
     """Puts what was set aside in a directory into the targets, and deletes it there; the exit status: 1 unless all of
     it was taken."""
-    caught_signals, stop = install_signal_handlers(), CancelToken()
+    stop = install_signal_handlers()
     tune_process()
     outcomes: list[str] = []  # of PutAgain.put, one for each file that is done with
     try:
@@ -5445,9 +5445,8 @@ def put_rejected(settings: Settings, directory: str) -> int:
         now, put = time.monotonic(), outcomes.count("put")
         words = "%d of %d LogGroups put, %d refused still, %d/s"
         text = words % (put, len(files), outcomes.count("refused"), put / (now - began))
-        if caught_signals and not stop.is_cancelled():
+        if stop.is_cancelled() and end == float("inf"):
             log.info("told to stop: puts in flight have %g s", SHUTDOWN_TIMEOUT)
-            stop.cancel()
             end = now + SHUTDOWN_TIMEOUT
         elif progress:
             progress.add_line(text)
@@ -5470,11 +5469,11 @@ class Ending(enum.Enum):
     FAILED = "it could not start, or has a defect", 1
 
 
-def why_to_end(member: GroupMember, caught_signals: Sequence[int]) -> Ending | None:
+def why_to_end(member: GroupMember, stop: CancelToken) -> Ending | None:
     """None as long as there is no reason."""
     if member.drain and member.drain.is_done():
         return Ending.DRAINED
-    if caught_signals:
+    if stop.is_cancelled():
         return Ending.UNDRAINED if member.drain else Ending.STOPPED
     if member.expired_tokens():
         return Ending.EXPIRED
@@ -5483,7 +5482,7 @@ def why_to_end(member: GroupMember, caught_signals: Sequence[int]) -> Ending | N
 
 def run(settings: Settings, drain: Drain | None = None) -> int:
     """Joins the group and dispatches until it is told to stop, or the group is drained; the process's exit status."""
-    caught_signals = install_signal_handlers()
+    stop = install_signal_handlers()
     tune_process()
     try:
         credential_sources = CredentialSources()
@@ -5496,7 +5495,7 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
     except RuntimeError as error:
         log.error("%s; %s", error, THREAD_LIMIT_HINT)
         return 1
-    while not (ending := why_to_end(member, caught_signals)):
+    while not (ending := why_to_end(member, stop)):
         time.sleep(MAIN_LOOP_INTERVAL)
     for name in member.expired_tokens():
         log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
@@ -5543,7 +5542,7 @@ def first_run_hints() -> Iterator[str]:
     yield text
 
 
-def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dispatch_data.py",
         usage="dispatch_data.py [--check [--offline] | --route TOPIC ... | --status [--json] [--max-lag SECONDS] | "
@@ -5571,7 +5570,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-lag", type=non_negative_float, metavar="SECONDS", help="with --status: exit status 1 beyond it"
     )
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args()
     if not parsed.status and (parsed.json or parsed.max_lag is not None):
         parser.error("--json and --max-lag go with --status")
     if parsed.offline and not parsed.check:
@@ -5595,11 +5594,11 @@ def show_what_is_asked(settings: Settings, parsed: argparse.Namespace) -> int:
     return show_status(settings, parsed.json, parsed.max_lag)
 
 
-def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
+def main() -> int:
     """The program; returns the exit status: see `help_text`."""
-    parsed = read_arguments(arguments)
+    parsed = read_arguments()
     try:
-        settings = read_settings(environment)
+        settings = read_settings(os.environ)
     except SettingsError as error:
         lines = ["dispatch_data.py: %s" % problem for problem in error.args]
         if any(" is missing: " in problem for problem in error.args):
