@@ -5134,6 +5134,18 @@ class LogWriter(logging.Handler):
             self.lines.all_tasks_done.wait_for(lambda: not self.lines.unfinished_tasks, seconds)
 
 
+def try_lock(file: Any) -> bool:
+    """Locks an open file or directory, until it is closed; False where somebody else has. Where the file system knows
+    no locks, anybody may."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 class QuietLogFile(logging.handlers.RotatingFileHandler):
     """A log file whose trouble, such as a full disk, is told on stderr and stops nothing. Where somebody has moved or
     deleted it, as logrotate does, it is begun anew. Its process holds a lock on it, by which others tell that it is
@@ -5155,14 +5167,9 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
         for number in itertools.count(1):
             self.baseFilename = self.stem + ("-%d" % number if number > 1 else "") + ".log"
             file = super()._open()
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                continue
-            except OSError:  # a file system without locks
-                pass
-            return file
+            if try_lock(file):
+                return file
+            file.close()
 
     def make_room(self, directory: str) -> None:
         """Deletes all but the newest files and those that are written to."""
@@ -5382,37 +5389,24 @@ class PutAgain:
             return "left"
 
 
-def lock_until_the_end(directory: str) -> None:
-    """Until the process ends: two --put-rejected at a time would put all of it twice. Raises StartupError."""
-    try:
-        fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StartupError("%s: another --put-rejected works on it" % directory) from None
-    except OSError:
-        pass  # some file systems know no locks
-
-
 def rejected_files(directory: str, targets: Sequence[TargetSettings]) -> list[tuple[TargetSettings, str]]:
     """The targets and paths of what was set aside in a directory. Raises OSError, and StartupError where a file is of
     another logstore than its target is by the settings."""
     with os.scandir(directory) as entries:
         names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     by_number = {target.number: target for target in targets}
+    rest = re.compile(r"[0-9]+-[0-9]+-[0-9a-f]{32}(-[A-Za-z]+)?\.loggroup")
     files, problems = [], []
     for name in names:
         number = re.fullmatch(r"TO([1-9][0-9]{0,8})-.*\.loggroup", name)
-        if not number:
-            continue
-        path, target = os.path.join(directory, name), by_number.get(int(number.group(1)))
-        if not target:
-            problems.append("%s: the settings have no such target" % path)
-        elif not re.fullmatch(
-            re.escape(DeadLetterDirectory.beginning_of_name(target.number, target.config))
-            + r"[0-9]+-[0-9]+-[0-9a-f]{32}(-[A-Za-z]+)?\.loggroup", name
-        ):  # fmt: skip
-            problems.append("%s: is not of %s, as the settings have it" % (path, target.name))
-        else:
+        target, path = by_number.get(int(number.group(1))) if number else None, os.path.join(directory, name)
+        beginning = DeadLetterDirectory.beginning_of_name(target.number, target.config) if target else ""
+        if target and name.startswith(beginning) and rest.fullmatch(name, len(beginning)):
             files.append((target, path))
+        elif target:
+            problems.append("%s: is not of %s, as the settings have it" % (path, target.name))
+        elif number:
+            problems.append("%s: the settings have no such target" % path)
     if problems:
         raise StartupError("\n".join([*problems[:10], "%d of %d files; nothing is put" % (len(problems), len(names))]))
     return files
@@ -5425,7 +5419,8 @@ def put_rejected(settings: Settings, directory: str) -> int:
     tune_process()
     outcomes: list[str] = []  # of PutAgain.put, one for each file that is done with
     try:
-        lock_until_the_end(directory)
+        if not try_lock(os.open(directory, os.O_RDONLY)):  # two of these at a time would put all of it twice
+            raise StartupError("%s: another --put-rejected works on it" % directory)
         files = rejected_files(directory, settings.targets)
         random.shuffle(files)  # lest a target that is slow holds up the others
         sources, progress = CredentialSources(), progress_line()
