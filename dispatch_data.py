@@ -5056,7 +5056,7 @@ class MetricsServer:
 REPORT_LOOP_INTERVAL = 0.5  # seconds between looks at what is over, and which connections are stale
 SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
-LAST_LINES_TIMEOUT = 1.0  # seconds of these that the end waits for lines which are not written yet
+LAST_LINES_TIMEOUT = 1.0  # seconds that the end waits, after that, for lines which are not written yet
 THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
 
 
