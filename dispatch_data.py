@@ -2765,8 +2765,8 @@ def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], int
     """
     name, timeout = "consumer group " + group.get_consumer_group_name(), group.get_timeout()
     if timeout != 2 * interval:
-        line = "%s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; heartbeats every %g s"
-        yield line % (name, timeout, interval, 2 * interval, min(interval, timeout / 2))
+        words = "%s keeps its timeout of %g s, where SLS_HEARTBEAT_INTERVAL=%d would make it %d; heartbeats every %g s"
+        yield words % (name, timeout, interval, 2 * interval, min(interval, timeout / 2))
     if group.is_in_order():
         yield "%s consumes in order, and keeps that: children of a split wait for their parent" % name
     for shard, entry in checkpoints.items():
@@ -2775,8 +2775,8 @@ def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], int
     holders = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
     strange = sorted(escape_for_log(holder, 60) for holder in holders if not CONSUMER_NAME.fullmatch(holder))
     if strange:
-        line = "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
-        yield line % (name, ", ".join(strange[:3]))
+        words = "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
+        yield words % (name, ", ".join(strange[:3]))
 
 
 def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
@@ -5046,8 +5046,8 @@ class MetricsServer:
 
     def health(self) -> tuple[int, str]:
         """HTTP's status, and a line for each loop that stands still, of those without which a copy is of no use."""
-        line = "the loop that %s has stood still for %.0f s\n"
-        problems = "".join(line % stuck for stuck in watchdog.stuck(WATCHDOG_TIMEOUT).items())
+        words = "the loop that %s has stood still for %.0f s\n"
+        problems = "".join(words % stuck for stuck in watchdog.stuck(WATCHDOG_TIMEOUT).items())
         return (503, problems) if problems else (200, "ok\n")
 
 
