@@ -2775,8 +2775,8 @@ def group_warnings(group: Any, checkpoints: Mapping[int, Mapping[str, Any]], int
     holders = {entry.get("consumer") or "" for entry in checkpoints.values()} - {""}
     strange = sorted(escape_for_log(holder, 60) for holder in holders if not CONSUMER_NAME.fullmatch(holder))
     if strange:
-        words = "%s has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
-        yield words % (name, ", ".join(strange[:3]))
+        words = " has checkpoints of another program (%s); if that still runs, each of the two gets a part of the logs"
+        yield name + words % ", ".join(strange[:3])
 
 
 def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
