@@ -197,28 +197,12 @@ log = logging.getLogger("dispatch_data")
 
 # What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
 FULLWIDTH_TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+FULLWIDTH_TO_ASCII.update(str.maketrans("\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d", " ,.[]''\"\""))
 FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
-
-
-# Alone in brackets, a character that is neither letter nor digit, nor !, is itself; a full-width one without is a slip.
+# What brackets make literal: one character that is no letter, digit, _, ! or ], and any full-width one.
 ESCAPED_CHAR = re.compile(r"\[([^\w!\]]|%s)\]" % FULLWIDTH_CHAR.pattern)
 TOPIC_SEPARATOR = re.compile(r"(?<!\[),|,(?!\])")  # a comma, but for [,]
 COMMENT = r"\s#|^#(?:\s|$)"  # behind a value: shells drop it, docker --env-file, kubectl and systemd don't
-# What other programs take in the place of topics, and how that is written here.
-FOREIGN_NOTATIONS = (
-    (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
-    (r"^\[.*,.*\]$", "brackets make no list; leave them out"),
-    (r"[;|]", "only commas separate topics"),
-    (r"(^|,)\s*/?\^|\$/?\s*(,|$)", "^ and $ stand for themselves; a topic is compared as a whole anyway"),
-    (r"(^|,)\s*\.\*|\.\+|\\[dDsSwWb]|\(\?", "this is no regular expression; * stands for any characters, ? for one"),
-    (r"\[\^[^\]]", "[^...] is one of these characters; one that is none of them is [!...]"),
-    (r"\\[^\w\s]", "a backslash stands for itself; brackets make a character literal, as in [,] or [*]"),
-    (r"(^|,)\s*!", "! stands for itself; nothing can be excluded"),
-    (r"(^|,)\s*(__topic__|topic|re|regexp?|glob)\s*[:=]", "a topic is written without a name in front"),
-    (r"%\s*(,|$)|(^|,)\s*%", "% stands for itself; * stands for any characters"),
-    (r"[^,\s]\s+[^,\s]", "a space belongs to the topic; only commas separate topics"),
-)
 
 
 def spell_out(topic: str) -> str:
@@ -231,8 +215,7 @@ def spell_out(topic: str) -> str:
     return topic or "[]"
 
 
-# A star in brackets is none.
-STARS = re.compile(r"(\[!?\]?[^]]*\])|\*+")
+BRACKETS_OR_STARS = re.compile(r"(\[!?\]?[^]]*\])|\*+")
 
 
 @dataclass(frozen=True)
@@ -244,9 +227,10 @@ class TopicPattern:
     @property
     def exact_topic(self) -> str | None:
         """The one topic that is meant, "" for [], which stands for what has no topic; None for a pattern."""
-        if set("*?[") & set(ESCAPED_CHAR.sub("", self.spelling)):
-            return "" if self.spelling == "[]" else None
-        return ESCAPED_CHAR.sub(r"\1", self.spelling)
+        if self.spelling == "[]":
+            return ""
+        is_pattern = set("*?[") & set(ESCAPED_CHAR.sub("", self.spelling))
+        return None if is_pattern else ESCAPED_CHAR.sub(r"\1", self.spelling)
 
     @property
     def literal_spelling(self) -> str:
@@ -261,7 +245,8 @@ class TopicPattern:
         """
         # What follows a star is matched where it first comes, and nowhere later: a lookahead is tried once.
         # fnmatch.translate does so only from Python 3.9 on; without a star it gives a group and an anchor.
-        parts = STARS.sub(lambda found: found.group(1) or "\0", self.spelling).split("\0")
+        # \0 stands for each star outside of brackets, for it can't be in a topic that is set.
+        parts = BRACKETS_OR_STARS.sub(lambda found: found.group(1) or "\0", self.spelling).split("\0")
         first, *others = [fnmatch.translate(part)[: -len(r"\Z")] for part in parts]
         last = [".*" + part for part in others[-1:]]
         between = [r"(?=(?P<s%d>.*?%s))(?P=s%d)" % (n, part, n) for n, part in enumerate(others[:-1])]
@@ -305,14 +290,9 @@ class Routes:
 
     def __init__(self, topics_by_number: Mapping[int, Iterable[TopicPattern]]) -> None:
         """The topics of each target by its number n, in the order of n."""
-        self.exact: dict[str, int] = {}
-        self.patterns: list[tuple[re.Pattern[str], int]] = []
-        for number, topics in topics_by_number.items():
-            for topic in topics:
-                if topic.exact_topic is None:
-                    self.patterns.append((topic.compile(), number))
-                else:
-                    self.exact[topic.exact_topic] = number
+        routes = [(topic, number) for number, topics in topics_by_number.items() for topic in topics]
+        self.exact = {topic.exact_topic: number for topic, number in routes if topic.exact_topic is not None}
+        self.patterns = [(topic.compile(), number) for topic, number in routes if topic.exact_topic is None]
         # A topic may be a file's path or a container's id: remember many, but not without end.
         self.cached = functools.lru_cache(maxsize=10000)(self.match_uncached)
 
@@ -608,6 +588,23 @@ LEFTOVERS = (
     (r"\$[{(]|\{\{|^\$\w+$|^%\w+%$", "it holds a variable that nothing has replaced"),
     (r"<[^<>]+>", "it holds a placeholder that nothing has replaced"),
     ("^(tcp|udp|sctp)://", "Kubernetes sets it so for a Service of that name; not with enableServiceLinks: false"),
+)
+# What other programs take in the place of topics, and how that is written here; the first that is found is told.
+FOREIGN_NOTATIONS = (
+    # lists and alternatives of shells, YAML, JSON and others
+    (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
+    (r"^\[.*,.*\]$", "brackets make no list; leave them out"),
+    (r"[;|]", "only commas separate topics"),
+    # regular expressions
+    (r"(^|,)\s*/?\^|\$/?\s*(,|$)", "^ and $ stand for themselves; a topic is compared as a whole anyway"),
+    (r"(^|,)\s*\.\*|\.\+|\\[dDsSwWb]|\(\?", "this is no regular expression; * stands for any characters, ? for one"),
+    (r"\[\^[^\]]", "[^...] is one of these characters; one that is none of them is [!...]"),
+    (r"\\[^\w\s]", "a backslash stands for itself; brackets make a character literal, as in [,] or [*]"),
+    # .gitignore, queries, SQL's LIKE, and lists of shells again
+    (r"(^|,)\s*!", "! stands for itself; nothing can be excluded"),
+    (r"(^|,)\s*(__topic__|topic|re|regexp?|glob)\s*[:=]", "a topic is written without a name in front"),
+    (r"%\s*(,|$)|(^|,)\s*%", "% stands for itself; * stands for any characters"),
+    (r"[^,\s]\s+[^,\s]", "a space belongs to the topic; only commas separate topics"),
 )
 # What settings are called elsewhere; ends of names.
 FOREIGN_NAMES = (
