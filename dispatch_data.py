@@ -309,8 +309,6 @@ class Routes:
 
 # ---- settings: the environment, checked as a whole ------------------------------------------------------------------
 
-REQUIRED = None  # in the place of a default
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -318,21 +316,21 @@ class Setting:
 
     variable: str  # without the suffix that it has for targets: _TO for all of them, _TO<n> for one
     check: Callable[[str], Any]  # the value of a text; raises ValueError, which says what would be right
-    default: str | None  # a text, too, or REQUIRED
     meaning: str
+    default: str | None = None  # a text, too; None: it must be set
     is_secret: bool = False  # no error shows its text
     may_be_empty: bool = False  # set to nothing it is empty, not the default
 
 
-def env(check: Callable[[str], Any], default: str | None, meaning: str, **more: Any) -> Any:
-    """A dataclass's field that is read from the environment, as its Setting says; `more` are other fields of that."""
-    return field(repr=not more.get("is_secret"), metadata=dict(check=check, default=default, meaning=meaning, **more))
+def env(variable: str, check: Callable[[str], Any], meaning: str, **more: Any) -> Any:
+    """A dataclass's field that is read from the environment, as the Setting says that these make."""
+    setting = Setting(variable, check, meaning, **more)
+    return field(repr=not setting.is_secret, metadata={"setting": setting})
 
 
 def settings_of(kind: Any) -> dict[str, Setting]:
-    """Those of a dataclass, by the field's name. The variable is SLS_ and that name in capitals, unless it is given."""
-    metadata = {each.name: each.metadata for each in fields(kind) if each.metadata}
-    return {name: Setting(**{"variable": "SLS_" + name.upper(), **given}) for name, given in metadata.items()}
+    """Those of a dataclass, by the field's name."""
+    return {each.name: each.metadata["setting"] for each in fields(kind) if each.metadata}
 
 
 def validator(value_of: Callable[[str], object], expected: str) -> Callable[[str], Any]:
@@ -353,9 +351,9 @@ def pattern(regex: str, expected: str) -> Callable[[str], str]:
     return validator(lambda text: text if re.fullmatch(regex, text) else None, expected)
 
 
-def word(expected: str, **words: object) -> Callable[[str], Any]:
-    """A check for one of these words, in capitals or not; their values."""
-    return validator(lambda text: words.get(text.lower()), expected)
+def word(values: Mapping[str, object], expected: str) -> Callable[[str], Any]:
+    """A check for one of these words, in capitals or not; its value."""
+    return validator(lambda text: values.get(text.lower()), expected)
 
 
 def in_range(kind: type[float], low: float, high: float, expected: str) -> Callable[[str], float]:
@@ -435,14 +433,16 @@ def is_md5_allowed() -> bool:
 
 
 # fmt: off
-check_secret = pattern(r"[!-~]+", "printable characters without spaces")
+check_secret = pattern("[!-~]+", "printable characters without spaces")
 check_cas = validator(load_cas, "a file of CA certificates in PEM that can be read, or a directory of such files, "
                                 "named by `openssl rehash`")
 check_directory = validator(lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
                             "a directory that exists and can be written to")
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
-PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"  # up to 65535
+ENDPOINT = r"((?i:https?)://)?%s(\.%s)*%s/?" % (LABEL, LABEL, PORT)
+check_endpoint = validator(lambda text: re.sub("^.*:/", lambda scheme: scheme.group().lower(), text)
+                           if re.fullmatch(ENDPOINT, text) else None, "a host such as cn-hangzhou.log.aliyuncs.com")
 check_proxy = pattern(
     r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
     + PORT + "/?", "a URL such as http://proxy.example:3128")
@@ -457,65 +457,60 @@ REGION_PATTERN = re.compile(
 
 
 @dataclass(frozen=True)
-class Connection:
-    """How to reach a project, and as whom: the source's, but with _TO another for all targets, with _TO<n> for one."""
+class LogstoreConfig:
+    """One logstore. How to reach it, and as whom, is as for the source, unless it is set with _TO for all targets, or
+    with _TO<n> for one."""
 
-    endpoint: str = env(
-        validator(lambda text: re.sub("^[a-zA-Z]*://", lambda scheme: scheme.group().lower(), text)
-                  if re.fullmatch("((?i:https?)://)?%s%s/?" % (HOST, PORT), text) else None,
-                  "a host such as cn-hangzhou.log.aliyuncs.com"),
-        REQUIRED, "the service's host in the project's region; https:// in front turns TLS on")
-    access_key_id: str = env(check_secret, REQUIRED, "id of the access key", variable="SLS_AK_ID", is_secret=True)
-    access_key: str = env(check_secret, REQUIRED, "secret of the access key", variable="SLS_AK_KEY", is_secret=True)
-    security_token: str = env(check_secret, "", "token of a temporary access key, which can't renew itself",
-        variable="SLS_STS_TOKEN", is_secret=True)
-    credentials: str = env(
+    endpoint: str = env("SLS_ENDPOINT", check_endpoint,
+        "the service's host in the project's region; https:// in front turns TLS on")
+    access_key_id: str = env("SLS_AK_ID", check_secret, "id of the access key", is_secret=True)
+    access_key: str = env("SLS_AK_KEY", check_secret, "secret of the access key", is_secret=True)
+    security_token: str = env("SLS_STS_TOKEN", check_secret,
+        "token of a temporary access key, which can't renew itself", default="", is_secret=True)
+    credentials: str = env("SLS_CREDENTIALS",
         pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
-                "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"), "",
+                "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"),
         "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
-        "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE, is_secret=True)
-    region: str = env(pattern("[a-z0-9-]+", "a region such as cn-hangzhou"), "",
-        "the project's region: switches signatures from v1 to v4")
-    project: str = env(
+        "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE,
+        default="", is_secret=True)
+    region: str = env("SLS_REGION", pattern("[a-z0-9-]+", "a region such as cn-hangzhou"),
+        "the project's region: switches signatures from v1 to v4", default="")
+    project: str = env("SLS_PROJECT",
         pattern("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
-        REQUIRED, "the project")
-
-
-@dataclass(frozen=True)
-class LogstoreConfig(Connection):
-    """One logstore and how to reach it, whatever it is for."""
-
-    logstore: str = env(pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"), REQUIRED, "the source logstore")
-    # The source's variable, such as SLS_PROJECT -> the one that was read for this logstore, such as SLS_PROJECT_TO2.
+        "the project")
+    logstore: str = env("SLS_LOGSTORE", pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"),
+        "the source logstore")
+    # By each variable above, such as SLS_PROJECT, the one that was read here, such as SLS_PROJECT_TO2: for hints.
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
 
     @property
-    def connection(self) -> Connection:
-        """Logstores for which it is equal can share a client."""
-        return Connection(**{each.name: getattr(self, each.name) for each in fields(Connection)})
+    def connection(self) -> LogstoreConfig:
+        """All but the logstore: where it is equal, logstores can share a client."""
+        return replace(self, logstore="")
+
+    @property
+    def known_region(self) -> str:
+        """An endpoint that names its region is believed before SLS_REGION is; "" where neither tells."""
+        named = REGION_PATTERN.search(self.endpoint.lower())
+        return named.group(2) if named else self.region
 
     def may_be_same_as(self, other: LogstoreConfig) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
-        region, so only two regions tell two of one name apart. An endpoint that names its region is believed before
-        SLS_REGION is."""
-        found = [(REGION_PATTERN.search(config.endpoint.lower()), config.region) for config in (self, other)]
-        regions = {named.group(2) if named else region for named, region in found} - {""}
-        are_two_regions = len(regions) == 2
+        region, so only two regions tell two of one name apart."""
         same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
-        return same_name and not are_two_regions
+        return same_name and len({self.known_region, other.known_region} - {""}) < 2
 
 
 @dataclass(frozen=True)
 class TargetSettings:
     number: int  # n of _TO<n>
     config: LogstoreConfig
-    topics: tuple[TopicPattern, ...] = env(parse_topics, REQUIRED,
+    topics: tuple[TopicPattern, ...] = env("SLS_TOPIC", parse_topics,
         "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
-        "has no topic; a character in brackets is itself: app[[]1] is the topic app[1], a[,]b is a,b",
-        variable="SLS_TOPIC")
+        "has no topic; a character in brackets is itself: app[[]1] is the topic app[1], a[,]b is a,b")
 
     @property
     def name(self) -> str:
@@ -529,32 +524,39 @@ class Settings:
     targets: tuple[TargetSettings, ...]  # in the order of their numbers
     warnings: tuple[str, ...]
     notes: tuple[str, ...]  # what some settings have come to, to be told at the start
-    consumer_group: str = env(pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"), REQUIRED,
-        "the consumer group, the same for all copies", variable="SLS_CG")
-    cursor_start: str | int = env(parse_cursor_start, "begin",  # "begin", "end" or unix seconds
+    consumer_group: str = env("SLS_CG", pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"),
+        "the consumer group, the same for all copies")
+    cursor_start: str | int = env("SLS_CURSOR_START", parse_cursor_start,  # "begin", "end" or unix seconds
         "where a group without checkpoints begins: begin (earliest), end (latest), or a time such as "
-        "2018-12-26T00:00:00+08:00; without an offset or Z it is local time")
-    heartbeat_interval: int = env(in_range(int, 1, 300, "whole seconds"), "20",
-        "seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
-    fetch_interval: float = env(in_range(float, 0.01, 60, "seconds"), "0.4",
-        "seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second at most")
-    writers: int = env(in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target")
-    merge_packs: bool = env(
-        word("true or false", **dict.fromkeys(("true", "yes", "on", "1"), True),
-             **dict.fromkeys(("false", "no", "off", "0"), False)), "false",
-        "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up")
-    rejected_dir: str = env(check_directory, "",
-        "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait")
-    log_dir: str = env(check_directory, ".", "where the log file goes, the newest of those before it stay; "
-        "empty: no file, stderr alone", may_be_empty=True)
-    log_level: str = env(word("DEBUG, INFO, WARNING or ERROR", debug="DEBUG", info="INFO", warning="WARNING",
-                              warn="WARNING", error="ERROR"), "INFO", "what is logged")
-    metrics_port: int | str = env(in_range(int, 1, 65535, "a port"), "",  # value "" without one
-        "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere")
-    metrics_host: str = env(
+        "2018-12-26T00:00:00+08:00; without an offset or Z it is local time", default="begin")
+    heartbeat_interval: int = env("SLS_HEARTBEAT_INTERVAL", in_range(int, 1, 300, "whole seconds"),
+        "seconds; a new group's timeout is twice as long: then a silent copy loses its shards", default="20")
+    fetch_interval: float = env("SLS_FETCH_INTERVAL", in_range(float, 0.01, 60, "seconds"),
+        "seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second at most",
+        default="0.4")
+    writers: int = env("SLS_WRITERS", in_range(int, 1, 64, "a whole number"),
+        "puts in the air at once, for each target", default="16")
+    merge_packs: bool = env("SLS_MERGE_PACKS",
+        word({"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False},
+             "true or false"),
+        "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up",
+        default="false")
+    rejected_dir: str = env("SLS_REJECTED_DIR", check_directory,
+        "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait",
+        default="")
+    log_dir: str = env("SLS_LOG_DIR", check_directory,
+        "where the log file goes, the newest of those before it stay; empty: no file, stderr alone",
+        default=".", may_be_empty=True)
+    log_level: str = env("SLS_LOG_LEVEL",
+        word({"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "warn": "WARNING", "error": "ERROR"},
+             "DEBUG, INFO, WARNING or ERROR"), "what is logged", default="INFO")
+    metrics_port: int | str = env("SLS_METRICS_PORT", in_range(int, 1, 65535, "a port"),  # value "" without one
+        "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere",
+        default="")
+    metrics_host: str = env("SLS_METRICS_HOST",
         validator(lambda text: str(ipaddress.ip_address(text)),
-                  "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"), "127.0.0.1",
-        "the address they are served on; 0.0.0.0 is all of them")
+                  "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"),
+        "the address they are served on; 0.0.0.0 is all of them", default="127.0.0.1")
 
     @property
     def source_name(self) -> str:
@@ -567,8 +569,8 @@ class Settings:
 # fmt: on
 
 
-CONNECTION_SETTINGS = settings_of(Connection)
-SOURCE_LOGSTORE = settings_of(LogstoreConfig)["logstore"]
+CONNECTION_SETTINGS = settings_of(LogstoreConfig)
+SOURCE_LOGSTORE = CONNECTION_SETTINGS.pop("logstore")
 TARGET_LOGSTORE = replace(SOURCE_LOGSTORE, meaning="the logstore of target n; n is any number from 1")
 TARGET_TOPICS = settings_of(TargetSettings)["topics"]
 TUNING_SETTINGS = settings_of(Settings)
@@ -651,7 +653,7 @@ class SettingsParser:
         text = self.environment.get(name)
         if not text and (text is None or not setting.may_be_empty):
             text = setting.default
-        if text is REQUIRED:
+        if text is None:
             unread = [other for other in sorted(self.environment) if re.match(OTHER_PREFIXES, other)]
             unread = [other for other in unread if self.environment[other] and foreign_name(other) == name]
             but = "; %s is set, but not read" % " and ".join(unread) if unread else ""
@@ -695,7 +697,7 @@ class SettingsParser:
             # An empty one in lower case hides that in capitals.
             heard = [name if name in self.environment else name.upper() for name in names]
             name = next((name for name in heard if self.environment.get(name)), "")
-            self.read(Setting(name, check, "", "", is_secret=check is check_proxy))
+            self.read(Setting(name, check, meaning="", default="", is_secret=check is check_proxy))
 
     def suffix_of(self, variable: str, suffixes: Sequence[str]) -> str:
         """The first of these with which the variable is set, "" for none. An access key's variables go together: it is
@@ -734,8 +736,8 @@ class SettingsParser:
         URL, returned in its place."""
         meaning = "%s=%s takes it" % (variable, source)
         for name in OIDC_VARIABLES if source == "oidc" else ():
-            self.read(Setting(name, str, REQUIRED, meaning))
-        agent = Setting(URI_VARIABLE, pattern(AGENT_URL, "http://<agent>"), REQUIRED, meaning, is_secret=True)
+            self.read(Setting(name, str, meaning))
+        agent = Setting(URI_VARIABLE, pattern(AGENT_URL, "http://<agent>"), meaning, is_secret=True)
         return self.read(agent) if source == "uri" else source
 
     def read_targets(self, source: LogstoreConfig) -> Iterator[TargetSettings]:
@@ -753,7 +755,7 @@ class SettingsParser:
                     "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two "
                     "regions; name another logstore" % (number, config)
                 )
-            default = REQUIRED if self.any_topic_set else DEFAULT_TOPICS.get(number, REQUIRED)
+            default = None if self.any_topic_set else DEFAULT_TOPICS.get(number)
             topics = self.read(replace(TARGET_TOPICS, default=default), suffix)
             for topic in topics:
                 if topic.literal_spelling:
@@ -3849,7 +3851,7 @@ class Delivery:
         self.routes = Routes({target.number: target.topics for target in settings.targets})
         source = str(settings.source)
         dead_letters = DeadLetterDirectory(settings.rejected_dir, source) if settings.rejected_dir else None
-        clients: dict[Connection, PutClient] = {}
+        clients: dict[LogstoreConfig, PutClient] = {}
         self.targets: dict[int, Target] = {}
         for target in settings.targets:
             connection = target.config.connection
@@ -5259,7 +5261,7 @@ def help_text() -> str:
 
     def rows(settings: Iterable[Setting], suffix: str = "") -> Iterator[str]:
         for setting in settings:
-            default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
+            default = "required" if setting.default is None else "default: %s" % (setting.default or "none")
             if setting is TARGET_TOPICS:
                 default = "default, while none is set: " + "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
             yield "  %s%s (%s)\n      %s" % (setting.variable, suffix, default, setting.meaning)
