@@ -654,38 +654,39 @@ class SettingsParser:
         if not text and (text is None or not setting.may_be_empty):
             text = setting.default
         if text is None:
-            unread = [other for other in sorted(self.environment) if re.match(OTHER_PREFIXES, other)]
-            unread = [other for other in unread if self.environment[other] and foreign_name(other) == name]
+            others = [other for other in sorted(self.environment) if re.match(OTHER_PREFIXES, other)]
+            unread = [other for other in others if self.environment[other] and foreign_name(other) == name]
             but = "; %s is set, but not read" % " and ".join(unread) if unread else ""
             self.errors.append("%s is missing: %s%s" % (name, setting.meaning, but))
-        elif text:
-            shown = "its value (not shown)" if setting.is_secret else repr(decode_utf8(text))
-            foreign = self.foreign_notation(setting, decode_utf8(text))
-            try:
-                value = setting.check(text)
-                if foreign:
-                    self.warnings.append("%s: %s looks wrong: %s" % (name, shown, foreign))
-                return value
-            except ValueError as expected:
-                line = "%s: %s is wrong; right would be %s" % (name, shown, expected)
-                self.errors.append("; ".join(filter(None, [line, foreign])))
-        return ""
+        if not text:
+            return ""
+        readable = decode_utf8(text)
+        shown = "its value (not shown)" if setting.is_secret else repr(readable)
+        foreign = self.foreign_notation(setting, readable)
+        try:
+            value = setting.check(text)
+        except ValueError as expected:
+            line = "%s: %s is wrong; right would be %s" % (name, shown, expected)
+            self.errors.append("; ".join(filter(None, [line, foreign])))
+            return ""
+        if foreign:
+            self.warnings.append("%s: %s looks wrong: %s" % (name, shown, foreign))
+        return value
 
     def foreign_notation(self, setting: Setting, text: str) -> str:
         """What there is to say of a value that means something else elsewhere, "" for nothing."""
-        wide = None if setting.is_secret else FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text))
+        unescaped = ESCAPED_CHAR.sub("", text)
+        wide = None if setting.is_secret else FULLWIDTH_CHAR.search(unescaped)
         if wide:
-            ascii_text = strip_quotes(text.translate(FULLWIDTH_TO_ASCII))
+            words = "%r is a full-width character" % wide.group()
             with contextlib.suppress(ValueError):
-                setting.check(ascii_text)
-                words = "%r is a full-width character, type %r instead"
-                return words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
-            return "%r is a full-width character" % wide.group()
-        if not setting.variable.startswith("SLS_"):
-            return ""
-        notations = (*LEFTOVERS, *FOREIGN_NOTATIONS) if setting.variable == TARGET_TOPICS.variable else LEFTOVERS
-        literal = ESCAPED_CHAR.sub("", text)
-        return next((words for regex, words in notations if re.search(regex, literal)), "")
+                setting.check(strip_quotes(text.translate(FULLWIDTH_TO_ASCII)))
+                words += ", type %r instead" % wide.group().translate(FULLWIDTH_TO_ASCII)
+            return words
+        notations: Sequence[tuple[str, str]] = LEFTOVERS if setting.variable.startswith("SLS_") else ()
+        if setting.variable == TARGET_TOPICS.variable:
+            notations = (*LEFTOVERS, *FOREIGN_NOTATIONS)
+        return next((words for regex, words in notations if re.search(regex, unescaped)), "")
 
     def read_network(self, configs: Iterable[LogstoreConfig]) -> None:
         """Checks what requests takes from the environment to reach these: of variables that stand in for each other
@@ -708,18 +709,16 @@ class SettingsParser:
     def read_logstore(self, logstore: Setting, suffixes: Sequence[str]) -> LogstoreConfig:
         """The logstore that `logstore` with the first suffix names; all else may also be set with the next ones."""
         values, variables = {}, {}
-        # SLS_CREDENTIALS stands in the place of id, secret and token.
         credentials = "SLS_CREDENTIALS" + self.suffix_of("SLS_CREDENTIALS", suffixes)
-        replaced = ACCESS_KEY_VARIABLES if self.environment.get(credentials) else ()
         for name, setting in CONNECTION_SETTINGS.items():
             suffix = self.suffix_of(setting.variable, suffixes)
-            variable = setting.variable + suffix
-            if setting.variable in replaced:
+            variable = variables[setting.variable] = setting.variable + suffix
+            if setting.variable in ACCESS_KEY_VARIABLES and self.environment.get(credentials):
+                values[name], variables[setting.variable] = "", credentials  # which hints are to name
                 if self.environment.get(variable):
                     self.errors.append("%s: %s stands in its place; leave out one of them" % (variable, credentials))
-                values[name], variables[setting.variable] = "", credentials  # which hints are to name
             else:
-                values[name], variables[setting.variable] = self.read(setting, suffix), variable
+                values[name] = self.read(setting, suffix)
         values["logstore"] = self.read(logstore, suffixes[0])
         variables[logstore.variable] = logstore.variable + suffixes[0]
         if values["project"] and re.match(r"(https?://)?%s\." % values["project"], values["endpoint"], re.IGNORECASE):
@@ -728,17 +727,14 @@ class SettingsParser:
         if not values["region"] and not is_md5_allowed():
             words = "%s must be set: OpenSSL forbids MD5 here, as in FIPS mode; signatures v1 need it, v4 do not"
             self.errors.append(words % variables["SLS_REGION"])
-        values["credentials"] = self.complete_credentials(values["credentials"], variables["SLS_CREDENTIALS"])
+        meaning = "%s=%s takes it" % (credentials, values["credentials"])
+        if values["credentials"] == "oidc":
+            for name in OIDC_VARIABLES:
+                self.read(Setting(name, str, meaning))
+        elif values["credentials"] == "uri":
+            check_agent = pattern(AGENT_URL, "http://<agent>")
+            values["credentials"] = self.read(Setting(URI_VARIABLE, check_agent, meaning, is_secret=True))
         return LogstoreConfig(**values, variables=variables)
-
-    def complete_credentials(self, source: str, variable: str) -> str:
-        """Checks what else has to be set for a `source` of keys, which `variable` names: for "uri" that is the agent's
-        URL, returned in its place."""
-        meaning = "%s=%s takes it" % (variable, source)
-        for name in OIDC_VARIABLES if source == "oidc" else ():
-            self.read(Setting(name, str, meaning))
-        agent = Setting(URI_VARIABLE, pattern(AGENT_URL, "http://<agent>"), meaning, is_secret=True)
-        return self.read(agent) if source == "uri" else source
 
     def read_targets(self, source: LogstoreConfig) -> Iterator[TargetSettings]:
         """The targets in the order of their numbers."""
@@ -751,18 +747,15 @@ class SettingsParser:
             suffix = "_TO%d" % number
             config = self.read_logstore(TARGET_LOGSTORE, [suffix, "_TO", ""])
             if config.logstore and config.may_be_same_as(source):
-                self.errors.append(
-                    "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two "
-                    "regions; name another logstore" % (number, config)
-                )
+                words = "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two "
+                self.errors.append((words + "regions; name another logstore") % (number, config))
             default = None if self.any_topic_set else DEFAULT_TOPICS.get(number)
             topics = self.read(replace(TARGET_TOPICS, default=default), suffix)
             for topic in topics:
                 if topic.literal_spelling:
-                    self.warnings.append(
-                        "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the "
-                        "topic spelt like that is written %r" % (number, topic.spelling, topic.literal_spelling)
-                    )
+                    words = "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; "
+                    words += "the topic spelt like that is written %r"
+                    self.warnings.append(words % (number, topic.spelling, topic.literal_spelling))
                 if routed.get(ALL_TOPICS, number) != number and topic.exact_topic is None:
                     words = "SLS_TOPIC_TO%d: %r takes nothing: the * of SLS_TOPIC_TO%d comes first, and takes all"
                     self.warnings.append(words % (number, topic.spelling, routed[ALL_TOPICS]))
@@ -771,8 +764,8 @@ class SettingsParser:
                     self.errors.append(words % (number, topic.spelling, routed[topic]))
             yield TargetSettings(number, config, topics)
 
-    def warn_unknown_variables(self) -> Iterator[str]:
-        """A warning for each SLS_ variable, in capitals or not, that means nothing, with the nearest name that does."""
+    def warn_of_unknown_variables(self) -> None:
+        """Of each SLS_ variable, in capitals or not, that means nothing, with the nearest name that does."""
         plain = [each.variable for each in (*SOURCE_SETTINGS, *TUNING_SETTINGS.values())]
         plain += [each.variable + "_TO" for each in CONNECTION_SETTINGS.values()]
         names = [name for name in sorted(self.environment) if name.upper().startswith("SLS_")]
@@ -780,28 +773,29 @@ class SettingsParser:
         links = [name for name in unknown if re.fullmatch(SERVICE_LINK_NAME, name)]
         if links:
             words = "%s: Kubernetes sets it for a Service that is called like that; not with enableServiceLinks: false"
-            yield words % ", ".join(links)
+            self.warnings.append(words % ", ".join(links))
         for name in unknown:
             if name not in links:
                 number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
                 possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
                 nearest = difflib.get_close_matches(name.upper(), possible, 1, 0)[0]
                 meant = foreign_name(name) if foreign_name(name) in possible else nearest
-                yield "%s is not a setting of this program; did you mean %s?" % (name, meant)
+                self.warnings.append("%s is not a setting of this program; did you mean %s?" % (name, meant))
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The settings in `environment`, names to texts. Raises SettingsError, with every problem there is."""
     parser = SettingsParser(environment)
+    parser.warn_of_unknown_variables()
     source = parser.read_logstore(SOURCE_LOGSTORE, [""])
     consumer_group = parser.read(CONSUMER_GROUP)
     targets = tuple(parser.read_targets(source))
     tuning = {name: parser.read(setting) for name, setting in TUNING_SETTINGS.items()}
-    parser.read_network([source, *(target.config for target in targets)])
-    warnings = list(dict.fromkeys([*parser.warn_unknown_variables(), *parser.warnings]))
+    configs = [source, *(target.config for target in targets)]
+    parser.read_network(configs)
+    warnings = list(dict.fromkeys(parser.warnings))
     if parser.errors:
         raise SettingsError(*dict.fromkeys(parser.errors), *warnings)
-    configs = [source, *(target.config for target in targets)]
     for name in dict.fromkeys(config.variables["SLS_STS_TOKEN"] for config in configs if config.security_token):
         warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
     # No error: an emptyDir volume has mode 0777, and in its pod nobody else is there.
@@ -809,14 +803,14 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         words = "SLS_REJECTED_DIR: any user can write to %s, and so remove or replace what is set aside; chmod 700 it"
         warnings.append((words + ", unless there are no others, as in a pod") % tuning["rejected_dir"])
     start = tuning["cursor_start"]
-    written = TIMESTAMP.fullmatch(parser.environment.get("SLS_CURSOR_START", ""))
-    if written and not (written["utc"] or written["sign"]):
-        zone, offset = os.environ.get("TZ"), format_with_utc(start)[20:25]
-        words = "SLS_CURSOR_START: %r has no offset, and is taken for local time, %s by %s; write its offset, as in %s"
-        by = "TZ=%r" % zone if zone else "this machine's clock"
-        warnings.append(words % (written.group(), offset, by, "2018-12-26T00:00:00+08:00"))
     shown = start if isinstance(start, str) else format_with_utc(start)
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % shown]
+    written = TIMESTAMP.fullmatch(parser.environment.get("SLS_CURSOR_START", ""))
+    if written and not (written["utc"] or written["sign"]):
+        by = "TZ=%r" % os.environ["TZ"] if os.environ.get("TZ") else "this machine's clock"
+        words = "SLS_CURSOR_START: %r has no offset, and is taken for local time, %s by %s; write its offset, as in "
+        words += "2018-12-26T00:00:00+08:00"
+        warnings.append(words % (written.group(), shown[20:25], by))
     if not parser.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
         for number in sorted(DEFAULT_TOPICS.keys() - {target.number for target in targets}):
