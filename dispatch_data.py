@@ -322,9 +322,9 @@ class Setting:
     may_be_empty: bool = False  # set to nothing it is empty, not the default
 
 
-def env(variable: str, check: Callable[[str], Any], meaning: str, **more: Any) -> Any:
-    """A dataclass's field that is read from the environment, as the Setting says that these make."""
-    setting = Setting(variable, check, meaning, **more)
+def env(variable: str, check: Callable[[str], Any], **more: Any) -> Any:
+    """A dataclass's field that is read from the environment; `more` are the other fields of its Setting."""
+    setting = Setting(variable, check, **more)
     return field(repr=not setting.is_secret, metadata={"setting": setting})
 
 
@@ -351,15 +351,14 @@ def pattern(regex: str, expected: str) -> Callable[[str], str]:
     return validator(lambda text: text if re.fullmatch(regex, text) else None, expected)
 
 
-def word(values: Mapping[str, object], expected: str) -> Callable[[str], Any]:
-    """A check for one of these words, in capitals or not; its value."""
-    return validator(lambda text: values.get(text.lower()), expected)
-
-
 def in_range(kind: type[float], low: float, high: float, expected: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
-    is_plain, expected = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch, "%s from %s to %s" % (expected, low, high)
-    return validator(lambda text: kind(text) if is_plain(text) and low <= kind(text) <= high else None, expected)
+
+    def value_of(text: str) -> float | None:
+        is_plain = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text)
+        return kind(text) if is_plain and low <= kind(text) <= high else None
+
+    return validator(value_of, "%s from %s to %s" % (expected, low, high))
 
 
 CLOCK_TOLERANCE = 5.0  # seconds that two clocks may differ without a word
@@ -391,12 +390,14 @@ def parse_cursor_start(text: str) -> str | int:
     if place in ("begin", "end"):
         return place
     start = int(text) if re.fullmatch("[0-9]{10}", text) else -1
-    with contextlib.suppress(AttributeError, ValueError, OverflowError):
-        *parts, utc, sign, hours, minutes = TIMESTAMP.fullmatch(text).groups()  # type: ignore[union-attr]
+    written = TIMESTAMP.fullmatch(text)
+    if written:
+        *parts, utc, sign, hours, minutes = written.groups()
         offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
         zone = timezone(-offset if sign == "-" else offset) if utc or sign else None
-        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
-        start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
+        with contextlib.suppress(ValueError, OverflowError):  # there may be no such day
+            year, month, day, hour, minute, second = (int(part or 0) for part in parts)
+            start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
     if start < 0:
         raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00, or in seconds, 1545753600")
     if start > time.time() + CLOCK_TOLERANCE:
@@ -409,16 +410,17 @@ def load_cas(path: str) -> ssl.SSLContext:
 
     Raises ValueError where there are none to be read, which says why.
     """
-    is_directory = os.path.isdir(path)
     try:
-        context = ssl.create_default_context(
-            cafile=None if is_directory else path or None, capath=path if is_directory else None
-        )
-        # OpenSSL reads a directory later, and finds by name what `openssl rehash` has named; nothing else is looked at.
-        names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)] if is_directory else []
+        if os.path.isdir(path):
+            context = ssl.create_default_context(capath=path)
+            # OpenSSL reads it later, and finds by name what `openssl rehash` has named; nothing else is looked at.
+            has_any = any(re.fullmatch(r"[0-9a-f]{8}\.\d+", name) for name in os.listdir(path))
+        else:
+            context = ssl.create_default_context(cafile=path or None)
+            has_any = not path or context.cert_store_stats()["x509"] > 0
     except OSError as error:  # ssl.SSLError is one
         raise ValueError("%s: %s" % (path, error.strerror or error)) from None
-    if path and not (names or context.cert_store_stats()["x509"]):
+    if not has_any:
         raise ValueError("%s: no certificates" % path)
     return context
 
@@ -438,6 +440,12 @@ check_cas = validator(load_cas, "a file of CA certificates in PEM that can be re
                                 "named by `openssl rehash`")
 check_directory = validator(lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
                             "a directory that exists and can be written to")
+SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+check_switch = validator(lambda text: SWITCH.get(text.lower()), "true or false")
+LOG_LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "warn": "WARNING", "error": "ERROR"}
+check_log_level = validator(lambda text: LOG_LEVELS.get(text.lower()), "DEBUG, INFO, WARNING or ERROR")
+check_address = validator(lambda text: str(ipaddress.ip_address(text)),
+                          "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"  # up to 65535
 ENDPOINT = r"((?i:https?)://)?%s(\.%s)*%s/?" % (LABEL, LABEL, PORT)
@@ -447,6 +455,9 @@ check_proxy = pattern(
     r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
     + PORT + "/?", "a URL such as http://proxy.example:3128")
 AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
+check_agent = pattern(AGENT_URL, "http://<agent>")
+check_credentials = pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
+                            "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>")
 OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 URI_VARIABLE = "ALIBABA_CLOUD_CREDENTIALS_URI"
 ACCESS_KEY_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
@@ -462,24 +473,21 @@ class LogstoreConfig:
     with _TO<n> for one."""
 
     endpoint: str = env("SLS_ENDPOINT", check_endpoint,
-        "the service's host in the project's region; https:// in front turns TLS on")
-    access_key_id: str = env("SLS_AK_ID", check_secret, "id of the access key", is_secret=True)
-    access_key: str = env("SLS_AK_KEY", check_secret, "secret of the access key", is_secret=True)
-    security_token: str = env("SLS_STS_TOKEN", check_secret,
-        "token of a temporary access key, which can't renew itself", default="", is_secret=True)
-    credentials: str = env("SLS_CREDENTIALS",
-        pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
-                "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"),
-        "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
-        "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE,
-        default="", is_secret=True)
-    region: str = env("SLS_REGION", pattern("[a-z0-9-]+", "a region such as cn-hangzhou"),
-        "the project's region: switches signatures from v1 to v4", default="")
+        meaning="the service's host in the project's region; https:// in front turns TLS on")
+    access_key_id: str = env("SLS_AK_ID", check_secret, is_secret=True, meaning="id of the access key")
+    access_key: str = env("SLS_AK_KEY", check_secret, is_secret=True, meaning="secret of the access key")
+    security_token: str = env("SLS_STS_TOKEN", check_secret, is_secret=True, default="",
+        meaning="token of a temporary access key, which can't renew itself")
+    credentials: str = env("SLS_CREDENTIALS", check_credentials, is_secret=True, default="",
+        meaning="a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS "
+        "instance's), oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE)
+    region: str = env("SLS_REGION", pattern("[a-z0-9-]+", "a region such as cn-hangzhou"), default="",
+        meaning="the project's region: switches signatures from v1 to v4")
     project: str = env("SLS_PROJECT",
         pattern("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
-        "the project")
+        meaning="the project")
     logstore: str = env("SLS_LOGSTORE", pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"),
-        "the source logstore")
+        meaning="the source logstore")
     # By each variable above, such as SLS_PROJECT, the one that was read here, such as SLS_PROJECT_TO2: for hints.
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -509,8 +517,8 @@ class TargetSettings:
     number: int  # n of _TO<n>
     config: LogstoreConfig
     topics: tuple[TopicPattern, ...] = env("SLS_TOPIC", parse_topics,
-        "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
-        "has no topic; a character in brackets is itself: app[[]1] is the topic app[1], a[,]b is a,b")
+        meaning="topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] "
+        "what has no topic; a character in brackets is itself: app[[]1] is the topic app[1], a[,]b is a,b")
 
     @property
     def name(self) -> str:
@@ -525,38 +533,31 @@ class Settings:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]  # what some settings have come to, to be told at the start
     consumer_group: str = env("SLS_CG", pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"),
-        "the consumer group, the same for all copies")
-    cursor_start: str | int = env("SLS_CURSOR_START", parse_cursor_start,  # "begin", "end" or unix seconds
-        "where a group without checkpoints begins: begin (earliest), end (latest), or a time such as "
-        "2018-12-26T00:00:00+08:00; without an offset or Z it is local time", default="begin")
-    heartbeat_interval: int = env("SLS_HEARTBEAT_INTERVAL", in_range(int, 1, 300, "whole seconds"),
-        "seconds; a new group's timeout is twice as long: then a silent copy loses its shards", default="20")
-    fetch_interval: float = env("SLS_FETCH_INTERVAL", in_range(float, 0.01, 60, "seconds"),
-        "seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second at most",
-        default="0.4")
-    writers: int = env("SLS_WRITERS", in_range(int, 1, 64, "a whole number"),
-        "puts in the air at once, for each target", default="16")
-    merge_packs: bool = env("SLS_MERGE_PACKS",
-        word({"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False},
-             "true or false"),
-        "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up",
-        default="false")
-    rejected_dir: str = env("SLS_REJECTED_DIR", check_directory,
-        "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait",
-        default="")
-    log_dir: str = env("SLS_LOG_DIR", check_directory,
-        "where the log file goes, the newest of those before it stay; empty: no file, stderr alone",
-        default=".", may_be_empty=True)
-    log_level: str = env("SLS_LOG_LEVEL",
-        word({"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "warn": "WARNING", "error": "ERROR"},
-             "DEBUG, INFO, WARNING or ERROR"), "what is logged", default="INFO")
-    metrics_port: int | str = env("SLS_METRICS_PORT", in_range(int, 1, 65535, "a port"),  # value "" without one
-        "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere",
-        default="")
-    metrics_host: str = env("SLS_METRICS_HOST",
-        validator(lambda text: str(ipaddress.ip_address(text)),
-                  "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"),
-        "the address they are served on; 0.0.0.0 is all of them", default="127.0.0.1")
+        meaning="the consumer group, the same for all copies")
+    cursor_start: str | int = env("SLS_CURSOR_START", parse_cursor_start, default="begin",  # or "end", or unix seconds
+        meaning="where a group without checkpoints begins: begin (earliest), end (latest), or a time such as "
+        "2018-12-26T00:00:00+08:00; without an offset or Z it is local time")
+    heartbeat_interval: int = env("SLS_HEARTBEAT_INTERVAL", in_range(int, 1, 300, "whole seconds"), default="20",
+        meaning="seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
+    fetch_interval: float = env("SLS_FETCH_INTERVAL", in_range(float, 0.01, 60, "seconds"), default="0.4",
+        meaning="seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second "
+        "at most")
+    writers: int = env("SLS_WRITERS", in_range(int, 1, 64, "a whole number"), default="16",
+        meaning="puts in the air at once, for each target")
+    merge_packs: bool = env("SLS_MERGE_PACKS", check_switch, default="false",
+        meaning="true puts the packs of one agent together: fewer requests, but the console's context view mixes them "
+        "up")
+    rejected_dir: str = env("SLS_REJECTED_DIR", check_directory, default="",
+        meaning="where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards "
+        "wait")
+    log_dir: str = env("SLS_LOG_DIR", check_directory, default=".", may_be_empty=True,
+        meaning="where the log file goes, the newest of those before it stay; empty: no file, stderr alone")
+    log_level: str = env("SLS_LOG_LEVEL", check_log_level, default="INFO", meaning="what is logged")
+    metrics_port: int | str = env("SLS_METRICS_PORT", in_range(int, 1, 65535, "a port"), default="",  # "": none
+        meaning="where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: "
+        "nowhere")
+    metrics_host: str = env("SLS_METRICS_HOST", check_address, default="127.0.0.1",
+        meaning="the address they are served on; 0.0.0.0 is all of them")
 
     @property
     def source_name(self) -> str:
@@ -583,6 +584,8 @@ PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "al
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 TARGET_STEMS = [each.variable + "_TO" for each in (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)]
 TARGET_NUMBER = "[1-9][0-9]{0,8}"
+TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
+# What Kubernetes sets for a Service that is called sls or sls-...
 SERVICE_LINK_NAME = r"SLS_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_[0-9]+_[A-Z]+\w*)"
 # What no value has by intent, and where it comes from.
 LEFTOVERS = (
@@ -617,7 +620,6 @@ FOREIGN_NAMES = (
     ("START|POSITION", "SLS_CURSOR_START"),
 )
 OTHER_PREFIXES = "(ALIBABA_?CLOUD|ALICLOUD|ALIYUN)_"
-TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
 
 
 class SettingsError(Exception):
@@ -700,18 +702,19 @@ class SettingsParser:
             name = next((name for name in heard if self.environment.get(name)), "")
             self.read(Setting(name, check, meaning="", default="", is_secret=check is check_proxy))
 
-    def suffix_of(self, variable: str, suffixes: Sequence[str]) -> str:
-        """The first of these with which the variable is set, "" for none. An access key's variables go together: it is
-        taken from where any of them is set."""
-        together = CREDENTIAL_VARIABLES if variable in CREDENTIAL_VARIABLES else [variable]
-        return next((each for each in suffixes if any(self.environment.get(name + each) for name in together)), "")
+    def suffix_of(self, variables: Iterable[str], suffixes: Sequence[str]) -> str:
+        """The first of the suffixes with which any of the variables is set, "" for none."""
+        return next((each for each in suffixes if any(self.environment.get(name + each) for name in variables)), "")
 
     def read_logstore(self, logstore: Setting, suffixes: Sequence[str]) -> LogstoreConfig:
         """The logstore that `logstore` with the first suffix names; all else may also be set with the next ones."""
         values, variables = {}, {}
-        credentials = "SLS_CREDENTIALS" + self.suffix_of("SLS_CREDENTIALS", suffixes)
+        # What makes up an access key goes together: all of it is taken from where any of it is set.
+        key_suffix = self.suffix_of(CREDENTIAL_VARIABLES, suffixes)
+        credentials = "SLS_CREDENTIALS" + key_suffix
         for name, setting in CONNECTION_SETTINGS.items():
-            suffix = self.suffix_of(setting.variable, suffixes)
+            is_key = setting.variable in CREDENTIAL_VARIABLES
+            suffix = key_suffix if is_key else self.suffix_of([setting.variable], suffixes)
             variable = variables[setting.variable] = setting.variable + suffix
             if setting.variable in ACCESS_KEY_VARIABLES and self.environment.get(credentials):
                 values[name], variables[setting.variable] = "", credentials  # which hints are to name
@@ -732,7 +735,6 @@ class SettingsParser:
             for name in OIDC_VARIABLES:
                 self.read(Setting(name, str, meaning))
         elif values["credentials"] == "uri":
-            check_agent = pattern(AGENT_URL, "http://<agent>")
             values["credentials"] = self.read(Setting(URI_VARIABLE, check_agent, meaning, is_secret=True))
         return LogstoreConfig(**values, variables=variables)
 
@@ -822,10 +824,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 # ---- log groups: passed on as bytes ---------------------------------------------------------------------------------
 
-# Field numbers of the protobuf messages LogGroupList and LogGroup (proto2), as keys of length-delimited fields.
-LOGS_KEY = LOG_GROUPS_KEY = 1 << 3 | 2
-TOPIC_KEY = 3 << 3 | 2
-LOG_TAGS_KEY = 6 << 3 | 2
+# Fields of the protobuf messages LogGroupList and LogGroup (proto2): their numbers, as keys of length-delimited fields.
+LOG_GROUPS_KEY = 1 << 3 | 2
+LOGS_KEY, TOPIC_KEY, LOG_TAGS_KEY = 1 << 3 | 2, 3 << 3 | 2, 6 << 3 | 2
 PACK_ID_TAG = b"\x0a\x0b__pack_id__"  # how a LogTag begins whose Key is __pack_id__
 
 
@@ -989,15 +990,15 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
     puts: list[PutRequest] = []
     growing: dict[bytes, PutRequest] = {}
     for log_group in log_groups:
-        can_strip = merge_packs and log_group.mergeable
-        merge_key = without_pack_id(log_group.envelope) if can_strip else log_group.envelope
-        put = growing.get(merge_key) if log_group.mergeable else None
+        if not log_group.mergeable:
+            puts.append(PutRequest(log_group.envelope).add(log_group))
+            continue
+        merge_key = without_pack_id(log_group.envelope) if merge_packs else log_group.envelope
+        put = growing.get(merge_key)
         if (not put or put.size + len(log_group.logs) > MAX_MERGED_BYTES
                 or put.log_count + log_group.log_count > MAX_MERGED_LOGS):  # fmt: skip
-            put = PutRequest(log_group.envelope)
+            put = growing[merge_key] = PutRequest(log_group.envelope)
             puts.append(put)
-            if log_group.mergeable:
-                growing[merge_key] = put
         put.add(log_group)
     return puts
 
