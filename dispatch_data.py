@@ -337,11 +337,13 @@ def validator(value_of: Callable[[str], object], expected: str) -> Callable[[str
     """A check by `value_of`, which gives None or raises ValueError for a wrong text; `expected` says what is right."""
 
     def check(text: str) -> object:
-        with contextlib.suppress(ValueError):
+        try:
             value = value_of(text)
-            if value is not None:
-                return value
-        raise ValueError(expected)
+        except ValueError:
+            value = None
+        if value is None:
+            raise ValueError(expected)
+        return value
 
     return check
 
@@ -458,10 +460,7 @@ AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
 check_agent = pattern(AGENT_URL, "http://<agent>")
 check_credentials = pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
                             "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>")
-OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 URI_VARIABLE = "ALIBABA_CLOUD_CREDENTIALS_URI"
-ACCESS_KEY_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
-CREDENTIAL_VARIABLES = (*ACCESS_KEY_VARIABLES, "SLS_CREDENTIALS")
 # An endpoint that names its region, which an address or a host of one's own doesn't.
 REGION_PATTERN = re.compile(
     r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)")
@@ -540,22 +539,22 @@ class Settings:
     heartbeat_interval: int = env("SLS_HEARTBEAT_INTERVAL", in_range(int, 1, 300, "whole seconds"), default="20",
         meaning="seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
     fetch_interval: float = env("SLS_FETCH_INTERVAL", in_range(float, 0.01, 60, "seconds"), default="0.4",
-        meaning="seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second "
-        "at most")
+        meaning="seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times "
+        "a second at most")
     writers: int = env("SLS_WRITERS", in_range(int, 1, 64, "a whole number"), default="16",
         meaning="puts in the air at once, for each target")
     merge_packs: bool = env("SLS_MERGE_PACKS", check_switch, default="false",
-        meaning="true puts the packs of one agent together: fewer requests, but the console's context view mixes them "
-        "up")
+        meaning="true puts the packs of one agent together: fewer requests, but the console's context view "
+        "mixes them up")
     rejected_dir: str = env("SLS_REJECTED_DIR", check_directory, default="",
-        meaning="where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards "
-        "wait")
+        meaning="where LogGroups go that a target refuses for good, so that their shards can go on; none: "
+        "the shards wait")
     log_dir: str = env("SLS_LOG_DIR", check_directory, default=".", may_be_empty=True,
         meaning="where the log file goes, the newest of those before it stay; empty: no file, stderr alone")
     log_level: str = env("SLS_LOG_LEVEL", check_log_level, default="INFO", meaning="what is logged")
     metrics_port: int | str = env("SLS_METRICS_PORT", in_range(int, 1, 65535, "a port"), default="",  # "": none
-        meaning="where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: "
-        "nowhere")
+        meaning="where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; "
+        "none: nowhere")
     metrics_host: str = env("SLS_METRICS_HOST", check_address, default="127.0.0.1",
         meaning="the address they are served on; 0.0.0.0 is all of them")
 
@@ -577,6 +576,9 @@ TARGET_TOPICS = settings_of(TargetSettings)["topics"]
 TUNING_SETTINGS = settings_of(Settings)
 CONSUMER_GROUP = TUNING_SETTINGS.pop("consumer_group")
 SOURCE_SETTINGS = (*CONNECTION_SETTINGS.values(), SOURCE_LOGSTORE, CONSUMER_GROUP)
+ACCESS_KEY_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
+CREDENTIAL_VARIABLES = (*ACCESS_KEY_VARIABLES, "SLS_CREDENTIALS")
+OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 # While no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; such logs are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
@@ -647,13 +649,14 @@ class SettingsParser:
         }
         self.errors: list[str] = []
         self.warnings: list[str] = []
+        # While none is, the default topics apply.
         self.any_topic_set = any(re.fullmatch("SLS_TOPIC_TO(%s)?" % TARGET_NUMBER, name) for name in environment)
 
     def read(self, setting: Setting, suffix: str = "") -> Any:
         """The checked value of a setting; "" where it is empty, or an error has been noted."""
         name = setting.variable + suffix
         text = self.environment.get(name)
-        if not text and (text is None or not setting.may_be_empty):
+        if text is None or (text == "" and not setting.may_be_empty):
             text = setting.default
         if text is None:
             others = [other for other in sorted(self.environment) if re.match(OTHER_PREFIXES, other)]
@@ -685,9 +688,9 @@ class SettingsParser:
                 setting.check(strip_quotes(text.translate(FULLWIDTH_TO_ASCII)))
                 words += ", type %r instead" % wide.group().translate(FULLWIDTH_TO_ASCII)
             return words
-        notations: Sequence[tuple[str, str]] = LEFTOVERS if setting.variable.startswith("SLS_") else ()
-        if setting.variable == TARGET_TOPICS.variable:
-            notations = (*LEFTOVERS, *FOREIGN_NOTATIONS)
+        if not setting.variable.startswith("SLS_"):
+            return ""
+        notations = (*LEFTOVERS, *FOREIGN_NOTATIONS) if setting.variable == TARGET_TOPICS.variable else LEFTOVERS
         return next((words for regex, words in notations if re.search(regex, unescaped)), "")
 
     def read_network(self, configs: Iterable[LogstoreConfig]) -> None:
@@ -699,8 +702,8 @@ class SettingsParser:
         for check, names in groups:
             # An empty one in lower case hides that in capitals.
             heard = [name if name in self.environment else name.upper() for name in names]
-            name = next((name for name in heard if self.environment.get(name)), "")
-            self.read(Setting(name, check, meaning="", default="", is_secret=check is check_proxy))
+            for name in [name for name in heard if self.environment.get(name)][:1]:
+                self.read(Setting(name, check, meaning="", is_secret=check is check_proxy))
 
     def suffix_of(self, variables: Iterable[str], suffixes: Sequence[str]) -> str:
         """The first of the suffixes with which any of the variables is set, "" for none."""
@@ -776,13 +779,12 @@ class SettingsParser:
         if links:
             words = "%s: Kubernetes sets it for a Service that is called like that; not with enableServiceLinks: false"
             self.warnings.append(words % ", ".join(links))
-        for name in unknown:
-            if name not in links:
-                number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
-                possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
-                nearest = difflib.get_close_matches(name.upper(), possible, 1, 0)[0]
-                meant = foreign_name(name) if foreign_name(name) in possible else nearest
-                self.warnings.append("%s is not a setting of this program; did you mean %s?" % (name, meant))
+        for name in sorted(set(unknown) - set(links)):
+            number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
+            possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
+            nearest = difflib.get_close_matches(name.upper(), possible, 1, 0)[0]
+            meant = foreign_name(name) if foreign_name(name) in possible else nearest
+            self.warnings.append("%s is not a setting of this program; did you mean %s?" % (name, meant))
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
