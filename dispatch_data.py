@@ -157,8 +157,8 @@ if __name__ == "__main__":  # before the SDK is imported
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # For new objects PyPy takes half of the processor's cache, 240 MB of a large one, unless told so before it starts.
-    nursery_is_set = platform.python_implementation() != "PyPy" or "PYPY_GC_NURSERY" in os.environ
-    if not nursery_is_set and os.path.isfile(sys.argv[0]):
+    is_pypy = platform.python_implementation() == "PyPy"
+    if is_pypy and "PYPY_GC_NURSERY" not in os.environ and os.path.isfile(sys.argv[0]):
         os.environ["PYPY_GC_NURSERY"] = "16MB"
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the new one gets here, or there is none
         with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as command_line:
@@ -234,7 +234,7 @@ class TopicPattern:
 
     @property
     def literal_spelling(self) -> str:
-        """How a topic is spelt that somebody may have meant by this pattern: app[[]1] for app[1], "" for app*."""
+        """How the topic is spelt that may be meant by such a pattern: app[[]1] for app[1]; "" for app*."""
         is_doubtful = re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", ESCAPED_CHAR.sub("", self.spelling))
         return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
