@@ -162,8 +162,8 @@ if __name__ == "__main__":  # before the SDK is imported
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # For new objects PyPy takes half of the processor's cache, 240 MB of a large one, unless told so before it starts.
-    nursery_is_set = platform.python_implementation() != "PyPy" or "PYPY_GC_NURSERY" in os.environ
-    if not nursery_is_set and os.path.isfile(sys.argv[0]):
+    is_pypy = platform.python_implementation() == "PyPy"
+    if is_pypy and "PYPY_GC_NURSERY" not in os.environ and os.path.isfile(sys.argv[0]):
         os.environ["PYPY_GC_NURSERY"] = "16MB"
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the new one gets here, or there is none
         with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as command_line:
@@ -202,28 +202,12 @@ log = logging.getLogger("dispatch_data")
 
 # What a Chinese keyboard gives in the place of ASCII: full-width forms, and punctuation of its own.
 FULLWIDTH_TO_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-FULLWIDTH_TO_ASCII.update(zip(map(ord, "\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d"), b" ,.[]''\"\""))
+FULLWIDTH_TO_ASCII.update(str.maketrans("\u3000\u3001\u3002\u3010\u3011\u2018\u2019\u201c\u201d", " ,.[]''\"\""))
 FULLWIDTH_CHAR = re.compile("[%s]" % "".join(map(chr, FULLWIDTH_TO_ASCII)))
-
-
-# Alone in brackets, a character that is neither letter nor digit, nor !, is itself; a full-width one without is a slip.
+# What brackets make literal: one character that is no letter, digit, _, ! or ], and any full-width one.
 ESCAPED_CHAR = re.compile(r"\[([^\w!\]]|%s)\]" % FULLWIDTH_CHAR.pattern)
 TOPIC_SEPARATOR = re.compile(r"(?<!\[),|,(?!\])")  # a comma, but for [,]
 COMMENT = r"\s#|^#(?:\s|$)"  # behind a value: shells drop it, docker --env-file, kubectl and systemd don't
-# What other programs take in the place of topics, and how that is written here.
-FOREIGN_NOTATIONS = (
-    (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
-    (r"^\[.*,.*\]$", "brackets make no list; leave them out"),
-    (r"[;|]", "only commas separate topics"),
-    (r"(^|,)\s*/?\^|\$/?\s*(,|$)", "^ and $ stand for themselves; a topic is compared as a whole anyway"),
-    (r"(^|,)\s*\.\*|\.\+|\\[dDsSwWb]|\(\?", "this is no regular expression; * stands for any characters, ? for one"),
-    (r"\[\^[^\]]", "[^...] is one of these characters; one that is none of them is [!...]"),
-    (r"\\[^\w\s]", "a backslash stands for itself; brackets make a character literal, as in [,] or [*]"),
-    (r"(^|,)\s*!", "! stands for itself; nothing can be excluded"),
-    (r"(^|,)\s*(__topic__|topic|re|regexp?|glob)\s*[:=]", "a topic is written without a name in front"),
-    (r"%\s*(,|$)|(^|,)\s*%", "% stands for itself; * stands for any characters"),
-    (r"[^,\s]\s+[^,\s]", "a space belongs to the topic; only commas separate topics"),
-)
 
 
 def spell_out(topic: str) -> str:
@@ -236,8 +220,7 @@ def spell_out(topic: str) -> str:
     return topic or "[]"
 
 
-# A star in brackets is none.
-STARS = re.compile(r"(\[!?\]?[^]]*\])|\*+")
+BRACKETS_OR_STARS = re.compile(r"(\[!?\]?[^]]*\])|\*+")
 
 
 @dataclass(frozen=True)
@@ -249,13 +232,14 @@ class TopicPattern:
     @property
     def exact_topic(self) -> str | None:
         """The one topic that is meant, "" for [], which stands for what has no topic; None for a pattern."""
-        if set("*?[") & set(ESCAPED_CHAR.sub("", self.spelling)):
-            return "" if self.spelling == "[]" else None
-        return ESCAPED_CHAR.sub(r"\1", self.spelling)
+        if self.spelling == "[]":
+            return ""
+        is_pattern = set("*?[") & set(ESCAPED_CHAR.sub("", self.spelling))
+        return None if is_pattern else ESCAPED_CHAR.sub(r"\1", self.spelling)
 
     @property
     def literal_spelling(self) -> str:
-        """How a topic is spelt that somebody may have meant by this pattern: app[[]1] for app[1], "" for app*."""
+        """How the topic is spelt that may be meant by such a pattern: app[[]1] for app[1]; "" for app*."""
         is_doubtful = re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", ESCAPED_CHAR.sub("", self.spelling))
         return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
@@ -266,7 +250,8 @@ class TopicPattern:
         """
         # What follows a star is matched where it first comes, and nowhere later: a lookahead is tried once.
         # fnmatch.translate does so only from Python 3.9 on; without a star it gives a group and an anchor.
-        parts = STARS.sub(lambda found: found.group(1) or "\0", self.spelling).split("\0")
+        # \0 stands for each star outside of brackets, for it can't be in a topic that is set.
+        parts = BRACKETS_OR_STARS.sub(lambda found: found.group(1) or "\0", self.spelling).split("\0")
         first, *others = [fnmatch.translate(part)[: -len(r"\Z")] for part in parts]
         last = [".*" + part for part in others[-1:]]
         between = [r"(?=(?P<s%d>.*?%s))(?P=s%d)" % (n, part, n) for n, part in enumerate(others[:-1])]
@@ -310,14 +295,9 @@ class Routes:
 
     def __init__(self, topics_by_number: Mapping[int, Iterable[TopicPattern]]) -> None:
         """The topics of each target by its number n, in the order of n."""
-        self.exact: dict[str, int] = {}
-        self.patterns: list[tuple[re.Pattern[str], int]] = []
-        for number, topics in topics_by_number.items():
-            for topic in topics:
-                if topic.exact_topic is None:
-                    self.patterns.append((topic.compile(), number))
-                else:
-                    self.exact[topic.exact_topic] = number
+        routes = [(topic, number) for number, topics in topics_by_number.items() for topic in topics]
+        self.exact = {topic.exact_topic: number for topic, number in routes if topic.exact_topic is not None}
+        self.patterns = [(topic.compile(), number) for topic, number in routes if topic.exact_topic is None]
         # A topic may be a file's path or a container's id: remember many, but not without end.
         self.cached = functools.lru_cache(maxsize=10000)(self.match_uncached)
 
@@ -334,8 +314,6 @@ class Routes:
 
 # ---- settings: the environment, checked as a whole ------------------------------------------------------------------
 
-REQUIRED = None  # in the place of a default
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -343,32 +321,34 @@ class Setting:
 
     variable: str  # without the suffix that it has for targets: _TO for all of them, _TO<n> for one
     check: Callable[[str], Any]  # the value of a text; raises ValueError, which says what would be right
-    default: str | None  # a text, too, or REQUIRED
     meaning: str
+    default: str | None = None  # a text, too; None: it must be set
     is_secret: bool = False  # no error shows its text
     may_be_empty: bool = False  # set to nothing it is empty, not the default
 
 
-def env(check: Callable[[str], Any], default: str | None, meaning: str, **more: Any) -> Any:
-    """A dataclass's field that is read from the environment, as its Setting says; `more` are other fields of that."""
-    return field(repr=not more.get("is_secret"), metadata=dict(check=check, default=default, meaning=meaning, **more))
+def env(variable: str, check: Callable[[str], Any], **more: Any) -> Any:
+    """A dataclass's field that is read from the environment; `more` are the other fields of its Setting."""
+    setting = Setting(variable, check, **more)
+    return field(repr=not setting.is_secret, metadata={"setting": setting})
 
 
 def settings_of(kind: Any) -> dict[str, Setting]:
-    """Those of a dataclass, by the field's name. The variable is SLS_ and that name in capitals, unless it is given."""
-    metadata = {each.name: each.metadata for each in fields(kind) if each.metadata}
-    return {name: Setting(**{"variable": "SLS_" + name.upper(), **given}) for name, given in metadata.items()}
+    """Those of a dataclass, by the field's name."""
+    return {each.name: each.metadata["setting"] for each in fields(kind) if each.metadata}
 
 
 def validator(value_of: Callable[[str], object], expected: str) -> Callable[[str], Any]:
     """A check by `value_of`, which gives None or raises ValueError for a wrong text; `expected` says what is right."""
 
     def check(text: str) -> object:
-        with contextlib.suppress(ValueError):
+        try:
             value = value_of(text)
-            if value is not None:
-                return value
-        raise ValueError(expected)
+        except ValueError:
+            value = None
+        if value is None:
+            raise ValueError(expected)
+        return value
 
     return check
 
@@ -378,15 +358,14 @@ def pattern(regex: str, expected: str) -> Callable[[str], str]:
     return validator(lambda text: text if re.fullmatch(regex, text) else None, expected)
 
 
-def word(expected: str, **words: object) -> Callable[[str], Any]:
-    """A check for one of these words, in capitals or not; their values."""
-    return validator(lambda text: words.get(text.lower()), expected)
-
-
 def in_range(kind: type[float], low: float, high: float, expected: str) -> Callable[[str], float]:
     """A check for a number of the given kind (int or float) within low..high, in plain digits."""
-    is_plain, expected = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?").fullmatch, "%s from %s to %s" % (expected, low, high)
-    return validator(lambda text: kind(text) if is_plain(text) and low <= kind(text) <= high else None, expected)
+
+    def value_of(text: str) -> float | None:
+        is_plain = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text)
+        return kind(text) if is_plain and low <= kind(text) <= high else None
+
+    return validator(value_of, "%s from %s to %s" % (expected, low, high))
 
 
 CLOCK_TOLERANCE = 5.0  # seconds that two clocks may differ without a word
@@ -418,12 +397,14 @@ def parse_cursor_start(text: str) -> str | int:
     if place in ("begin", "end"):
         return place
     start = int(text) if re.fullmatch("[0-9]{10}", text) else -1
-    with contextlib.suppress(AttributeError, ValueError, OverflowError):
-        *parts, utc, sign, hours, minutes = TIMESTAMP.fullmatch(text).groups()  # type: ignore[union-attr]
+    written = TIMESTAMP.fullmatch(text)
+    if written:
+        *parts, utc, sign, hours, minutes = written.groups()
         offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
         zone = timezone(-offset if sign == "-" else offset) if utc or sign else None
-        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
-        start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
+        with contextlib.suppress(ValueError, OverflowError):  # there may be no such day
+            year, month, day, hour, minute, second = (int(part or 0) for part in parts)
+            start = int(datetime(year, month, day, hour, minute, second, tzinfo=zone).timestamp())
     if start < 0:
         raise ValueError("begin, end, or a time such as 2018-12-26T00:00:00+08:00, or in seconds, 1545753600")
     if start > time.time() + CLOCK_TOLERANCE:
@@ -436,16 +417,17 @@ def load_cas(path: str) -> ssl.SSLContext:
 
     Raises ValueError where there are none to be read, which says why.
     """
-    is_directory = os.path.isdir(path)
     try:
-        context = ssl.create_default_context(
-            cafile=None if is_directory else path or None, capath=path if is_directory else None
-        )
-        # OpenSSL reads a directory later, and finds by name what `openssl rehash` has named; nothing else is looked at.
-        names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)] if is_directory else []
+        if os.path.isdir(path):
+            context = ssl.create_default_context(capath=path)
+            # OpenSSL reads it later, and finds by name what `openssl rehash` has named; nothing else is looked at.
+            has_any = any(re.fullmatch(r"[0-9a-f]{8}\.\d+", name) for name in os.listdir(path))
+        else:
+            context = ssl.create_default_context(cafile=path or None)
+            has_any = not path or context.cert_store_stats()["x509"] > 0
     except OSError as error:  # ssl.SSLError is one
         raise ValueError("%s: %s" % (path, error.strerror or error)) from None
-    if path and not (names or context.cert_store_stats()["x509"]):
+    if not has_any:
         raise ValueError("%s: no certificates" % path)
     return context
 
@@ -460,87 +442,87 @@ def is_md5_allowed() -> bool:
 
 
 # fmt: off
-check_secret = pattern(r"[!-~]+", "printable characters without spaces")
+check_secret = pattern("[!-~]+", "printable characters without spaces")
 check_cas = validator(load_cas, "a file of CA certificates in PEM that can be read, or a directory of such files, "
                                 "named by `openssl rehash`")
 check_directory = validator(lambda path: path if os.path.isdir(path) and os.access(path, os.W_OK) else None,
                             "a directory that exists and can be written to")
+SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+check_switch = validator(lambda text: SWITCH.get(text.lower()), "true or false")
+LOG_LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "warn": "WARNING", "error": "ERROR"}
+check_log_level = validator(lambda text: LOG_LEVELS.get(text.lower()), "DEBUG, INFO, WARNING or ERROR")
+check_address = validator(lambda text: str(ipaddress.ip_address(text)),
+                          "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-HOST = r"%s(?:\.%s)*" % (LABEL, LABEL)
-PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"  # up to 65535
+ENDPOINT = r"((?i:https?)://)?%s(\.%s)*%s/?" % (LABEL, LABEL, PORT)
+check_endpoint = validator(lambda text: re.sub("^.*:/", lambda scheme: scheme.group().lower(), text)
+                           if re.fullmatch(ENDPOINT, text) else None, "a host such as cn-hangzhou.log.aliyuncs.com")
 check_proxy = pattern(
     r"((?i:https?|socks4a?|socks5h?)://)?([^\s/?#\[\]\x7f-\U0010ffff]*@)?([A-Za-z0-9_.-]*[A-Za-z0-9]|\[[0-9a-fA-F:.]+\])"
     + PORT + "/?", "a URL such as http://proxy.example:3128")
 AGENT_URL = r"http://([^/?#@\s]*@)?[A-Za-z0-9.-]+(:\d{1,5})?([/?][^#\s]*)?"
-OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
+check_agent = pattern(AGENT_URL, "http://<agent>")
+check_credentials = pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
+                            "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>")
 URI_VARIABLE = "ALIBABA_CLOUD_CREDENTIALS_URI"
-ACCESS_KEY_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
-CREDENTIAL_VARIABLES = (*ACCESS_KEY_VARIABLES, "SLS_CREDENTIALS")
 # An endpoint that names its region, which an address or a host of one's own doesn't.
 REGION_PATTERN = re.compile(
     r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)")
 
 
 @dataclass(frozen=True)
-class Connection:
-    """How to reach a project, and as whom: the source's, but with _TO another for all targets, with _TO<n> for one."""
+class LogstoreConfig:
+    """One logstore. How to reach it, and as whom, is as for the source, unless it is set with _TO for all targets, or
+    with _TO<n> for one."""
 
-    endpoint: str = env(
-        validator(lambda text: re.sub("^[a-zA-Z]*://", lambda scheme: scheme.group().lower(), text)
-                  if re.fullmatch("((?i:https?)://)?%s%s/?" % (HOST, PORT), text) else None,
-                  "a host such as cn-hangzhou.log.aliyuncs.com"),
-        REQUIRED, "the service's host in the project's region; https:// in front turns TLS on")
-    access_key_id: str = env(check_secret, REQUIRED, "id of the access key", variable="SLS_AK_ID", is_secret=True)
-    access_key: str = env(check_secret, REQUIRED, "secret of the access key", variable="SLS_AK_KEY", is_secret=True)
-    security_token: str = env(check_secret, "", "token of a temporary access key, which can't renew itself",
-        variable="SLS_STS_TOKEN", is_secret=True)
-    credentials: str = env(
-        pattern(r"ecs(:[A-Za-z0-9._-]{1,64})?|oidc|uri|file:/.+|" + AGENT_URL,
-                "ecs, ecs:<role>, oidc, uri, http://<agent>, or file:</path>"), "",
-        "a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS instance's), "
-        "oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE, is_secret=True)
-    region: str = env(pattern("[a-z0-9-]+", "a region such as cn-hangzhou"), "",
-        "the project's region: switches signatures from v1 to v4")
-    project: str = env(
+    endpoint: str = env("SLS_ENDPOINT", check_endpoint,
+        meaning="the service's host in the project's region; https:// in front turns TLS on")
+    access_key_id: str = env("SLS_AK_ID", check_secret, is_secret=True, meaning="id of the access key")
+    access_key: str = env("SLS_AK_KEY", check_secret, is_secret=True, meaning="secret of the access key")
+    security_token: str = env("SLS_STS_TOKEN", check_secret, is_secret=True, default="",
+        meaning="token of a temporary access key, which can't renew itself")
+    credentials: str = env("SLS_CREDENTIALS", check_credentials, is_secret=True, default="",
+        meaning="a key that renews itself, in the place of id, secret and token: ecs or ecs:<role> (the ECS "
+        "instance's), oidc (RRSA), http://<agent> or uri (the agent that %s names), file:</path>" % URI_VARIABLE)
+    region: str = env("SLS_REGION", pattern("[a-z0-9-]+", "a region such as cn-hangzhou"), default="",
+        meaning="the project's region: switches signatures from v1 to v4")
+    project: str = env("SLS_PROJECT",
         pattern("[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits and - (not at the ends)"),
-        REQUIRED, "the project")
-
-
-@dataclass(frozen=True)
-class LogstoreConfig(Connection):
-    """One logstore and how to reach it, whatever it is for."""
-
-    logstore: str = env(pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"), REQUIRED, "the source logstore")
-    # The source's variable, such as SLS_PROJECT -> the one that was read for this logstore, such as SLS_PROJECT_TO2.
+        meaning="the project")
+    logstore: str = env("SLS_LOGSTORE", pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"),
+        meaning="the source logstore")
+    # By each variable above, such as SLS_PROJECT, the one that was read here, such as SLS_PROJECT_TO2: for hints.
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return "%s/%s" % (self.project, self.logstore)
 
     @property
-    def connection(self) -> Connection:
-        """Logstores for which it is equal can share a client."""
-        return Connection(**{each.name: getattr(self, each.name) for each in fields(Connection)})
+    def connection(self) -> LogstoreConfig:
+        """All but the logstore: where it is equal, logstores can share a client."""
+        return replace(self, logstore="")
+
+    @property
+    def known_region(self) -> str:
+        """An endpoint that names its region is believed before SLS_REGION is; "" where neither tells."""
+        named = REGION_PATTERN.search(self.endpoint.lower())
+        return named.group(2) if named else self.region
 
     def may_be_same_as(self, other: LogstoreConfig) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
-        region, so only two regions tell two of one name apart. An endpoint that names its region is believed before
-        SLS_REGION is."""
-        found = [(REGION_PATTERN.search(config.endpoint.lower()), config.region) for config in (self, other)]
-        regions = {named.group(2) if named else region for named, region in found} - {""}
-        are_two_regions = len(regions) == 2
+        region, so only two regions tell two of one name apart."""
         same_name = (self.project, self.logstore.lower()) == (other.project, other.logstore.lower())
-        return same_name and not are_two_regions
+        return same_name and len({self.known_region, other.known_region} - {""}) < 2
 
 
 @dataclass(frozen=True)
 class TargetSettings:
     number: int  # n of _TO<n>
     config: LogstoreConfig
-    topics: tuple[TopicPattern, ...] = env(parse_topics, REQUIRED,
-        "topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] what "
-        "has no topic; a character in brackets is itself: app[[]1] is the topic app[1], a[,]b is a,b",
-        variable="SLS_TOPIC")
+    topics: tuple[TopicPattern, ...] = env("SLS_TOPIC", parse_topics,
+        meaning="topics of target n, separated by commas; * ? and [...] are wildcards, * alone takes what is left, [] "
+        "what has no topic; a character in brackets is itself: app[[]1] is the topic app[1], a[,]b is a,b")
 
     @property
     def name(self) -> str:
@@ -554,32 +536,32 @@ class Settings:
     targets: tuple[TargetSettings, ...]  # in the order of their numbers
     warnings: tuple[str, ...]
     notes: tuple[str, ...]  # what some settings have come to, to be told at the start
-    consumer_group: str = env(pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"), REQUIRED,
-        "the consumer group, the same for all copies", variable="SLS_CG")
-    cursor_start: str | int = env(parse_cursor_start, "begin",  # "begin", "end" or unix seconds
-        "where a group without checkpoints begins: begin (earliest), end (latest), or a time such as "
+    consumer_group: str = env("SLS_CG", pattern("[A-Za-z0-9_-]{1,64}", "up to 64 letters, digits, - and _"),
+        meaning="the consumer group, the same for all copies")
+    cursor_start: str | int = env("SLS_CURSOR_START", parse_cursor_start, default="begin",  # or "end", or unix seconds
+        meaning="where a group without checkpoints begins: begin (earliest), end (latest), or a time such as "
         "2018-12-26T00:00:00+08:00; without an offset or Z it is local time")
-    heartbeat_interval: int = env(in_range(int, 1, 300, "whole seconds"), "20",
-        "seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
-    fetch_interval: float = env(in_range(float, 0.01, 60, "seconds"), "0.4",
-        "seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times a second at most")
-    writers: int = env(in_range(int, 1, 64, "a whole number"), "16", "puts in the air at once, for each target")
-    merge_packs: bool = env(
-        word("true or false", **dict.fromkeys(("true", "yes", "on", "1"), True),
-             **dict.fromkeys(("false", "no", "off", "0"), False)), "false",
-        "true puts the packs of one agent together: fewer requests, but the console's context view mixes them up")
-    rejected_dir: str = env(check_directory, "",
-        "where LogGroups go that a target refuses for good, so that their shards can go on; none: the shards wait")
-    log_dir: str = env(check_directory, ".", "where the log file goes, the newest of those before it stay; "
-        "empty: no file, stderr alone", may_be_empty=True)
-    log_level: str = env(word("DEBUG, INFO, WARNING or ERROR", debug="DEBUG", info="INFO", warning="WARNING",
-                              warn="WARNING", error="ERROR"), "INFO", "what is logged")
-    metrics_port: int | str = env(in_range(int, 1, 65535, "a port"), "",  # value "" without one
-        "where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; none: nowhere")
-    metrics_host: str = env(
-        validator(lambda text: str(ipaddress.ip_address(text)),
-                  "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them"), "127.0.0.1",
-        "the address they are served on; 0.0.0.0 is all of them")
+    heartbeat_interval: int = env("SLS_HEARTBEAT_INTERVAL", in_range(int, 1, 300, "whole seconds"), default="20",
+        meaning="seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
+    fetch_interval: float = env("SLS_FETCH_INTERVAL", in_range(float, 0.01, 60, "seconds"), default="0.4",
+        meaning="seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times "
+        "a second at most")
+    writers: int = env("SLS_WRITERS", in_range(int, 1, 64, "a whole number"), default="16",
+        meaning="puts in the air at once, for each target")
+    merge_packs: bool = env("SLS_MERGE_PACKS", check_switch, default="false",
+        meaning="true puts the packs of one agent together: fewer requests, but the console's context view "
+        "mixes them up")
+    rejected_dir: str = env("SLS_REJECTED_DIR", check_directory, default="",
+        meaning="where LogGroups go that a target refuses for good, so that their shards can go on; none: "
+        "the shards wait")
+    log_dir: str = env("SLS_LOG_DIR", check_directory, default=".", may_be_empty=True,
+        meaning="where the log file goes, the newest of those before it stay; empty: no file, stderr alone")
+    log_level: str = env("SLS_LOG_LEVEL", check_log_level, default="INFO", meaning="what is logged")
+    metrics_port: int | str = env("SLS_METRICS_PORT", in_range(int, 1, 65535, "a port"), default="",  # "": none
+        meaning="where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; "
+        "none: nowhere")
+    metrics_host: str = env("SLS_METRICS_HOST", check_address, default="127.0.0.1",
+        meaning="the address they are served on; 0.0.0.0 is all of them")
 
     @property
     def source_name(self) -> str:
@@ -592,13 +574,16 @@ class Settings:
 # fmt: on
 
 
-CONNECTION_SETTINGS = settings_of(Connection)
-SOURCE_LOGSTORE = settings_of(LogstoreConfig)["logstore"]
+CONNECTION_SETTINGS = settings_of(LogstoreConfig)
+SOURCE_LOGSTORE = CONNECTION_SETTINGS.pop("logstore")
 TARGET_LOGSTORE = replace(SOURCE_LOGSTORE, meaning="the logstore of target n; n is any number from 1")
 TARGET_TOPICS = settings_of(TargetSettings)["topics"]
 TUNING_SETTINGS = settings_of(Settings)
 CONSUMER_GROUP = TUNING_SETTINGS.pop("consumer_group")
 SOURCE_SETTINGS = (*CONNECTION_SETTINGS.values(), SOURCE_LOGSTORE, CONSUMER_GROUP)
+ACCESS_KEY_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
+CREDENTIAL_VARIABLES = (*ACCESS_KEY_VARIABLES, "SLS_CREDENTIALS")
+OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
 # While no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; such logs are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
@@ -606,6 +591,8 @@ PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "al
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 TARGET_STEMS = [each.variable + "_TO" for each in (*CONNECTION_SETTINGS.values(), TARGET_LOGSTORE, TARGET_TOPICS)]
 TARGET_NUMBER = "[1-9][0-9]{0,8}"
+TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
+# What Kubernetes sets for a Service that is called sls or sls-...
 SERVICE_LINK_NAME = r"SLS_(\w+_)?(SERVICE_(HOST|PORT\w*)|PORT|PORT_[0-9]+_[A-Z]+\w*)"
 # What no value has by intent, and where it comes from.
 LEFTOVERS = (
@@ -613,6 +600,23 @@ LEFTOVERS = (
     (r"\$[{(]|\{\{|^\$\w+$|^%\w+%$", "it holds a variable that nothing has replaced"),
     (r"<[^<>]+>", "it holds a placeholder that nothing has replaced"),
     ("^(tcp|udp|sctp)://", "Kubernetes sets it so for a Service of that name; not with enableServiceLinks: false"),
+)
+# What other programs take in the place of topics, and how that is written here; the first that is found is told.
+FOREIGN_NOTATIONS = (
+    # lists and alternatives of shells, YAML, JSON and others
+    (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
+    (r"^\[.*,.*\]$", "brackets make no list; leave them out"),
+    (r"[;|]", "only commas separate topics"),
+    # regular expressions
+    (r"(^|,)\s*/?\^|\$/?\s*(,|$)", "^ and $ stand for themselves; a topic is compared as a whole anyway"),
+    (r"(^|,)\s*\.\*|\.\+|\\[dDsSwWb]|\(\?", "this is no regular expression; * stands for any characters, ? for one"),
+    (r"\[\^[^\]]", "[^...] is one of these characters; one that is none of them is [!...]"),
+    (r"\\[^\w\s]", "a backslash stands for itself; brackets make a character literal, as in [,] or [*]"),
+    # .gitignore, queries, SQL's LIKE, and lists of shells again
+    (r"(^|,)\s*!", "! stands for itself; nothing can be excluded"),
+    (r"(^|,)\s*(__topic__|topic|re|regexp?|glob)\s*[:=]", "a topic is written without a name in front"),
+    (r"%\s*(,|$)|(^|,)\s*%", "% stands for itself; * stands for any characters"),
+    (r"[^,\s]\s+[^,\s]", "a space belongs to the topic; only commas separate topics"),
 )
 # What settings are called elsewhere; ends of names.
 FOREIGN_NAMES = (
@@ -623,7 +627,6 @@ FOREIGN_NAMES = (
     ("START|POSITION", "SLS_CURSOR_START"),
 )
 OTHER_PREFIXES = "(ALIBABA_?CLOUD|ALICLOUD|ALIYUN)_"
-TARGET_VARIABLE = re.compile("(?:%s)(%s)" % ("|".join(TARGET_STEMS), TARGET_NUMBER))
 
 
 class SettingsError(Exception):
@@ -651,47 +654,49 @@ class SettingsParser:
         }
         self.errors: list[str] = []
         self.warnings: list[str] = []
+        # While none is, the default topics apply.
         self.any_topic_set = any(re.fullmatch("SLS_TOPIC_TO(%s)?" % TARGET_NUMBER, name) for name in environment)
 
     def read(self, setting: Setting, suffix: str = "") -> Any:
         """The checked value of a setting; "" where it is empty, or an error has been noted."""
         name = setting.variable + suffix
         text = self.environment.get(name)
-        if not text and (text is None or not setting.may_be_empty):
+        if text is None or (text == "" and not setting.may_be_empty):
             text = setting.default
-        if text is REQUIRED:
-            unread = [other for other in sorted(self.environment) if re.match(OTHER_PREFIXES, other)]
-            unread = [other for other in unread if self.environment[other] and foreign_name(other) == name]
+        if text is None:
+            others = [other for other in sorted(self.environment) if re.match(OTHER_PREFIXES, other)]
+            unread = [other for other in others if self.environment[other] and foreign_name(other) == name]
             but = "; %s is set, but not read" % " and ".join(unread) if unread else ""
             self.errors.append("%s is missing: %s%s" % (name, setting.meaning, but))
-        elif text:
-            shown = "its value (not shown)" if setting.is_secret else repr(decode_utf8(text))
-            foreign = self.foreign_notation(setting, decode_utf8(text))
-            try:
-                value = setting.check(text)
-                if foreign:
-                    self.warnings.append("%s: %s looks wrong: %s" % (name, shown, foreign))
-                return value
-            except ValueError as expected:
-                line = "%s: %s is wrong; right would be %s" % (name, shown, expected)
-                self.errors.append("; ".join(filter(None, [line, foreign])))
-        return ""
+        if not text:
+            return ""
+        readable = decode_utf8(text)
+        shown = "its value (not shown)" if setting.is_secret else repr(readable)
+        foreign = self.foreign_notation(setting, readable)
+        try:
+            value = setting.check(text)
+        except ValueError as expected:
+            line = "%s: %s is wrong; right would be %s" % (name, shown, expected)
+            self.errors.append("; ".join(filter(None, [line, foreign])))
+            return ""
+        if foreign:
+            self.warnings.append("%s: %s looks wrong: %s" % (name, shown, foreign))
+        return value
 
     def foreign_notation(self, setting: Setting, text: str) -> str:
         """What there is to say of a value that means something else elsewhere, "" for nothing."""
-        wide = None if setting.is_secret else FULLWIDTH_CHAR.search(ESCAPED_CHAR.sub("", text))
+        unescaped = ESCAPED_CHAR.sub("", text)
+        wide = None if setting.is_secret else FULLWIDTH_CHAR.search(unescaped)
         if wide:
-            ascii_text = strip_quotes(text.translate(FULLWIDTH_TO_ASCII))
+            words = "%r is a full-width character" % wide.group()
             with contextlib.suppress(ValueError):
-                setting.check(ascii_text)
-                words = "%r is a full-width character, type %r instead"
-                return words % (wide.group(), wide.group().translate(FULLWIDTH_TO_ASCII))
-            return "%r is a full-width character" % wide.group()
+                setting.check(strip_quotes(text.translate(FULLWIDTH_TO_ASCII)))
+                words += ", type %r instead" % wide.group().translate(FULLWIDTH_TO_ASCII)
+            return words
         if not setting.variable.startswith("SLS_"):
             return ""
         notations = (*LEFTOVERS, *FOREIGN_NOTATIONS) if setting.variable == TARGET_TOPICS.variable else LEFTOVERS
-        literal = ESCAPED_CHAR.sub("", text)
-        return next((words for regex, words in notations if re.search(regex, literal)), "")
+        return next((words for regex, words in notations if re.search(regex, unescaped)), "")
 
     def read_network(self, configs: Iterable[LogstoreConfig]) -> None:
         """Checks what requests takes from the environment to reach these: of variables that stand in for each other
@@ -702,30 +707,29 @@ class SettingsParser:
         for check, names in groups:
             # An empty one in lower case hides that in capitals.
             heard = [name if name in self.environment else name.upper() for name in names]
-            name = next((name for name in heard if self.environment.get(name)), "")
-            self.read(Setting(name, check, "", "", is_secret=check is check_proxy))
+            for name in [name for name in heard if self.environment.get(name)][:1]:
+                self.read(Setting(name, check, meaning="", is_secret=check is check_proxy))
 
-    def suffix_of(self, variable: str, suffixes: Sequence[str]) -> str:
-        """The first of these with which the variable is set, "" for none. An access key's variables go together: it is
-        taken from where any of them is set."""
-        together = CREDENTIAL_VARIABLES if variable in CREDENTIAL_VARIABLES else [variable]
-        return next((each for each in suffixes if any(self.environment.get(name + each) for name in together)), "")
+    def suffix_of(self, variables: Iterable[str], suffixes: Sequence[str]) -> str:
+        """The first of the suffixes with which any of the variables is set, "" for none."""
+        return next((each for each in suffixes if any(self.environment.get(name + each) for name in variables)), "")
 
     def read_logstore(self, logstore: Setting, suffixes: Sequence[str]) -> LogstoreConfig:
         """The logstore that `logstore` with the first suffix names; all else may also be set with the next ones."""
         values, variables = {}, {}
-        # SLS_CREDENTIALS stands in the place of id, secret and token.
-        credentials = "SLS_CREDENTIALS" + self.suffix_of("SLS_CREDENTIALS", suffixes)
-        replaced = ACCESS_KEY_VARIABLES if self.environment.get(credentials) else ()
+        # What makes up an access key goes together: all of it is taken from where any of it is set.
+        key_suffix = self.suffix_of(CREDENTIAL_VARIABLES, suffixes)
+        credentials = "SLS_CREDENTIALS" + key_suffix
         for name, setting in CONNECTION_SETTINGS.items():
-            suffix = self.suffix_of(setting.variable, suffixes)
-            variable = setting.variable + suffix
-            if setting.variable in replaced:
+            is_key = setting.variable in CREDENTIAL_VARIABLES
+            suffix = key_suffix if is_key else self.suffix_of([setting.variable], suffixes)
+            variable = variables[setting.variable] = setting.variable + suffix
+            if setting.variable in ACCESS_KEY_VARIABLES and self.environment.get(credentials):
+                values[name], variables[setting.variable] = "", credentials  # which hints are to name
                 if self.environment.get(variable):
                     self.errors.append("%s: %s stands in its place; leave out one of them" % (variable, credentials))
-                values[name], variables[setting.variable] = "", credentials  # which hints are to name
             else:
-                values[name], variables[setting.variable] = self.read(setting, suffix), variable
+                values[name] = self.read(setting, suffix)
         values["logstore"] = self.read(logstore, suffixes[0])
         variables[logstore.variable] = logstore.variable + suffixes[0]
         if values["project"] and re.match(r"(https?://)?%s\." % values["project"], values["endpoint"], re.IGNORECASE):
@@ -734,17 +738,13 @@ class SettingsParser:
         if not values["region"] and not is_md5_allowed():
             words = "%s must be set: OpenSSL forbids MD5 here, as in FIPS mode; signatures v1 need it, v4 do not"
             self.errors.append(words % variables["SLS_REGION"])
-        values["credentials"] = self.complete_credentials(values["credentials"], variables["SLS_CREDENTIALS"])
+        meaning = "%s=%s takes it" % (credentials, values["credentials"])
+        if values["credentials"] == "oidc":
+            for name in OIDC_VARIABLES:
+                self.read(Setting(name, str, meaning))
+        elif values["credentials"] == "uri":
+            values["credentials"] = self.read(Setting(URI_VARIABLE, check_agent, meaning, is_secret=True))
         return LogstoreConfig(**values, variables=variables)
-
-    def complete_credentials(self, source: str, variable: str) -> str:
-        """Checks what else has to be set for a `source` of keys, which `variable` names: for "uri" that is the agent's
-        URL, returned in its place."""
-        meaning = "%s=%s takes it" % (variable, source)
-        for name in OIDC_VARIABLES if source == "oidc" else ():
-            self.read(Setting(name, str, REQUIRED, meaning))
-        agent = Setting(URI_VARIABLE, pattern(AGENT_URL, "http://<agent>"), REQUIRED, meaning, is_secret=True)
-        return self.read(agent) if source == "uri" else source
 
     def read_targets(self, source: LogstoreConfig) -> Iterator[TargetSettings]:
         """The targets in the order of their numbers."""
@@ -757,18 +757,15 @@ class SettingsParser:
             suffix = "_TO%d" % number
             config = self.read_logstore(TARGET_LOGSTORE, [suffix, "_TO", ""])
             if config.logstore and config.may_be_same_as(source):
-                self.errors.append(
-                    "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two "
-                    "regions; name another logstore" % (number, config)
-                )
-            default = REQUIRED if self.any_topic_set else DEFAULT_TOPICS.get(number, REQUIRED)
+                words = "SLS_LOGSTORE_TO%d: %s is the source itself, for its endpoint and the source's don't name two "
+                self.errors.append((words + "regions; name another logstore") % (number, config))
+            default = None if self.any_topic_set else DEFAULT_TOPICS.get(number)
             topics = self.read(replace(TARGET_TOPICS, default=default), suffix)
             for topic in topics:
                 if topic.literal_spelling:
-                    self.warnings.append(
-                        "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; the "
-                        "topic spelt like that is written %r" % (number, topic.spelling, topic.literal_spelling)
-                    )
+                    words = "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; "
+                    words += "the topic spelt like that is written %r"
+                    self.warnings.append(words % (number, topic.spelling, topic.literal_spelling))
                 if routed.get(ALL_TOPICS, number) != number and topic.exact_topic is None:
                     words = "SLS_TOPIC_TO%d: %r takes nothing: the * of SLS_TOPIC_TO%d comes first, and takes all"
                     self.warnings.append(words % (number, topic.spelling, routed[ALL_TOPICS]))
@@ -777,8 +774,8 @@ class SettingsParser:
                     self.errors.append(words % (number, topic.spelling, routed[topic]))
             yield TargetSettings(number, config, topics)
 
-    def warn_unknown_variables(self) -> Iterator[str]:
-        """A warning for each SLS_ variable, in capitals or not, that means nothing, with the nearest name that does."""
+    def warn_of_unknown_variables(self) -> None:
+        """Of each SLS_ variable, in capitals or not, that means nothing, with the nearest name that does."""
         plain = [each.variable for each in (*SOURCE_SETTINGS, *TUNING_SETTINGS.values())]
         plain += [each.variable + "_TO" for each in CONNECTION_SETTINGS.values()]
         names = [name for name in sorted(self.environment) if name.upper().startswith("SLS_")]
@@ -786,28 +783,28 @@ class SettingsParser:
         links = [name for name in unknown if re.fullmatch(SERVICE_LINK_NAME, name)]
         if links:
             words = "%s: Kubernetes sets it for a Service that is called like that; not with enableServiceLinks: false"
-            yield words % ", ".join(links)
-        for name in unknown:
-            if name not in links:
-                number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
-                possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
-                nearest = difflib.get_close_matches(name.upper(), possible, 1, 0)[0]
-                meant = foreign_name(name) if foreign_name(name) in possible else nearest
-                yield "%s is not a setting of this program; did you mean %s?" % (name, meant)
+            self.warnings.append(words % ", ".join(links))
+        for name in sorted(set(unknown) - set(links)):
+            number = re.search("[^0-9](%s)$" % TARGET_NUMBER, name)
+            possible = plain + [stem + (number.group(1) if number else "1") for stem in TARGET_STEMS]
+            nearest = difflib.get_close_matches(name.upper(), possible, 1, 0)[0]
+            meant = foreign_name(name) if foreign_name(name) in possible else nearest
+            self.warnings.append("%s is not a setting of this program; did you mean %s?" % (name, meant))
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """The settings in `environment`, names to texts. Raises SettingsError, with every problem there is."""
     parser = SettingsParser(environment)
+    parser.warn_of_unknown_variables()
     source = parser.read_logstore(SOURCE_LOGSTORE, [""])
     consumer_group = parser.read(CONSUMER_GROUP)
     targets = tuple(parser.read_targets(source))
     tuning = {name: parser.read(setting) for name, setting in TUNING_SETTINGS.items()}
-    parser.read_network([source, *(target.config for target in targets)])
-    warnings = list(dict.fromkeys([*parser.warn_unknown_variables(), *parser.warnings]))
+    configs = [source, *(target.config for target in targets)]
+    parser.read_network(configs)
+    warnings = list(dict.fromkeys(parser.warnings))
     if parser.errors:
         raise SettingsError(*dict.fromkeys(parser.errors), *warnings)
-    configs = [source, *(target.config for target in targets)]
     for name in dict.fromkeys(config.variables["SLS_STS_TOKEN"] for config in configs if config.security_token):
         warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
     # No error: an emptyDir volume has mode 0777, and in its pod nobody else is there.
@@ -815,14 +812,14 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         words = "SLS_REJECTED_DIR: any user can write to %s, and so remove or replace what is set aside; chmod 700 it"
         warnings.append((words + ", unless there are no others, as in a pod") % tuning["rejected_dir"])
     start = tuning["cursor_start"]
-    written = TIMESTAMP.fullmatch(parser.environment.get("SLS_CURSOR_START", ""))
-    if written and not (written["utc"] or written["sign"]):
-        zone, offset = os.environ.get("TZ"), format_with_utc(start)[20:25]
-        words = "SLS_CURSOR_START: %r has no offset, and is taken for local time, %s by %s; write its offset, as in %s"
-        by = "TZ=%r" % zone if zone else "this machine's clock"
-        warnings.append(words % (written.group(), offset, by, "2018-12-26T00:00:00+08:00"))
     shown = start if isinstance(start, str) else format_with_utc(start)
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % shown]
+    written = TIMESTAMP.fullmatch(parser.environment.get("SLS_CURSOR_START", ""))
+    if written and not (written["utc"] or written["sign"]):
+        by = "TZ=%r" % os.environ["TZ"] if os.environ.get("TZ") else "this machine's clock"
+        words = "SLS_CURSOR_START: %r has no offset, and is taken for local time, %s by %s; write its offset, as in "
+        words += "2018-12-26T00:00:00+08:00"
+        warnings.append(words % (written.group(), shown[20:25], by))
     if not parser.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
         for number in sorted(DEFAULT_TOPICS.keys() - {target.number for target in targets}):
@@ -834,10 +831,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 # ---- log groups: passed on as bytes ---------------------------------------------------------------------------------
 
-# Field numbers of the protobuf messages LogGroupList and LogGroup (proto2), as keys of length-delimited fields.
-LOGS_KEY = LOG_GROUPS_KEY = 1 << 3 | 2
-TOPIC_KEY = 3 << 3 | 2
-LOG_TAGS_KEY = 6 << 3 | 2
+# Fields of the protobuf messages LogGroupList and LogGroup (proto2): their numbers, as keys of length-delimited fields.
+LOG_GROUPS_KEY = 1 << 3 | 2
+LOGS_KEY, TOPIC_KEY, LOG_TAGS_KEY = 1 << 3 | 2, 3 << 3 | 2, 6 << 3 | 2
 PACK_ID_TAG = b"\x0a\x0b__pack_id__"  # how a LogTag begins whose Key is __pack_id__
 
 
@@ -1001,15 +997,15 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
     puts: list[PutRequest] = []
     growing: dict[bytes, PutRequest] = {}
     for log_group in log_groups:
-        can_strip = merge_packs and log_group.mergeable
-        merge_key = without_pack_id(log_group.envelope) if can_strip else log_group.envelope
-        put = growing.get(merge_key) if log_group.mergeable else None
+        if not log_group.mergeable:
+            puts.append(PutRequest(log_group.envelope).add(log_group))
+            continue
+        merge_key = without_pack_id(log_group.envelope) if merge_packs else log_group.envelope
+        put = growing.get(merge_key)
         if (not put or put.size + len(log_group.logs) > MAX_MERGED_BYTES
                 or put.log_count + log_group.log_count > MAX_MERGED_LOGS):  # fmt: skip
-            put = PutRequest(log_group.envelope)
+            put = growing[merge_key] = PutRequest(log_group.envelope)
             puts.append(put)
-            if log_group.mergeable:
-                growing[merge_key] = put
         put.add(log_group)
     return puts
 
@@ -3853,7 +3849,7 @@ class Delivery:
         self.routes = Routes({target.number: target.topics for target in settings.targets})
         source = str(settings.source)
         dead_letters = DeadLetterDirectory(settings.rejected_dir, source) if settings.rejected_dir else None
-        clients: dict[Connection, PutClient] = {}
+        clients: dict[LogstoreConfig, PutClient] = {}
         self.targets: dict[int, Target] = {}
         for target in settings.targets:
             connection = target.config.connection
@@ -5233,7 +5229,7 @@ def help_text() -> str:
 
     def rows(settings: Iterable[Setting], suffix: str = "") -> Iterator[str]:
         for setting in settings:
-            default = "required" if setting.default is REQUIRED else "default: %s" % (setting.default or "none")
+            default = "required" if setting.default is None else "default: %s" % (setting.default or "none")
             if setting is TARGET_TOPICS:
                 default = "default, while none is set: " + "; ".join("%d: %s" % pair for pair in DEFAULT_TOPICS.items())
             yield "  %s%s (%s)\n      %s" % (setting.variable, suffix, default, setting.meaning)

@@ -1,6 +1,5 @@
 """Fixtures: a local Log Service with a source and targets, and copies of dispatch_data.py as processes."""
 
-import dataclasses
 import platform
 
 import hypothesis
@@ -9,7 +8,7 @@ from assertions import checkpoints_watched
 from harness import PROJECT, SOURCE, Copies
 from local_log_service import LocalLogService
 
-from dispatch_data import Connection, LogstoreConfig
+from dispatch_data import LogstoreConfig, settings_of
 
 # Machines that run tests are slow at times; a property is no less true for that.
 hypothesis.settings.register_profile("steady", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
@@ -43,7 +42,7 @@ def create_logstores(service, shard_count=4):
 
 def logstore_config(project=PROJECT, logstore="nginx", **values):
     """A LogstoreConfig with these values, all others empty."""
-    empty = {field.name: "" for field in dataclasses.fields(Connection)}
+    empty = dict.fromkeys(settings_of(LogstoreConfig), "")
     return LogstoreConfig(**{**empty, **values, "project": project, "logstore": logstore})
 
 
