@@ -8,8 +8,9 @@ from aliyun.log import pulllog_response
 from aliyun.log.proto import LogGroup as ParsedLogGroup
 from aliyun.log.proto import LogGroupList
 from aliyun.log.pulllog_response import PullLogResponse
+from google.protobuf.internal import api_implementation
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import dispatch_data
@@ -127,6 +128,7 @@ def test_equal_to_the_parser_when_fields_are_out_of_order(first, second):
     assert log_group.mergeable == (len(logs_in_rest) == 0)
 
 
+@example(b"\x0b,")
 @given(
     st.binary(max_size=200)
     | st.lists(log_groups(), max_size=3)
@@ -134,10 +136,15 @@ def test_equal_to_the_parser_when_fields_are_out_of_order(first, second):
     .map(lambda made: made[0][: made[1]] + bytes([made[2]]) + made[0][made[1] + 1 :])
 )
 def test_safe_on_any_bytes(data):
-    """Bytes are passed on unchanged, or refused by our reader and the SDK's parser alike; nothing is dropped."""
+    """Bytes are passed on unchanged, or refused by our reader and the SDK's parser alike; nothing is dropped.
+
+    But for a protobuf group that ends with another's end, or with none open: protobuf in Python alone takes that.
+    """
     try:
         ours = log_groups_of(response_of(data))
-    except ValueError:
+    except ValueError as refusal:
+        if api_implementation.Type() == "python" and str(refusal.__context__) == "wire type 4":
+            return
         with pytest.raises((DecodeError, UnicodeDecodeError)):
             LogGroupList.FromString(data)
         return
