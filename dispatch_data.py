@@ -1026,6 +1026,93 @@ REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doe
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
 
+class Redactor:
+    """Keeps secrets out of all that is shown.
+
+    A secret that may be a word or a number is hidden where it stands alone, any other within words as well; both as
+    they are, and as URLs, JSON, HTML or a repr write them.
+    """
+
+    MAX_LENGTH = 10000  # characters of a secret, as others may write it
+    # One stands alone that no letter, digit or _ is next to, unless that ends \n, \x0a, \u000a or %0A.
+    BEGINS = r"(?:(?<![A-Za-z0-9_])|(?<=\\[abfnrtv])|(?<=\\x..)|(?<=\\u....)|(?<=%[0-9A-F].)|(?<=%[0-9a-f].))"
+    ENDS = "(?![A-Za-z0-9_])"
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # over:
+        self.secrets: Mapping[str, float] = {}  # text -> when it ends, unix seconds
+        self.pattern = re.compile("(?!)")  # finds any of them
+
+    def add(self, end: float, *texts: str | None) -> None:
+        """Nothing shows these texts until some time after their `end` (unix seconds), for clocks may differ."""
+        with self.lock:
+            kept = {text: its_end for text, its_end in self.secrets.items() if its_end > time.time() - 3600}
+            self.secrets = {**kept, **{text: end for text in texts if text}}
+            longest_first = sorted(self.secrets, key=len, reverse=True)  # one may begin with another
+            self.pattern = re.compile("|".join(map(self.pattern_of, longest_first)) or "(?!)")
+
+    def pattern_of(self, secret: str) -> str:
+        spelt = ""
+        for char in secret:
+            if re.fullmatch("[A-Za-z0-9_.~-]", char):
+                spelt += re.escape(char)
+            else:
+                codes = "".join(r"(?:%%(?:25)*|\\+x)%02x" % byte for byte in char.encode("utf-8", "surrogateescape"))
+                spelt += r"(?:(?i:%s|\\+u%04x)|&#?\w+;|\\*%s)" % (codes, ord(char), re.escape(char))
+        is_like_a_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
+        if not is_like_a_word and len(secret) >= 8:
+            return spelt
+        begins, ends = (re.match("[A-Za-z0-9_]", char) for char in (secret[0], secret[-1]))
+        return (self.BEGINS if begins else "") + spelt + (self.ENDS if ends else "")
+
+    def redact(self, text: str) -> str:
+        """The text without the secrets."""
+        return self.pattern.sub("***", text)
+
+    def cut(self, text: str, longest: int) -> str:
+        """The same of a text's first so many characters. Secrets go first: half of one is none that is known."""
+        if len(text) <= longest:
+            return self.redact(text)
+        found = self.pattern.finditer(text, 0, longest + self.MAX_LENGTH)
+        end = max([longest, *(one.end() for one in found if one.start() < longest)])
+        return self.redact(text[:end])[:longest] + "..."
+
+
+redactor = Redactor()
+
+
+def escape(text: str) -> str:
+    """The text on one line, without what a terminal might obey."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def escape_for_log(text: str, longest: int = 300) -> str:
+    """What others have written, safe to show on one line: without secrets, cut where it is too long, escaped."""
+    return escape(redactor.cut(text, longest))
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Prints lines on stdout, or another stream, without secrets, and escaped. Raises OSError."""
+    print("\n".join(map(escape, redactor.redact(text).split("\n"))), file=file, flush=True)
+
+
+class LogThrottle:
+    """Admits a line about what happens again and again: the first at once, further ones ever less often."""
+
+    FIRST, LONGEST = 10.0, 600.0  # seconds
+
+    def __init__(self) -> None:
+        self.next, self.interval = 0.0, self.FIRST
+
+    def admit(self) -> bool:
+        """Whether this line may be written; if so, the next one has to wait longer."""
+        now = time.monotonic()
+        if now < self.next:
+            return False
+        self.next, self.interval = now + self.interval, min(self.interval * 2, self.LONGEST)
+        return True
+
+
 class ErrorKind(enum.Enum):
     """Whose fault it is that a call failed."""
 
@@ -1121,76 +1208,6 @@ UNAUTHORIZED = {
 }
 
 
-class Redactor:
-    """Keeps secrets out of all that is shown.
-
-    A secret that may be a word or a number is hidden where it stands alone, any other within words as well; both as
-    they are, and as URLs, JSON, HTML or a repr write them.
-    """
-
-    MAX_LENGTH = 10000  # characters of a secret, as others may write it
-    # One stands alone that no letter, digit or _ is next to, unless that ends \n, \x0a, \u000a or %0A.
-    BEGINS = r"(?:(?<![A-Za-z0-9_])|(?<=\\[abfnrtv])|(?<=\\x..)|(?<=\\u....)|(?<=%[0-9A-F].)|(?<=%[0-9a-f].))"
-    ENDS = "(?![A-Za-z0-9_])"
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()  # over:
-        self.secrets: Mapping[str, float] = {}  # text -> when it ends, unix seconds
-        self.pattern = re.compile("(?!)")  # finds any of them
-
-    def add(self, end: float, *texts: str | None) -> None:
-        """Nothing shows these texts until some time after their `end` (unix seconds), for clocks may differ."""
-        with self.lock:
-            kept = {text: its_end for text, its_end in self.secrets.items() if its_end > time.time() - 3600}
-            self.secrets = {**kept, **{text: end for text in texts if text}}
-            longest_first = sorted(self.secrets, key=len, reverse=True)  # one may begin with another
-            self.pattern = re.compile("|".join(map(self.pattern_of, longest_first)) or "(?!)")
-
-    def pattern_of(self, secret: str) -> str:
-        spelt = ""
-        for char in secret:
-            if re.fullmatch("[A-Za-z0-9_.~-]", char):
-                spelt += re.escape(char)
-            else:
-                codes = "".join(r"(?:%%(?:25)*|\\+x)%02x" % byte for byte in char.encode("utf-8", "surrogateescape"))
-                spelt += r"(?:(?i:%s|\\+u%04x)|&#?\w+;|\\*%s)" % (codes, ord(char), re.escape(char))
-        is_like_a_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
-        if not is_like_a_word and len(secret) >= 8:
-            return spelt
-        begins, ends = (re.match("[A-Za-z0-9_]", char) for char in (secret[0], secret[-1]))
-        return (self.BEGINS if begins else "") + spelt + (self.ENDS if ends else "")
-
-    def redact(self, text: str) -> str:
-        """The text without the secrets."""
-        return self.pattern.sub("***", text)
-
-    def cut(self, text: str, longest: int) -> str:
-        """The same of a text's first so many characters. Secrets go first: half of one is none that is known."""
-        if len(text) <= longest:
-            return self.redact(text)
-        found = self.pattern.finditer(text, 0, longest + self.MAX_LENGTH)
-        end = max([longest, *(one.end() for one in found if one.start() < longest)])
-        return self.redact(text[:end])[:longest] + "..."
-
-
-redactor = Redactor()
-
-
-def escape(text: str) -> str:
-    """The text on one line, without what a terminal might obey."""
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def escape_for_log(text: str, longest: int = 300) -> str:
-    """What others have written, safe to show on one line: without secrets, cut where it is too long, escaped."""
-    return escape(redactor.cut(text, longest))
-
-
-def show(text: str, file: TextIO | None = None) -> None:
-    """Prints lines on stdout, or another stream, without secrets, and escaped. Raises OSError."""
-    print("\n".join(map(escape, redactor.redact(text).split("\n"))), file=file, flush=True)
-
-
 class CallError(Exception):
     """One call that the service refused, or that got no answer of the service.
 
@@ -1243,23 +1260,6 @@ def describe_error(error: Exception, config: LogstoreConfig) -> str:
     if not isinstance(error, CallError):
         return escape_for_log(repr(error))
     return "; ".join(filter(None, [str(error), error.hint.format(**config.variables)]))
-
-
-class LogThrottle:
-    """Admits a line about what happens again and again: the first at once, further ones ever less often."""
-
-    FIRST, LONGEST = 10.0, 600.0  # seconds
-
-    def __init__(self) -> None:
-        self.next, self.interval = 0.0, self.FIRST
-
-    def admit(self) -> bool:
-        """Whether this line may be written; if so, the next one has to wait longer."""
-        now = time.monotonic()
-        if now < self.next:
-            return False
-        self.next, self.interval = now + self.interval, min(self.interval * 2, self.LONGEST)
-        return True
 
 
 class Cancelled(Exception):
