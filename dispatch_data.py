@@ -1011,20 +1011,6 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
 
 # ---- failures: what the answers of the service mean, and the one way to try again ------------------------------------
 
-INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
-CONNECT_TIMEOUT = 10  # seconds
-RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see DeadlineStream
-MAX_RESPONSE_TIMEOUT = 120  # seconds: after a call that ran out of time the next one gets twice as much, up to this
-MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
-# Bytes that an answer may have, its head included: a shard is listed with some 250. A pull is asked for as much as the
-# memory suits, but one LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
-MAX_ANSWER_BYTES, MAX_PULL_BYTES = 1000 * 1000, 100 * 1000 * 1000
-MAX_PUT_ANSWER_BYTES = 100 * 1000  # it says nothing, or why not; what has come is read anew whenever more comes
-MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
-MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
-REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
-USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
-
 
 class Redactor:
     """Keeps secrets out of all that is shown.
@@ -1111,6 +1097,9 @@ class LogThrottle:
             return False
         self.next, self.interval = now + self.interval, min(self.interval * 2, self.LONGEST)
         return True
+
+
+REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
 
 
 class ErrorKind(enum.Enum):
@@ -1406,6 +1395,9 @@ class Watchdog:
 watchdog = Watchdog()
 
 
+INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
+
+
 def backoff(failures: int, longest: float = float("inf")) -> float:
     """Seconds to wait after so many failures in a row: exponential, with jitter so that copies don't retry in step."""
     return min(INITIAL_BACKOFF * 2 ** min(failures - 1, 30), longest, MAX_BACKOFF) * random.uniform(0.5, 1.0)
@@ -1497,6 +1489,8 @@ FIRST_CREDENTIALS_TIMEOUT = 15.0  # seconds that calls wait for the outcome of t
 STS_DURATION = 3600  # seconds, of a key that STS is asked for
 REFRESH_MARGIN = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
 REFRESH_POLL = 1.0  # seconds between looks at whether it is time for another key
+MAX_ANSWER_BYTES = 1000 * 1000  # of any answer but a pull's, its head included: a shard is listed with some 250
+USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
 
 def unix_seconds(value: Any) -> float:
@@ -1744,6 +1738,17 @@ class CredentialSources:
 
 
 # ---- the service: connections and calls ------------------------------------------------------------------------------
+
+CONNECT_TIMEOUT = 10  # seconds
+RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see DeadlineStream
+MAX_RESPONSE_TIMEOUT = 120  # seconds: after a call that ran out of time the next one gets twice as much, up to this
+MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
+# Bytes that an answer to a pull may have, its head included. A pull is asked for as much as the memory suits, but one
+# LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
+MAX_PULL_BYTES = 100 * 1000 * 1000
+MAX_PUT_ANSWER_BYTES = 100 * 1000  # it says nothing, or why not; what has come is read anew whenever more comes
+MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
+MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
 
 
 def forget_unsent(sock: Any) -> None:
