@@ -1251,30 +1251,34 @@ def describe_error(error: Exception, config: LogstoreConfig) -> str:
     return "; ".join(filter(None, [str(error), error.hint.format(**config.variables)]))
 
 
-class Cancelled(Exception):
-    """What was asked for is not wanted any more."""
-
-
-class NoRoom(Cancelled):
-    """What a pull would bring doesn't fit into the memory that there is now."""
-
-
 class StartupError(Exception):
     """The program can't do what it is for; the text has a line for each reason. It is not retried."""
 
 
+class Cancelled(Exception):
+    """What was asked for is not wanted any more."""
+
+
 class CancelToken:
     """Says whether work is still wanted. Once cancelled it stays so, and so do the tokens made of it: at once or, with
-    `grace`, so many seconds later, which leaves time for what has begun."""
+    `grace`, so many seconds later, which leaves time for what has begun.
+
+    Those of the consumer, in the order in which they are made:
+
+        GroupMember.soft_stop      cancelled by a signal, or when all is drained: no shard begins anything
+        Consumer.lease             when it expires or is refused: the same for its shards, and nothing of them is saved
+        ShardConsumer.revoked      when the answer to a heartbeat lacks the shard: it begins nothing
+        ShardConsumer.closing      with any of these: its batch ends with what has begun
+        ShardConsumer.closed       GRACE seconds after the first two: its batch is given up
+        ShardConsumer.wanted_back  when other shards need the memory of its batch: that ends, as by `closing`
+        ShardConsumer.saving()     GRACE seconds after `closing`, or after its batch if that took longer: no checkpoint
+    """
 
     def __init__(self, *parents: CancelToken, grace: float = 0.0) -> None:
         self.parents, self.grace = parents, grace
-        self.reason = ""
         self.own_time = float("inf")
 
-    def cancel(self, reason: str = "") -> None:
-        """The first `reason` counts."""
-        self.reason = self.reason or reason
+    def cancel(self) -> None:
         self.own_time = min(self.own_time, time.monotonic())
 
     def cancelled_at(self) -> float:
@@ -1282,8 +1286,7 @@ class CancelToken:
         return min([self.own_time, *(parent.cancelled_at() + self.grace for parent in self.parents)])
 
     def is_cancelled(self) -> bool:
-        cancelled_at = self.cancelled_at()  # first, for it may be now
-        return cancelled_at <= time.monotonic()
+        return self.cancelled_at() <= time.monotonic()
 
     def check(self) -> None:
         """Raises Cancelled if it is."""
@@ -1308,11 +1311,12 @@ class Lease(CancelToken):
 
     CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the process or the machine sleeps
 
-    def __init__(self, seconds: float, *parents: CancelToken) -> None:
+    def __init__(self, seconds: float) -> None:
         """`seconds` is the group's timeout."""
-        super().__init__(*parents)
+        super().__init__()
         self.seconds = seconds
         self.expires = float("inf")  # before the first heartbeat is answered there are no shards to lose
+        self.reason = ""  # for which it was cancelled, the first
 
     @classmethod
     def now(cls) -> float:
@@ -1327,13 +1331,15 @@ class Lease(CancelToken):
             self.expires = sent + self.seconds if is_first else max(self.expires, sent + self.seconds)
         return holds
 
-    def cancelled_at(self) -> float:
-        """Now where it has expired: whoever sees that calls `cancel`, which fixes the moment."""
-        has_expired = self.now() > self.expires
-        return min(super().cancelled_at(), time.monotonic() if has_expired else float("inf"))
+    def cancel(self, reason: str = "") -> None:
+        self.reason = self.reason or reason
+        super().cancel()
 
-    def why_cancelled(self) -> str:
-        return self.reason or "not heard of for longer than the group's timeout, %g s" % self.seconds
+    def cancelled_at(self) -> float:
+        """Where it has expired: when that was seen first, for all may have slept, and what is begun has its grace."""
+        if self.now() > self.expires:
+            self.cancel("not heard of for longer than the group's timeout, %g s" % self.seconds)
+        return super().cancelled_at()
 
 
 class Watchdog:
@@ -4033,13 +4039,13 @@ class ShardConsumer:
         return is_reserved
 
     def admit(self, size: int, count: int) -> None:
-        """For what a pull is about to bring: bytes, and how many LogGroups. Raises NoRoom where that is too much now:
-        then the next one is asked for less, or waits."""
+        """For what a pull is about to bring: bytes, and how many LogGroups. Raises Cancelled where that is too much
+        now: then the next one is asked for less, or waits."""
         with self.lock:
             if size > self.reserved and not self.reserve(size - self.reserved):
                 self.mean_log_group_size, self.next_pull = size / count, 0.0
                 self.expect(size, count)
-                raise NoRoom
+                raise Cancelled
         if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
             gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
 
@@ -4536,7 +4542,7 @@ class Consumer(ConsumerWorker):
         """`group_timeout` in seconds, the service's."""
         config = member.settings.source
         self.member = member
-        self.lease = Lease(group_timeout, member.hard_stop)
+        self.lease = Lease(group_timeout)
         self.lock = threading.Lock()  # over:
         self.buffered_bytes = 0  # of batches that its shards hold, and of pulls under way
         self.waiting: deque[ShardConsumer] = deque()  # those that need more memory than there is, the first is next
@@ -4665,7 +4671,6 @@ class GroupMember(threading.Thread):
         self.tasks = ThreadPool(2048, "shard task")
         self.beats = ThreadPool(2 * Heartbeat.MAX_IN_FLIGHT, "sends heartbeats")  # for a lost consumer's, too
         self.soft_stop = CancelToken()  # asked to stop: no batch begins
-        self.hard_stop = CancelToken()  # nothing is in flight, or has had its time: heartbeats end
         self.join_retries = RetryLog(self.subject, "joining", "can't join the consumer group yet, trying again", config)
         self.begin_retries = RetryLog(self.subject, "beginning", "a shard can't begin yet", config)
         self.heartbeat_retries = RetryLog(self.subject, "heartbeats", "a heartbeat failed and is tried again", config)
@@ -4702,8 +4707,6 @@ class GroupMember(threading.Thread):
                     while not consumer.lease.is_cancelled() and (consumer.is_alive() or self.soft_stop.is_cancelled()):
                         watchdog.beat()
                         time.sleep(MAIN_LOOP_INTERVAL)
-                    if self.hard_stop.is_cancelled():
-                        return
                     lapses = lapses + 1 if time.monotonic() - joined < consumer.lease.seconds else 1
                     self.give_up(consumer)
                     self.soft_stop.sleep(backoff(lapses))
@@ -4720,11 +4723,9 @@ class GroupMember(threading.Thread):
 
     def give_up(self, consumer: Consumer) -> None:
         """Ends a consumer without lease. What it has delivered, but may not save, is kept for the next."""
-        # Of a lease that has expired this also fixes the moment, from which on batches in flight have their GRACE.
-        lease = consumer.lease
-        lease.cancel(lease.why_cancelled() if lease.is_cancelled() else "the SDK's loop has ended by itself")
+        consumer.lease.cancel("the SDK's loop has ended by itself")  # unless there was another reason before
         with contextlib.suppress(Exception):  # telling may fail
-            words = self.subject, consumer.name_in_group, lease.reason
+            words = self.subject, consumer.name_in_group, consumer.lease.reason
             log.warning("%s: consumer %s is lost, another joins: %s", *words)
         shard_consumers = list(consumer.shard_consumers.values())  # before they are dropped
         consumer.drain(GRACE + 1)
@@ -4839,10 +4840,8 @@ class GroupMember(threading.Thread):
     def stop(self, seconds: float) -> dict[int, int]:
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
         end, and how many LogGroups they have."""
-        self.soft_stop.cancel("the copy stops")
-        left = self.consumer.drain(seconds) if self.consumer else {}
-        self.hard_stop.cancel("the copy stops")
-        return left
+        self.soft_stop.cancel()
+        return self.consumer.drain(seconds) if self.consumer else {}
 
     def held_shards(self) -> list[int]:
         return sorted(self.consumer.heartbeat.owned) if self.consumer else []
