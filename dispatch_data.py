@@ -1083,15 +1083,15 @@ def show(text: str, file: TextIO | None = None) -> None:
 
 
 class LogThrottle:
-    """Admits a line about what happens again and again: the first at once, further ones ever less often."""
+    """Lets pass the first line about what happens again and again, and further ones ever less often."""
 
-    FIRST, LONGEST = 10.0, 600.0  # seconds
+    FIRST, LONGEST = 10.0, 600.0  # seconds between them
 
     def __init__(self) -> None:
         self.next, self.interval = 0.0, self.FIRST
 
-    def admit(self) -> bool:
-        """Whether this line may be written; if so, the next one has to wait longer."""
+    def allow(self) -> bool:
+        """To be called for each line. Returns whether it may be written; if so, the next one has to wait longer."""
         now = time.monotonic()
         if now < self.next:
             return False
@@ -1462,7 +1462,7 @@ class RetryLog:
             self.failing.add(what)
             is_new = code not in self.codes
             self.codes.add(code)
-            if not self.throttle.admit() and not is_new:
+            if not self.throttle.allow() and not is_new:
                 return
             failures, seconds = self.failures, self.last - self.since
         with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
@@ -2569,6 +2569,9 @@ def is_list(answer: object, **types: Any) -> bool:
     )
 
 
+THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
+
+
 class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
 
@@ -2585,9 +2588,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         except RuntimeError as error:
             if not self._threads:
                 raise
-            if self.throttle.admit():
+            if self.throttle.allow():
                 count = len(self._threads)
-                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
+                log.warning("%s: %d threads go on; %s", error, count, THREAD_LIMIT_HINT)
 
 
 # ---- check and status: what --check and --status tell, changing nothing ----------------------------------------------
@@ -3243,7 +3246,7 @@ class Target:
             if self.last_accepted < put.first_rejection:
                 self.unproven, self.last_unproven = self.unproven + 1, time.monotonic()
             self.dead_lettered += 1
-        if self.dead_letter_throttles[code].admit():
+        if self.dead_letter_throttles[code].allow():
             log.error(
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
                 self.name, escape_for_log(log_group.Topic, 60), put.log_count, path, self.dead_lettered, error,
@@ -3273,7 +3276,7 @@ class Target:
         refused = max(held, sum(not each.accepted for each in recent))
         if accepted >= refused:
             return True
-        if (is_late or not are_few) and self.distrust_throttle.admit():
+        if (is_late or not are_few) and self.distrust_throttle.allow():
             log.error(
                 "%s: it refuses %d LogGroups and has accepted %d others%s meanwhile, so the target itself seems to be "
                 "wrong: none is set aside, and their shards wait; look at its settings and key, and at gateways and "
@@ -4881,7 +4884,7 @@ class GroupMember(threading.Thread):
         found = [name for name in map(CONSUMER_NAME.fullmatch, sorted(names)) if name and name["routes"]]
         differing = [name for name in found if name["routes"] != self.fingerprint]
         self.differing = [name.group() for name in differing]
-        if differing and self.differing_throttle.admit():
+        if differing and self.differing_throttle.allow():
             self.differing_told = True
             words = (
                 "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; all "
@@ -5093,7 +5096,6 @@ REPORT_LOOP_INTERVAL = 0.5  # seconds between looks at what is over, and which c
 SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
 LAST_LINES_TIMEOUT = 1.0  # seconds of these that the end waits for lines which are not written yet
-THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
 UNREAD_FILE_HINT = "dispatch_data.py: .env is there, but nobody has exported what it sets: set -a; . ./.env; set +a"
 FIRST_RUN_HINT = "dispatch_data.py: every setting is explained in .env.example"
 DEMO_HINT = "; to see the program work without a cloud account: cd %s && %s -m tests.local_log_service demo"
@@ -5226,7 +5228,7 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
         return super().shouldRollover(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
-        if self.throttle.admit():
+        if self.throttle.allow():
             words = "dispatch_data.py: can't write the log file %s: %s"
             self.stderr.add_line(escape_for_log(words % (self.baseFilename, sys.exc_info()[1]), 2000))
 
@@ -5411,7 +5413,7 @@ class PutAgain:
                     os.unlink(path)
                 return "put"
             with self.lock:
-                if self.throttles[refusal.code].admit():
+                if self.throttles[refusal.code].allow():
                     words = self.name, path, describe_error(refusal, self.config)
                     log.error("%s: %s is refused still, and kept: %s", *words)
             return "refused"
