@@ -1009,7 +1009,7 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
     return puts
 
 
-# ---- failures: what the answers of the service mean, and the one way to try again ------------------------------------
+# ---- failures: how they are shown, what they mean, and how long it is tried again ------------------------------------
 
 
 class Redactor:
@@ -1038,6 +1038,7 @@ class Redactor:
             self.pattern = re.compile("|".join(map(self.pattern_of, longest_first)) or "(?!)")
 
     def pattern_of(self, secret: str) -> str:
+        """Of all its spellings."""
         spelt = ""
         for char in secret:
             if re.fullmatch("[A-Za-z0-9_.~-]", char):
@@ -1046,9 +1047,8 @@ class Redactor:
                 codes = "".join(r"(?:%%(?:25)*|\\+x)%02x" % byte for byte in char.encode("utf-8", "surrogateescape"))
                 spelt += r"(?:(?i:%s|\\+u%04x)|&#?\w+;|\\*%s)" % (codes, ord(char), re.escape(char))
         is_like_a_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
-        if not is_like_a_word and len(secret) >= 8:
-            return spelt
-        begins, ends = (re.match("[A-Za-z0-9_]", char) for char in (secret[0], secret[-1]))
+        is_word = is_like_a_word or len(secret) < 8
+        begins, ends = (is_word and re.match("[A-Za-z0-9_]", char) for char in (secret[0], secret[-1]))
         return (self.BEGINS if begins else "") + spelt + (self.ENDS if ends else "")
 
     def redact(self, text: str) -> str:
@@ -1200,23 +1200,25 @@ UNAUTHORIZED = {
 class CallError(Exception):
     """One call that the service refused, or that got no answer of the service.
 
-    It is no LogException, for those LogClient repeats, some ten times, a second apart. `status` is None without an
-    answer; `code` is the service's, or one of the program's own.
+    It is no LogException, for those LogClient repeats, some ten times, a second apart.
     """
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
+        """`code` is the service's, or one of the program's own; `status` is HTTP's, None without an answer."""
         self.code = escape_for_log(code.replace("SecurityToken.", "SecurityToken"), 60)
         self.message, self.status = message, status
+        self.kind, self.hint = self.meaning()
         super().__init__("%s%s: %s" % ("%d " % status if status else "", self.code, escape_for_log(message)))
-        self.kind, self.hint = ERROR_BY_CODE.get(
-            self.code, (ErrorKind.TRANSIENT if status in (None, 429) else ErrorKind.CONFIG, "")
-        )
-        if status is not None and status >= 500 and code != "NotTheService":  # whatever it says
-            self.kind, self.hint = ErrorKind.TRANSIENT, OUTAGE_HINT
-        elif code == "Unauthorized":
-            told = (meaning for words, meaning in UNAUTHORIZED.items() if words in message.lower())
-            self.kind, self.hint = next(told, (self.kind, self.hint))
-        self.is_missing_permission = self.hint == PERMISSION_HINT
+
+    def meaning(self) -> tuple[ErrorKind, str]:
+        """Its kind, and what to do about it."""
+        if self.status is not None and self.status >= 500 and self.code != "NotTheService":  # whatever it says
+            return ErrorKind.TRANSIENT, OUTAGE_HINT
+        for words, meaning in UNAUTHORIZED.items() if self.code == "Unauthorized" else ():
+            if words in self.message.lower():
+                return meaning
+        is_passing = self.status in (None, 429)
+        return ERROR_BY_CODE.get(self.code, (ErrorKind.TRANSIENT if is_passing else ErrorKind.CONFIG, ""))
 
     @classmethod
     def from_exception(cls, error: Exception) -> CallError:
@@ -1240,7 +1242,7 @@ class CallError(Exception):
         return cls("RequestEntityTooLarge" if status == 413 else "NotTheService", text.strip(), status)
 
     def is_transient(self) -> bool:
-        """Whether time alone may mend it; else somebody has to change a key, a name or a clock."""
+        """Whether time alone may mend it."""
         return self.kind == ErrorKind.TRANSIENT
 
 
@@ -1357,8 +1359,8 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
-        """Meanwhile the calling thread is the loop of this name, and has to `beat`; one that is permanent for ever,
-        whatever ends it."""
+        """Around a loop, whose thread has to `beat`: one that is permanent for ever, whatever ends it. Of threads with
+        loops of one name the last to begin counts, for it is in the place of those before."""
         thread = threading.current_thread()
         self.beat()
         self.loops[loop] = thread
@@ -1410,7 +1412,8 @@ def backoff(failures: int, longest: float = float("inf")) -> float:
 
 
 class RetryLog:
-    """Calls of one kind to one place, retried until they succeed, and what is told of those that fail.
+    """What is told of calls of one kind to one place, which are retried until they succeed: by `retry`, puts by the
+    PutLoop.
 
     The first failure is told, then sums at growing intervals, then the end: when whatever failed has succeeded, and
     nothing has failed for RECOVERY_QUIET seconds.
@@ -1429,14 +1432,13 @@ class RetryLog:
         self.throttle = LogThrottle()
 
     def retry(self, what: object, call: Callable[[], Any], token: CancelToken, longest: float = float("inf")) -> Any:
-        """Calls until that succeeds, with backoff of at most `longest` seconds, and returns its value: the one way of
-        this program to try again. `what` tells one thing to be done from another.
+        """Calls until that succeeds, with backoff of at most `longest` seconds, and returns its value. `what` tells one
+        thing to be done from another.
 
         Raises Cancelled once `token` is cancelled, and StartupError as `call` does.
         """
-        failures = 0
         try:
-            while True:
+            for failures in itertools.count(1):
                 token.check()
                 try:
                     return call()
@@ -1444,16 +1446,14 @@ class RetryLog:
                     raise
                 except Exception as error:
                     self.on_failure(what, error)
-                failures += 1
                 token.sleep(backoff(failures, longest))
         finally:
             self.on_done(what)
 
     def on_failure(self, what: object, error: Exception) -> None:
         """Takes note that `what` has failed and will be retried."""
-        code = error.code if isinstance(error, CallError) else type(error).__name__
-        if isinstance(error, CallError) and code not in ERROR_BY_CODE:
-            code = "any other"  # else each could be new, and get a line of its own
+        # Codes that nobody knows count as one: else each could be new, and get a line of its own.
+        code = error.code if isinstance(error, CallError) and error.code in ERROR_BY_CODE else type(error).__name__
         with self.lock:
             self.last = time.monotonic()
             if not self.failures:
@@ -2533,7 +2533,7 @@ class LogstoreApi:
         try:
             groups = self.call(self.client.list_consumer_group).get_consumer_groups()
         except CallError as error:
-            if error.is_missing_permission:
+            if error.hint == PERMISSION_HINT:
                 return None
             raise
         return {group.get_consumer_group_name(): group for group in groups}
@@ -2779,7 +2779,7 @@ def probe(
         text = describe_error(failure, config)
         if failure.is_transient():
             return CheckResult(subject, Verdict.UNREACHABLE, text)
-        if failure.is_missing_permission and not probe_reading:
+        if failure.hint == PERMISSION_HINT and not probe_reading:
             words = "the key may not look, whether it may write the first put will show: %s"
             return CheckResult(subject, Verdict.UNVERIFIED, words % failure)
         return CheckResult(subject, Verdict.WRONG, text, cause=failure.code + failure.hint.format(**config.variables))
