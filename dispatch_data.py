@@ -1052,7 +1052,6 @@ class Redactor:
         return (self.BEGINS if begins else "") + spelt + (self.ENDS if ends else "")
 
     def redact(self, text: str) -> str:
-        """The text without the secrets."""
         return self.pattern.sub("***", text)
 
     def cut(self, text: str, longest: int) -> str:
@@ -1217,8 +1216,8 @@ class CallError(Exception):
         for words, meaning in UNAUTHORIZED.items() if self.code == "Unauthorized" else ():
             if words in self.message.lower():
                 return meaning
-        is_passing = self.status in (None, 429)
-        return ERROR_BY_CODE.get(self.code, (ErrorKind.TRANSIENT if is_passing else ErrorKind.CONFIG, ""))
+        kind_of_unknown = ErrorKind.TRANSIENT if self.status in (None, 429) else ErrorKind.CONFIG
+        return ERROR_BY_CODE.get(self.code, (kind_of_unknown, ""))
 
     @classmethod
     def from_exception(cls, error: Exception) -> CallError:
@@ -1707,19 +1706,18 @@ class CredentialSource(CredentialsProvider):
         finally:
             self.first_try_done.set()
 
-    def on_auth_failure(self, failure: CallError, token: str) -> CallError:
-        """What a refusal means for a call that was signed with the key of this token: where it blames that key, and
-        there will be another, the call can be retried. Raises nothing."""
+    def on_auth_failure(self, failure: CallError, token: str) -> None:
+        """Where a refusal blames the key of this token, by which the call was signed, and there will be another, the
+        call can be retried."""
         if not token or failure.kind != ErrorKind.CREDENTIALS:
-            return failure
+            return
         if not self.source:
             self.is_expired |= failure.hint == EXPIRED_TOKEN_HINT
-            return failure
+            return
         failure.kind, failure.hint = ErrorKind.TRANSIENT, "{SLS_CREDENTIALS} is asked for another key"
         # One that has just come is not to blame at once: it may not be known everywhere yet.
         if self.key and self.key.security_token == token and time.monotonic() - self.refreshed_at > MAX_BACKOFF:
             self.refresh_at = 0.0
-        return failure
 
 
 class CredentialSources:
@@ -2104,7 +2102,8 @@ class PooledLogClient(LogClient):
         # It answers a put with nothing; a 200 that says something, a captive portal's say, took nothing.
         if response.status != 200 or REQUEST_ID not in response.headers or (is_put and response.body):
             failure = CallError.from_response(response.status, response.headers, response.body)
-            raise self.credential_source.on_auth_failure(failure, token)
+            self.credential_source.on_auth_failure(failure, token)
+            raise failure
 
     def round_trip(self, factory: ConnectionFactory, request: bytes, limit: int, seconds: float) -> Response:
         """Sends a request over an idle connection, if there is one, and reads its answer, of `limit` bytes at the most,
