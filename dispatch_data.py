@@ -1264,15 +1264,15 @@ class CancelToken:
     """Says whether work is still wanted. Once cancelled it stays so, and so do the tokens made of it: at once or, with
     `grace`, so many seconds later, which leaves time for what has begun.
 
-    Those of the consumer, in the order in which they are made:
+    Those of the consumer, when they are cancelled, and what that ends:
 
-        GroupMember.soft_stop      cancelled by a signal, or when all is drained: no shard begins anything
-        Consumer.lease             when it expires or is refused: the same for its shards, and nothing of them is saved
+        GroupMember.soft_stop      by a signal, or when all is drained: no shard begins anything
+        Consumer.lease             when it expires or is refused: no shard begins anything, and nothing is saved
         ShardConsumer.revoked      when the answer to a heartbeat lacks the shard: it begins nothing
-        ShardConsumer.closing      with any of these: its batch ends with what has begun
+        ShardConsumer.closing      with any of these three: its batch ends with what has begun
         ShardConsumer.closed       GRACE seconds after the first two: its batch is given up
+        ShardConsumer.saving()     GRACE seconds after `closing`, or after its batch: its checkpoint is given up
         ShardConsumer.wanted_back  when other shards need the memory of its batch: that ends, as by `closing`
-        ShardConsumer.saving()     GRACE seconds after `closing`, or after its batch if that took longer: no checkpoint
     """
 
     def __init__(self, *parents: CancelToken, grace: float = 0.0) -> None:
@@ -1532,7 +1532,7 @@ class AccessKey(Credentials):
 
 
 def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: object = None) -> str:
-    """What is answered to one short request with 200. Raises CallError.
+    """Sends one short request and returns the text of an answer 200. Raises CallError for any other, and for none.
 
     http:// is for what is near, and asked without a proxy; https:// is for STS. requests' timeout begins again with
     each byte: so the body is read byte by byte, as long as there is time.
@@ -1571,12 +1571,12 @@ def parse_credentials(text: str, role: str = "") -> AccessKey:
     name = ""
     values: list[Any] = []
     try:
-        fields = json.loads(text)
-        fields = fields.get("Credentials", fields)
-        if fields.get("Code", "Success") != "Success":
-            raise CallError("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
+        answer = json.loads(text)
+        answer = answer.get("Credentials", answer)
+        if answer.get("Code", "Success") != "Success":
+            raise CallError("KeyRefused", "%s: %s" % (answer["Code"], answer.get("Message")))
         for name, check in CREDENTIAL_FIELDS.items():
-            values.append(check(fields[name]))
+            values.append(check(answer[name]))
         key_id, key_secret, token, end = values
         return AccessKey(key_id, key_secret, token, end, role)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # their text may show what was to be read
@@ -1624,7 +1624,7 @@ def from_file(path: str) -> AccessKey:
 
 
 # What stands before the colon of SLS_CREDENTIALS -> how to get a key by what stands after it.
-CREDENTIAL_SOURCES = {
+KEY_FETCHERS = {
     "ecs": from_ecs_metadata,
     "oidc": from_oidc,
     "http": lambda rest: parse_credentials(http_request("GET", "http:" + rest)),
@@ -1636,39 +1636,39 @@ class CredentialSource(CredentialsProvider):
     """The access key of one source for all who sign with it: the SDK asks at each signature, from many threads.
 
     One thread refreshes it ahead of its end, and everybody else goes on with the key there is until that has really
-    ended. A key of the settings stays what it is; its `source` is "".
+    ended. A key of the settings stays what it is.
     """
 
     def __init__(self, config: LogstoreConfig) -> None:
-        self.source, _, self.detail = config.credentials.partition(":")
-        self.name = config.variables.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
+        self.kind, _, self.detail = config.credentials.partition(":")  # see KEY_FETCHERS; "" for a key of the settings
+        self.name = config.variables.get("SLS_CREDENTIALS" if self.kind else "SLS_STS_TOKEN", "")
         self.refresh_retries = RetryLog(self.name, "renewals", "no new key yet, trying again", config)
-        self.key = None if self.source else AccessKey(config.access_key_id, config.access_key, config.security_token)
+        self.key = None if self.kind else AccessKey(config.access_key_id, config.access_key, config.security_token)
         self.failure: CallError | None = None  # of the last try
         self.first_try_done = threading.Event()
         self.refresh_at = 0.0  # unix seconds
         self.refreshed_at = 0.0  # by the monotonic clock
         self.is_expired = False  # for good: the service has said so of a token of the settings
-        if self.source == "http":
+        if self.kind == "http":
             url = urlsplit(config.credentials)
             redactor.add(float("inf"), url.password, unquote(url.password or ""), url.query)
 
     def start(self) -> CredentialSource:
         """Has the key refreshed from now on, in a thread of its own. Returns itself."""
-        if self.source:
+        if self.kind:
             threading.Thread(target=self.refresh_loop, name="refreshes credentials", daemon=True).start()
         return self
 
     def __str__(self) -> str:
         """Where the key comes from, whose it is, and when it ends."""
-        shown = "//" + urlsplit(self.detail).netloc.rpartition("@")[2] if self.source == "http" else self.detail
-        return "%s, %s" % (":".join(filter(None, [self.source, shown])), self.key or "no key yet")
+        shown = "//" + urlsplit(self.detail).netloc.rpartition("@")[2] if self.kind == "http" else self.detail
+        return "%s, %s" % (":".join(filter(None, [self.kind, shown])), self.key or "no key yet")
 
     def get_credentials(self) -> AccessKey:
         """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallError."""
         if not self.key:
             self.first_try_done.wait(FIRST_CREDENTIALS_TIMEOUT)
-            self.first_try_done.set()  # whoever asks now waits no more: one thread sends the puts of all targets
+            self.first_try_done.set()  # after a wait in vain, too: one thread sends the puts of all targets
         key = self.key
         if key and time.time() < key.end:
             return key
@@ -1690,13 +1690,13 @@ class CredentialSource(CredentialsProvider):
     def refresh(self) -> None:
         """Gets a key from its source; the one before stays where that fails. Raises CallError."""
         try:
-            key = CREDENTIAL_SOURCES[self.source](self.detail)
+            key = KEY_FETCHERS[self.kind](self.detail)
             redactor.add(key.end, key.access_key_secret, key.security_token)
             now = time.time()
             if key.end <= now:
                 raise CallError("NoKey", "what came is dead: %s, now is %s" % (key, format_with_utc(now)))
             # A file may be written anew at any time, and costs nothing to look at.
-            self.refresh_at = 0.0 if self.source == "file" else key.end - min(REFRESH_MARGIN, (key.end - now) / 2)
+            self.refresh_at = 0.0 if self.kind == "file" else key.end - min(REFRESH_MARGIN, (key.end - now) / 2)
             self.key, self.refreshed_at, self.failure = key, time.monotonic(), None
         except Exception as error:  # any: the only thread that can get a key must not end
             if not isinstance(error, CallError):
@@ -1711,7 +1711,7 @@ class CredentialSource(CredentialsProvider):
         call can be retried."""
         if not token or failure.kind != ErrorKind.CREDENTIALS:
             return
-        if not self.source:
+        if not self.kind:
             self.is_expired |= failure.hint == EXPIRED_TOKEN_HINT
             return
         failure.kind, failure.hint = ErrorKind.TRANSIENT, "{SLS_CREDENTIALS} is asked for another key"
@@ -2915,7 +2915,7 @@ def show_check(settings: Settings, offline: bool) -> int:
     if not offline:
         sources = CredentialSources()
         results = probe_all(settings, sources)
-        keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
+        keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.kind]
         lines.append(table([(result.subject, str(result)) for result in results] + keys))
     lines += [table([*describe_routes(settings), ("routes", routes_fingerprint(settings))]), *settings.notes]
     if results and results[0].verdict is Verdict.OK and results[0].group_has_begun:
@@ -5064,7 +5064,7 @@ class MetricsServer:
         labels_and_subjects: dict[str, list[tuple[str, Any]]] = {
             "target": [(prometheus_labels(target=one.number, logstore=one.config), one) for one in targets],
             "copy": [("", self.member)],
-            "key": [(prometheus_labels(source=one.name), one) for one in sources if one.source],
+            "key": [(prometheus_labels(source=one.name), one) for one in sources if one.kind],
             "program": [(prometheus_labels(version=__version__, python=python), None)],
         }
         text = ""
