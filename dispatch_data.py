@@ -1020,7 +1020,7 @@ class Redactor:
     """
 
     MAX_LENGTH = 10000  # characters of a secret, as others may write it
-    # One stands alone that no letter, digit or _ is next to, unless that ends \n, \x0a, \u000a or %0A.
+    # It stands alone where no letter, digit or _ is next to it, but for those that end a \n, \x0a, \u000a or %0A.
     BEGINS = r"(?:(?<![A-Za-z0-9_])|(?<=\\[abfnrtv])|(?<=\\x..)|(?<=\\u....)|(?<=%[0-9A-F].)|(?<=%[0-9a-f].))"
     ENDS = "(?![A-Za-z0-9_])"
 
@@ -1204,7 +1204,7 @@ class CallError(Exception):
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
         """`code` is the service's, or one of the program's own; `status` is HTTP's, None without an answer."""
-        self.code = escape_for_log(code.replace("SecurityToken.", "SecurityToken"), 60)
+        self.code = escape_for_log(code.replace("SecurityToken.", "SecurityToken"), 60)  # also SecurityToken.Expired
         self.message, self.status = message, status
         self.kind, self.hint = self.meaning()
         super().__init__("%s%s: %s" % ("%d " % status if status else "", self.code, escape_for_log(message)))
