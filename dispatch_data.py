@@ -1326,11 +1326,11 @@ class Lease(CancelToken):
     def renew(self, sent: float) -> bool:
         """For a heartbeat `sent` then, by the lease's clock, and answered since. Returns whether the lease holds now:
         one that has expired stays so, and an answer that took longer than the group's timeout begins none."""
-        holds = self.now() <= min(self.expires, sent + self.seconds)
-        if holds:
-            is_first = self.expires == float("inf")
-            self.expires = sent + self.seconds if is_first else max(self.expires, sent + self.seconds)
-        return holds
+        expires = sent + self.seconds
+        if self.now() > min(self.expires, expires):
+            return False
+        self.expires = expires if self.expires == float("inf") else max(self.expires, expires)
+        return True
 
     def cancel(self, reason: str = "") -> None:
         self.reason = self.reason or reason
@@ -1418,12 +1418,12 @@ class RetryLog:
     nothing has failed for RECOVERY_QUIET seconds.
     """
 
-    RECOVERY_QUIET = 5.0
+    RECOVERY_QUIET = 5.0  # seconds
 
     def __init__(self, subject: str, calls: str, failure_text: str, config: LogstoreConfig) -> None:
         """`calls` names them, such as "puts"; `failure_text` says what happens to one that failed."""
         self.subject, self.calls, self.failure_text, self.config = subject, calls, failure_text, config
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # over:
         self.failing: set[object] = set()  # what has failed and is to be retried
         self.failures = 0  # since all was well
         self.codes: set[str] = set()  # of these, as told at once when they are new
@@ -1724,7 +1724,7 @@ class CredentialSources:
     """A CredentialSource for each distinct key of the settings, made when it is first asked for."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # over:
         self.by_key: dict[tuple[str, ...], CredentialSource] = {}
 
     def of(self, config: LogstoreConfig) -> CredentialSource:
