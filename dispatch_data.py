@@ -1541,12 +1541,11 @@ def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT,
     seconds = STS_TIMEOUT if is_far else LOCAL_TIMEOUT
     end = time.monotonic() + seconds
     options: Any = {"headers": headers, "data": form, "timeout": seconds, "allow_redirects": False, "stream": True}
-    if is_far:
-        options["auth"] = lambda request: request  # else requests would send what ~/.netrc has by default
+    no_auth = (lambda request: request) if is_far else None  # else requests would send what ~/.netrc has by default
     try:
         with requests.Session() as session:
             session.trust_env = is_far  # its proxies, its CAs
-            with session.request(method, url, **options) as answer:
+            with session.request(method, url, auth=no_auth, **options) as answer:
                 for byte in answer.iter_content(1):
                     body += byte
                     if time.monotonic() > end or len(body) > MAX_ANSWER_BYTES:
