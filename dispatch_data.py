@@ -1010,21 +1010,96 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
     return puts
 
 
-# ---- failures: what the answers of the service mean, and the one way to try again ------------------------------------
+# ---- failures: how they are shown, what they mean, and how long it is tried again ------------------------------------
 
-INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
-CONNECT_TIMEOUT = 10  # seconds
-RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see DeadlineStream
-MAX_RESPONSE_TIMEOUT = 120  # seconds: after a call that ran out of time the next one gets twice as much, up to this
-MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
-# Bytes that an answer may have, its head included: a shard is listed with some 250. A pull is asked for as much as the
-# memory suits, but one LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
-MAX_ANSWER_BYTES, MAX_PULL_BYTES = 1000 * 1000, 100 * 1000 * 1000
-MAX_PUT_ANSWER_BYTES = 100 * 1000  # it says nothing, or why not; what has come is read anew whenever more comes
-MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
-MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
+
+class Redactor:
+    """Keeps secrets out of all that is shown.
+
+    A secret that may be a word or a number is hidden where it stands alone, any other within words as well; both as
+    they are, and as URLs, JSON, HTML or a repr write them.
+    """
+
+    MAX_LENGTH = 10000  # characters of a secret, as others may write it
+    # It stands alone where no letter, digit or _ is next to it, but for those that end a \n, \x0a, \u000a or %0A.
+    BEGINS = r"(?:(?<![A-Za-z0-9_])|(?<=\\[abfnrtv])|(?<=\\x..)|(?<=\\u....)|(?<=%[0-9A-F].)|(?<=%[0-9a-f].))"
+    ENDS = "(?![A-Za-z0-9_])"
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # over:
+        self.secrets: Mapping[str, float] = {}  # text -> when it ends, unix seconds
+        self.pattern = re.compile("(?!)")  # finds any of them
+
+    def add(self, end: float, *texts: str | None) -> None:
+        """Nothing shows these texts until some time after their `end` (unix seconds), for clocks may differ."""
+        with self.lock:
+            kept = {text: its_end for text, its_end in self.secrets.items() if its_end > time.time() - 3600}
+            self.secrets = {**kept, **{text: end for text in texts if text}}
+            longest_first = sorted(self.secrets, key=len, reverse=True)  # one may begin with another
+            self.pattern = re.compile("|".join(map(self.pattern_of, longest_first)) or "(?!)")
+
+    def pattern_of(self, secret: str) -> str:
+        """Of all its spellings."""
+        spelt = ""
+        for char in secret:
+            if re.fullmatch("[A-Za-z0-9_.~-]", char):
+                spelt += re.escape(char)
+            else:
+                codes = "".join(r"(?:%%(?:25)*|\\+x)%02x" % byte for byte in char.encode("utf-8", "surrogateescape"))
+                spelt += r"(?:(?i:%s|\\+u%04x)|&#?\w+;|\\*%s)" % (codes, ord(char), re.escape(char))
+        is_like_a_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
+        is_word = is_like_a_word or len(secret) < 8
+        begins, ends = (is_word and re.match("[A-Za-z0-9_]", char) for char in (secret[0], secret[-1]))
+        return (self.BEGINS if begins else "") + spelt + (self.ENDS if ends else "")
+
+    def redact(self, text: str) -> str:
+        return self.pattern.sub("***", text)
+
+    def cut(self, text: str, longest: int) -> str:
+        """The same of a text's first so many characters. Secrets go first: half of one is none that is known."""
+        if len(text) <= longest:
+            return self.redact(text)
+        found = self.pattern.finditer(text, 0, longest + self.MAX_LENGTH)
+        end = max([longest, *(one.end() for one in found if one.start() < longest)])
+        return self.redact(text[:end])[:longest] + "..."
+
+
+redactor = Redactor()
+
+
+def escape(text: str) -> str:
+    """The text on one line, without what a terminal might obey."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def escape_for_log(text: str, longest: int = 300) -> str:
+    """What others have written, safe to show on one line: without secrets, cut where it is too long, escaped."""
+    return escape(redactor.cut(text, longest))
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Prints lines on stdout, or another stream, without secrets, and escaped. Raises OSError."""
+    print("\n".join(map(escape, redactor.redact(text).split("\n"))), file=file, flush=True)
+
+
+class LogThrottle:
+    """Lets pass the first line about what happens again and again, and further ones ever less often."""
+
+    FIRST, LONGEST = 10.0, 600.0  # seconds between them
+
+    def __init__(self) -> None:
+        self.next, self.interval = 0.0, self.FIRST
+
+    def allow(self) -> bool:
+        """To be called for each line. Returns whether it may be written; if so, the next one has to wait longer."""
+        now = time.monotonic()
+        if now < self.next:
+            return False
+        self.next, self.interval = now + self.interval, min(self.interval * 2, self.LONGEST)
+        return True
+
+
 REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doesn't came from something on the way
-USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
 
 class ErrorKind(enum.Enum):
@@ -1122,96 +1197,28 @@ UNAUTHORIZED = {
 }
 
 
-class Redactor:
-    """Keeps secrets out of all that is shown.
-
-    A secret that may be a word or a number is hidden where it stands alone, any other within words as well; both as
-    they are, and as URLs, JSON, HTML or a repr write them.
-    """
-
-    MAX_LENGTH = 10000  # characters of a secret, as others may write it
-    # One stands alone that no letter, digit or _ is next to, unless that ends \n, \x0a, \u000a or %0A.
-    BEGINS = r"(?:(?<![A-Za-z0-9_])|(?<=\\[abfnrtv])|(?<=\\x..)|(?<=\\u....)|(?<=%[0-9A-F].)|(?<=%[0-9a-f].))"
-    ENDS = "(?![A-Za-z0-9_])"
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()  # over:
-        self.secrets: Mapping[str, float] = {}  # text -> when it ends, unix seconds
-        self.pattern = re.compile("(?!)")  # finds any of them
-
-    def add(self, end: float, *texts: str | None) -> None:
-        """Nothing shows these texts until some time after their `end` (unix seconds), for clocks may differ."""
-        with self.lock:
-            kept = {text: its_end for text, its_end in self.secrets.items() if its_end > time.time() - 3600}
-            self.secrets = {**kept, **{text: end for text in texts if text}}
-            longest_first = sorted(self.secrets, key=len, reverse=True)  # one may begin with another
-            self.pattern = re.compile("|".join(map(self.pattern_of, longest_first)) or "(?!)")
-
-    def pattern_of(self, secret: str) -> str:
-        spelt = ""
-        for char in secret:
-            if re.fullmatch("[A-Za-z0-9_.~-]", char):
-                spelt += re.escape(char)
-            else:
-                codes = "".join(r"(?:%%(?:25)*|\\+x)%02x" % byte for byte in char.encode("utf-8", "surrogateescape"))
-                spelt += r"(?:(?i:%s|\\+u%04x)|&#?\w+;|\\*%s)" % (codes, ord(char), re.escape(char))
-        is_like_a_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
-        if not is_like_a_word and len(secret) >= 8:
-            return spelt
-        begins, ends = (re.match("[A-Za-z0-9_]", char) for char in (secret[0], secret[-1]))
-        return (self.BEGINS if begins else "") + spelt + (self.ENDS if ends else "")
-
-    def redact(self, text: str) -> str:
-        """The text without the secrets."""
-        return self.pattern.sub("***", text)
-
-    def cut(self, text: str, longest: int) -> str:
-        """The same of a text's first so many characters. Secrets go first: half of one is none that is known."""
-        if len(text) <= longest:
-            return self.redact(text)
-        found = self.pattern.finditer(text, 0, longest + self.MAX_LENGTH)
-        end = max([longest, *(one.end() for one in found if one.start() < longest)])
-        return self.redact(text[:end])[:longest] + "..."
-
-
-redactor = Redactor()
-
-
-def escape(text: str) -> str:
-    """The text on one line, without what a terminal might obey."""
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def escape_for_log(text: str, longest: int = 300) -> str:
-    """What others have written, safe to show on one line: without secrets, cut where it is too long, escaped."""
-    return escape(redactor.cut(text, longest))
-
-
-def show(text: str, file: TextIO | None = None) -> None:
-    """Prints lines on stdout, or another stream, without secrets, and escaped. Raises OSError."""
-    print("\n".join(map(escape, redactor.redact(text).split("\n"))), file=file, flush=True)
-
-
 class CallError(Exception):
     """One call that the service refused, or that got no answer of the service.
 
-    It is no LogException, for those LogClient repeats, some ten times, a second apart. `status` is None without an
-    answer; `code` is the service's, or one of the program's own.
+    It is no LogException, for those LogClient repeats, some ten times, a second apart.
     """
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
-        self.code = escape_for_log(code.replace("SecurityToken.", "SecurityToken"), 60)
+        """`code` is the service's, or one of the program's own; `status` is HTTP's, None without an answer."""
+        self.code = escape_for_log(code.replace("SecurityToken.", "SecurityToken"), 60)  # also SecurityToken.Expired
         self.message, self.status = message, status
+        self.kind, self.hint = self.meaning()
         super().__init__("%s%s: %s" % ("%d " % status if status else "", self.code, escape_for_log(message)))
-        self.kind, self.hint = ERROR_BY_CODE.get(
-            self.code, (ErrorKind.TRANSIENT if status in (None, 429) else ErrorKind.CONFIG, "")
-        )
-        if status is not None and status >= 500 and code != "NotTheService":  # whatever it says
-            self.kind, self.hint = ErrorKind.TRANSIENT, OUTAGE_HINT
-        elif code == "Unauthorized":
-            told = (meaning for words, meaning in UNAUTHORIZED.items() if words in message.lower())
-            self.kind, self.hint = next(told, (self.kind, self.hint))
-        self.is_missing_permission = self.hint == PERMISSION_HINT
+
+    def meaning(self) -> tuple[ErrorKind, str]:
+        """Its kind, and what to do about it."""
+        if self.status is not None and self.status >= 500 and self.code != "NotTheService":  # whatever it says
+            return ErrorKind.TRANSIENT, OUTAGE_HINT
+        for words, meaning in UNAUTHORIZED.items() if self.code == "Unauthorized" else ():
+            if words in self.message.lower():
+                return meaning
+        kind_of_unknown = ErrorKind.TRANSIENT if self.status in (None, 429) else ErrorKind.CONFIG
+        return ERROR_BY_CODE.get(self.code, (kind_of_unknown, ""))
 
     @classmethod
     def from_exception(cls, error: Exception) -> CallError:
@@ -1235,7 +1242,7 @@ class CallError(Exception):
         return cls("RequestEntityTooLarge" if status == 413 else "NotTheService", text.strip(), status)
 
     def is_transient(self) -> bool:
-        """Whether time alone may mend it; else somebody has to change a key, a name or a clock."""
+        """Whether time alone may mend it."""
         return self.kind == ErrorKind.TRANSIENT
 
 
@@ -1246,47 +1253,34 @@ def describe_error(error: Exception, config: LogstoreConfig) -> str:
     return "; ".join(filter(None, [str(error), error.hint.format(**config.variables)]))
 
 
-class LogThrottle:
-    """Admits a line about what happens again and again: the first at once, further ones ever less often."""
-
-    FIRST, LONGEST = 10.0, 600.0  # seconds
-
-    def __init__(self) -> None:
-        self.next, self.interval = 0.0, self.FIRST
-
-    def admit(self) -> bool:
-        """Whether this line may be written; if so, the next one has to wait longer."""
-        now = time.monotonic()
-        if now < self.next:
-            return False
-        self.next, self.interval = now + self.interval, min(self.interval * 2, self.LONGEST)
-        return True
+class StartupError(Exception):
+    """The program can't do what it is for; the text has a line for each reason. It is not retried."""
 
 
 class Cancelled(Exception):
     """What was asked for is not wanted any more."""
 
 
-class NoRoom(Cancelled):
-    """What a pull would bring doesn't fit into the memory that there is now."""
-
-
-class StartupError(Exception):
-    """The program can't do what it is for; the text has a line for each reason. It is not retried."""
-
-
 class CancelToken:
     """Says whether work is still wanted. Once cancelled it stays so, and so do the tokens made of it: at once or, with
-    `grace`, so many seconds later, which leaves time for what has begun."""
+    `grace`, so many seconds later, which leaves time for what has begun.
+
+    Those of the consumer, when they are cancelled, and what that ends:
+
+        GroupMember.soft_stop      by a signal, or when all is drained: no shard begins anything
+        Consumer.lease             when it expires or is refused: no shard begins anything, and nothing is saved
+        ShardConsumer.revoked      when the answer to a heartbeat lacks the shard: it begins nothing
+        ShardConsumer.closing      with any of these three: its batch ends with what has begun
+        ShardConsumer.closed       GRACE seconds after the first two: its batch is given up
+        ShardConsumer.saving()     GRACE seconds after `closing`, or after its batch: its checkpoint is given up
+        ShardConsumer.wanted_back  when other shards need the memory of its batch: that ends, as by `closing`
+    """
 
     def __init__(self, *parents: CancelToken, grace: float = 0.0) -> None:
         self.parents, self.grace = parents, grace
-        self.reason = ""
         self.own_time = float("inf")
 
-    def cancel(self, reason: str = "") -> None:
-        """The first `reason` counts."""
-        self.reason = self.reason or reason
+    def cancel(self) -> None:
         self.own_time = min(self.own_time, time.monotonic())
 
     def cancelled_at(self) -> float:
@@ -1294,8 +1288,7 @@ class CancelToken:
         return min([self.own_time, *(parent.cancelled_at() + self.grace for parent in self.parents)])
 
     def is_cancelled(self) -> bool:
-        cancelled_at = self.cancelled_at()  # first, for it may be now
-        return cancelled_at <= time.monotonic()
+        return self.cancelled_at() <= time.monotonic()
 
     def check(self) -> None:
         """Raises Cancelled if it is."""
@@ -1320,11 +1313,12 @@ class Lease(CancelToken):
 
     CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the process or the machine sleeps
 
-    def __init__(self, seconds: float, *parents: CancelToken) -> None:
+    def __init__(self, seconds: float) -> None:
         """`seconds` is the group's timeout."""
-        super().__init__(*parents)
+        super().__init__()
         self.seconds = seconds
         self.expires = float("inf")  # before the first heartbeat is answered there are no shards to lose
+        self.reason = ""  # for which it was cancelled, the first
 
     @classmethod
     def now(cls) -> float:
@@ -1333,19 +1327,21 @@ class Lease(CancelToken):
     def renew(self, sent: float) -> bool:
         """For a heartbeat `sent` then, by the lease's clock, and answered since. Returns whether the lease holds now:
         one that has expired stays so, and an answer that took longer than the group's timeout begins none."""
-        holds = self.now() <= min(self.expires, sent + self.seconds)
-        if holds:
-            is_first = self.expires == float("inf")
-            self.expires = sent + self.seconds if is_first else max(self.expires, sent + self.seconds)
-        return holds
+        expires = sent + self.seconds
+        if self.now() > min(self.expires, expires):
+            return False
+        self.expires = expires if self.expires == float("inf") else max(self.expires, expires)
+        return True
+
+    def cancel(self, reason: str = "") -> None:
+        self.reason = self.reason or reason
+        super().cancel()
 
     def cancelled_at(self) -> float:
-        """Now where it has expired: whoever sees that calls `cancel`, which fixes the moment."""
-        has_expired = self.now() > self.expires
-        return min(super().cancelled_at(), time.monotonic() if has_expired else float("inf"))
-
-    def why_cancelled(self) -> str:
-        return self.reason or "not heard of for longer than the group's timeout, %g s" % self.seconds
+        """Where it has expired: when that was seen first, for all may have slept, and what is begun has its grace."""
+        if self.now() > self.expires:
+            self.cancel("not heard of for longer than the group's timeout, %g s" % self.seconds)
+        return super().cancelled_at()
 
 
 class Watchdog:
@@ -1363,8 +1359,8 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
-        """Meanwhile the calling thread is the loop of this name, and has to `beat`; one that is permanent for ever,
-        whatever ends it."""
+        """Around a loop, whose thread has to `beat`: one that is permanent for ever, whatever ends it. Of threads with
+        loops of one name the last to begin counts, for it is in the place of those before."""
         thread = threading.current_thread()
         self.beat()
         self.loops[loop] = thread
@@ -1407,24 +1403,28 @@ class Watchdog:
 watchdog = Watchdog()
 
 
+INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
+
+
 def backoff(failures: int, longest: float = float("inf")) -> float:
     """Seconds to wait after so many failures in a row: exponential, with jitter so that copies don't retry in step."""
     return min(INITIAL_BACKOFF * 2 ** min(failures - 1, 30), longest, MAX_BACKOFF) * random.uniform(0.5, 1.0)
 
 
 class RetryLog:
-    """Calls of one kind to one place, retried until they succeed, and what is told of those that fail.
+    """What is told of calls of one kind to one place, which are retried until they succeed: by `retry`, puts by the
+    PutLoop.
 
     The first failure is told, then sums at growing intervals, then the end: when whatever failed has succeeded, and
     nothing has failed for RECOVERY_QUIET seconds.
     """
 
-    RECOVERY_QUIET = 5.0
+    RECOVERY_QUIET = 5.0  # seconds
 
     def __init__(self, subject: str, calls: str, failure_text: str, config: LogstoreConfig) -> None:
         """`calls` names them, such as "puts"; `failure_text` says what happens to one that failed."""
         self.subject, self.calls, self.failure_text, self.config = subject, calls, failure_text, config
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # over:
         self.failing: set[object] = set()  # what has failed and is to be retried
         self.failures = 0  # since all was well
         self.codes: set[str] = set()  # of these, as told at once when they are new
@@ -1432,14 +1432,13 @@ class RetryLog:
         self.throttle = LogThrottle()
 
     def retry(self, what: object, call: Callable[[], Any], token: CancelToken, longest: float = float("inf")) -> Any:
-        """Calls until that succeeds, with backoff of at most `longest` seconds, and returns its value: the one way of
-        this program to try again. `what` tells one thing to be done from another.
+        """Calls until that succeeds, with backoff of at most `longest` seconds, and returns its value. `what` tells one
+        thing to be done from another.
 
         Raises Cancelled once `token` is cancelled, and StartupError as `call` does.
         """
-        failures = 0
         try:
-            while True:
+            for failures in itertools.count(1):
                 token.check()
                 try:
                     return call()
@@ -1447,16 +1446,14 @@ class RetryLog:
                     raise
                 except Exception as error:
                     self.on_failure(what, error)
-                failures += 1
                 token.sleep(backoff(failures, longest))
         finally:
             self.on_done(what)
 
     def on_failure(self, what: object, error: Exception) -> None:
         """Takes note that `what` has failed and will be retried."""
-        code = error.code if isinstance(error, CallError) else type(error).__name__
-        if isinstance(error, CallError) and code not in ERROR_BY_CODE:
-            code = "any other"  # else each could be new, and get a line of its own
+        # Codes that nobody knows count as one: else each could be new, and get a line of its own.
+        code = error.code if isinstance(error, CallError) and error.code in ERROR_BY_CODE else type(error).__name__
         with self.lock:
             self.last = time.monotonic()
             if not self.failures:
@@ -1465,7 +1462,7 @@ class RetryLog:
             self.failing.add(what)
             is_new = code not in self.codes
             self.codes.add(code)
-            if not self.throttle.admit() and not is_new:
+            if not self.throttle.allow() and not is_new:
                 return
             failures, seconds = self.failures, self.last - self.since
         with contextlib.suppress(Exception):  # telling may fail as well, on a full disk or without memory
@@ -1498,6 +1495,8 @@ FIRST_CREDENTIALS_TIMEOUT = 15.0  # seconds that calls wait for the outcome of t
 STS_DURATION = 3600  # seconds, of a key that STS is asked for
 REFRESH_MARGIN = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
 REFRESH_POLL = 1.0  # seconds between looks at whether it is time for another key
+MAX_ANSWER_BYTES = 1000 * 1000  # of any answer but a pull's, its head included: a shard is listed with some 250
+USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
 
 def unix_seconds(value: Any) -> float:
@@ -1534,7 +1533,7 @@ class AccessKey(Credentials):
 
 
 def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT, form: object = None) -> str:
-    """What is answered to one short request with 200. Raises CallError.
+    """Sends one short request and returns the text of an answer 200. Raises CallError for any other, and for none.
 
     http:// is for what is near, and asked without a proxy; https:// is for STS. requests' timeout begins again with
     each byte: so the body is read byte by byte, as long as there is time.
@@ -1543,12 +1542,11 @@ def http_request(method: str, url: str, headers: Mapping[str, str] = USER_AGENT,
     seconds = STS_TIMEOUT if is_far else LOCAL_TIMEOUT
     end = time.monotonic() + seconds
     options: Any = {"headers": headers, "data": form, "timeout": seconds, "allow_redirects": False, "stream": True}
-    if is_far:
-        options["auth"] = lambda request: request  # else requests would send what ~/.netrc has by default
+    no_auth = (lambda request: request) if is_far else None  # else requests would send what ~/.netrc has by default
     try:
         with requests.Session() as session:
             session.trust_env = is_far  # its proxies, its CAs
-            with session.request(method, url, **options) as answer:
+            with session.request(method, url, auth=no_auth, **options) as answer:
                 for byte in answer.iter_content(1):
                     body += byte
                     if time.monotonic() > end or len(body) > MAX_ANSWER_BYTES:
@@ -1573,12 +1571,12 @@ def parse_credentials(text: str, role: str = "") -> AccessKey:
     name = ""
     values: list[Any] = []
     try:
-        fields = json.loads(text)
-        fields = fields.get("Credentials", fields)
-        if fields.get("Code", "Success") != "Success":
-            raise CallError("KeyRefused", "%s: %s" % (fields["Code"], fields.get("Message")))
+        answer = json.loads(text)
+        answer = answer.get("Credentials", answer)
+        if answer.get("Code", "Success") != "Success":
+            raise CallError("KeyRefused", "%s: %s" % (answer["Code"], answer.get("Message")))
         for name, check in CREDENTIAL_FIELDS.items():
-            values.append(check(fields[name]))
+            values.append(check(answer[name]))
         key_id, key_secret, token, end = values
         return AccessKey(key_id, key_secret, token, end, role)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # their text may show what was to be read
@@ -1626,7 +1624,7 @@ def from_file(path: str) -> AccessKey:
 
 
 # What stands before the colon of SLS_CREDENTIALS -> how to get a key by what stands after it.
-CREDENTIAL_SOURCES = {
+KEY_FETCHERS = {
     "ecs": from_ecs_metadata,
     "oidc": from_oidc,
     "http": lambda rest: parse_credentials(http_request("GET", "http:" + rest)),
@@ -1638,39 +1636,39 @@ class CredentialSource(CredentialsProvider):
     """The access key of one source for all who sign with it: the SDK asks at each signature, from many threads.
 
     One thread refreshes it ahead of its end, and everybody else goes on with the key there is until that has really
-    ended. A key of the settings stays what it is; its `source` is "".
+    ended. A key of the settings stays what it is.
     """
 
     def __init__(self, config: LogstoreConfig) -> None:
-        self.source, _, self.detail = config.credentials.partition(":")
-        self.name = config.variables.get("SLS_CREDENTIALS" if self.source else "SLS_STS_TOKEN", "")
+        self.kind, _, self.detail = config.credentials.partition(":")  # see KEY_FETCHERS; "" for a key of the settings
+        self.name = config.variables.get("SLS_CREDENTIALS" if self.kind else "SLS_STS_TOKEN", "")
         self.refresh_retries = RetryLog(self.name, "renewals", "no new key yet, trying again", config)
-        self.key = None if self.source else AccessKey(config.access_key_id, config.access_key, config.security_token)
+        self.key = None if self.kind else AccessKey(config.access_key_id, config.access_key, config.security_token)
         self.failure: CallError | None = None  # of the last try
         self.first_try_done = threading.Event()
         self.refresh_at = 0.0  # unix seconds
         self.refreshed_at = 0.0  # by the monotonic clock
         self.is_expired = False  # for good: the service has said so of a token of the settings
-        if self.source == "http":
+        if self.kind == "http":
             url = urlsplit(config.credentials)
             redactor.add(float("inf"), url.password, unquote(url.password or ""), url.query)
 
     def start(self) -> CredentialSource:
         """Has the key refreshed from now on, in a thread of its own. Returns itself."""
-        if self.source:
+        if self.kind:
             threading.Thread(target=self.refresh_loop, name="refreshes credentials", daemon=True).start()
         return self
 
     def __str__(self) -> str:
         """Where the key comes from, whose it is, and when it ends."""
-        shown = "//" + urlsplit(self.detail).netloc.rpartition("@")[2] if self.source == "http" else self.detail
-        return "%s, %s" % (":".join(filter(None, [self.source, shown])), self.key or "no key yet")
+        shown = "//" + urlsplit(self.detail).netloc.rpartition("@")[2] if self.kind == "http" else self.detail
+        return "%s, %s" % (":".join(filter(None, [self.kind, shown])), self.key or "no key yet")
 
     def get_credentials(self) -> AccessKey:
         """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallError."""
         if not self.key:
             self.first_try_done.wait(FIRST_CREDENTIALS_TIMEOUT)
-            self.first_try_done.set()  # whoever asks now waits no more: one thread sends the puts of all targets
+            self.first_try_done.set()  # after a wait in vain, too: one thread sends the puts of all targets
         key = self.key
         if key and time.time() < key.end:
             return key
@@ -1692,13 +1690,13 @@ class CredentialSource(CredentialsProvider):
     def refresh(self) -> None:
         """Gets a key from its source; the one before stays where that fails. Raises CallError."""
         try:
-            key = CREDENTIAL_SOURCES[self.source](self.detail)
+            key = KEY_FETCHERS[self.kind](self.detail)
             redactor.add(key.end, key.access_key_secret, key.security_token)
             now = time.time()
             if key.end <= now:
                 raise CallError("NoKey", "what came is dead: %s, now is %s" % (key, format_with_utc(now)))
             # A file may be written anew at any time, and costs nothing to look at.
-            self.refresh_at = 0.0 if self.source == "file" else key.end - min(REFRESH_MARGIN, (key.end - now) / 2)
+            self.refresh_at = 0.0 if self.kind == "file" else key.end - min(REFRESH_MARGIN, (key.end - now) / 2)
             self.key, self.refreshed_at, self.failure = key, time.monotonic(), None
         except Exception as error:  # any: the only thread that can get a key must not end
             if not isinstance(error, CallError):
@@ -1708,26 +1706,25 @@ class CredentialSource(CredentialsProvider):
         finally:
             self.first_try_done.set()
 
-    def on_auth_failure(self, failure: CallError, token: str) -> CallError:
-        """What a refusal means for a call that was signed with the key of this token: where it blames that key, and
-        there will be another, the call can be retried. Raises nothing."""
+    def on_auth_failure(self, failure: CallError, token: str) -> None:
+        """Where a refusal blames the key of this token, by which the call was signed, and there will be another, the
+        call can be retried."""
         if not token or failure.kind != ErrorKind.CREDENTIALS:
-            return failure
-        if not self.source:
+            return
+        if not self.kind:
             self.is_expired |= failure.hint == EXPIRED_TOKEN_HINT
-            return failure
+            return
         failure.kind, failure.hint = ErrorKind.TRANSIENT, "{SLS_CREDENTIALS} is asked for another key"
         # One that has just come is not to blame at once: it may not be known everywhere yet.
         if self.key and self.key.security_token == token and time.monotonic() - self.refreshed_at > MAX_BACKOFF:
             self.refresh_at = 0.0
-        return failure
 
 
 class CredentialSources:
     """A CredentialSource for each distinct key of the settings, made when it is first asked for."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # over:
         self.by_key: dict[tuple[str, ...], CredentialSource] = {}
 
     def of(self, config: LogstoreConfig) -> CredentialSource:
@@ -1745,6 +1742,17 @@ class CredentialSources:
 
 
 # ---- the service: connections and calls ------------------------------------------------------------------------------
+
+CONNECT_TIMEOUT = 10  # seconds
+RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see DeadlineStream
+MAX_RESPONSE_TIMEOUT = 120  # seconds: after a call that ran out of time the next one gets twice as much, up to this
+MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
+# Bytes that an answer to a pull may have, its head included. A pull is asked for as much as the memory suits, but one
+# LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
+MAX_PULL_BYTES = 100 * 1000 * 1000
+MAX_PUT_ANSWER_BYTES = 100 * 1000  # it says nothing, or why not; what has come is read anew whenever more comes
+MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
+MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
 
 
 def forget_unsent(sock: Any) -> None:
@@ -2094,7 +2102,8 @@ class PooledLogClient(LogClient):
         # It answers a put with nothing; a 200 that says something, a captive portal's say, took nothing.
         if response.status != 200 or REQUEST_ID not in response.headers or (is_put and response.body):
             failure = CallError.from_response(response.status, response.headers, response.body)
-            raise self.credential_source.on_auth_failure(failure, token)
+            self.credential_source.on_auth_failure(failure, token)
+            raise failure
 
     def round_trip(self, factory: ConnectionFactory, request: bytes, limit: int, seconds: float) -> Response:
         """Sends a request over an idle connection, if there is one, and reads its answer, of `limit` bytes at the most,
@@ -2523,7 +2532,7 @@ class LogstoreApi:
         try:
             groups = self.call(self.client.list_consumer_group).get_consumer_groups()
         except CallError as error:
-            if error.is_missing_permission:
+            if error.hint == PERMISSION_HINT:
                 return None
             raise
         return {group.get_consumer_group_name(): group for group in groups}
@@ -2559,6 +2568,9 @@ def is_list(answer: object, **types: Any) -> bool:
     )
 
 
+THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
+
+
 class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
 
@@ -2575,9 +2587,9 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         except RuntimeError as error:
             if not self._threads:
                 raise
-            if self.throttle.admit():
+            if self.throttle.allow():
                 count = len(self._threads)
-                log.warning("%s: %d threads go on; the limit is `ulimit -u`, or the container's", error, count)
+                log.warning("%s: %d threads go on; %s", error, count, THREAD_LIMIT_HINT)
 
 
 # ---- check and status: what a start, --check, --status and --drain find out, changing nothing ------------------------
@@ -2812,7 +2824,7 @@ def probe(
         text = describe_error(failure, config)
         if failure.is_transient():
             return CheckResult(subject, Verdict.UNREACHABLE, text)
-        if failure.is_missing_permission and not group_settings:
+        if failure.hint == PERMISSION_HINT and not group_settings:
             words = "the key may not look, whether it may write the first put will show: %s"
             return CheckResult(subject, Verdict.UNVERIFIED, words % failure)
         return CheckResult(subject, Verdict.WRONG, text, cause=failure.code + failure.hint.format(**config.variables))
@@ -2898,7 +2910,7 @@ def show_check(settings: Settings, offline: bool) -> int:
     if not offline:
         sources = CredentialSources()
         results = probe_all(settings, sources)
-        keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.source]
+        keys = [(source.name, str(source)) for source in sources.expiring(settings) if source.kind]
         lines.append(table([(result.subject, str(result)) for result in results] + keys))
     lines += [table([*describe_routes(settings), ("routes", routes_fingerprint(settings))]), *settings.notes]
     if results and results[0].verdict is Verdict.OK and results[0].group_has_begun:
@@ -3229,7 +3241,7 @@ class Target:
             if self.last_accepted < put.first_rejection:
                 self.unproven, self.last_unproven = self.unproven + 1, time.monotonic()
             self.dead_lettered += 1
-        if self.dead_letter_throttles[code].admit():
+        if self.dead_letter_throttles[code].allow():
             log.error(
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
                 self.name, escape_for_log(log_group.Topic, 60), put.log_count, path, self.dead_lettered, error,
@@ -3259,7 +3271,7 @@ class Target:
         refused = max(held, sum(not each.accepted for each in recent))
         if accepted >= refused:
             return True
-        if (is_late or not are_few) and self.distrust_throttle.admit():
+        if (is_late or not are_few) and self.distrust_throttle.allow():
             log.error(
                 "%s: it refuses %d LogGroups and has accepted %d others%s meanwhile, so the target itself seems to be "
                 "wrong: none is set aside, and their shards wait; look at its settings and key, and at gateways and "
@@ -4025,13 +4037,13 @@ class ShardConsumer:
         return is_reserved
 
     def admit(self, size: int, count: int) -> None:
-        """For what a pull is about to bring: bytes, and how many LogGroups. Raises NoRoom where that is too much now:
-        then the next one is asked for less, or waits."""
+        """For what a pull is about to bring: bytes, and how many LogGroups. Raises Cancelled where that is too much
+        now: then the next one is asked for less, or waits."""
         with self.lock:
             if size > self.reserved and not self.reserve(size - self.reserved):
                 self.mean_log_group_size, self.next_pull = size / count, 0.0
                 self.expect(size, count)
-                raise NoRoom
+                raise Cancelled
         if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
             gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
 
@@ -4528,7 +4540,7 @@ class Consumer(ConsumerWorker):
         """`group_timeout` in seconds, the service's."""
         config = member.settings.source
         self.member = member
-        self.lease = Lease(group_timeout, member.hard_stop)
+        self.lease = Lease(group_timeout)
         self.lock = threading.Lock()  # over:
         self.buffered_bytes = 0  # of batches that its shards hold, and of pulls under way
         self.waiting: deque[ShardConsumer] = deque()  # those that need more memory than there is, the first is next
@@ -4657,7 +4669,6 @@ class GroupMember(threading.Thread):
         self.tasks = ThreadPool(2048, "shard task")
         self.beats = ThreadPool(2 * Heartbeat.MAX_IN_FLIGHT, "sends heartbeats")  # for a lost consumer's, too
         self.soft_stop = CancelToken()  # asked to stop: no batch begins
-        self.hard_stop = CancelToken()  # nothing is in flight, or has had its time: heartbeats end
         self.join_retries = RetryLog(self.subject, "joining", "can't join the consumer group yet, trying again", config)
         self.begin_retries = RetryLog(self.subject, "beginning", "a shard can't begin yet", config)
         self.heartbeat_retries = RetryLog(self.subject, "heartbeats", "a heartbeat failed and is tried again", config)
@@ -4694,8 +4705,6 @@ class GroupMember(threading.Thread):
                     while not consumer.lease.is_cancelled() and (consumer.is_alive() or self.soft_stop.is_cancelled()):
                         watchdog.beat()
                         time.sleep(MAIN_LOOP_INTERVAL)
-                    if self.hard_stop.is_cancelled():
-                        return
                     lapses = lapses + 1 if time.monotonic() - joined < consumer.lease.seconds else 1
                     self.give_up(consumer)
                     self.soft_stop.sleep(backoff(lapses))
@@ -4712,11 +4721,9 @@ class GroupMember(threading.Thread):
 
     def give_up(self, consumer: Consumer) -> None:
         """Ends a consumer without lease. What it has delivered, but may not save, is kept for the next."""
-        # Of a lease that has expired this also fixes the moment, from which on batches in flight have their GRACE.
-        lease = consumer.lease
-        lease.cancel(lease.why_cancelled() if lease.is_cancelled() else "the SDK's loop has ended by itself")
+        consumer.lease.cancel("the SDK's loop has ended by itself")  # unless there was another reason before
         with contextlib.suppress(Exception):  # telling may fail
-            words = self.subject, consumer.name_in_group, lease.reason
+            words = self.subject, consumer.name_in_group, consumer.lease.reason
             log.warning("%s: consumer %s is lost, another joins: %s", *words)
         shard_consumers = list(consumer.shard_consumers.values())  # before they are dropped
         consumer.drain(GRACE + 1)
@@ -4831,10 +4838,8 @@ class GroupMember(threading.Thread):
     def stop(self, seconds: float) -> dict[int, int]:
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
         end, and how many LogGroups they have."""
-        self.soft_stop.cancel("the copy stops")
-        left = self.consumer.drain(seconds) if self.consumer else {}
-        self.hard_stop.cancel("the copy stops")
-        return left
+        self.soft_stop.cancel()
+        return self.consumer.drain(seconds) if self.consumer else {}
 
     def held_shards(self) -> list[int]:
         return sorted(self.consumer.heartbeat.owned) if self.consumer else []
@@ -4874,7 +4879,7 @@ class GroupMember(threading.Thread):
         found = [name for name in map(CONSUMER_NAME.fullmatch, sorted(names)) if name and name["routes"]]
         differing = [name for name in found if name["routes"] != self.fingerprint]
         self.differing = [name.group() for name in differing]
-        if differing and self.differing_throttle.admit():
+        if differing and self.differing_throttle.allow():
             self.differing_told = True
             words = (
                 "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; all "
@@ -5022,7 +5027,7 @@ class MetricsServer:
         labels_and_subjects: dict[str, list[tuple[str, Any]]] = {
             "target": [(prometheus_labels(target=one.number, logstore=one.config), one) for one in targets],
             "copy": [("", self.member)],
-            "key": [(prometheus_labels(source=one.name), one) for one in sources if one.source],
+            "key": [(prometheus_labels(source=one.name), one) for one in sources if one.kind],
             "program": [(prometheus_labels(version=__version__, python=python), None)],
         }
         text = ""
@@ -5053,7 +5058,6 @@ REPORT_LOOP_INTERVAL = 0.5  # seconds between looks at what is over, and which c
 SUMMARY_INTERVAL = 30.0  # seconds
 SHUTDOWN_TIMEOUT = 8.0  # seconds for an orderly stop, which as a whole must not take 10
 LAST_LINES_TIMEOUT = 1.0  # seconds that the end waits, after that, for lines which are not written yet
-THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
 
 
 def secret_values(settings: Settings) -> list[str]:
@@ -5189,7 +5193,7 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
         return super().shouldRollover(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
-        if self.throttle.admit():
+        if self.throttle.allow():
             words = "dispatch_data.py: can't write the log file %s: %s"
             self.stderr.add_line(escape_for_log(words % (self.baseFilename, sys.exc_info()[1]), 2000))
 
@@ -5374,7 +5378,7 @@ class PutAgain:
                     os.unlink(path)
                 return "put"
             with self.lock:
-                if self.throttles[refusal.code].admit():
+                if self.throttles[refusal.code].allow():
                     why = describe_error(refusal, self.config)
                     log.error("%s: %s is refused still, and kept: %s", self.name, path, why)
             return "refused"

@@ -767,7 +767,7 @@ class Source:
         self.asked = self.asking = self.most_at_once = 0
         self.error = None
         self.lock = threading.Lock()
-        monkeypatch.setitem(dispatch_data.CREDENTIAL_SOURCES, "ecs", self)
+        monkeypatch.setitem(dispatch_data.KEY_FETCHERS, "ecs", self)
         monkeypatch.setattr(dispatch_data, "REFRESH_POLL", 0.01)
 
     def __call__(self, _):
