@@ -2986,17 +2986,15 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
-HOLD_SECONDS = 60.0  # for which a batch waits for such a target, before a little of what it has for others goes on
-FEW_LOG_GROUPS = 20  # that may be delivered behind one that fails
+FEW_LOG_GROUPS = 20  # of a batch, that may be delivered behind one that fails
+HOLD_SECONDS = 60.0  # for which a target in doubt holds up what its batches have for others; then these few go on
+LONGEST_BATCH = 5.0  # seconds, after which a batch is cut, see Batch
 GRACE = 7.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
-LONGEST_BATCH = 5.0  # seconds, after which a batch ends with what has begun, if nothing of it is delivered beyond
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
-# Where nothing comes any more that the target could accept, as in a lone shard that waits for its refused LogGroup:
-REJECTION_PATIENCE = 10.0  # seconds, after which what the target accepted before the refusal counts as well
-REJECTION_LOOKBACK = 60.0  # seconds before the refusal, from which on that counts
-MAX_UNPROVEN = 3  # LogGroups in a row that may be set aside on such evidence
-UNPROVEN_INTERVAL = 60.0  # seconds between further ones, where shards would wait for each other's for ever
+# For the rules of Target.is_at_fault:
 UNDISPUTED_BYTES = MAX_MERGED_BYTES  # of a put, that every region takes: a larger one may be at fault by its size alone
+REJECTION_PATIENCE, REJECTION_LOOKBACK, UNPROVEN_INTERVAL = 10.0, 60.0, 60.0  # seconds
+MAX_UNPROVEN = 3  # LogGroups
 
 
 class DeadLetterDirectory:
@@ -3030,9 +3028,9 @@ class DeadLetterDirectory:
         """
         data = log_group.SerializeToString()
         name = self.beginning_of_name(target, config) + "%s-%s" % (place, short_hash(self.source.encode(), data))
-        ends = ["-%s.loggroup" % each for each in (code, *REJECTION_CODES) if each]
-        paths = [os.path.join(self.directory, name + end) for end in (*ends, ".loggroup")]
-        path = next(filter(os.path.lexists, paths), paths[0] if code else paths[-1])
+        endings = ["-" + each if each else "" for each in (code, *REJECTION_CODES, "")]
+        paths = [os.path.join(self.directory, "%s%s.loggroup" % (name, ending)) for ending in endings]
+        path = next(filter(os.path.lexists, paths), paths[0])  # by whatever code it was refused before
         with self.lock:
             if time.monotonic() - self.looked > self.RESCAN_INTERVAL:
                 with os.scandir(self.directory) as entries:
@@ -3119,7 +3117,7 @@ class Target:
         2 or more   after each pause up to a quarter of `limit`: what failed and what was never tried by turns, so that
                     a put that always fails bars no others
 
-    It is one at a time where a target that fails is in doubt.
+    A target in doubt that fails has one put in flight, and others are held for it, see Batch.
     """
 
     def __init__(
@@ -3156,13 +3154,12 @@ class Target:
         self.dead_lettered = 0
 
     def on_result(self, put: PutRequest, error: Exception | None) -> None:
-        """Counts a put that was tried; `error` is None when the target has accepted it."""
+        """Counts a try of a put; `error` is None when the target has accepted it."""
         if error:
             self.retries += 1
             put.failures += 1
             if is_rejection(error):
-                with self.lock:
-                    self.on_rejection(put)
+                self.on_rejection(put)
             self.put_retries.on_failure(put, error)
             return
         self.forget(put)
@@ -3177,14 +3174,14 @@ class Target:
         self.bytes += put.size
 
     def on_rejection(self, put: PutRequest) -> None:
-        """Counts one. Those from before the target accepted what it had refused count for nothing. Called with `lock`
-        held."""
-        if put.first_rejection < self.refuted_at:  # or it is the first
-            put.first_rejection, put.rejections = time.monotonic(), 0
-        if len(put.log_groups) == 1 and not put.rejections:
-            self.rejected.add(put)
-            self.outcomes.append(Outcome(put.first_rejection, put.size, 0))
-        put.rejections += 1
+        """Counts one. Those from before the target accepted what it had refused count for nothing."""
+        with self.lock:
+            if put.first_rejection < self.refuted_at:  # or there was none
+                put.first_rejection, put.rejections = time.monotonic(), 0
+            if len(put.log_groups) == 1 and not put.rejections:
+                self.rejected.add(put)
+                self.outcomes.append(Outcome(put.first_rejection, put.size, 0))
+            put.rejections += 1
 
     def adapt(self, put: PutRequest, error: Exception | None) -> None:
         """Adapts to how a put went. The limit follows by AIMD: one put more in flight after each that was quick, half
@@ -3201,7 +3198,9 @@ class Target:
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
             if put.began >= self.retry_at:  # else it is one of those that were in flight when the pause began
                 self.failures += 1
-                longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 4)  # short where some puts are accepted
+                # Short where some puts are accepted: a target that takes one in ten is tried more than ten times as
+                # often as it takes one, else the pauses between those that it refuses would grow and grow.
+                longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 16)
                 self.retry_at = now + backoff(self.failures, longest)
 
     def is_doubtful(self) -> bool:
@@ -3242,9 +3241,8 @@ class Target:
             for single in singles:
                 single.target, single.first_rejection = self, put.first_rejection
             return singles
-        if not is_rejection(error) or put.rejections < MAX_REJECTIONS or not self.is_at_fault(put, error):
-            return [put]
-        if not self.dead_letters:
+        is_due = is_rejection(error) and put.rejections >= MAX_REJECTIONS
+        if not is_due or not self.is_at_fault(put, error) or not self.dead_letters:
             return [put]
         log_group = put.log_groups[0]
         try:
@@ -3311,7 +3309,8 @@ class Batch:
     batch to end there. So the next put is held until what fails is accepted,
 
     1. if it has LogGroups more than FEW_LOG_GROUPS behind the first that fails;
-    2. or if the target of what fails is in doubt, but for HOLD_SECONDS at the most.
+    2. or if the target of what fails is in doubt, but for HOLD_SECONDS at the most. Then what is for such a target and
+       was never tried goes behind the rest, see `defer`.
 
     A batch is over when all of it is accepted or set aside; one that is cut, as soon as nothing of it is in flight, and
     nothing delivered beyond what is not, and only what that needs begins; one that is given up, at once.
@@ -3354,7 +3353,7 @@ class Batch:
         return bool(self.failing) and self.last(put) > min(map(self.first, self.failing)) + FEW_LOG_GROUPS
 
     def defer(self, target: Target) -> None:
-        """Puts what is for a target that takes nothing behind the rest, but before what is too far behind to begin."""
+        """Has what is for a target that takes nothing begin after the rest, but before what is too far to begin."""
         self.waiting = deque(sorted(self.waiting, key=lambda put: (self.is_far(put), put.target is target)))
 
     def is_disputed(self) -> bool:
@@ -3798,12 +3797,10 @@ class PutLoop(threading.Thread):
     def keep_moving(self) -> None:
         """For what time alone brings, and what has failed within this process, as for want of memory."""
         long_ago = time.monotonic() - HOLD_SECONDS
-        hanging = {put.target for put, _ in self.flights.values() if put.began < long_ago}
         for target in self.targets:
             with contextlib.suppress(Exception):
-                takes_nothing = target.last_accepted < long_ago and (target.failures or target in hanging)
-                for batch in list(target.queue) if takes_nothing else ():
-                    if batch.failing_since < long_ago:
+                for batch in list(target.queue):
+                    if max(target.last_accepted, batch.failing_since) < long_ago:
                         self.unqueue(batch)
                         batch.defer(target)
                 self.make_ready(target)
