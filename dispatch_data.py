@@ -3141,7 +3141,8 @@ class Target:
         self.timeout = 0.0  # seconds that an answer may take, by the last: or RESPONSE_TIMEOUT, whichever is more
         self.in_flight = 0
         self.failures = 0  # pauses in a row
-        self.retry_at = 0.0  # when the last of them ends, by the monotonic clock
+        self.failing_since = 0.0  # when the first of these began, by the monotonic clock
+        self.retry_at = 0.0  # when the last of these ends, by the same
         self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
         self.latencies = Histogram()  # the same: of puts that were accepted
         self.lock = threading.Lock()  # over:
@@ -3152,6 +3153,53 @@ class Target:
         self.last_unproven = 0.0  # when, the last of these
         self.refuted_at = 0.0  # when the target accepted last what it had refused, by the monotonic clock
         self.dead_lettered = 0
+
+    # ---- how much may begin
+
+    def adapt(self, put: PutRequest, error: Exception | None) -> None:
+        """Adapts to how a put went. The limit follows by AIMD: one put more in flight after each that was quick, half
+        as many after one that ran out of time. The pause grows as long as nothing is accepted."""
+        now = time.monotonic()
+        seconds = now - put.began
+        is_slow = seconds > SLOW_PUT_SECONDS + put.size / SLOW_PUT_RATE
+        if error is None:
+            self.failures, self.retry_at = 0, 0.0
+            self.latencies.observe(seconds)
+            self.timeout = min(2 * seconds, MAX_RESPONSE_TIMEOUT)
+            self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
+        elif not blames_put(error):
+            self.limit = max(1, self.limit // 2) if is_slow else self.limit
+            if put.began >= self.retry_at:  # else it is one of those that were in flight when the pause began
+                if not self.failures:
+                    self.failing_since = now
+                self.failures += 1
+                # So one that takes a tenth of its puts is tried more than ten times for each; by a larger share of the
+                # time the pauses would grow faster than it takes one.
+                longest = max(INITIAL_BACKOFF / 2, (now - self.failing_since) / 16)
+                self.retry_at = now + backoff(self.failures, longest)
+
+    def is_doubtful(self) -> bool:
+        """Whether nobody knows that it takes puts: it has taken none so far, or some have failed and none was taken for
+        a while."""
+        is_known = bool(self.last_accepted) and not self.failures
+        return not is_known and time.monotonic() - self.last_accepted > DOUBT_SECONDS
+
+    def next_queue(self) -> deque[tuple[PutRequest, Batch]] | dict[Batch, None] | None:
+        """Whether the next put comes from `failed` or from `queue`, see above; None while there is none to begin."""
+        is_due = not self.retry_at or time.monotonic() >= self.retry_at
+        if self.failures > 1 and not is_due:
+            return None
+        if self.failed and is_due and (self.failures < 2 or self.failures % 2 or not self.queue):
+            return self.failed
+        return self.queue or None
+
+    def most_in_flight(self) -> int:
+        """Puts at a time, see above."""
+        if self.failures and self.is_doubtful():
+            return 1
+        return self.limit if self.failures < 2 else max(1, self.limit // 4)
+
+    # ---- what came of puts
 
     def on_result(self, put: PutRequest, error: Exception | None) -> None:
         """Counts a try of a put; `error` is None when the target has accepted it."""
@@ -3182,47 +3230,6 @@ class Target:
                 self.rejected.add(put)
                 self.outcomes.append(Outcome(put.first_rejection, put.size, 0))
             put.rejections += 1
-
-    def adapt(self, put: PutRequest, error: Exception | None) -> None:
-        """Adapts to how a put went. The limit follows by AIMD: one put more in flight after each that was quick, half
-        as many after one that ran out of time. The pause grows as long as nothing is accepted."""
-        now = time.monotonic()
-        seconds = now - put.began
-        is_slow = seconds > SLOW_PUT_SECONDS + put.size / SLOW_PUT_RATE
-        if error is None:
-            self.failures, self.retry_at = 0, 0.0
-            self.latencies.observe(seconds)
-            self.timeout = min(2 * seconds, MAX_RESPONSE_TIMEOUT)
-            self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
-        elif not blames_put(error):
-            self.limit = max(1, self.limit // 2) if is_slow else self.limit
-            if put.began >= self.retry_at:  # else it is one of those that were in flight when the pause began
-                self.failures += 1
-                # Short where some puts are accepted: a target that takes one in ten is tried more than ten times as
-                # often as it takes one, else the pauses between those that it refuses would grow and grow.
-                longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 16)
-                self.retry_at = now + backoff(self.failures, longest)
-
-    def is_doubtful(self) -> bool:
-        """Whether nobody knows that it takes puts: it has taken none so far, or some have failed and none was taken for
-        a while."""
-        is_known = bool(self.last_accepted) and not self.failures
-        return not is_known and time.monotonic() - self.last_accepted > DOUBT_SECONDS
-
-    def next_queue(self) -> deque[tuple[PutRequest, Batch]] | dict[Batch, None] | None:
-        """Whether the next put comes from `failed` or from `queue`, see above; None while there is none to begin."""
-        is_due = not self.retry_at or time.monotonic() >= self.retry_at
-        if self.failures > 1 and not is_due:
-            return None
-        if self.failed and is_due and (self.failures < 2 or self.failures % 2 or not self.queue):
-            return self.failed
-        return self.queue or None
-
-    def most_in_flight(self) -> int:
-        """Puts at a time, see above."""
-        if self.failures and self.is_doubtful():
-            return 1
-        return self.limit if self.failures < 2 else max(1, self.limit // 4)
 
     def forget(self, put: PutRequest) -> None:
         """For a put that need not be retried: it is accepted, split, set aside, or its batch is over."""
@@ -3329,9 +3336,9 @@ class Batch:
         self.is_cut = False
         self.is_over = False  # nothing of it begins any more
         self.accepted_at = 0.0  # when a put was so last, by the monotonic clock
-        self.blamed: deque[tuple[PutRequest, CallError]] = deque()  # puts for `split_or_reject`
+        self.blamed: deque[tuple[PutRequest, CallError]] = deque()  # puts for Target.split_or_reject
         self.failure: Exception | None = None  # one of this process
-        self.change = threading.Event()  # one of the last four has changed
+        self.change = threading.Event()  # it is over, has failed, or has puts in `blamed`
 
     def first(self, put: PutRequest) -> int:
         """The position of its first LogGroup."""
@@ -3493,10 +3500,10 @@ class PutLoop(threading.Thread):
             self.perform(*heapq.heappop(self.timers)[2:])
         while self.ready and len(self.flights) < self.max_in_flight and time.monotonic() < now + self.TURN_SECONDS:
             self.begin_put(next(iter(self.ready)))
-        wait = max(0.0, min(self.timers[0][0] - now if self.timers else 1.0, self.HOUSEKEEPING_INTERVAL))
+        wait = min(self.timers[0][0] - now, self.HOUSEKEEPING_INTERVAL) if self.timers else self.HOUSEKEEPING_INTERVAL
         self.is_asleep = True  # before the last look at what others have filled
         is_busy = self.calls or (self.ready and len(self.flights) < self.max_in_flight)
-        events = self.selector.select(0 if is_busy else wait)
+        events = self.selector.select(0 if is_busy else max(0.0, wait))
         self.is_asleep = False
         for key, _ in events:
             self.on_event(key.fd)
@@ -3736,7 +3743,8 @@ class PutLoop(threading.Thread):
                 batch.blamed.append((put, error))
                 batch.change.set()
             else:
-                batch.failing_since = batch.failing_since if batch.failing else time.monotonic()
+                if not batch.failing:
+                    batch.failing_since = time.monotonic()
                 batch.failing.add(put)
                 target.failed.append((put, batch))
                 self.call_at(target.retry_at, self.make_ready, target)
