@@ -3432,7 +3432,8 @@ class PutLoop(threading.Thread):
         self.ready: dict[Target, None] = {}
         self.flights: dict[PutInFlight, tuple[PutRequest, Batch]] = {}  # what each is a try of
         self.by_file: dict[int, PutInFlight] = {}  # those that wait for an answer, by the number of their socket
-        self.idle: dict[int, PutClient] = {}  # whose idle connection it is, by the same
+        # By the same: idle connections, as they stand in the pools of their clients.
+        self.idle: dict[int, tuple[PutClient, tuple[http.client.HTTPConnection, float]]] = {}
         self.timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []  # a heap by due time
         self.timer_numbers = itertools.count()  # which tell apart what is due at the same time
         self.batches: set[Batch] = set()  # those that are not over
@@ -3762,8 +3763,9 @@ class PutLoop(threading.Thread):
         file = flight.sock.fileno()
         self.by_file.pop(file, None)
         if is_reusable:
-            flight.client.idle_connections.append((flight.connection, time.monotonic()))
-            self.idle[file] = flight.client
+            idle = flight.connection, time.monotonic()
+            flight.client.idle_connections.append(idle)
+            self.idle[file] = flight.client, idle
         else:
             self.close_connection(flight.connection)
 
@@ -3775,14 +3777,13 @@ class PutLoop(threading.Thread):
 
     def close_idle(self, file: int) -> None:
         """One that the other side has closed, or where something has come that nobody has asked for."""
-        client = self.idle.pop(file, None)
-        for idle in list(client.idle_connections) if client else ():
-            if client and idle[0].sock.fileno() == file:
-                client.idle_connections.remove(idle)
-                self.close_connection(idle[0])
-                return
-        with contextlib.suppress(KeyError, OSError):  # of nobody's: else it would be told for ever
-            self.selector.unregister(file)
+        if file in self.idle:
+            client, idle = self.idle.pop(file)
+            client.idle_connections.remove(idle)
+            self.close_connection(idle[0])
+        else:  # nobody's: else it would be told for ever
+            with contextlib.suppress(KeyError, OSError):
+                self.selector.unregister(file)
 
     def end_what_is_over(self) -> None:
         """Ends puts whose deadline has passed, and closes connections that were idle for too long, or are too many."""
