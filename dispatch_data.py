@@ -3428,8 +3428,7 @@ class PutLoop(threading.Thread):
         for client in self.clients:
             client.discard = self.close_connection  # type: ignore[method-assign]
         self.opener = ThreadPool(256, "opens connections")
-        # Those that have a put to begin, and fewer in flight than they may; the first to be so first.
-        self.ready: dict[Target, None] = {}
+        self.ready: dict[Target, None] = {}  # those that may begin a put, the first to be so first
         self.flights: dict[PutInFlight, tuple[PutRequest, Batch]] = {}  # what each is a try of
         self.by_file: dict[int, PutInFlight] = {}  # those that wait for an answer, by the number of their socket
         # By the same: idle connections, as they stand in the pools of their clients.
@@ -3531,6 +3530,7 @@ class PutLoop(threading.Thread):
     def begin(self, batch: Batch) -> None:
         self.batches.add(batch)
         self.queue_next(batch)
+        self.end_if_over(batch)  # where none of it is routed
 
     def queue_next(self, batch: Batch) -> None:
         """Has the next put of a batch wait for its turn at its target, unless it is held."""
