@@ -3096,11 +3096,6 @@ class Histogram:
         yield name + "_count", labels, count
 
 
-def is_rejection(error: Exception | None) -> bool:
-    """Whether the service blames what the put brings."""
-    return isinstance(error, CallError) and error.kind == ErrorKind.REJECTED
-
-
 def blames_put(error: Exception | None) -> bool:
     """Whether the service blames what the put brings, or something on the way its size: smaller ones may pass. It says
     nothing of other puts."""
@@ -3206,7 +3201,7 @@ class Target:
         if error:
             self.retries += 1
             put.failures += 1
-            if is_rejection(error):
+            if isinstance(error, CallError) and error.kind is ErrorKind.REJECTED:
                 self.on_rejection(put)
             self.put_retries.on_failure(put, error)
             return
@@ -3248,8 +3243,8 @@ class Target:
             for single in singles:
                 single.target, single.first_rejection = self, put.first_rejection
             return singles
-        is_due = is_rejection(error) and put.rejections >= MAX_REJECTIONS
-        if not is_due or not self.is_at_fault(put, error) or not self.dead_letters:
+        is_refused = error.kind is ErrorKind.REJECTED and put.rejections >= MAX_REJECTIONS
+        if not is_refused or not self.is_at_fault(put, error) or not self.dead_letters:
             return [put]
         log_group = put.log_groups[0]
         try:
@@ -3365,10 +3360,8 @@ class Batch:
 
     def is_disputed(self) -> bool:
         """Whether a put of it was refused for what it brings, and it will be clear soon whose fault that is."""
-        now = time.monotonic()
-        return any(
-            put.rejections and now < put.first_rejection + 2 * REJECTION_PATIENCE for put in list(self.unfinished)
-        )
+        recently = time.monotonic() - 2 * REJECTION_PATIENCE
+        return any(put.rejections and put.first_rejection > recently for put in list(self.unfinished))
 
     def positions_of(self, puts: Iterable[PutRequest]) -> set[int]:
         return {self.positions[id(log_group)] for put in puts for log_group in put.log_groups}
@@ -3724,7 +3717,7 @@ class PutLoop(threading.Thread):
         target = put.target
         target.in_flight -= 1
         try:
-            error = error and error.with_traceback(None)  # whose frames hold the request
+            error = error and error.with_traceback(None)  # its frames hold the request
             if isinstance(error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)):
                 error = CallError.from_exception(error)
             if not isinstance(error, Cancelled):
