@@ -1,7 +1,7 @@
 """Whatever fails for a while, at the targets, at the source or on the way to them, costs no log and repeats none.
 
-Where an answer was lost after a put took effect, exactly that put is repeated. Each test runs real copies against the
-local service and compares the whole ledger, log by log.
+Where an answer was lost after a put took effect, exactly that put is repeated. Each test but the quick one runs real
+copies against the local service and compares the whole ledger, log by log.
 """
 
 import functools
