@@ -3136,8 +3136,7 @@ class Target:
         self.timeout = 0.0  # seconds that an answer may take, by the last: or RESPONSE_TIMEOUT, whichever is more
         self.in_flight = 0
         self.failures = 0  # pauses in a row
-        self.failing_since = 0.0  # when the first of these began, by the monotonic clock
-        self.retry_at = 0.0  # when the last of these ends, by the same
+        self.retry_at = 0.0  # when the last of these ends, by the monotonic clock
         self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
         self.latencies = Histogram()  # the same: of puts that were accepted
         self.lock = threading.Lock()  # over:
@@ -3165,12 +3164,10 @@ class Target:
         elif not blames_put(error):
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
             if put.began >= self.retry_at:  # else it is one of those that were in flight when the pause began
-                if not self.failures:
-                    self.failing_since = now
                 self.failures += 1
                 # So one that takes a tenth of its puts is tried more than ten times for each; by a larger share of the
                 # time the pauses would grow faster than it takes one.
-                longest = max(INITIAL_BACKOFF / 2, (now - self.failing_since) / 16)
+                longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 16)
                 self.retry_at = now + backoff(self.failures, longest)
 
     def is_doubtful(self) -> bool:
@@ -3772,7 +3769,8 @@ class PutLoop(threading.Thread):
         """One that the other side has closed, or where something has come that nobody has asked for."""
         if file in self.idle:
             client, idle = self.idle.pop(file)
-            client.idle_connections.remove(idle)
+            with contextlib.suppress(ValueError):  # a put has taken it, and failed within this process
+                client.idle_connections.remove(idle)
             self.close_connection(idle[0])
         else:  # nobody's: else it would be told for ever
             with contextlib.suppress(KeyError, OSError):

@@ -561,6 +561,7 @@ def test_pauses_stay_short_as_long_as_a_target_takes_some_puts(monkeypatch, shar
     chance, refusal = random.Random(1), dispatch_data.CallError("ServerBusy", "", 503)
     monkeypatch.setattr(dispatch_data, "random", chance)
     now, accepted, refused = 100.0, 0, 0
+    target.last_accepted = now
     while now < 700.0:
         put.began = now = max(now, target.retry_at)
         now += 0.005
