@@ -853,7 +853,12 @@ class LogGroup(NamedTuple):
 class PutRequest:
     """LogGroups equal in everything but their logs, which travel as one: `LogClient.put_log_raw` takes it for such."""
 
-    __slots__ = ("blames", "envelope", "first_rejection", "log_count", "log_groups", "rejections", "size", "timeout")
+    __slots__ = (
+        "began", "envelope", "failures", "first_rejection", "log_count", "log_groups", "rejections", "size", "target",
+        "timeout",
+    )  # fmt: skip
+    target: Target  # that it is for, see Delivery.route
+    began: float  # when it was tried last, by the monotonic clock
 
     def __init__(self, envelope: bytes) -> None:
         self.log_groups: list[LogGroup] = []
@@ -861,8 +866,8 @@ class PutRequest:
         self.log_count = 0
         self.size = len(envelope)  # bytes, uncompressed
         self.timeout = 0.0  # seconds for its next answer, where there is reason for more than RESPONSE_TIMEOUT
-        self.blames = 0  # times that it, or its size, was blamed by whoever answered
-        self.rejections = 0  # times that the service has refused it for what it brings
+        self.failures = 0  # tries
+        self.rejections = 0  # those of them that the service has refused for what it brings
         self.first_rejection = -1.0  # when it, or the put it was a part of, was so first, by the monotonic clock
 
     def SerializeToString(self) -> bytes:
@@ -2990,17 +2995,15 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
 DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
-HOLD_SECONDS = 60.0  # for which a batch waits for such a target, before a little of what it has for others goes on
-FEW_LOG_GROUPS = 20  # that may be delivered behind one that fails
+FEW_LOG_GROUPS = 20  # of a batch, that may be delivered behind one that fails
+HOLD_SECONDS = 60.0  # for which a target in doubt holds up what its batches have for others; then these few go on
+LONGEST_BATCH = 5.0  # seconds, after which a batch is cut, see Batch
 GRACE = 7.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
-LONGEST_BATCH = 5.0  # seconds, after which a batch ends with what has begun, if nothing of it is delivered beyond
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
-# Where nothing comes any more that the target could accept, as in a lone shard that waits for its refused LogGroup:
-REJECTION_PATIENCE = 10.0  # seconds, after which what the target accepted before the refusal counts as well
-REJECTION_LOOKBACK = 60.0  # seconds before the refusal, from which on that counts
-MAX_UNPROVEN = 3  # LogGroups in a row that may be set aside on such evidence
-UNPROVEN_INTERVAL = 60.0  # seconds between further ones, where shards would wait for each other's for ever
+# For the rules of Target.is_at_fault:
 UNDISPUTED_BYTES = MAX_MERGED_BYTES  # of a put, that every region takes: a larger one may be at fault by its size alone
+REJECTION_PATIENCE, REJECTION_LOOKBACK, UNPROVEN_INTERVAL = 10.0, 60.0, 60.0  # seconds
+MAX_UNPROVEN = 3  # LogGroups
 
 
 class DeadLetterDirectory:
@@ -3034,9 +3037,9 @@ class DeadLetterDirectory:
         """
         data = log_group.SerializeToString()
         name = self.beginning_of_name(target, config) + "%s-%s" % (place, short_hash(self.source.encode(), data))
-        ends = ["-%s.loggroup" % each for each in (code, *REJECTION_CODES) if each]
-        paths = [os.path.join(self.directory, name + end) for end in (*ends, ".loggroup")]
-        path = next(filter(os.path.lexists, paths), paths[0] if code else paths[-1])
+        endings = ["-" + each if each else "" for each in (code, *REJECTION_CODES, "")]
+        paths = [os.path.join(self.directory, "%s%s.loggroup" % (name, ending)) for ending in endings]
+        path = next(filter(os.path.lexists, paths), paths[0])  # by whatever code it was refused before
         with self.lock:
             if time.monotonic() - self.looked > self.RESCAN_INTERVAL:
                 with os.scandir(self.directory) as entries:
@@ -3102,8 +3105,24 @@ class Histogram:
         yield name + "_count", labels, count
 
 
+def blames_put(error: Exception | None) -> bool:
+    """Whether the service blames what the put brings, or something on the way its size: smaller ones may pass. It says
+    nothing of other puts."""
+    return isinstance(error, CallError) and error.kind in (ErrorKind.REJECTED, ErrorKind.BLOCKED)
+
+
 class Target:
-    """One target logstore: its writer, what waits for it, and its counts."""
+    """One target logstore: what waits for it, how much of that may begin, and its counts.
+
+    A put that fails begins a pause. What may begin goes by how many pauses there were in a row, with no put accepted:
+
+        0           all, up to `limit` puts in flight
+        1           what failed once the pause is over, all else at once, for one put in many may fail
+        2 or more   after each pause up to a quarter of `limit`: what failed and what was never tried by turns, so that
+                    a put that always fails bars no others
+
+    A target in doubt that fails has one put in flight, and others are held for it, see Batch.
+    """
 
     def __init__(
         self, settings: TargetSettings, client: PutClient, max_in_flight: int, dead_letters: DeadLetterDirectory | None
@@ -3120,14 +3139,13 @@ class Target:
         self.dead_letter_throttles = {code: LogThrottle() for code in REJECTION_CODES}
         self.distrust_throttle = LogThrottle()
         # Of the PutLoop's thread alone:
-        self.queue: deque[Batch] = deque()  # those whose next put is for this target
+        self.queue: dict[Batch, None] = {}  # those whose next put is for this target, the first to wait first
         self.failed: deque[tuple[PutRequest, Batch]] = deque()  # to be tried again
         self.limit = 1  # of puts in flight
         self.timeout = 0.0  # seconds that an answer may take, by the last: or RESPONSE_TIMEOUT, whichever is more
         self.in_flight = 0
-        self.is_ready = False  # it is in the loop's queue of such
-        self.failures = 0  # times in a row that it was paused for, and no put accepted between
-        self.retry_at = 0.0  # when the pause ends, by the monotonic clock
+        self.failures = 0  # pauses in a row
+        self.retry_at = 0.0  # when the last of these ends, by the monotonic clock
         self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
         self.latencies = Histogram()  # the same: of puts that were accepted
         self.lock = threading.Lock()  # over:
@@ -3139,13 +3157,58 @@ class Target:
         self.refuted_at = 0.0  # when the target accepted last what it had refused, by the monotonic clock
         self.dead_lettered = 0
 
+    # ---- how much may begin
+
+    def adapt(self, put: PutRequest, error: Exception | None) -> None:
+        """Adapts to how a put went. The limit follows by AIMD: one put more in flight after each that was quick, half
+        as many after one that ran out of time. The pause grows as long as nothing is accepted."""
+        now = time.monotonic()
+        seconds = now - put.began
+        is_slow = seconds > SLOW_PUT_SECONDS + put.size / SLOW_PUT_RATE
+        if error is None:
+            self.failures, self.retry_at = 0, 0.0
+            self.latencies.observe(seconds)
+            self.timeout = min(2 * seconds, MAX_RESPONSE_TIMEOUT)
+            self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
+        elif not blames_put(error):
+            self.limit = max(1, self.limit // 2) if is_slow else self.limit
+            if put.began >= self.retry_at:  # else it is one of those that were in flight when the pause began
+                self.failures += 1
+                # So one that takes a tenth of its puts is tried more than ten times for each; by a larger share of the
+                # time the pauses would grow faster than it takes one.
+                longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 16)
+                self.retry_at = now + backoff(self.failures, longest)
+
+    def is_doubtful(self) -> bool:
+        """Whether nobody knows that it takes puts: it has taken none so far, or some have failed and none was taken for
+        a while."""
+        is_known = bool(self.last_accepted) and not self.failures
+        return not is_known and time.monotonic() - self.last_accepted > DOUBT_SECONDS
+
+    def next_queue(self) -> deque[tuple[PutRequest, Batch]] | dict[Batch, None] | None:
+        """Whether the next put comes from `failed` or from `queue`, see above; None while there is none to begin."""
+        is_due = not self.retry_at or time.monotonic() >= self.retry_at
+        if self.failures > 1 and not is_due:
+            return None
+        if self.failed and is_due and (self.failures < 2 or self.failures % 2 or not self.queue):
+            return self.failed
+        return self.queue or None
+
+    def most_in_flight(self) -> int:
+        """Puts at a time, see above."""
+        if self.failures and self.is_doubtful():
+            return 1
+        return self.limit if self.failures < 2 else max(1, self.limit // 4)
+
+    # ---- what came of puts
+
     def on_result(self, put: PutRequest, error: Exception | None) -> None:
-        """Counts a put that was tried; `error` is None when the target has accepted it."""
+        """Counts a try of a put; `error` is None when the target has accepted it."""
         if error:
             self.retries += 1
-            if is_rejection(error):
-                with self.lock:
-                    self.on_rejection(put)
+            put.failures += 1
+            if isinstance(error, CallError) and error.kind is ErrorKind.REJECTED:
+                self.on_rejection(put)
             self.put_retries.on_failure(put, error)
             return
         self.forget(put)
@@ -3160,79 +3223,38 @@ class Target:
         self.bytes += put.size
 
     def on_rejection(self, put: PutRequest) -> None:
-        """Counts one. Those from before the target accepted what it had refused count for nothing. Called with `lock`
-        held."""
-        if put.first_rejection < self.refuted_at:
-            put.first_rejection, put.rejections = time.monotonic(), 0
-        if len(put.log_groups) == 1 and not put.rejections:
-            self.rejected.add(put)
-            self.outcomes.append(Outcome(put.first_rejection, put.size, 0))
-        put.rejections += 1
-
-    def adapt(self, error: Exception | None, began: float, size: int) -> None:
-        """Adapts to a put that `began` then, by the monotonic clock.
-
-        The limit follows by AIMD: one put more in flight after each that was quick, half as many after one that ran out
-        of time. A put that fails has those that failed pause; the pause grows as long as nothing is accepted.
-        """
-        now = time.monotonic()
-        is_slow = now - began > SLOW_PUT_SECONDS + size / SLOW_PUT_RATE
-        if error is None:
-            self.failures, self.retry_at = 0, 0.0
-            self.latencies.observe(now - began)
-            self.timeout = min(2 * (now - began), MAX_RESPONSE_TIMEOUT)
-            self.limit = self.limit if is_slow else min(self.limit + 1, self.max_in_flight)
-        elif not blames_put(error):  # else it says nothing of the others
-            self.limit = max(1, self.limit // 2) if is_slow else self.limit
-            if began >= self.retry_at:  # else it is one of those that were in flight when the pause began
-                self.failures += 1
-                longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 4)  # short where some puts are accepted
-                self.retry_at = now + backoff(self.failures, longest)
-
-    def is_doubtful(self) -> bool:
-        """Whether nobody knows that it takes puts: it has taken none so far, or some have failed and none was taken for
-        a while."""
-        is_known = bool(self.last_accepted) and not self.failures
-        return not is_known and time.monotonic() - self.last_accepted > DOUBT_SECONDS
-
-    def next_queue(self) -> deque[Any] | None:
-        """The one of its queues that its next put comes from; while it fails, none before the pause is over."""
-        is_due = not self.retry_at or time.monotonic() >= self.retry_at
-        is_turn = self.failures < 2 or self.failures % 2 or not self.queue  # one that always fails bars no others
-        if self.failed and is_due and is_turn:
-            return self.failed
-        # After a first failure what was never tried goes on, for one put in many may fail; from the second on it waits.
-        return self.queue if self.queue and (is_due or self.failures < 2) else None
+        """Counts one. Those from before the target accepted what it had refused count for nothing."""
+        with self.lock:
+            if put.first_rejection < self.refuted_at:  # or there was none
+                put.first_rejection, put.rejections = time.monotonic(), 0
+            if len(put.log_groups) == 1 and not put.rejections:
+                self.rejected.add(put)
+                self.outcomes.append(Outcome(put.first_rejection, put.size, 0))
+            put.rejections += 1
 
     def forget(self, put: PutRequest) -> None:
-        """For a put that need not be retried: it is accepted, split, set aside, or its batch is cancelled."""
+        """For a put that need not be retried: it is accepted, split, set aside, or its batch is over."""
         self.put_retries.on_done(put)
         self.dead_letter_retries.on_done(put)
         if put.rejections:
             with self.lock:
                 self.rejected.discard(put)
 
-    def split_or_reject(self, put: PutRequest, error: Exception, pull: PullResult) -> list[PutRequest]:
-        """What is to be tried in the place of a put that failed: itself, as a rule.
-
-        One that is refused for what it brings, or for its size, is split into the LogGroups of `pull` that were merged.
-        A single one that the service has refused MAX_REJECTIONS times becomes a dead letter, if it is at fault.
-        """
-        if not blames_put(error):
-            return [put]
+    def split_or_reject(self, put: PutRequest, error: CallError, pull: PullResult) -> list[PutRequest]:
+        """What is to be tried in the place of a put that was blamed: the LogGroups of `pull` that were merged into it,
+        each for itself; or nothing, once a single one has become a dead letter; else the same put."""
         if len(put.log_groups) > 1:
             self.forget(put)
             singles = [PutRequest(single.envelope).add(single) for single in put.log_groups]
             for single in singles:
-                single.first_rejection = put.first_rejection
+                single.target, single.first_rejection = self, put.first_rejection
             return singles
-        if not is_rejection(error) or put.rejections < MAX_REJECTIONS or not self.is_at_fault(put, error):
+        is_refused = error.kind is ErrorKind.REJECTED and put.rejections >= MAX_REJECTIONS
+        if not is_refused or not self.is_at_fault(put, error) or not self.dead_letters:
             return [put]
-        if not self.dead_letters:
-            return [put]
-        log_group, code = put.log_groups[0], getattr(error, "code", "")
+        log_group = put.log_groups[0]
         try:
-            path = self.dead_letters.save(self.number, self.config, log_group, pull.place_of(log_group), code)
+            path = self.dead_letters.save(self.number, self.config, log_group, pull.place_of(log_group), error.code)
         except OSError as failure:
             self.dead_letter_retries.on_failure(put, failure)
             return [put]
@@ -3241,23 +3263,24 @@ class Target:
             if self.last_accepted < put.first_rejection:
                 self.unproven, self.last_unproven = self.unproven + 1, time.monotonic()
             self.dead_lettered += 1
-        if self.dead_letter_throttles[code].allow():
+        if self.dead_letter_throttles[error.code].allow():
             log.error(
                 "%s: a LogGroup of topic '%s', %d logs, is refused for good and set aside as %s (%d so far): %s",
                 self.name, escape_for_log(log_group.Topic, 60), put.log_count, path, self.dead_lettered, error,
             )  # fmt: skip
         return []
 
-    def is_at_fault(self, put: PutRequest, error: Exception) -> bool:
-        """Whether a LogGroup that was refused is at fault, and not the target: since the first refusal the target has
-        accepted at least as many LogGroups as it refuses. What it accepted earlier proves nothing: it may have broken
-        since.
+    def is_at_fault(self, put: PutRequest, error: CallError) -> bool:
+        """Whether a LogGroup that was refused is at fault, and not the target: that has accepted at least as many
+        LogGroups as it refuses. What counts:
 
-        Where the size is blamed, only puts of that size count, unless it is beyond what every region takes. See
-        REJECTION_PATIENCE for a target that is given nothing else.
+        1. what it has accepted since the first refusal, for it may have broken then;
+        2. where the size is blamed, puts of at least that size only, unless it is beyond UNDISPUTED_BYTES;
+        3. after REJECTION_PATIENCE seconds also what it accepted in the REJECTION_LOOKBACK seconds before the refusal,
+           for a lone shard that waits for its refused LogGroup gives it nothing else. By this alone MAX_UNPROVEN
+           LogGroups at the most are set aside in a row, then one each UNPROVEN_INTERVAL seconds.
         """
-        blames_size = isinstance(error, CallError) and error.code == "PostBodyTooLarge"
-        size = put.size if blames_size and put.size <= UNDISPUTED_BYTES else 0
+        size = put.size if error.code == "PostBodyTooLarge" and put.size <= UNDISPUTED_BYTES else 0
         since = put.first_rejection
         with self.lock:
             now = time.monotonic()
@@ -3287,70 +3310,64 @@ class Target:
         )
 
 
-def is_rejection(error: Exception) -> bool:
-    """Whether the service blames what the put brings."""
-    return isinstance(error, CallError) and error.kind == ErrorKind.REJECTED
-
-
-def blames_put(error: Exception) -> bool:
-    """Whether the service blames what the put brings, or something on the way its size: smaller ones may pass."""
-    return is_rejection(error) or (isinstance(error, CallError) and error.kind == ErrorKind.BLOCKED)
-
-
 class Batch:
     """What is to be put of one pull, and what has become of it: a latch for whoever delivers it.
 
-    Its puts begin in the order of the pull, so that little is delivered behind what fails: that would be delivered once
-    more, were the batch to end there.
+    Its puts begin in the order of the pull. What is delivered behind one that fails would be so once more, were the
+    batch to end there. So the next put is held until what fails is accepted,
+
+    1. if it has LogGroups more than FEW_LOG_GROUPS behind the first that fails;
+    2. or if the target of what fails is in doubt, but for HOLD_SECONDS at the most. Then what is for such a target and
+       was never tried goes behind the rest, see `defer`.
+
+    A batch is over when all of it is accepted or set aside; one that is cut, as soon as nothing of it is in flight, and
+    nothing delivered beyond what is not, and only what that needs begins; one that is given up, at once.
     """
 
-    def __init__(self, log_groups: Sequence[LogGroup], puts: list[tuple[Target, PutRequest]]) -> None:
+    def __init__(self, log_groups: Sequence[LogGroup], puts: list[PutRequest]) -> None:
         """The `puts` as by Delivery.route, of these LogGroups."""
         self.positions = {id(log_group): position for position, log_group in enumerate(log_groups)}
         self.puts = puts
         # Written by the PutLoop's thread alone:
-        self.unfinished = {put: target for target, put in puts}  # what is neither accepted nor set aside
-        # What others wait for: puts that failed and, from the start, one for each target that fails.
-        firsts = {target: put for target, put in reversed(puts) if target.failures}
-        self.failing = {put: target for target, put in firsts.items()}
+        self.unfinished = set(puts)  # what is neither accepted nor set aside
+        # What fails. Of a target that does so already it is the first put, which therefore comes first.
+        self.failing = set({put.target: put for put in reversed(puts) if put.target.failures}.values())
         self.failing_since = time.monotonic()
-        # What was never tried:
-        self.waiting = deque(sorted(puts, key=lambda pair: (pair[1] not in self.failing, self.first(pair[1]))))
-        self.is_queued = False  # in the queue of the target of what is next
-        self.is_cut = False  # it ends with what has begun
-        self.is_cancelled = False  # nothing of it begins any more
+        self.waiting = deque(sorted(puts, key=lambda put: (put not in self.failing, self.first(put))))  # never tried
+        self.is_cut = False
+        self.is_over = False  # nothing of it begins any more
         self.accepted_at = 0.0  # when a put was so last, by the monotonic clock
-        self.blamed: deque[tuple[Target, PutRequest, Exception]] = deque()  # puts for `split_or_reject`
+        self.blamed: deque[tuple[PutRequest, CallError]] = deque()  # puts for Target.split_or_reject
         self.failure: Exception | None = None  # one of this process
-        self.change = threading.Event()  # it is over, or there are puts for `split_or_reject`
+        self.change = threading.Event()  # it is over, has failed, or has puts in `blamed`
 
     def first(self, put: PutRequest) -> int:
         """The position of its first LogGroup."""
         return self.positions[id(put.log_groups[0])]
 
+    def last(self, put: PutRequest) -> int:
+        return self.positions[id(put.log_groups[-1])]
+
     def is_held(self) -> bool:
-        """Whether what fails must be accepted before the next put begins."""
-        if not self.failing or self.waiting[0][1] in self.failing:
+        """Whether the next put is, see above."""
+        put = self.waiting[0]
+        if not self.failing or put in self.failing:
             return False
-        put = self.waiting[0][1]
-        is_doubtful = any(target.is_doubtful() for target in self.failing.values())
+        is_doubtful = any(each.target.is_doubtful() for each in self.failing)
         return self.is_far(put) or (is_doubtful and time.monotonic() < self.failing_since + HOLD_SECONDS)
 
     def is_far(self, put: PutRequest) -> bool:
         """Whether it has LogGroups that are too far behind one that fails."""
-        first = min(map(self.first, self.failing), default=len(self.positions))
-        return self.positions[id(put.log_groups[-1])] > first + FEW_LOG_GROUPS
+        return bool(self.failing) and self.last(put) > min(map(self.first, self.failing)) + FEW_LOG_GROUPS
 
     def defer(self, target: Target) -> None:
-        """Puts what is for a target that takes nothing behind the rest, but before what is too far behind to begin."""
-        self.waiting = deque(sorted(self.waiting, key=lambda pair: (self.is_far(pair[1]), pair[0] is target)))
+        """Has what is for a target that takes nothing begin after the rest, but before what is too far to begin."""
+        self.waiting = deque(sorted(self.waiting, key=lambda put: (self.is_far(put), put.target is target)))
 
     def is_disputed(self) -> bool:
         """Whether a put of it was refused for what it brings, and it will be clear soon whose fault that is."""
-        now = time.monotonic()
-        return any(
-            put.rejections and now < put.first_rejection + 2 * REJECTION_PATIENCE for put in list(self.unfinished)
-        )
+        recently = time.monotonic() - 2 * REJECTION_PATIENCE
+        return any(put.rejections and put.first_rejection > recently for put in list(self.unfinished))
 
     def positions_of(self, puts: Iterable[PutRequest]) -> set[int]:
         return {self.positions[id(log_group)] for put in puts for log_group in put.log_groups}
@@ -3359,19 +3376,18 @@ class Batch:
         """How many LogGroups are done with, from the first on, and how many were delivered beyond these."""
         left = self.positions_of(list(self.unfinished))
         done = min(left, default=len(self.positions))
-        delivered = self.positions_of(put for _, put in self.puts) - left
+        delivered = self.positions_of(self.puts) - left
         return done, sum(position > done for position in delivered)
 
     def cut(self) -> None:
         """Calls off what was never tried, but for what stands before a LogGroup whose put has begun."""
-        waiting = sorted(self.waiting, key=lambda pair: self.first(pair[1]))
-        begun = {put for _, put in self.puts}.difference(put for _, put in waiting)
-        last = max(self.positions_of(begun), default=-1)
+        waiting = sorted(self.waiting, key=self.first)
+        last = max(self.positions_of(set(self.puts).difference(waiting)), default=-1)
         self.waiting.clear()
-        for target, put in waiting:
+        for put in waiting:
             if self.first(put) < last:
-                last = max(last, self.positions[id(put.log_groups[-1])])
-                self.waiting.append((target, put))
+                last = max(last, self.last(put))
+                self.waiting.append(put)
         self.is_cut = True
 
     def fail(self, failure: Exception) -> None:
@@ -3380,13 +3396,10 @@ class Batch:
         self.change.set()
 
 
-class Flight(NamedTuple):
-    """A put that the loop has begun."""
-
-    target: Target
-    put: PutRequest
-    batch: Batch
-    began: float  # by the monotonic clock
+def connection_budget() -> int:
+    """How many puts may be in flight, and how many connections idle: each is an open file, and gets a third of all."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 3)
 
 
 class PutLoop(threading.Thread):
@@ -3395,7 +3408,11 @@ class PutLoop(threading.Thread):
 
     Batches, and the queues, limits and connections of the targets, are its own, so that they need no lock. What may
     block is done by others: connections are opened by threads of `opener`, dead letters written by whoever delivers the
-    batch. A target that fails is tried with few puts at a time, in the end with one, after pauses; the others wait.
+    batch. Whatever fails within this process, as for want of memory, costs a put or a batch another try, no more.
+
+    A put begins (`begin_put`): its target's queue gives it, it is sent over an idle connection or one that is opened
+    (`open_soon`, `on_opened`). It ends by an answer (`on_response`) or without (`on_failure`): then its connection is
+    left (`leave`), it is in flight no longer (`land`), and what comes of it is settled (`finish`).
     """
 
     MAX_BYTES = 32 * 1000 * 1000  # of requests in flight; beyond it a target has one
@@ -3410,10 +3427,11 @@ class PutLoop(threading.Thread):
         for client in self.clients:
             client.discard = self.close_connection  # type: ignore[method-assign]
         self.opener = ThreadPool(256, "opens connections")
-        self.ready: deque[Target] = deque()  # those that have a put to begin, and fewer in flight than their limit
-        self.flights: dict[PutInFlight, Flight] = {}
+        self.ready: dict[Target, None] = {}  # those that may begin a put, the first to be so first
+        self.flights: dict[PutInFlight, tuple[PutRequest, Batch]] = {}  # what each is a try of
         self.by_file: dict[int, PutInFlight] = {}  # those that wait for an answer, by the number of their socket
-        self.idle: dict[int, PutClient] = {}  # whose idle connection it is, by the same
+        # By the same: idle connections, as they stand in the pools of their clients.
+        self.idle: dict[int, tuple[PutClient, tuple[http.client.HTTPConnection, float]]] = {}
         self.timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []  # a heap by due time
         self.timer_numbers = itertools.count()  # which tell apart what is due at the same time
         self.batches: set[Batch] = set()  # those that are not over
@@ -3440,25 +3458,25 @@ class PutLoop(threading.Thread):
 
     def submit(self, batch: Batch) -> None:
         """Has the puts of a batch tried until each is accepted, or blamed for what it brings."""
-        for client in {target.client for target, _ in batch.puts}:
+        for client in {put.target.client for put in batch.puts}:
             with contextlib.suppress(Exception):  # any: the put fails by it, too, and tells
                 client.prepare()
         self.call(self.begin, batch)
 
-    def open_connection(self, put: PutInFlight) -> None:
+    def open_connection(self, flight: PutInFlight) -> None:
         """In a thread of `opener`."""
         try:
-            client = put.client
+            client = flight.client
             if client.is_blocking:
-                if not put.claim():
+                if not flight.claim():
                     raise Cancelled
                 factory = client.factory_for(client.origin)
-                outcome: Any = client.round_trip(factory, put.request, MAX_PUT_ANSWER_BYTES, put.timeout)
+                outcome: Any = client.round_trip(factory, flight.request, MAX_PUT_ANSWER_BYTES, flight.timeout)
             else:
                 outcome = client.factory_for(client.origin).connect(client.connect_timeout)
         except Exception as error:
             outcome = error
-        self.call(self.on_opened, put, outcome)
+        self.call(self.on_opened, flight, outcome)
 
     # ---- the loop
 
@@ -3480,11 +3498,11 @@ class PutLoop(threading.Thread):
         while self.timers and self.timers[0][0] <= now:
             self.perform(*heapq.heappop(self.timers)[2:])
         while self.ready and len(self.flights) < self.max_in_flight and time.monotonic() < now + self.TURN_SECONDS:
-            self.begin_put(self.ready[0])
-        wait = max(0.0, min(self.timers[0][0] - now if self.timers else 1.0, self.HOUSEKEEPING_INTERVAL))
+            self.begin_put(next(iter(self.ready)))
+        wait = min(self.timers[0][0] - now, self.HOUSEKEEPING_INTERVAL) if self.timers else self.HOUSEKEEPING_INTERVAL
         self.is_asleep = True  # before the last look at what others have filled
         is_busy = self.calls or (self.ready and len(self.flights) < self.max_in_flight)
-        events = self.selector.select(0 if is_busy else wait)
+        events = self.selector.select(0 if is_busy else max(0.0, wait))
         self.is_asleep = False
         for key, _ in events:
             self.on_event(key.fd)
@@ -3511,41 +3529,39 @@ class PutLoop(threading.Thread):
     def begin(self, batch: Batch) -> None:
         self.batches.add(batch)
         self.queue_next(batch)
+        self.end_if_over(batch)  # where none of it is routed
 
     def queue_next(self, batch: Batch) -> None:
-        """Has the next put of a batch wait for its turn at its target, unless others are to be accepted first."""
-        if not batch.waiting or batch.is_queued or batch.is_held():
-            return
-        target = batch.waiting[0][0]
-        target.queue.append(batch)
-        batch.is_queued = True
-        self.make_ready(target)
+        """Has the next put of a batch wait for its turn at its target, unless it is held."""
+        if batch.waiting:
+            target = batch.waiting[0].target
+            if batch not in target.queue and not batch.is_held():
+                target.queue[batch] = None
+                self.make_ready(target)
 
     def unqueue(self, batch: Batch) -> None:
-        if batch.is_queued:
-            batch.waiting[0][0].queue.remove(batch)
-            batch.is_queued = False
+        if batch.waiting:
+            batch.waiting[0].target.queue.pop(batch, None)
 
-    def replace(self, batch: Batch, target: Target, put: PutRequest, puts: Sequence[PutRequest]) -> None:
+    def replace(self, batch: Batch, put: PutRequest, puts: Sequence[PutRequest]) -> None:
         """Has these puts tried in the place of one that was blamed."""
-        if batch.is_cancelled:
+        if batch.is_over:
             return
-        put.blames += 1
-        batch.unfinished.update(dict.fromkeys(puts, target))
+        batch.unfinished.update(puts)
         if put not in puts:
-            del batch.unfinished[put]
+            batch.unfinished.remove(put)
         for one in puts:
-            self.call_at(time.monotonic() + backoff(max(1, one.blames)), self.retry, target, one, batch)
+            self.call_at(time.monotonic() + backoff(max(1, one.failures)), self.retry, one, batch)
         self.end_if_over(batch)
 
-    def retry(self, target: Target, put: PutRequest, batch: Batch) -> None:
-        if not batch.is_cancelled:
-            target.failed.append((put, batch))
-            self.make_ready(target)
+    def retry(self, put: PutRequest, batch: Batch) -> None:
+        if not batch.is_over:
+            put.target.failed.append((put, batch))
+            self.make_ready(put.target)
 
-    def close(self, batch: Batch, least: int) -> None:
-        """Ends a batch as soon as nothing is delivered beyond what isn't, if then `least` LogGroups are done with."""
-        if batch.is_cut or batch.is_cancelled or batch.delivered()[0] < least:
+    def cut(self, batch: Batch, least: int) -> None:
+        """Cuts a batch, if `least` LogGroups are done with."""
+        if batch.is_cut or batch.is_over or batch.delivered()[0] < least:
             return
         self.unqueue(batch)
         batch.cut()
@@ -3553,119 +3569,105 @@ class PutLoop(threading.Thread):
         self.end_if_over(batch)
 
     def end_if_over(self, batch: Batch) -> None:
-        in_flight = any(flight.batch is batch for flight in self.flights.values()) if batch.is_cut else True
-        if not in_flight and not batch.delivered()[1]:
-            self.cancel(batch)
-        if batch.is_cancelled or not batch.unfinished:
-            self.batches.discard(batch)
-            batch.change.set()
+        is_in_flight = batch.is_cut and any(each is batch for _, each in self.flights.values())
+        if not batch.unfinished or (batch.is_cut and not is_in_flight and not batch.delivered()[1]):
+            self.end(batch)
 
-    def cancel(self, batch: Batch) -> None:
+    def end(self, batch: Batch) -> None:
         """No put of a batch begins any more, and what becomes of those in flight is nobody's."""
         self.unqueue(batch)
         batch.waiting.clear()
-        for target in set(batch.unfinished.values()):
+        for target in {put.target for put in batch.unfinished}:
             target.failed = deque(pair for pair in target.failed if pair[1] is not batch)
-        for put, target in batch.unfinished.items():
-            target.forget(put)
-        batch.is_cancelled = True
+        for put in batch.unfinished:
+            put.target.forget(put)
         self.batches.discard(batch)
+        batch.is_over = True
+        batch.change.set()
 
     # ---- puts
 
     def make_ready(self, target: Target) -> None:
-        limit = 1
-        if self.bytes_in_flight < self.MAX_BYTES and not (target.failures and target.is_doubtful()):
-            # Of one that fails a half from the second failure on, then a quarter.
-            limit = max(1, target.limit >> min(2, max(0, target.failures - 1)))
-        if target.in_flight < limit and not target.is_ready and target.next_queue():
-            target.is_ready = True
-            self.ready.append(target)
+        """Gives a target its turn to begin a put, if it may begin one."""
+        most = target.most_in_flight() if self.bytes_in_flight < self.MAX_BYTES else 1
+        if target.in_flight < most and target not in self.ready and target.next_queue():
+            self.ready[target] = None
 
     def begin_put(self, target: Target) -> None:
-        """Begins the next put of the first target that is ready."""
+        """Begins the next put of a target that is ready."""
+        del self.ready[target]
         queue = target.next_queue()
-        if not queue:  # a batch was cancelled meanwhile
-            self.ready.popleft()
-            target.is_ready = False
+        if not queue:  # a batch is over meanwhile
             return
-        is_retry = queue is target.failed
-        put, batch = queue[0] if is_retry else (queue[0].waiting[0][1], queue[0])
-        flight = Flight(target, put, batch, time.monotonic())
-        self.ready.popleft()  # from here on the put is in flight
-        target.is_ready = False
+        if queue is target.failed:
+            put, batch = target.failed.popleft()
+        else:
+            batch = next(iter(target.queue))
+            del target.queue[batch]
+            put = batch.waiting.popleft()
         target.in_flight += 1
-        queue.popleft()
-        if not is_retry:
-            batch.is_queued = False
-            batch.waiting.popleft()
-        in_flight: Any = None
-        put.timeout = max(put.timeout, target.timeout)
         try:
-            in_flight = target.write(put)
-            self.flights[in_flight] = flight
-            self.bytes_in_flight += len(in_flight.request)
-            if in_flight.connection:
-                self.idle.pop(in_flight.sock.fileno(), None)
-                self.wait_for_answer(in_flight)
+            put.began, put.timeout = time.monotonic(), max(put.timeout, target.timeout)
+            flight = target.write(put)
+            self.flights[flight] = put, batch
+        except Exception as error:  # any, such as MemoryError: nothing was sent, and nobody else is to blame
+            code = "OutOfMemory" if isinstance(error, MemoryError) else "LocalFailure"
+            self.finish(put, batch, error if isinstance(error, CallError) else CallError(code, repr(error)))
+            return
+        self.bytes_in_flight += len(flight.request)
+        try:
+            if flight.connection:
+                self.idle.pop(flight.sock.fileno(), None)
+                self.wait_for_answer(flight)
             else:
-                self.open_soon(in_flight)
-        except Exception as error:  # any, such as MemoryError
-            if in_flight in self.flights:
-                self.on_failure(in_flight, error)
-            elif isinstance(error, CallError):
-                self.finish(flight, error)
-            else:  # nothing was sent, and nobody else is to blame
-                code = "OutOfMemory" if isinstance(error, MemoryError) else "LocalFailure"
-                self.finish(flight, CallError(code, repr(error)))
+                self.open_soon(flight.client, flight)
+        except Exception as error:  # any
+            self.on_failure(flight, error)
         with contextlib.suppress(Exception):  # any: then `keep_moving` does it
             self.queue_next(batch)
             self.make_ready(target)
 
-    def open_soon(self, put: PutInFlight) -> None:
-        """Has a connection opened for a put, or where that blocks all of it done: few at once, lest many targets need
+    def open_soon(self, client: PutClient, *flights: PutInFlight) -> None:
+        """Has connections opened for puts, or where that blocks all of them done: few at once, lest many targets need
         many threads."""
-        put.client.unopened.append(put)
-        self.open_next(put.client)
-
-    def open_next(self, client: PutClient) -> None:
+        client.unopened.extend(flights)
         most = self.MAX_BLOCKING if client.is_blocking else self.MAX_OPENING
         while client.unopened and client.opening < most:
-            put = client.unopened.popleft()
-            if put in self.flights:  # else its time was over meanwhile
-                self.opener.submit(self.open_connection, put)
+            flight = client.unopened.popleft()
+            if flight in self.flights:  # else its time was over meanwhile
+                self.opener.submit(self.open_connection, flight)
                 client.opening += 1
 
-    def on_opened(self, put: PutInFlight, outcome: Any) -> None:
+    def on_opened(self, flight: PutInFlight, outcome: Any) -> None:
         """A connection was opened for a put, or couldn't be; or, where that blocks, the put was answered."""
-        put.client.opening -= 1
+        flight.client.opening -= 1
         with contextlib.suppress(Exception):  # any, such as no thread: what waits has a deadline
-            self.open_next(put.client)
-        if put not in self.flights:  # its time was over meanwhile
+            self.open_soon(flight.client)
+        if flight not in self.flights:  # its time was over meanwhile
             if not isinstance(outcome, (Exception, Response)):
                 outcome.close()
         elif isinstance(outcome, Exception):
-            self.on_failure(put, outcome)
+            self.on_failure(flight, outcome)
         elif isinstance(outcome, Response):
-            self.on_response(put, outcome)
+            self.on_response(flight, outcome)
         else:
             try:
                 outcome.sock.setblocking(False)
-                put.use(outcome, is_fresh=True)
-                self.selector.register(put.sock, selectors.EVENT_READ)
-                if self.flights[put].batch.is_cancelled:
-                    self.leave(put, is_reusable=True)
-                    self.finish(self.land(put), Cancelled())
+                flight.use(outcome, is_fresh=True)
+                self.selector.register(flight.sock, selectors.EVENT_READ)
+                if self.flights[flight][1].is_over:
+                    self.leave(flight, is_reusable=True)
+                    self.land(flight, Cancelled())
                     return
-                put.send()
-                self.wait_for_answer(put)
+                flight.send()
+                self.wait_for_answer(flight)
             except Exception as error:
-                self.on_failure(put, error)
+                self.on_failure(flight, error)
 
-    def wait_for_answer(self, put: PutInFlight) -> None:
-        self.by_file[put.sock.fileno()] = put
-        if put.sent < len(put.request):
-            self.selector.modify(put.sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+    def wait_for_answer(self, flight: PutInFlight) -> None:
+        self.by_file[flight.sock.fileno()] = flight
+        if flight.sent < len(flight.request):
+            self.selector.modify(flight.sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def on_event(self, file: int) -> None:
         """Something has come over a connection, it has been closed, or it takes more."""
@@ -3673,76 +3675,77 @@ class PutLoop(threading.Thread):
             with contextlib.suppress(BlockingIOError):
                 self.wake_receiver.recv(4096)
             return
-        put = self.by_file.get(file)
-        if put is None:
+        flight = self.by_file.get(file)
+        if flight is None:
             self.close_idle(file)
             return
         try:
-            if put.sent < len(put.request):
+            if flight.sent < len(flight.request):
                 with contextlib.suppress(ConnectionError):  # who won't read it all may have said why, as gateways do
-                    if put.send():
-                        self.selector.modify(put.sock, selectors.EVENT_READ)
-            response = put.receive()
+                    if flight.send():
+                        self.selector.modify(flight.sock, selectors.EVENT_READ)
+            response = flight.receive()
             if response:
-                self.leave(put, not response.is_last)
-                self.on_response(put, response)
+                self.leave(flight, not response.is_last)
+                self.on_response(flight, response)
         except Exception as error:
-            self.on_failure(put, error)
+            self.on_failure(flight, error)
 
-    def on_response(self, put: PutInFlight, response: Response) -> None:
+    def on_response(self, flight: PutInFlight, response: Response) -> None:
         error: Exception | None = None
         try:
-            put.client.judge(response, True, put.token)
+            flight.client.judge(response, True, flight.token)
         except Exception as failure:  # any, such as RecursionError: its connection is another put's by now
             error = failure
-        self.finish(self.land(put), error)
+        self.land(flight, error)
 
-    def on_failure(self, put: PutInFlight, error: Exception) -> None:
+    def on_failure(self, flight: PutInFlight, error: Exception) -> None:
         """No answer has come, the connection is closed. Where an idle one was closed before, the put is sent again."""
-        if put.connection:
-            self.leave(put, is_reusable=False)
-            if isinstance(error, ConnectionError) and not (put.is_fresh or put.received):
-                put.connection, put.deadline = None, time.monotonic() + 3 * CONNECT_TIMEOUT
+        if flight.connection:
+            self.leave(flight, is_reusable=False)
+            if isinstance(error, ConnectionError) and not (flight.is_fresh or flight.received):
+                flight.connection, flight.deadline = None, time.monotonic() + 3 * CONNECT_TIMEOUT
                 with contextlib.suppress(Exception):  # any, such as no thread: then it has failed
-                    self.open_soon(put)
+                    self.open_soon(flight.client, flight)
                     return
         if isinstance(error, TimeoutError):
-            self.flights[put].put.timeout = min(2 * put.timeout, MAX_RESPONSE_TIMEOUT)
-        self.finish(self.land(put), error)
+            self.flights[flight][0].timeout = min(2 * flight.timeout, MAX_RESPONSE_TIMEOUT)
+        self.land(flight, error)
 
-    def land(self, put: PutInFlight) -> Flight:
+    def land(self, flight: PutInFlight, error: Exception | None) -> None:
         """It is in flight no longer."""
-        flight = self.flights.pop(put)
-        self.bytes_in_flight -= len(put.request)
-        return flight
+        put, batch = self.flights.pop(flight)
+        self.bytes_in_flight -= len(flight.request)
+        self.finish(put, batch, error)
 
-    def finish(self, flight: Flight, error: Exception | None) -> None:
-        """Settles how a put went: it is done with, blamed, or tried again after a pause."""
-        target, put, batch, began = flight
+    def finish(self, put: PutRequest, batch: Batch, error: Exception | None) -> None:
+        """Settles how a try of a put went: it is done with, blamed, or tried again after a pause."""
+        target = put.target
         target.in_flight -= 1
         try:
-            error = error and error.with_traceback(None)  # whose frames hold the request
+            error = error and error.with_traceback(None)  # its frames hold the request
             if isinstance(error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)):
                 error = CallError.from_exception(error)
             if not isinstance(error, Cancelled):
                 target.on_result(put, error)
-                target.adapt(error, began, put.size)
+                target.adapt(put, error)
         except Exception as failure:  # any, such as MemoryError: it is tried again
             error = error or failure
         try:
             if error is None or blames_put(error):
-                batch.failing.pop(put, None)
-            if batch.is_cancelled:
+                batch.failing.discard(put)
+            if batch.is_over:
                 target.forget(put)
             elif error is None:
                 batch.accepted_at = time.monotonic()
-                del batch.unfinished[put]
-            elif blames_put(error):
-                batch.blamed.append((target, put, error))
+                batch.unfinished.remove(put)
+            elif isinstance(error, CallError) and blames_put(error):
+                batch.blamed.append((put, error))
                 batch.change.set()
             else:
-                batch.failing_since = batch.failing_since if batch.failing else time.monotonic()
-                batch.failing[put] = target
+                if not batch.failing:
+                    batch.failing_since = time.monotonic()
+                batch.failing.add(put)
                 target.failed.append((put, batch))
                 self.call_at(target.retry_at, self.make_ready, target)
         except Exception as failure:  # any, such as MemoryError: the batch is tried again as a whole
@@ -3754,15 +3757,16 @@ class PutLoop(threading.Thread):
 
     # ---- connections
 
-    def leave(self, put: PutInFlight, is_reusable: bool) -> None:
+    def leave(self, flight: PutInFlight, is_reusable: bool) -> None:
         """A put has done with its connection: it is idle, or closed."""
-        file = put.sock.fileno()
+        file = flight.sock.fileno()
         self.by_file.pop(file, None)
         if is_reusable:
-            put.client.idle_connections.append((put.connection, time.monotonic()))
-            self.idle[file] = put.client
+            idle = flight.connection, time.monotonic()
+            flight.client.idle_connections.append(idle)
+            self.idle[file] = flight.client, idle
         else:
-            self.close_connection(put.connection)
+            self.close_connection(flight.connection)
 
     def close_connection(self, connection: http.client.HTTPConnection) -> None:
         with contextlib.suppress(KeyError, ValueError, OSError, AttributeError):
@@ -3772,25 +3776,25 @@ class PutLoop(threading.Thread):
 
     def close_idle(self, file: int) -> None:
         """One that the other side has closed, or where something has come that nobody has asked for."""
-        client = self.idle.pop(file, None)
-        for idle in list(client.idle_connections) if client else ():
-            if client and idle[0].sock.fileno() == file:
+        if file in self.idle:
+            client, idle = self.idle.pop(file)
+            with contextlib.suppress(ValueError):  # a put has taken it, and failed within this process
                 client.idle_connections.remove(idle)
-                self.close_connection(idle[0])
-                return
-        with contextlib.suppress(KeyError, OSError):  # of nobody's: else it would be told for ever
-            self.selector.unregister(file)
+            self.close_connection(idle[0])
+        else:  # nobody's: else it would be told for ever
+            with contextlib.suppress(KeyError, OSError):
+                self.selector.unregister(file)
 
     def end_what_is_over(self) -> None:
         """Ends puts whose deadline has passed, and closes connections that were idle for too long, or are too many."""
         now = time.monotonic()
-        for put in [put for put in self.flights if now > put.deadline]:
-            if put.connection:
+        for flight in [flight for flight in self.flights if now > flight.deadline]:
+            if flight.connection:
                 with contextlib.suppress(OSError):
-                    forget_unsent(put.sock)
-            elif not put.claim():  # it is under way, with deadlines of its own
+                    forget_unsent(flight.sock)
+            elif not flight.claim():  # it is under way, with deadlines of its own
                 continue
-            self.on_failure(put, TimeoutError("timed out"))
+            self.on_failure(flight, TimeoutError("timed out"))
         surplus = len(self.idle) - connection_budget()
         for client in self.clients:
             idle = client.idle_connections  # the last used last
@@ -3802,12 +3806,10 @@ class PutLoop(threading.Thread):
     def keep_moving(self) -> None:
         """For what time alone brings, and what has failed within this process, as for want of memory."""
         long_ago = time.monotonic() - HOLD_SECONDS
-        hanging = {flight.target for flight in self.flights.values() if flight.began < long_ago}
         for target in self.targets:
             with contextlib.suppress(Exception):
-                takes_nothing = target.last_accepted < long_ago and (target.failures or target in hanging)
-                for batch in list(target.queue) if takes_nothing else ():
-                    if batch.failing_since < long_ago:
+                for batch in list(target.queue):
+                    if max(target.last_accepted, batch.failing_since) < long_ago:
                         self.unqueue(batch)
                         batch.defer(target)
                 self.make_ready(target)
@@ -3848,12 +3850,6 @@ class UnmatchedCounter:
             return f"{counts} unmatched_topics={named}"
 
 
-def connection_budget() -> int:
-    """How many puts may be in flight, and how many connections idle: each is an open file, and gets a third of all."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 3)
-
-
 class Delivery:
     """Takes batches of LogGroups to their targets."""
 
@@ -3873,19 +3869,21 @@ class Delivery:
         self.merge_packs = settings.merge_packs
         self.unmatched = UnmatchedCounter()
 
-    def route(self, log_groups: Iterable[LogGroup]) -> list[tuple[Target, PutRequest]]:
-        """What is to be put where, in the order of each target's LogGroups: merged, unless the target is in doubt.
-        Those without logs and those that no route matches go nowhere."""
+    def route(self, log_groups: Iterable[LogGroup]) -> list[PutRequest]:
+        """What is to be put, in the order of each target's LogGroups: merged, unless the target is in doubt. Those
+        without logs and those that no route matches go nowhere."""
         shares: dict[Target, list[LogGroup]] = {}
         for log_group in log_groups:
             number = self.routes.target_of(log_group.Topic) if log_group.log_count else None
             if number is not None:
                 shares.setdefault(self.targets[number], []).append(log_group)
-        puts: list[tuple[Target, PutRequest]] = []
+        puts: list[PutRequest] = []
         for target, share in shares.items():
             is_sure = not target.failures and not target.is_doubtful()
-            parts = [share] if is_sure else [[log_group] for log_group in share]
-            puts += [(target, put) for part in parts for put in merge_log_groups(part, self.merge_packs)]
+            for part in [share] if is_sure else [[log_group] for log_group in share]:
+                for put in merge_log_groups(part, self.merge_packs):
+                    put.target = target
+                    puts.append(put)
         return puts
 
     def deliver(
@@ -3894,10 +3892,9 @@ class Delivery:
         """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
 
         The value is (how many LogGroups are done with, from the first on, how many were delivered beyond these). That
-        is all of them and none, unless `closing` is cancelled or it takes longer than LONGEST_BATCH: then no put of it
-        begins any more that isn't needed to leave nothing delivered beyond others. It is given up when `closed` is
-        cancelled, or when none was accepted for GRACE seconds since `closing` was. When `wanted_back` is cancelled it
-        ends likewise, but without haste.
+        is all of them and none, unless the batch is cut: when `closing` is cancelled, when it takes longer than
+        LONGEST_BATCH, or, where no refusal waits to be judged, when `wanted_back` is cancelled. It is given up when
+        `closed` is cancelled, or when none was accepted for GRACE seconds since `closing` was.
 
         On any exception no put of these begins any more.
         """
@@ -3905,7 +3902,7 @@ class Delivery:
         cut_at = time.monotonic() + LONGEST_BATCH
         try:
             self.loop.submit(batch)
-            while batch.unfinished and not batch.is_cancelled:
+            while not batch.is_over:
                 batch.change.wait(0.2)
                 batch.change.clear()
                 watchdog.beat()
@@ -3913,21 +3910,21 @@ class Delivery:
                     raise batch.failure
                 self.settle_blamed(batch, pull)
                 if closing.is_cancelled():
-                    self.loop.call(self.loop.close, batch, 0)
+                    self.loop.call(self.loop.cut, batch, 0)
                     last_progress = max(closing.cancelled_at(), batch.accepted_at)
                     if closed.is_cancelled() or time.monotonic() > last_progress + GRACE:
                         break
                 elif wanted_back.is_cancelled() and not batch.is_disputed():
-                    self.loop.call(self.loop.close, batch, 0)
+                    self.loop.call(self.loop.cut, batch, 0)
                 elif time.monotonic() > cut_at:
                     cut_at = time.monotonic() + LONGEST_BATCH
                     # One that is small already ends with something done, lest it begin anew again and again.
-                    self.loop.call(self.loop.close, batch, 1 if len(pull.log_groups) <= FEW_LOG_GROUPS else 0)
+                    self.loop.call(self.loop.cut, batch, 1 if len(pull.log_groups) <= FEW_LOG_GROUPS else 0)
         finally:
-            if batch.unfinished:
-                self.loop.call(self.loop.cancel, batch)
+            if not batch.is_over:
+                self.loop.call(self.loop.end, batch)
         done, beyond = batch.delivered()
-        routed = {id(log_group) for _, put in batch.puts for log_group in put.log_groups}
+        routed = {id(log_group) for put in batch.puts for log_group in put.log_groups}
         for log_group in pull.log_groups[:done] if len(routed) < len(pull.log_groups) else ():
             if id(log_group) not in routed:
                 self.unmatched.add(log_group)
@@ -3936,9 +3933,8 @@ class Delivery:
     def settle_blamed(self, batch: Batch, pull: PullResult) -> None:
         """Has puts that were blamed for what they bring split, set aside, or tried again."""
         while batch.blamed:
-            target, put, error = batch.blamed[0]
-            self.loop.call(self.loop.replace, batch, target, put, target.split_or_reject(put, error, pull))
-            batch.blamed.popleft()
+            put, error = batch.blamed.popleft()
+            self.loop.call(self.loop.replace, batch, put, put.target.split_or_reject(put, error, pull))
 
 
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------

@@ -1,17 +1,19 @@
 """Whatever fails for a while, at the targets, at the source or on the way to them, costs no log and repeats none.
 
-Where an answer was lost after a put took effect, exactly that put is repeated. Each test runs real copies against the
-local service and compares the whole ledger, log by log.
+Where an answer was lost after a put took effect, exactly that put is repeated. Each test but the quick one runs real
+copies against the local service and compares the whole ledger, log by log.
 """
 
 import functools
+import random
 import re
 import time
+import types
 from collections import Counter
 
 import pytest
 from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in, puts_arrived, verdict
-from conftest import create_logstores
+from conftest import create_logstores, logstore_config
 from disruptions import (
     changed_key,
     deleted_logstore,
@@ -40,6 +42,8 @@ from harness import (
 )
 from local_log_service import LocalLogService
 from local_log_service.verdict import split_log_group
+
+import dispatch_data
 
 # ---- puts that fail ---------------------------------------------------------------------------------------------
 
@@ -543,6 +547,30 @@ def test_a_batch_that_fails_within_the_program_is_tried_again(service, copies):
     flow.wait_for(lambda: puts_arrived(service) > 20, "batches delivered at the second try")
     wait_until_delivered(service)
     assert_all_delivered_once(service)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("share, least", [(0.05, 100), (0.1, 600), (0.5, 5000), (0.0, 0)])
+def test_pauses_stay_short_as_long_as_a_target_takes_some_puts(monkeypatch, share, least):
+    """One put at a time, each tried as soon as the target lets it, for ten minutes of a clock of the test's own."""
+    clock = types.SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
+    monkeypatch.setattr(dispatch_data, "time", clock)
+    settings = dispatch_data.TargetSettings(1, logstore_config(), ())
+    target = dispatch_data.Target(settings, types.SimpleNamespace(put_log_raw=print), 1, None)
+    put = dispatch_data.PutRequest(b"")
+    chance, refusal = random.Random(1), dispatch_data.CallError("ServerBusy", "", 503)
+    monkeypatch.setattr(dispatch_data, "random", chance)
+    now, accepted, refused = 100.0, 0, 0
+    target.last_accepted = now
+    while now < 700.0:
+        put.began = now = max(now, target.retry_at)
+        now += 0.005
+        error = None if chance.random() < share else refusal
+        target.on_result(put, error)
+        target.adapt(put, error)
+        accepted, refused = accepted + (not error), refused + bool(error)
+    assert accepted >= least
+    assert share or refused < 400, "one that takes nothing is asked for nothing but whether that is over"
 
 
 def something_that_always_fails(program, switch, source):

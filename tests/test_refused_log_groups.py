@@ -596,28 +596,29 @@ def test_a_put_that_fails_while_another_is_set_aside_is_tried_again():
 
     class LoopOfTheTest:
         def submit(self, batch):
-            batch.blamed.append((target, refused, dispatch_data.CallError("PostBodyInvalid", "", 400)))
+            batch.blamed.append((refused, dispatch_data.CallError("PostBodyInvalid", "", 400)))
 
         def call(self, method, *arguments):
             method(*arguments)
 
-        def replace(self, batch, _, put, *__):
-            del batch.unfinished[put]
+        def replace(self, batch, put, _):
+            batch.unfinished.remove(put)
             assert failing in batch.unfinished, "the put that failed meanwhile is forgotten"
             threading.Timer(0.5, self.accept, [batch]).start()
 
-        def cancel(self, _):
+        def end(self, _):
             raise AssertionError("given up")
 
         def accept(self, batch):
             tried.append("accepted")
-            del batch.unfinished[failing]
+            batch.unfinished.remove(failing)
+            batch.is_over = True
             batch.change.set()
 
-    target = TargetOfTheTest()
+    refused.target = failing.target = TargetOfTheTest()
     delivery = object.__new__(dispatch_data.Delivery)
     delivery.loop = LoopOfTheTest()
-    delivery.route = lambda _: [(target, refused), (target, failing)]
+    delivery.route = lambda _: [refused, failing]
     token = dispatch_data.CancelToken()
     assert delivery.deliver(dispatch_data.PullResult(log_groups, 0, "", 0), token, token, token) == (2, 0)
     assert tried == ["set aside", "accepted"]
