@@ -288,13 +288,18 @@ def test_it_sleeps_until_something_is_due_and_no_longer_than_until_the_next_look
 
 def test_whoever_calls_between_its_last_look_and_its_sleep_wakes_it(world):
     """Else a batch would wait for the next look at deadlines; and what was there before the last look is seen by it."""
-    done = []
+    done, woken = [], []
     world.turn()
-    world.loop.on_select = lambda: done or world.loop.call(done.append, "called")
-    world.loop.turn()
-    readable = selectors.DefaultSelector()
-    with readable:
+    with selectors.DefaultSelector() as readable:
         readable.register(world.loop.wake_receiver, selectors.EVENT_READ)
+
+        def call():
+            world.loop.call(done.append, "called")
+            woken.extend(readable.select(0))
+
+        world.loop.on_select = call
+        world.loop.turn()
+        assert woken
         world.loop.on_select = lambda: None
         world.loop.turn()
         assert done == ["called"]
@@ -700,6 +705,72 @@ def test_what_is_called_off_is_no_more_than_what_stands_behind_all_that_has_begu
     assert world.in_flight() == [] and "a2" not in world.begun
 
 
+def test_what_is_needed_may_need_more_in_its_turn(world):
+    world.targets["a"].limit = 1
+    batch = world.submit("b0 a1 a2 b3 a4 a5", "b0+b3 a1 a2+a5 a4")
+    assert world.in_flight() == ["a1", "b0"]
+    world.call(world.loop.close, batch, 0)
+    world.answer("b0 a1 a2")
+    assert not batch.is_cancelled, "a5 was delivered, and a4 stands before it"
+    world.answer("a4")
+    assert batch.delivered() == (6, 0)
+    world.assert_at_rest()
+
+
+def test_what_is_needed_is_known_in_whatever_order_it_waits(world_of):
+    world = world_of("abc")
+    batch = world.batch("b0 a1 a2 b3 c4 a5", "b0+b3 a1 a2+a5 c4")
+    batch.waiting.popleft()  # b0 begins
+    batch.defer(world.targets["a"])
+    assert [put.log_groups[0].Topic for _, put in batch.waiting] == ["c4", "a1", "a2"]
+    batch.cut()
+    assert {put.log_groups[0].Topic for _, put in batch.waiting} == {"a1", "a2", "c4"}
+
+
+def test_what_a_closed_batch_does_not_need_does_not_begin_when_there_is_room(world):
+    world.targets["a"].limit = 2
+    world.submit("a9")
+    batch = world.submit("a0 a1 a2")
+    assert world.in_flight() == ["a0", "a9"]
+    world.call(world.loop.close, batch, 0)
+    world.answer("a9")
+    assert world.in_flight() == ["a0"]
+
+
+def test_a_batch_that_is_closed_again_and_again_keeps_its_turn(world):
+    world.targets["a"].limit = 1
+    world.submit("a9")
+    batch, other = world.submit("b1 a2 b3", "b1+b3 a2"), world.submit("a4")
+    for _ in range(3):
+        world.call(world.loop.close, batch, 0)
+    world.turn()
+    assert world.in_flight() == ["a9", "b1"]
+    world.targets["a"].max_in_flight = 1
+    world.answer("a9")
+    world.call(world.loop.close, batch, 0)
+    assert world.in_flight() == ["a4", "b1"], "closed once, it went to the end of the queue"
+    third = world.submit("a5")
+    for _ in range(3):
+        world.call(world.loop.close, batch, 0)
+    world.answer("a4")
+    assert world.in_flight() == ["a2", "b1"]
+    assert other.change.is_set() and not third.change.is_set()
+
+
+def test_a_batch_is_disputed_while_it_will_be_clear_soon_whose_fault_a_refusal_is(world):
+    batch = world.batch("a0 a1")
+    put = world.put_of(batch, "a1")
+    assert not batch.is_disputed()
+    put.rejections, put.first_rejection = 1, world.clock.now
+    world.clock.now += 2 * dispatch_data.REJECTION_PATIENCE - 1
+    assert batch.is_disputed()
+    world.clock.now += 2
+    assert not batch.is_disputed()
+    put.first_rejection = world.clock.now
+    del batch.unfinished[put]
+    assert not batch.is_disputed(), "it is set aside"
+
+
 def test_a_batch_is_not_closed_before_so_many_are_done_with(world):
     world.targets["a"].limit = 1
     batch = world.submit("a0 a1 a2")
@@ -866,6 +937,7 @@ def test_a_connection_is_opened_by_others_and_used_again(world):
     world.answer("a0")
     world.submit("a1")
     assert len(world.opened) == 1
+    assert not world.loop.idle, "else it would count among those that are too many"
     world.answer("a1")
     assert [one for one, _ in world.targets["a"].client.idle_connections] == world.opened
     world.assert_at_rest()
