@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import http.client
 import selectors
 import socket
@@ -260,6 +261,7 @@ def test_beyond_so_many_bytes_in_flight_a_target_has_one_put(world, monkeypatch)
 
 def test_after_a_while_it_looks_for_answers_before_it_begins_the_rest(world_of, clock):
     world = world_of("abcdef")
+    world.opener.is_held = True
     for name in "abcdef":
         world.loop.submit(world.batch(name + "0"))
     clock.look = PutLoop.TURN_SECONDS / 3
@@ -268,6 +270,16 @@ def test_after_a_while_it_looks_for_answers_before_it_begins_the_rest(world_of, 
     assert world.loop.sleeps == [0], "which takes no time"
     world.turn()
     assert len(world.begun) == 6
+
+
+def test_a_target_whose_batch_is_cancelled_before_its_turn_gets_another_turn(world_of):
+    world = world_of("ab", max_in_flight=1)
+    world.submit("a0")
+    batch = world.submit("b0")
+    world.call(world.loop.cancel, batch)
+    world.answer("a0")
+    world.submit("b1")
+    assert world.begun == ["a0", "b1"]
 
 
 # ---- its sleep
@@ -1256,6 +1268,24 @@ def test_a_batch_whose_put_cannot_be_settled_is_given_up_as_a_whole(world):
     assert isinstance(batch.failure, MemoryError) and batch.change.is_set()
 
 
+def test_a_batch_that_could_not_be_queued_is_so_by_the_next_look(world):
+    class Full(collections.deque):
+        def append(self, one):
+            if len(world.begun) == 1 and failing:
+                raise failing.pop()
+            super().append(one)
+
+    failing = [MemoryError()]
+    world.targets["a"].queue = Full()
+    batch = world.submit("a0 a1")
+    assert not failing
+    world.turn(1)
+    world.answer("a0")
+    world.turn(1)
+    world.answer("a1")
+    assert not batch.unfinished
+
+
 @pytest.mark.parametrize("step", ["queue_next", "end_if_over", "make_ready"])
 @pytest.mark.parametrize("when", ["a put begins", "a put is settled"])
 def test_what_a_failure_has_left_undone_is_done_by_the_next_look(world, monkeypatch, step, when):
@@ -1282,3 +1312,362 @@ def test_what_a_failure_has_left_undone_is_done_by_the_next_look(world, monkeypa
     assert not failing
     assert batch.failure or not batch.unfinished
     assert batch.change.is_set()
+
+
+# ---- whoever delivers a batch
+
+
+class Latch:
+    """In the place of an event that somebody waits for: each wait takes its time by the test's clock, then a step."""
+
+    def __init__(self, clock, steps):
+        self.clock, self.steps, self.is_set = clock, iter(steps), False
+
+    def set(self):
+        self.is_set = True
+
+    def clear(self):
+        self.is_set = False
+
+    def wait(self, seconds):
+        self.clock.now += 0 if self.is_set else seconds
+        next(self.steps)()
+
+
+class DeliveryOfTheTest(dispatch_data.Delivery):
+    """One whose loop is told what to do, and does nothing."""
+
+    def __init__(self, world, monkeypatch):
+        self.world, self.calls = world, []
+        self.loop = types.SimpleNamespace(
+            submit=lambda batch: None, call=lambda method, *arguments: self.calls.append((method, *arguments[1:])),
+            close="close", cancel="cancel", replace="replace",
+        )  # fmt: skip
+        self.unmatched = types.SimpleNamespace(add=lambda one: self.calls.append(("unmatched", one.Topic)))
+        self.monkeypatch = monkeypatch
+        self.closing, self.closed, self.wanted_back = (dispatch_data.CancelToken() for _ in range(3))
+
+    def run(self, batch, steps, others=()):
+        """The steps, one after each wait; the last of them is repeated for ever."""
+
+        def repeated():
+            for step in steps:
+                yield step
+            while True:
+                yield step
+
+        batch.change = Latch(self.world.clock, repeated())
+        self.monkeypatch.setattr(dispatch_data, "Batch", lambda *_: batch)
+        self.route = lambda _: None
+        log_groups = [one for _, put in batch.puts for one in put.log_groups]
+        log_groups = sorted([*log_groups, *others], key=lambda one: one.Topic[1:])
+        batch.positions = {id(one): position for position, one in enumerate(log_groups)}
+        pull = dispatch_data.PullResult(log_groups, 0, "", 0)
+        return self.deliver(pull, self.closing, self.closed, self.wanted_back)
+
+
+@pytest.fixture
+def delivery(world, monkeypatch):
+    return DeliveryOfTheTest(world, monkeypatch)
+
+
+def nothing():
+    pass
+
+
+def test_at_a_stop_a_batch_is_closed_and_given_up_when_none_was_accepted_for_the_grace(world, delivery):
+    batch = world.batch("a0 a1 a2")
+    steps = [nothing] * 3 + [delivery.closing.cancel]
+    steps += [nothing] * 20 + [lambda: setattr(batch, "accepted_at", world.clock.now), nothing]
+    began = world.clock.now
+    assert delivery.run(batch, steps) == (0, 0)
+    assert set(delivery.calls[:-1]) == {("close", 0)}
+    assert delivery.calls[-1] == ("cancel",)
+    assert world.clock.now - began == pytest.approx(25 * 0.2 + dispatch_data.GRACE, abs=0.5)
+
+
+def test_a_batch_is_given_up_when_the_copy_must_stop(world, delivery):
+    delivery.closing.cancel()
+    batch = world.batch("a0")
+    began = world.clock.now
+    assert delivery.run(batch, [nothing, delivery.closed.cancel]) == (0, 0)
+    assert world.clock.now - began < 1
+    assert delivery.calls[-1] == ("cancel",)
+
+
+def test_a_batch_that_the_loop_has_ended_is_waited_for_no_longer(world, delivery):
+    batch = world.batch("a0 a1 a2")
+
+    def end():
+        del batch.unfinished[world.put_of(batch, "a0")]
+        batch.is_cancelled = True
+
+    assert delivery.run(batch, [nothing, end]) == (1, 0)
+
+
+def test_a_batch_that_takes_long_is_closed_now_and_then(world, delivery):
+    few = world.batch(" ".join("a%d" % number for number in range(dispatch_data.FEW_LOG_GROUPS)))
+    many = world.batch(" ".join("a%d" % number for number in range(dispatch_data.FEW_LOG_GROUPS + 1)))
+    for batch, least in ((few, 1), (many, 0)):
+        delivery.calls.clear()
+        began = world.clock.now
+        limit = 3.5 * dispatch_data.LONGEST_BATCH
+        delivery.run(batch, [lambda: world.clock.now < began + limit or batch.unfinished.clear()])  # noqa: B023
+        assert delivery.calls == [("close", least)] * 3
+
+
+def test_a_batch_is_given_back_when_others_need_the_memory_unless_it_is_disputed(world, delivery):
+    batch = world.batch("a0")
+    (put,) = batch.unfinished
+    put.rejections, put.first_rejection = 1, world.clock.now
+    delivery.wanted_back.cancel()
+    delivery.run(batch, [nothing, nothing, lambda: setattr(put, "rejections", 0), batch.unfinished.clear])
+    assert delivery.calls == [("close", 0)] * 2
+
+
+def test_what_fails_in_the_loop_fails_whoever_delivers_and_calls_the_rest_off(world, delivery):
+    batch = world.batch("a0")
+    with pytest.raises(MemoryError):
+        delivery.run(batch, [lambda: batch.fail(MemoryError())])
+    assert delivery.calls == [("cancel",)]
+
+
+def test_whoever_delivers_waits_without_haste_and_misses_nothing(world, delivery):
+    """What is said while it works ends its next wait, and that only."""
+    batch, waits = world.batch("a0 a1"), []
+    put, _ = batch.unfinished
+    target = world.targets["a"]
+    target.split_or_reject = lambda *_: batch.change.set() or []
+    blamed = CallError("PostBodyInvalid", "", 400)
+
+    def step():
+        waits.append(world.clock.now)
+        if len(waits) == 2:
+            batch.blamed.append((target, put, blamed))
+            batch.change.set()
+        if len(waits) == 5:
+            batch.unfinished.clear()
+
+    began = world.clock.now
+    delivery.run(batch, [step])
+    assert [round(when - began, 1) for when in waits] == [0.2, 0.4, 0.4, 0.6, 0.8]
+    assert delivery.calls == [("replace", target, put, [])]
+
+
+def test_unmatched_ones_are_counted_as_far_as_the_batch_was_done_with(world, delivery):
+    batch = world.batch("a0 a3")
+    others = [LogGroup(topic, 1, b"", b"") for topic in ("x1", "x2", "x4")]
+
+    def end():
+        del batch.unfinished[world.put_of(batch, "a0")]
+        batch.is_cancelled = True
+
+    assert delivery.run(batch, [end], others) == (3, 0)
+    assert delivery.calls[-2:] == [("unmatched", "x1"), ("unmatched", "x2")]
+
+
+def test_log_groups_are_joined_unless_their_target_is_in_doubt(world, delivery):
+    world.warm_up("ab")
+    delivery.targets = dict(enumerate(world.targets.values()))
+    delivery.routes = types.SimpleNamespace(target_of={"a": 0, "b": 1}.get)
+    delivery.merge_packs = False
+    log_groups = [LogGroup(topic, 1, b"", b"") for topic in "aabcab"] + [LogGroup("a", 0, b"", b"")]
+
+    def sizes():
+        return [(target.number, len(put.log_groups)) for target, put in delivery.route(log_groups)]
+
+    assert sizes() == [(0, 3), (1, 2)]
+    target = world.targets["a"]
+    target.failures = 1
+    assert sizes() == [(0, 1), (0, 1), (0, 1), (1, 2)], "it fails, though it took others just now"
+    target.failures, target.last_accepted = 0, 0.0
+    assert sizes() == [(0, 1), (0, 1), (0, 1), (1, 2)], "it has taken none so far"
+
+
+# ---- whose fault a refusal is
+
+
+class Refused:
+    """Refusals and successes of one target, and what is set aside of it."""
+
+    def __init__(self, clock, target):
+        self.clock, self.target = clock, target
+        self.numbers = iter(range(1000))
+        target.dead_letters = types.SimpleNamespace(save=lambda *_: "path")
+        self.pull = types.SimpleNamespace(place_of=lambda _: "place")
+
+    def put(self, size=100, count=1):
+        put = PutRequest(b"x" * size)
+        for _ in range(count):
+            put.add(LogGroup("a%d" % next(self.numbers), 1, b"", b"x" * size))
+        return put
+
+    def accept(self, *puts):
+        for put in puts or [self.put()]:
+            self.clock.now += 0.01
+            self.target.on_result(put, None)
+
+    def refuse(self, put, times=dispatch_data.MAX_REJECTIONS, code="PostBodyInvalid"):
+        """The last of these: what is to be tried in its place."""
+        error = CallError(code, "", 400)
+        for _ in range(times):
+            self.clock.now += 0.01
+            self.target.on_result(put, error)
+        return self.target.split_or_reject(put, error, self.pull)
+
+
+@pytest.fixture
+def refused(clock, world):
+    return Refused(clock, world.targets["a"])
+
+
+def test_one_is_at_fault_when_as_many_were_accepted_since_as_are_refused(refused):
+    refused.accept()
+    one, two = refused.put(), refused.put()
+    assert refused.refuse(one) == [one], "what was accepted before proves nothing"
+    refused.accept()
+    assert refused.refuse(two) == [two], "two are refused, and one was accepted"
+    assert refused.refuse(one, 1) == [one]
+    refused.accept()
+    assert refused.refuse(two, 1) == [two], "since its first refusal only one was"
+    assert refused.refuse(one, 1) == []
+    assert (refused.target.dead_lettered, refused.target.unproven) == (1, 0)
+
+
+def test_one_that_was_refused_less_often_is_tried_again(refused):
+    one = refused.put()
+    refused.refuse(one, 1)
+    refused.accept()
+    assert refused.refuse(one, dispatch_data.MAX_REJECTIONS - 2) == [one]
+    assert refused.refuse(one, 1) == []
+
+
+def test_of_a_put_that_is_blamed_for_its_size_by_a_gateway_nothing_is_set_aside(refused):
+    one = refused.put()
+    refused.refuse(one)
+    refused.accept()
+    assert refused.target.split_or_reject(one, CallError("RequestEntityTooLarge", "", 413), refused.pull) == [one]
+
+
+def test_those_of_a_joined_put_count_from_its_refusal_on(refused):
+    joined = refused.put(count=2)
+    one, other = refused.refuse(joined, 1)
+    assert (one.log_groups, other.log_groups) == (joined.log_groups[:1], joined.log_groups[1:])
+    assert not refused.target.rejected, "it is counted by what it is made of"
+    assert joined not in refused.target.put_retries.failing
+    refused.accept(other)
+    assert refused.refuse(one) == []
+
+
+def test_one_refused_again_and_again_counts_once(refused):
+    one = refused.put()
+    refused.refuse(one, 10)
+    refused.accept()
+    assert refused.refuse(one, 1) == []
+
+
+def test_those_set_aside_still_count_as_refused(refused):
+    """Else a target that takes one in many would have them all set aside by the same one."""
+    one, two = refused.put(), refused.put()
+    refused.refuse(one)
+    refused.refuse(two)
+    refused.accept(), refused.accept()
+    assert refused.refuse(one, 1) == []
+    three = refused.put()
+    refused.clock.now += 1
+    refused.target.rejected.clear()
+    three.first_rejection = one.first_rejection
+    assert refused.refuse(three) == [three], "three refused, and two accepted since"
+
+
+def test_one_that_is_accepted_in_the_end_proves_that_refusals_before_prove_nothing(refused):
+    one, two = refused.put(), refused.put()
+    refused.refuse(one, 2)
+    refused.refuse(two, 2)
+    refused.accept(one)
+    assert one not in refused.target.rejected
+    assert refused.refuse(two, 2) == [two], "refused four times, but twice since"
+    refused.accept()
+    assert refused.refuse(two, 1) == []
+
+
+def test_where_nothing_else_comes_what_was_accepted_shortly_before_counts_after_a_while(refused):
+    refused.accept()
+    one = refused.put()
+    assert refused.refuse(one) == [one]
+    refused.clock.now += dispatch_data.REJECTION_PATIENCE - 1
+    assert refused.refuse(one, 1) == [one]
+    refused.clock.now += 2
+    assert refused.refuse(one, 1) == []
+    assert refused.target.unproven == 1
+
+
+def test_what_was_accepted_long_before_never_counts(refused):
+    refused.accept()
+    refused.clock.now += dispatch_data.REJECTION_LOOKBACK + 1
+    one = refused.put()
+    refused.refuse(one)
+    refused.clock.now += 1000
+    assert refused.refuse(one, 1) == [one]
+
+
+def test_without_a_success_only_a_few_are_set_aside_by_what_was_accepted_before(refused):
+    target = refused.target
+
+    def refuse_for_long(put):
+        refused.refuse(put)
+        refused.clock.now += dispatch_data.REJECTION_PATIENCE + 1
+        return refused.refuse(put, 1)
+
+    refused.accept(*(refused.put() for _ in range(20)))
+    for number in range(dispatch_data.MAX_UNPROVEN):
+        assert refuse_for_long(refused.put()) == []
+        assert target.unproven == number + 1
+    one = refused.put()
+    assert refuse_for_long(one) == [one]
+    refused.accept()
+    assert target.unproven == 0
+    assert refused.refuse(one, 1) == [], "it has accepted one since"
+    assert target.unproven == 0, "which is a proof"
+
+
+def test_after_a_long_time_one_more_is_set_aside(refused):
+    refused.accept(*(refused.put() for _ in range(20)))
+    target = refused.target
+    target.unproven, target.last_unproven = dispatch_data.MAX_UNPROVEN, refused.clock.now
+    one = refused.put()
+    refused.refuse(one)
+    refused.clock.now += dispatch_data.UNPROVEN_INTERVAL - 1
+    assert refused.refuse(one, 1) == [one]
+    refused.clock.now += 2
+    assert refused.refuse(one, 1) == []
+    assert target.unproven == dispatch_data.MAX_UNPROVEN + 1
+
+
+def test_where_the_size_is_blamed_only_puts_of_that_size_prove_anything_unless_it_is_beyond_all_regions(refused):
+    too_large = functools.partial(refused.refuse, code="PostBodyTooLarge")
+    one, smaller = refused.put(1000), refused.put(100)
+    too_large(one)
+    refused.accept(smaller)
+    assert too_large(one, 1) == [one]
+    refused.accept(refused.put(1000))
+    assert too_large(one, 1) == []
+    huge = refused.put(dispatch_data.UNDISPUTED_BYTES + 1)
+    too_large(huge)
+    refused.accept(smaller)
+    assert too_large(huge, 1) == []
+
+
+def test_one_that_cannot_be_set_aside_is_tried_again_and_fails_no_longer_once_it_is_accepted(refused):
+    def save(*_):
+        raise OSError("full")
+
+    refused.target.dead_letters.save = save
+    one = refused.put()
+    refused.refuse(one)
+    refused.accept()
+    assert refused.refuse(one, 1) == [one]
+    assert refused.target.dead_letter_retries.failing == {one}
+    refused.accept(one)
+    assert not refused.target.dead_letter_retries.failing
+    assert not refused.target.put_retries.failing
