@@ -96,6 +96,8 @@ class World:
     def connect(self, _=None):
         connection = http.client.HTTPConnection("sls.test")
         connection.sock, there = socket.socketpair()
+        for end in (connection.sock, there):
+            end.settimeout(5)  # whoever blocks is red
         connection.opened = self.clock.monotonic()
         self.other_ends[connection.sock] = there
         self.opened.append(connection)
