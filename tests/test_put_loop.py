@@ -625,6 +625,7 @@ def test_what_comes_in_the_place_of_a_blamed_put_is_tried_after_a_pause(world):
     world.answer("b0")
     target, put, error = batch.blamed.popleft()
     assert (target, put, error.code) == (world.targets["a"], joined, "PostBodyInvalid")
+    assert error.__traceback__ is None, "its frames hold the request"
     assert world.targets["a"].failures == 0, "it says nothing of the target"
     assert not batch.change.is_set() or batch.unfinished
     singles = target.split_or_reject(put, error, None)
@@ -1079,12 +1080,58 @@ def test_a_put_whose_answer_has_begun_is_not_sent_again_at_once(world):
     assert (len(world.opened), world.in_flight(), world.targets["a"].failures) == (1, [], 1)
 
 
-def test_a_put_that_ran_out_of_time_is_not_sent_again_at_once(world):
+def test_a_put_that_ran_out_of_time_is_not_sent_again_at_once(world, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(dispatch_data, "forget_unsent", forgotten.append)
     world.warm_up("a")
     world.submit("a0")
+    sock = world.opened[0].sock
     world.turn(31)
+    assert forgotten == [sock], "the kernel might send the rest much later"
     assert (world.in_flight(), world.targets["a"].failures) == ([], 1)
     assert world.opened[0].sock is None, "its answer might come when another put waits for one"
+
+
+def test_an_answer_with_a_body_has_accepted_nothing(world):
+    """A captive portal's, say."""
+    batch = world.submit("a0")
+    world.answer("a0", answer(body=b"please log in"))
+    assert (len(batch.unfinished), world.targets["a"].failures) == (1, 1)
+
+
+def test_a_refused_token_is_the_one_that_the_put_was_signed_with(world):
+    source, told = world.targets["a"].client.credential_source, []
+    source.key = dispatch_data.AccessKey("id", "secret", "the first token")
+    source.on_auth_failure = lambda failure, token: told.append(token) or failure
+    world.submit("a0")
+    source.key = dispatch_data.AccessKey("id", "secret", "the next token")
+    world.answer("a0", answer(b"401 Unauthorized", ERROR % b"SecurityTokenExpired"))
+    assert told == ["the first token"]
+
+
+def test_a_put_that_blocks_is_done_by_another_thread_or_ended_before_never_both(world):
+    client, calls = world.targets["a"].client, []
+    client.is_blocking = True
+
+    def round_trip(*_):
+        calls.append(world.begun[-1])
+        world.turn(3 * dispatch_data.CONNECT_TIMEOUT + 1)
+        assert world.in_flight() == ["a0"], "it is under way, with deadlines of its own"
+        return dispatch_data.PUT_ACCEPTED
+
+    client.round_trip = round_trip
+    world.opener.is_held = True
+    batch = world.submit("a0")
+    world.turn(3 * dispatch_data.CONNECT_TIMEOUT + 1)
+    assert (world.in_flight(), world.targets["a"].failures) == ([], 1)
+    world.opener.go_on()
+    assert calls == [], "its time was over before its turn"
+    world.turn(6)
+    assert world.in_flight() == ["a0"]
+    world.opener.go_on()
+    world.turn()
+    assert (calls, batch.unfinished) == (["a0"], {})
+    world.assert_at_rest()
 
 
 def test_a_connection_that_is_to_be_closed_is_not_used_again(world):
