@@ -1020,8 +1020,10 @@ def test_what_is_cancelled_while_its_connection_is_opened_is_not_sent_and_says_n
     world.assert_at_rest()
 
 
-@pytest.mark.parametrize("error", [OSError("no route"), ValueError("odd"), MemoryError()])
-def test_one_that_cannot_be_opened_fails_its_put(world, error):
+@pytest.mark.parametrize(
+    "error, code", [(OSError("no route"), "NoAnswer"), (ValueError("odd"), "NoAnswer"), (MemoryError(), "MemoryError")]
+)
+def test_one_that_cannot_be_opened_fails_its_put(world, error, code):
     def connect(_):
         raise error
 
@@ -1029,6 +1031,7 @@ def test_one_that_cannot_be_opened_fails_its_put(world, error):
     factory.connect = connect
     batch = world.submit("a0")
     assert (world.in_flight(), world.targets["a"].failures) == ([], 1)
+    assert world.targets["a"].put_retries.codes == {code}
     factory.connect = world.connect
     world.turn(1)
     world.answer("a0")
