@@ -929,15 +929,14 @@ def test_a_batch_is_not_put_in_another_order_that_waits_for_less_long(world):
 
 def test_a_target_that_takes_puts_keeps_its_turn_however_long_one_of_them_takes(world):
     world.warm_up("ab", 4)
-    world.targets["a"].limit, world.targets["a"].timeout = 2, 120
+    target = world.targets["a"]
+    target.limit, target.max_in_flight, target.timeout = 2, 2, 120
     world.submit("a0")
-    world.submit("a9 a1 b2")
+    world.submit("a9 a1 a3 b2")
     world.turn(dispatch_data.HOLD_SECONDS - 1)
     world.answer("a9")
-    world.targets["a"].limit = 1
-    world.submit("a2 b3")
     world.turn(2)
-    assert "b3" not in world.begun
+    assert world.in_flight() == ["a0", "a1"]
 
 
 # ---- connections
@@ -1336,6 +1335,46 @@ def test_a_batch_that_could_not_be_queued_is_so_by_the_next_look(world):
     world.turn(1)
     world.answer("a1")
     assert not batch.unfinished
+
+
+class FailingOnce:
+    """A method of the loop, which fails once after it was told to."""
+
+    def __init__(self, monkeypatch, name):
+        self.method, self.is_to_fail = getattr(PutLoop, name), False
+        monkeypatch.setattr(PutLoop, name, lambda *arguments: self(*arguments))
+
+    def __call__(self, *arguments):
+        if self.is_to_fail:
+            self.is_to_fail = False
+            raise MemoryError
+        return self.method(*arguments)
+
+
+def test_a_retry_whose_turn_has_failed_gets_another(world, monkeypatch):
+    make_ready = FailingOnce(monkeypatch, "make_ready")
+    world.submit("a0")
+    world.answer("a0", BUSY)
+    world.clock.now = world.targets["a"].retry_at + 0.001
+    world.loop.next_housekeeping = world.clock.now + 0.1
+    make_ready.is_to_fail = True
+    with pytest.raises(MemoryError):
+        world.loop.turn()
+    assert not make_ready.is_to_fail and world.in_flight() == []
+    world.turn(0.2)
+    assert world.in_flight() == ["a0"]
+
+
+def test_a_closed_batch_whose_end_has_failed_ends(world, monkeypatch):
+    end_if_over = FailingOnce(monkeypatch, "end_if_over")
+    batch = world.submit("a0 a1")
+    world.call(world.loop.close, batch, 0)
+    world.loop.next_housekeeping = world.clock.now + 0.1
+    end_if_over.is_to_fail = True
+    world.answer("a0")
+    assert not end_if_over.is_to_fail and not batch.is_cancelled
+    world.turn(0.2)
+    assert batch.is_cancelled and batch.change.is_set()
 
 
 @pytest.mark.parametrize("step", ["queue_next", "end_if_over", "make_ready"])
