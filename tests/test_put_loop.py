@@ -6,6 +6,7 @@ import functools
 import http.client
 import selectors
 import socket
+import sys
 import time
 import types
 
@@ -1082,6 +1083,22 @@ def test_a_put_whose_answer_has_begun_is_not_sent_again_at_once(world):
     assert (len(world.opened), world.in_flight(), world.targets["a"].failures) == (1, [], 1)
 
 
+def test_the_time_for_an_answer_grows_by_what_moves(world):
+    """A line that carries MIN_THROUGHPUT is not cut off, whatever the size of the put; one that is slower is."""
+    world.warm_up("a")
+    put = PutRequest(dispatch_data.os.urandom(600000))
+    put.add(LogGroup("a0", 1, b"", b""))
+    world.loop.submit(Batch(put.log_groups, [(world.targets["a"], put)]))
+    world.turn(dispatch_data.RESPONSE_TIMEOUT + 59)
+    assert world.in_flight() == ["a0"]
+    for _ in range(3):
+        world.socket_of("a0").sendall(b"HTTP/1.1 100 Continue\r\nx: %s\r\n\r\n" % (b"x" * 9980))
+        world.turn(0.9)
+    assert world.in_flight() == ["a0"]
+    world.turn(5)
+    assert world.in_flight() == []
+
+
 def test_a_put_that_ran_out_of_time_is_not_sent_again_at_once(world, monkeypatch):
     forgotten = []
     monkeypatch.setattr(dispatch_data, "forget_unsent", forgotten.append)
@@ -1555,6 +1572,32 @@ def test_unmatched_ones_are_counted_as_far_as_the_batch_was_done_with(world, del
 
     assert delivery.run(batch, [end], others) == (3, 0)
     assert delivery.calls[-2:] == [("unmatched", "x1"), ("unmatched", "x2")]
+
+
+def test_targets_with_one_key_and_address_share_connections_and_all_share_the_files_that_may_be_open(monkeypatch):
+    config = {"endpoint": "sls.test", "access_key_id": "id", "access_key": "secret"}
+    configs = [logstore_config(logstore=name, **config) for name in "ab"]
+    configs.append(logstore_config(project="another-project", **config))
+    settings = types.SimpleNamespace(
+        targets=[TargetSettings(number, each, ()) for number, each in enumerate(configs)], source="source",
+        rejected_dir="", writers=10, merge_packs=False,
+    )  # fmt: skip
+    monkeypatch.setattr(PutLoop, "start", lambda _: None)
+    for budget, most in ((1000, 30), (7, 7)):
+        monkeypatch.setattr(dispatch_data, "connection_budget", lambda: budget)  # noqa: B023
+        delivery = dispatch_data.Delivery(settings, dispatch_data.CredentialSources())
+        clients = [target.client for target in delivery.targets.values()]
+        assert clients[0] is clients[1] is not clients[2]
+        assert (delivery.loop.max_in_flight, delivery.targets[0].max_in_flight) == (most, 10)
+
+
+def test_a_third_of_the_files_that_may_be_open_is_for_puts(monkeypatch):
+    limits = dispatch_data.resource.RLIM_INFINITY, 1024, 2
+    budgets = []
+    for soft in limits:
+        monkeypatch.setattr(dispatch_data.resource, "getrlimit", lambda _: (soft, soft))  # noqa: B023
+        budgets.append(dispatch_data.connection_budget())
+    assert budgets == [sys.maxsize, 341, 1]
 
 
 def test_log_groups_are_joined_unless_their_target_is_in_doubt(world, delivery):
