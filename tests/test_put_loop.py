@@ -285,6 +285,22 @@ def test_a_target_whose_batch_is_cancelled_before_its_turn_gets_another_turn(wor
     assert world.begun == ["a0", "b1"]
 
 
+def test_what_may_take_long_before_a_put_is_done_by_whoever_submits_the_batch(world):
+    """The first key, the CAs: the loop waits for neither, and a batch is none the less submitted where they fail."""
+    world.warm_up("a")
+    prepared = []
+
+    def prepare():
+        prepared.append(list(world.begun))
+        raise CallError("NoKey", "")
+
+    world.targets["a"].client.prepare = prepare
+    world.loop.submit(world.batch("a0 a1"))
+    assert prepared == [[]]
+    world.turn()
+    assert world.begun == ["a0", "a1"]
+
+
 # ---- its sleep
 
 
