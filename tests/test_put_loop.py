@@ -509,9 +509,11 @@ def test_a_target_that_takes_long_is_given_twice_as_long(clock, world):
     assert target.timeout == dispatch_data.MAX_RESPONSE_TIMEOUT
     world.submit("a0")
     assert world.tries["a0"][0].timeout == dispatch_data.MAX_RESPONSE_TIMEOUT
+    world.clock.now += 1
     world.answer("a0")
+    assert world.targets["a"].timeout == pytest.approx(2)
     world.submit("a1")
-    assert world.tries["a1"][0].timeout == dispatch_data.RESPONSE_TIMEOUT
+    assert world.tries["a1"][0].timeout == dispatch_data.RESPONSE_TIMEOUT, "but never less than this"
 
 
 def test_a_put_that_ran_out_of_time_gets_twice_as_much_the_next_time(world):
