@@ -1146,6 +1146,17 @@ def test_a_refused_token_is_the_one_that_the_put_was_signed_with(world):
     assert told == ["the first token"]
 
 
+@pytest.mark.parametrize(
+    "scheme, proxy, is_blocking",
+    [("https", "https", True), ("https", "http", False), ("http", "https", False), ("https", None, False)],
+)
+def test_only_tls_inside_of_tls_blocks(world, scheme, proxy, is_blocking):
+    client = world.targets["a"].client
+    client.origin = "%s://project.sls.test" % scheme
+    client.connection_factory.pool = types.SimpleNamespace(proxy=proxy and types.SimpleNamespace(scheme=proxy))
+    assert client.is_blocking == is_blocking
+
+
 def test_a_put_that_blocks_is_done_by_another_thread_or_ended_before_never_both(world):
     client, calls = world.targets["a"].client, []
     client.is_blocking = True
@@ -1158,7 +1169,9 @@ def test_a_put_that_blocks_is_done_by_another_thread_or_ended_before_never_both(
 
     client.round_trip = round_trip
     world.opener.is_held = True
+    client.idle_connections.append((world.connect(), world.clock.now))
     batch = world.submit("a0")
+    assert world.tries["a0"][0].connection is None, "one that is idle is for the thread to use"
     world.turn(3 * dispatch_data.CONNECT_TIMEOUT + 1)
     assert (world.in_flight(), world.targets["a"].failures) == ([], 1)
     world.opener.go_on()
