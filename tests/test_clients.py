@@ -23,6 +23,7 @@ from conftest import logstore_config
 from harness import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import ForeignAnswer, LocalLogService
 
+import dispatch_data
 from dispatch_data import (
     PUT_HEADERS,
     RESPONSE_TIMEOUT,
@@ -709,6 +710,26 @@ def test_puts_are_signed_byte_for_byte_as_the_sdk_signs_them(
             lean_lines, lines = lean_head.split(b"\r\n"), head.split(b"\r\n")
             assert (lean_lines[0], sorted(lean_lines), lean_body) == (lines[0], sorted(lines), plain_body)
             assert any(line.startswith(b"Authorization: " + begins) for line in lines)
+
+
+@pytest.mark.parametrize("region", ["", "cn-hangzhou"])
+def test_what_signatures_share_is_made_anew_for_another_key_second_and_day(clean_environment, region):
+    moment = [0]
+    fake = types.SimpleNamespace(**{name: getattr(time, name) for name in dir(time) if not name.startswith("_")})
+    fake.time = lambda: moment[0]
+    clean_environment.setattr(dispatch_data, "time", fake)
+
+    def client():
+        return PutClient(logstore_config(endpoint="sls.test", region=region, access_key_id="id", access_key="secret"))
+
+    lasting, requests, keys = client(), set(), [dispatch_data.AccessKey("id", secret, "") for secret in ("one", "two")]
+    for key, moment[0] in ((keys[0], 1.7e9), (keys[1], 1.7e9), (keys[1], 1.7e9 + 1), (keys[1], 1.7e9 + 86400)):
+        fresh = client()
+        fresh.credential_source.key = lasting.credential_source.key = key
+        sent = [one.put_log_raw(PROJECT, "nginx", dispatch_data.PutRequest(b"")).request for one in (lasting, fresh)]
+        assert sent[0] == sent[1]
+        requests.add(sent[0])
+    assert len(requests) == 4
 
 
 def test_the_sdk_s_client_still_leaves_trying_again_to_us(service, clean_environment):
