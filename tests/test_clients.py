@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import gc
 import http.client
+import itertools
 import pathlib
 import platform
 import random
@@ -22,6 +23,7 @@ from conftest import logstore_config
 from harness import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import ForeignAnswer, LocalLogService
 
+import dispatch_data
 from dispatch_data import (
     PUT_HEADERS,
     RESPONSE_TIMEOUT,
@@ -392,11 +394,88 @@ def test_an_answer_means_the_same_wherever_it_is_split(answer):
     assert is_last or (b"Connection: close" not in answer and status == 200)
 
 
+def test_the_usual_answer_and_what_only_looks_like_it_are_told_apart():
+    """What is accepted at a glance means what it would mean if it were read, as each with two blanks is."""
+    heads = ["x-log-requestid: 1"], []
+    lengths = [], ["Content-Length: 0"], ["Content-Length: 5"], ["Content-Length: 0", "Content-Length: 5"]
+    codings = [], ["Transfer-Encoding: chunked"]
+    connections = [], ["Connection: close"], ["Connection: keep-alive"], ["Connection: keep-alive, close"]
+    bodies = b"", b"x", b"login", b"0\r\n\r\n", WHOLE_ANSWERS["accepted"]
+    starts = b"HTTP/1.1 200 OK", b"HTTP/1.1  200 OK"
+    for id_, length, coding, connection in itertools.product(heads, lengths, codings, connections):
+        head = "\r\n".join(["", *id_, *length, *coding, *connection, "", ""]).encode()
+        for body, is_closed in itertools.product(bodies, (False, True)):
+            usual, other = (outcome_of(start + head + body, is_closed) for start in starts)
+            if isinstance(usual, tuple):
+                is_whole = length == ["Content-Length: %d" % len(body)]
+                is_kept = is_whole and not coding and connection in ([], ["Connection: keep-alive"])
+                assert usual[2] != is_kept, (head, body, is_closed)
+                usual, other = usual[:2], other[:2]
+            assert usual == other, (head, body, is_closed)
+
+
+def outcome_of(answer, is_closed):
+    """(body, is it of the service, is it the last) of an answer, or what it raises; None where more has to come."""
+    with put_over_a_pair_of_sockets() as (put, there):
+        there.sendall(answer)
+        if is_closed:
+            there.shutdown(socket.SHUT_WR)
+        try:
+            response = put.receive()
+        except (OSError, http.client.HTTPException) as error:
+            return type(error)
+    return response and (response.body.decode(), "x-log-requestid" in response.headers, response.is_last)
+
+
 def test_what_comes_beyond_an_answer_is_not_taken_for_that_of_the_next_put():
     with put_over_a_pair_of_sockets() as (put, there):
         there.sendall(WHOLE_ANSWERS["accepted"] * 2)
         response = put.receive()
         assert (response.status, response.is_last) == (200, True)
+
+
+class Pieces(ssl.SSLSocket):
+    """A TLS connection over which these come; exceptions are raised. It takes a byte at a time, or raises as well."""
+
+    def __init__(self, *pieces, when_sent=()):
+        self.pieces, self.when_sent, self.sent = list(pieces), list(when_sent), b""
+
+    def recv(self, *_):
+        piece = self.pieces.pop(0)
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    def send(self, data):
+        if self.when_sent and len(self.sent) == 3:
+            raise self.when_sent.pop(0)
+        self.sent += bytes(data[:1])
+        return 1
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.parametrize("answer", ["accepted", "accepted, in chunks", "a portal"])
+def test_all_that_a_tls_connection_holds_is_taken_at_once_its_end_too(answer, is_closed):
+    """No selector shows what it holds."""
+    client = PutClient(logstore_config(endpoint="sls.test", access_key_id="id", access_key="secret"))
+    put, text = PutInFlight(client, b"", ""), WHOLE_ANSWERS[answer]
+    end = b"" if is_closed else ssl.SSLWantReadError()
+    put.use(types.SimpleNamespace(sock=Pieces(text[:20], text[20:], end)), is_fresh=True)
+    response = put.receive()
+    assert response.status == 200
+    assert not put.sock.pieces
+    assert response.is_last or (answer != "accepted, in chunks" and not is_closed)
+
+
+@pytest.mark.parametrize("wait", [ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError])
+def test_a_put_goes_on_where_its_connection_took_no_more(wait):
+    client = PutClient(logstore_config(endpoint="sls.test", access_key_id="id", access_key="secret"))
+    put = PutInFlight(client, b"request", "")
+    put.use(types.SimpleNamespace(sock=Pieces(when_sent=[wait()])), is_fresh=True)
+    assert not put.send()
+    assert put.sock.sent == b"req"
+    assert put.send()
+    assert put.sock.sent == b"request"
 
 
 class EndlessAnswer(ssl.SSLSocket):
@@ -625,6 +704,26 @@ def test_puts_are_signed_byte_for_byte_as_the_sdk_signs_them(
             lean_lines, lines = lean_head.split(b"\r\n"), head.split(b"\r\n")
             assert (lean_lines[0], sorted(lean_lines), lean_body) == (lines[0], sorted(lines), plain_body)
             assert any(line.startswith(b"Authorization: " + begins) for line in lines)
+
+
+@pytest.mark.parametrize("region", ["", "cn-hangzhou"])
+def test_what_signatures_share_is_made_anew_for_another_key_second_and_day(clean_environment, region):
+    moment = [0]
+    fake = types.SimpleNamespace(**{name: getattr(time, name) for name in dir(time) if not name.startswith("_")})
+    fake.time = lambda: moment[0]
+    clean_environment.setattr(dispatch_data, "time", fake)
+
+    def client():
+        return PutClient(logstore_config(endpoint="sls.test", region=region, access_key_id="id", access_key="secret"))
+
+    lasting, requests, keys = client(), set(), [dispatch_data.AccessKey("id", secret, "") for secret in ("one", "two")]
+    for key, moment[0] in ((keys[0], 1.7e9), (keys[1], 1.7e9), (keys[1], 1.7e9 + 1), (keys[1], 1.7e9 + 86400)):
+        fresh = client()
+        fresh.credential_source.key = lasting.credential_source.key = key
+        sent = [one.put_log_raw(PROJECT, "nginx", dispatch_data.PutRequest(b"")).request for one in (lasting, fresh)]
+        assert sent[0] == sent[1]
+        requests.add(sent[0])
+    assert len(requests) == 4
 
 
 def test_the_sdk_s_client_still_leaves_trying_again_to_us(service, clean_environment):
