@@ -1787,29 +1787,28 @@ class TrustedCAs:
         system = ssl.get_default_verify_paths()
         self.watched = [path] if path else [one for one in (system.cafile, system.capath) if one]
         self.lock = threading.Lock()  # over:
-        self.loaded: ssl.SSLContext | None = None  # one for all connections: to read takes 20 ms, to keep half a MB
-        self.state: Sequence[tuple[int, ...]] = ()  # of what is watched, when that was loaded
+        self.loaded: Any = None  # an SSLContext, one for all connections: to read takes 20 ms, to keep half a MB
+        self.state: list[Any] | None = None  # of what is watched, when that was loaded; None: it is to be read again
         self.loaded_at = 0.0  # by the monotonic clock
-        self.is_doubtful = False
 
     def context(self) -> ssl.SSLContext:
-        """For a new connection. Where what has changed can't be read, those before go on as long as they will do; else
-        raises CallError."""
+        """For a new connection. Where what has changed can't be read, those before go on, unless they were in doubt;
+        else raises CallError."""
         with self.lock:
             try:
                 state = [(it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns) for it in map(os.stat, self.watched)]
-                if not self.loaded or self.is_doubtful or state != self.state:
+                if state != self.state:
                     self.loaded, self.state, self.loaded_at = load_cas(self.path), state, time.monotonic()
-                    self.is_doubtful = False
             except (OSError, ValueError) as error:
-                if not self.loaded or self.is_doubtful:
+                if self.state is None:
                     raise CallError("CAsUnreadable", str(error)) from error
             return self.loaded
 
     def doubt(self) -> None:
         """Takes note of a certificate that they don't vouch for."""
         with self.lock:
-            self.is_doubtful |= time.monotonic() - self.loaded_at > self.REREAD_INTERVAL
+            if time.monotonic() - self.loaded_at > self.REREAD_INTERVAL:
+                self.state = None
 
 
 class ConnectionFactory:
