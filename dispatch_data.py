@@ -1233,7 +1233,7 @@ class CallError(Exception):
                 error = json.loads(body)
                 return cls(str(error["errorCode"]), str(error["errorMessage"]), status)
         beginning = escape_for_log(body[: Redactor.MAX_LENGTH].decode("utf-8", "replace"), 100)
-        text = "%s %s" % (headers.get("Content-Type", ""), beginning)
+        text = "%s %s" % (headers.get("content-type", ""), beginning)
         return cls("RequestEntityTooLarge" if status == 413 else "NotTheService", text.strip(), status)
 
     def is_transient(self) -> bool:
@@ -1748,6 +1748,9 @@ class CredentialSources:
 
 # ---- the service: connections and calls ------------------------------------------------------------------------------
 
+# What else opening a connection, sending a request and reading its answer may raise than CallError.
+NETWORK_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)
+
 
 def forget_unsent(sock: socket.socket) -> None:
     """Has the kernel forget, once a socket is closed, what it has not sent: else a put or a checkpoint that was given
@@ -1953,12 +1956,12 @@ class ResponseReader(io.BufferedReader):
 
 
 class Response(NamedTuple):
-    """One answer. `is_last`: its connection can't be used again, as after anything but a whole 200."""
+    """One answer."""
 
     status: int
     body: bytes
-    headers: Mapping[str, str]
-    is_last: bool
+    headers: Mapping[str, str]  # names in lower case; of one that comes twice the first, but both of the service's
+    is_last: bool  # its connection can't be used again, as after anything but a whole 200
 
 
 def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, str]], None] | None = None) -> Response:
@@ -1973,11 +1976,12 @@ def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, st
         response.begin()
     if response.status != 200:
         stream.limit = min(stream.limit, MAX_ANSWER_BYTES)  # an error is short, whatever was asked for
-    headers: Any = requests.structures.CaseInsensitiveDict()
-    for name, value in response.headers.items():
-        # Of one of the service's that comes twice both are kept, so that checks of it fail; of others the first counts.
-        is_one_more = name in headers and name.lower().startswith("x-log-")
-        headers[name.lower()] = "%s, %s" % (headers[name], value) if is_one_more else headers.get(name, value)
+    headers: dict[str, str] = {}
+    for name, value in ((name.lower(), value) for name, value in response.headers.items()):
+        if name not in headers:
+            headers[name] = value
+        elif name.startswith("x-log-"):  # one of the service's that comes twice: so that checks of it fail
+            headers[name] += ", " + value
     if before_body and response.status == 200:
         before_body(headers)
     return Response(response.status, response.read(), headers, response.status != 200 or response.will_close)
@@ -1996,8 +2000,6 @@ def check_pull(response: Response, shard: str) -> None:
 
 
 ANSWERED_TOO_EARLY = "an answer 200 before the request was sent whole"
-# What else opening a connection, sending a request and reading the answer may raise than CallError.
-NETWORK_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 
 def answer_time(request: bytes, seconds: float) -> float:
@@ -2014,10 +2016,11 @@ def is_reusable(connection: Any, since: float) -> bool:
 
 
 class CallContext(threading.local):
-    """What goes by LogClient, which stands between a call and `_getHttpResponse`: each thread has its own."""
+    """What LogstoreApi and `_getHttpResponse` have to tell each other of a call, for LogClient, which stands between
+    them, hands no such things on. Each thread has its own."""
 
     before_body: Callable[[Mapping[str, str]], None] | None = None  # of a pull, see read_response
-    sent = 0.0  # when the last call was, by the clock of leases
+    sent = 0.0  # when the call was sent, by the clock of leases
     has_answer = False  # the service has answered it
 
 
@@ -2089,7 +2092,7 @@ class PooledLogClient(LogClient):
         self.judge(response, url.endswith("/shards/lb"), headers.get("x-acs-security-token", ""))
         if is_pull:
             check_pull(response, url.rpartition("/")[2])
-        self.last_date = response.headers.get("Date") or "", time.monotonic()
+        self.last_date = response.headers.get("date", ""), time.monotonic()
         self.of_thread.has_answer = True
         return response.status, response.body, response.headers
 
@@ -2209,15 +2212,15 @@ class PutInFlight:
         """`timeout`: seconds for the answer, no less than the client's."""
         self.client, self.request, self.token = client, request, token
         self.timeout = max(timeout, client.response_timeout)
-        self.claimed = threading.Lock()  # by whoever sends a put that blocks, or ends it
+        self.claimed = threading.Lock()  # once, and never released
         self.need_connection()
 
     def claim(self) -> bool:
-        """Whether the calling thread is the first to do so."""
+        """For whoever sends a put that blocks, or ends it: whether the calling thread is the first."""
         return self.claimed.acquire(blocking=False)
 
     def need_connection(self) -> None:
-        """Has none: one is to be opened."""
+        """Has none from now on: one is to be opened."""
         self.connection: Any = None
         self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT
 
@@ -2387,6 +2390,13 @@ class PullResult(NamedTuple):
         return "%d-%d" % (self.shard, cursor_position(self.next_cursor) - len(self.log_groups) + index)
 
 
+def is_list(answer: object, **types: Any) -> bool:
+    """Whether it is a list of objects with fields of these types."""
+    return isinstance(answer, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in types.items()) for one in answer
+    )
+
+
 class LogstoreApi:
     """The calls for one logstore, each tried once, its answer held to the form it must have; else CallError."""
 
@@ -2410,11 +2420,11 @@ class LogstoreApi:
             raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(error), 100)) from error
 
     @staticmethod
-    def validate(shown: Any, is_valid: object) -> Any:
-        """Returns `shown`, an answer or a word about it, if the answer is valid; else it is shown in a CallError."""
+    def validate(answer: Any, is_valid: object) -> Any:
+        """Returns the answer if it is valid; else raises CallError, which shows it."""
         if not is_valid:
-            raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(shown), 100))
-        return shown
+            raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(answer), 100))
+        return answer
 
     def list_shards(self) -> list[dict[str, Any]]:
         """ListShards: shardID and status ("readwrite" or "readonly") of each, at least one."""
@@ -2443,7 +2453,7 @@ class LogstoreApi:
         """
 
         def before_body(headers: Mapping[str, str]) -> None:
-            texts = [headers.get(name, "") for name in ("x-log-bodyrawsize", "Content-Length", "x-log-count")]
+            texts = [headers.get(name, "") for name in ("x-log-bodyrawsize", "content-length", "x-log-count")]
             size, length, announced = [int(text) if re.fullmatch("[0-9]{1,9}", text) else 0 for text in texts]
             if make_room:
                 make_room(min(size, MAX_PULL_BYTES) + length, max(1, announced))
@@ -2453,22 +2463,20 @@ class LogstoreApi:
             response = self.call(self.client.pull_logs, shard, cursor, count, end)
         finally:
             self.client.of_thread.before_body = None
-        next_cursor = response.get_next_cursor()
+        next_cursor, announced = response.get_next_cursor(), response.get_loggroup_count()
+        position, next_position = cursor_position(cursor), cursor_position(next_cursor)
         try:
-            log_groups = log_groups_of(response)  # as many bytes as x-log-bodyrawsize says
-            # x-log-count is that of the LogGroups, as the SDK's get_loggroup_count has it.
-            announced = response.get_loggroup_count()
+            log_groups = log_groups_of(response)
             if len(log_groups) != announced:
-                raise ValueError(f"a pull of {len(log_groups)} LogGroups, announced as {announced}")
+                raise ValueError("a pull of %d LogGroups, announced as %d" % (len(log_groups), announced))
+            if next_position < 0:
+                raise ValueError("the next cursor is none: %s" % escape_for_log(next_cursor, 60))
             # Between any two LogGroups there is a cursor, for `count` may be 1: so many of them move it at least as
             # far. It may move farther, over positions that have none, a gap or what retention has dropped. A cache or a
             # proxy in confusion may give the answer of an earlier pull, which would lead back, or of a larger one.
-            moved = cursor_position(next_cursor) - cursor_position(cursor)
-            if cursor_position(next_cursor) < 0:
-                raise ValueError("the next cursor is none: %s" % escape_for_log(next_cursor, 60))
-            if moved < len(log_groups) or len(log_groups) > count:
-                words = f"{len(log_groups)} LogGroups from {cursor} to {next_cursor}"
-                raise ValueError("an answer to another pull: " + words)
+            if next_position - position < len(log_groups) or len(log_groups) > count:
+                words = len(log_groups), cursor, next_cursor
+                raise ValueError("an answer to another pull: %d LogGroups from %s to %s" % words)
         except ValueError as error:
             raise CallError("UnreadablePull", "shard %d: %s" % (shard, error)) from error
         return PullResult(log_groups, response.get_raw_size(), next_cursor, shard)
@@ -2487,7 +2495,7 @@ class LogstoreApi:
         """CreateConsumerGroup; `timeout` in seconds. Shards that a split makes are handed out at once."""
         self.call(self.client.create_consumer_group, name, timeout, False)
 
-    def checkpoints(self, group: str, shard: int = -1) -> dict[int, dict[str, Any]]:
+    def get_checkpoints(self, group: str, shard: int = -1) -> dict[int, dict[str, Any]]:
         """GetCheckPoint of every shard or of one: checkpoint (as it was saved, a cursor or not), updateTime (unix
         microseconds), consumer."""
         entries = self.call(self.client.get_check_point, group, shard).get_consumer_group_check_points()
@@ -2505,13 +2513,6 @@ class LogstoreApi:
         """HeartBeat: tells the shards that are held, returns those that may be."""
         held = self.call(self.client.heart_beat, group, consumer, list(shards)).get_shards()
         return self.validate(held, isinstance(held, list) and all(isinstance(shard, int) for shard in held))
-
-
-def is_list(answer: object, **types: Any) -> bool:
-    """Whether it is a list of objects with fields of these types."""
-    return isinstance(answer, list) and all(
-        isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in types.items()) for one in answer
-    )
 
 
 class ThreadPool(concurrent.futures.ThreadPoolExecutor):
@@ -2568,14 +2569,14 @@ def read_shard_status(
 
     `mapper` is `map`, or an executor's to ask of many at a time. Raises CallError.
     """
-    entries = logstore.checkpoints(group)
+    entries = logstore.get_checkpoints(group)
     shards = [shard for shard in logstore.list_shards() if only is None or shard["shardID"] in only]
     statuses = mapper(lambda shard: probe_shard(logstore, shard, entries.get(shard["shardID"], {})), shards)
     return sorted(statuses, key=lambda status: status.shard)
 
 
 def probe_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[str, Any]) -> ShardStatus:
-    """Asks of one shard, as LogstoreApi.list_shards has it; `entry` is of LogstoreApi.checkpoints. Raises CallError.
+    """Asks of one shard, as LogstoreApi.list_shards has it; `entry` is of `get_checkpoints`. Raises CallError.
 
     A shard that holds no log has nothing left to deliver, with a checkpoint, an expired one or none. With logs and no
     checkpoint nobody knows how far behind it is: where it begins is decided when a copy first gets it.
@@ -2634,7 +2635,7 @@ class Drain:
     def look(self, logstore: LogstoreApi, group: str) -> None:
         """Finds what is left. Raises CallError."""
         statuses = {shard["shardID"]: shard["status"] for shard in logstore.list_shards()}
-        checkpoints = logstore.checkpoints(group)
+        checkpoints = logstore.get_checkpoints(group)
         left: dict[int, int] = {}
         for shard in sorted(statuses.keys() & self.ends.keys()):  # one that is gone has taken all its logs with it
             checkpoint = checkpoints.get(shard, {}).get("checkpoint") or ""
@@ -2733,13 +2734,13 @@ def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
     if groups is None:
         text = ", could not verify the consumer group, for the key may not list them"
         try:
-            return text, has_checkpoints(logstore.checkpoints(name))
+            return text, has_checkpoints(logstore.get_checkpoints(name))
         except CallError as error:
             if error.code != "ConsumerGroupNotExist":
                 raise
             return text, False
     if name in groups:
-        checkpoints = logstore.checkpoints(name)
+        checkpoints = logstore.get_checkpoints(name)
         remarks = group_warnings(groups[name], checkpoints, settings.heartbeat_interval)
         return "; ".join([", consumer group %s exists" % name, *remarks]), has_checkpoints(checkpoints)
     full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
@@ -2747,7 +2748,7 @@ def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
 
 
 def unreadable_checkpoint(shard: int, entry: Mapping[str, Any]) -> CallError:
-    """What there is to say of a checkpoint that is no cursor, an entry of LogstoreApi.checkpoints."""
+    """What there is to say of a checkpoint that is no cursor, an entry of LogstoreApi.get_checkpoints."""
     text, by = escape_for_log(entry["checkpoint"], 60), escape_for_log(entry.get("consumer") or "nobody", 70)
     return CallError("UnreadableCheckPoint", f"the checkpoint of shard {shard} is no cursor: {text}, saved by {by}")
 
@@ -4101,13 +4102,13 @@ class ShardConsumer:
         member.former.pop(shard, None)
 
     def was_last_to_save(self, entry: Mapping[str, Any]) -> bool:
-        """Whether nobody has saved or set a checkpoint since this did: by an entry of LogstoreApi.checkpoints."""
+        """Whether nobody has saved or set a checkpoint since this did: by an entry of LogstoreApi.get_checkpoints."""
         checkpoint, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
         is_own = by == self.consumer.name_in_group and checkpoint in (self.checkpoint, *self.unanswered)
         return is_own or self.seen == (entry.get("updateTime") or 0, checkpoint)
 
     def note_entry(self, entry: Mapping[str, Any]) -> tuple[str, bool]:
-        """The checkpoint in an entry of LogstoreApi.checkpoints, and whether it is later than the last one seen."""
+        """The checkpoint in an entry of LogstoreApi.get_checkpoints, and whether it is later than the last one seen."""
         found = entry.get("updateTime") or 0, entry.get("checkpoint") or ""
         is_news = found != self.seen and found[0] >= self.seen[0]
         if is_news:
@@ -4123,7 +4124,7 @@ class ShardConsumer:
         then, nobody or still this consumer, its pages don't say.
         """
         self.next_look = time.monotonic() + self.consumer.heartbeat.interval
-        entry = self.source.checkpoints(self.member.group, self.shard).get(self.shard, {})
+        entry = self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
         found, is_news = self.note_entry(entry)
         by, own_name = entry.get("consumer") or "", self.consumer.name_in_group
         is_own = found == self.checkpoint or (by == own_name and found in self.unanswered)
@@ -4208,7 +4209,7 @@ class ShardConsumer:
         pull = self.pull_from(oldest, count)
         saved, arrived = "an unknown time", "now"
         with contextlib.suppress(CallError, KeyError):
-            saved = format_local(self.source.checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
+            saved = format_local(self.source.get_checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
             arrived = format_local(self.source.arrival_time(self.shard, oldest))
         log.error(
             "%s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from then on "
@@ -4720,7 +4721,7 @@ class GroupMember(threading.Thread):
     def find_group_start(self, group: Any) -> None:
         """Finds when the group began, and tells what there is to say of it: an SDK's ConsumerGroupEntity, or None.
         Raises CallError, Cancelled."""
-        checkpoints = self.source.checkpoints(self.group)
+        checkpoints = self.source.get_checkpoints(self.group)
         for line in group_warnings(group, checkpoints, self.settings.heartbeat_interval) if group else ():
             log.warning("%s: %s", self.subject, line)
         if self.is_older_than_group:
@@ -4750,7 +4751,7 @@ class GroupMember(threading.Thread):
         end = time.monotonic() + self.FIRST_CHECKPOINT_TIMEOUT
         while not has_checkpoints(checkpoints) and time.monotonic() < end:
             self.soft_stop.sleep(1.0)
-            checkpoints = self.source.checkpoints(self.group)
+            checkpoints = self.source.get_checkpoints(self.group)
         return checkpoints
 
     def start_by_names(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> int:
@@ -4775,7 +4776,7 @@ class GroupMember(threading.Thread):
         with self.lock:
             began = time.monotonic()
             if self.checkpoints_read < moment:
-                self.checkpoints, self.checkpoints_read = self.source.checkpoints(self.group), began
+                self.checkpoints, self.checkpoints_read = self.source.get_checkpoints(self.group), began
             return self.checkpoints
 
     def first_cursor(self, shard: int) -> str:
@@ -4825,7 +4826,7 @@ class GroupMember(threading.Thread):
         consumer, held = self.consumer, self.held_shards()
         if not consumer:
             return
-        entries = self.source.checkpoints(self.group)
+        entries = self.source.get_checkpoints(self.group)
         recent = self.source.client.server_time() - max(consumer.heartbeat.group_timeout, self.RECENT_SAVE)
         others = [entry for shard, entry in entries.items() if shard not in held]
         names = {entry.get("consumer") or "" for entry in others if (entry.get("updateTime") or 0) / 1e6 > recent}

@@ -569,7 +569,7 @@ def test_a_checkpoint_of_a_copy_that_does_not_hold_the_shard_is_refused(service,
     holder.update_check_point(PROJECT, SOURCE, GROUP, 2, end, "holder", False)
     with pytest.raises(CallError, match="ConsumerNot"):
         source.save_checkpoint(GROUP, "another", 2, source.get_cursor(2, "begin"))
-    assert source.checkpoints(GROUP)[2]["checkpoint"] == end
+    assert source.get_checkpoints(GROUP)[2]["checkpoint"] == end
 
 
 # ---- what dispatch_data.py overrides in the SDK: these fail when a new release changes it
