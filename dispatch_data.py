@@ -2278,8 +2278,8 @@ class PutClient(PooledLogClient):
     def __init__(self, config: LogstoreConfig, credential_source: CredentialSource | None = None) -> None:
         super().__init__(config, credential_source)
         self.host, self.region = "%s.%s" % (config.project, self._logHost), config.region
-        self.key: AccessKey | None = None  # by which `hmac` was made
-        self.scope, self.hmac = "", hmac.new(b"", digestmod=hashlib.sha1)  # in version 4 each day has one
+        self.key: AccessKey | None = None  # that `signing_key` was made of, for this scope: each day has one
+        self.scope, self.signing_key = "", b""  # in version 4
         self.second, self.date = 0, ""  # the time in unix seconds, and as signatures have it
         self.heads: dict[str, bytes] = {}  # resource -> the beginning of its requests
         self.unopened: deque[PutInFlight] = deque()  # those that wait for a connection to be opened
@@ -2317,7 +2317,7 @@ class PutClient(PooledLogClient):
                 headers["x-log-signaturemethod"] = "hmac-sha1"
             self.heads[resource] = self.factory.request("POST", resource, headers, b"")[:-2]
         token = key.security_token or ""
-        # What both versions sign, but for their own, which is after it in the alphabet.
+        # The headers that both versions sign, in the order of the alphabet; their own come after these.
         signed = "%sx-log-apiversion:%s\nx-log-bodyrawsize:%d\nx-log-compresstype:lz4\n"
         signed %= "x-acs-security-token:%s\n" % token if token else "", API_VERSION, size
         signature = (self.sign_v4 if self.region else self.sign_v1)(key, resource, signed, body)
@@ -2327,13 +2327,10 @@ class PutClient(PooledLogClient):
 
     def sign_v1(self, key: AccessKey, resource: str, signed: str, body: bytes) -> str:
         """The header lines of the signature."""
-        if key is not self.key:
-            self.key, self.hmac = key, hmac.new(key.access_key_secret.encode(), digestmod=hashlib.sha1)
         md5 = hashlib.md5(body).hexdigest().upper()  # noqa: S324 - the protocol's
         text = "POST\n%s\napplication/x-protobuf\n%s\n%sx-log-signaturemethod:hmac-sha1\n%s"
-        signer = self.hmac.copy()
-        signer.update((text % (md5, self.date, signed, resource)).encode())
-        signature = base64.b64encode(signer.digest()).decode()
+        text %= md5, self.date, signed, resource
+        signature = base64.b64encode(hmac.digest(key.access_key_secret.encode(), text.encode(), "sha1")).decode()
         lines = "Content-MD5: %s\r\nDate: %s\r\nx-log-date: %s\r\nAuthorization: LOG %s:%s\r\n"
         return lines % (md5, self.date, self.date, key.access_key_id, signature)
 
@@ -2341,10 +2338,9 @@ class PutClient(PooledLogClient):
         """The same of version 4."""
         scope = "%s/%s/sls/aliyun_v4_request" % (self.date[:8], self.region)
         if key is not self.key or scope != self.scope:
-            self.key, self.scope, secret = key, scope, b"aliyun_v4" + key.access_key_secret.encode()
-            for word in scope.split("/"):
-                secret = hmac.new(secret, word.encode(), hashlib.sha256).digest()
-            self.hmac = hmac.new(secret, digestmod=hashlib.sha256)
+            self.key, self.scope, self.signing_key = key, scope, b"aliyun_v4" + key.access_key_secret.encode()
+            for part in scope.split("/"):
+                self.signing_key = hmac.digest(self.signing_key, part.encode(), "sha256")
         sha256, names = hashlib.sha256(body).hexdigest(), "x-acs-security-token;" if key.security_token else ""
         canonical = (
             "POST\n%s\n\ncontent-type:application/x-protobuf\nhost:%s\n%sx-log-content-sha256:%s\nx-log-date:%s\n\n"
@@ -2352,13 +2348,12 @@ class PutClient(PooledLogClient):
             % (resource, self.host, signed, sha256, self.date, names, sha256)
         )  # fmt: skip
         text = "SLS4-HMAC-SHA256\n%s\n%s\n%s" % (self.date, scope, hashlib.sha256(canonical.encode()).hexdigest())
-        signer = self.hmac.copy()
-        signer.update(text.encode())
+        signature = hmac.digest(self.signing_key, text.encode(), "sha256").hex()
         lines = (
             "x-log-content-sha256: %s\r\nx-log-date: %s\r\n"
             "Authorization: SLS4-HMAC-SHA256 Credential=%s/%s,Signature=%s\r\n"
         )
-        return lines % (sha256, self.date, key.access_key_id, scope, signer.hexdigest())
+        return lines % (sha256, self.date, key.access_key_id, scope, signature)
 
 
 def cursor_position(cursor: str) -> int:
