@@ -88,7 +88,7 @@ What is private to others, or theirs and replaced here; the test goes red when a
     urllib3.HTTPSConnectionPool._new_conn, ._prepare_proxy, requests' HTTPAdapter.get_connection_with_tls_context
                               ConnectionFactory opens connections as requests does: test_proxies.py
     _signal                   what signal is made of, for that imports enough to be interrupted: test_starting.py
-    http.client.HTTPResponse  reads from a DeadlineStream: test_answers.py
+    http.client.HTTPResponse  reads from a ResponseReader: test_answers.py
     concurrent.futures.ThreadPoolExecutor._adjust_thread_count, ._threads
                               ThreadPool's goes on with the threads that there are
                               test_tasks_wait_for_the_threads_that_there_are
@@ -1764,7 +1764,7 @@ class Deadline:
     the operating system two: so an open connection has none, and the watchdog ends those whose deadline has passed."""
 
     def __init__(self, connection: Any, seconds: float) -> None:
-        self.connection, self.time = connection, time.monotonic() + seconds
+        self.connection, self.end = connection, time.monotonic() + seconds
 
     def __enter__(self) -> Deadline:
         watchdog.deadlines.add(self)
@@ -1774,10 +1774,10 @@ class Deadline:
         watchdog.deadlines.discard(self)
 
     def is_over(self) -> bool:
-        return time.monotonic() > self.time
+        return time.monotonic() > self.end
 
     def abort(self) -> None:
-        """Ends the connection under the thread that waits for it, and then closes it: called by the watchdog's."""
+        """Called by the watchdog's thread: ends the connection under the one that waits for it, which closes it."""
         sock = self.connection.sock
         if sock:
             with contextlib.suppress(OSError):
@@ -1850,8 +1850,8 @@ class ConnectionFactory:
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
         """The request as it is sent."""
-        lines = ["%s: %s\r\n" % pair for sent in (headers, self.headers) for pair in sent.items()]
-        return ("%s %s%s HTTP/1.1\r\n%s\r\n" % (method, self.url_prefix, path, "".join(lines))).encode("latin-1") + body
+        lines = "".join("%s: %s\r\n" % pair for pair in {**headers, **self.headers}.items())
+        return ("%s %s%s HTTP/1.1\r\n%s\r\n" % (method, self.url_prefix, path, lines)).encode("latin-1") + body
 
     def connect(self, seconds: float) -> Any:
         """A new HTTPConnection, open, with so much time for each address that the host has. Raises NETWORK_ERRORS, and
@@ -1902,15 +1902,15 @@ class ResponseStream(io.RawIOBase):
 class DeadlineStream(ResponseStream):
     """Waits for what comes over a connection, until a deadline, which all that comes moves: MIN_THROUGHPUT decides."""
 
-    def __init__(self, sock: socket.socket, deadline: Deadline, limit: int) -> None:
-        self.sock, self.deadline, self.limit = sock, deadline, limit
+    def __init__(self, deadline: Deadline, limit: int) -> None:
+        self.sock, self.deadline, self.limit = deadline.connection.sock, deadline, limit
 
     def receive(self, buffer: Any) -> int:
         """Raises OSError, TimeoutError when the deadline has passed."""
         count = self.sock.recv_into(buffer)
         if not count and self.deadline.is_over():
             raise TimeoutError("timed out")  # for an answer without a length this would be its end
-        self.deadline.time += count / MIN_THROUGHPUT
+        self.deadline.end += count / MIN_THROUGHPUT
         return count
 
 
@@ -2118,7 +2118,7 @@ class PooledLogClient(LogClient):
         idle = self.take_idle() if may_reuse else None
         connection: Any = idle or self.factory.connect(self.connect_timeout)
         deadline = Deadline(connection, answer_time(request, seconds))
-        stream = DeadlineStream(connection.sock, deadline, limit)
+        stream = DeadlineStream(deadline, limit)
         is_kept, is_sent = False, True
         try:
             with deadline:
@@ -2253,8 +2253,8 @@ class PutInFlight:
                     break
         if self.sent < len(self.request) and INTERIM_ANSWERS.sub(b"", self.received):
             self.is_early = True  # even if the rest is sent later
-        if not self.is_early and is_usual_acceptance(self.received):
-            return PUT_ACCEPTED._replace(is_last=True) if is_end else PUT_ACCEPTED
+        if not (self.is_early or is_end) and is_usual_acceptance(self.received):
+            return PUT_ACCEPTED
         try:
             response = read_response(ReceivedStream(self.received, is_end))
         except NeedsMore:
@@ -2280,7 +2280,7 @@ class PutClient(PooledLogClient):
         self.host, self.region = "%s.%s" % (config.project, self._logHost), config.region
         self.key: AccessKey | None = None  # that `signing_key` was made of, for this scope: each day has one
         self.scope, self.signing_key = "", b""  # in version 4
-        self.second, self.date = 0, ""  # the time in unix seconds, and as signatures have it
+        self.second, self.date = 0, ""  # the time in unix seconds, and as signatures spell it
         self.heads: dict[str, bytes] = {}  # resource -> the beginning of its requests
         self.unopened: deque[PutInFlight] = deque()  # those that wait for a connection to be opened
         self.opening = 0  # that are being opened
