@@ -2047,10 +2047,9 @@ class PooledLogClient(LogClient):
         """Without a `credential_source` it has its own. `response_timeout` is in seconds; None is RESPONSE_TIMEOUT, and
         more for what has run out of that."""
         self.credential_source = credential_source or CredentialSource(config).start()
-        version = AUTH_VERSION_4 if config.region else AUTH_VERSION_1
         super().__init__(
-            config.endpoint, None, None, None, "dispatch_data", version, config.region,
-            credentials_provider=self.credential_source,
+            config.endpoint, None, None, None, "dispatch_data", AUTH_VERSION_4 if config.region else AUTH_VERSION_1,
+            config.region, credentials_provider=self.credential_source,
         )  # fmt: skip
         # The SDK's switches the process's locale for the Date of each request, which costs as much as compressing it.
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
@@ -2181,6 +2180,7 @@ class PooledLogClient(LogClient):
         return time.time()
 
 
+# What may come before an answer, such as 103 Early Hints.
 INTERIM_ANSWERS = re.compile(rb"\A(?:HTTP/1\.1 1[0-9][0-9][ \r].*?\r\n\r\n)+", re.DOTALL)
 PUT_ACCEPTED = Response(200, b"", {REQUEST_ID: ""}, is_last=False)
 
@@ -2220,7 +2220,7 @@ class PutInFlight:
         return self.claimed.acquire(blocking=False)
 
     def need_connection(self) -> None:
-        """Has none from now on: one is to be opened."""
+        """Has none from now on: one is to be opened, until the deadline."""
         self.connection: Any = None
         self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT
 
