@@ -1976,6 +1976,7 @@ def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, st
         response.begin()
     if response.status != 200:
         stream.limit = min(stream.limit, MAX_ANSWER_BYTES)  # an error is short, whatever was asked for
+    stream.check_size(response.length or 0)  # up to Python 3.9 http.client reads a body in pieces
     headers: dict[str, str] = {}
     for name, value in ((name.lower(), value) for name, value in response.headers.items()):
         if name not in headers:
