@@ -73,9 +73,12 @@ What is private to others, or theirs and replaced here; the test goes red when a
     aliyun.log.LogClient._getHttpResponse
                               PooledLogClient's: requests costs four times as much, and the SDK repeats what fails
                               test_the_sdk_s_client_still_sends_through_the_method_we_override
-    aliyun.log.LogClient._logHost, ._endpoint, .http_type, aliyun.log.auth.AuthV1, .AuthV4
+    aliyun.log.LogClient._logHost, aliyun.log.auth.AuthV1, .AuthV4
                               PutClient signs as they do, and what many puts share once
                               test_puts_are_signed_byte_for_byte_as_the_sdk_signs_them
+    aliyun.log.LogClient._isRowIp, ._endpoint, .http_type
+                              PooledLogClient opens connections to where the SDK's would go
+                              test_connections_go_where_the_sdk_s_would_go
     aliyun.log.LogClient._auth._getGMT
                               one that doesn't set the process's locale for each signature
                               test_the_sdk_s_client_still_takes_the_date_from_where_we_put_it
@@ -89,7 +92,7 @@ What is private to others, or theirs and replaced here; the test goes red when a
     logging.FileHandler._open
                               QuietLogFile's opens one that nobody else writes to
                               test_a_log_file_that_is_full_goes_on_beside_another_of_its_name
-    http.client.HTTPResponse  reads from a DeadlineStream: test_answers.py
+    http.client.HTTPResponse  reads from a ResponseReader: test_answers.py
     concurrent.futures.ThreadPoolExecutor._adjust_thread_count, ._threads
                               ThreadPool's goes on with the threads that there are
                               test_tasks_wait_for_the_threads_that_there_are
@@ -1243,7 +1246,7 @@ class CallError(Exception):
                 error = json.loads(body)
                 return cls(str(error["errorCode"]), str(error["errorMessage"]), status)
         beginning = escape_for_log(body[: Redactor.MAX_LENGTH].decode("utf-8", "replace"), 100)
-        text = "%s %s" % (headers.get("Content-Type", ""), beginning)
+        text = "%s %s" % (headers.get("content-type", ""), beginning)
         return cls("RequestEntityTooLarge" if status == 413 else "NotTheService", text.strip(), status)
 
     def is_transient(self) -> bool:
@@ -1358,7 +1361,7 @@ class Watchdog:
         self.loops: dict[str, threading.Thread] = {}
         # When each thread said last that it goes on, by the monotonic clock; infinity while it is excused.
         self.beats: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
-        self.deadlines: set[DeadlineStream | OpeningDeadline] = set()
+        self.deadlines: set[Deadline] = set()
         self.lock = threading.Lock()  # over its start
         self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
 
@@ -1749,7 +1752,7 @@ class CredentialSources:
 # ---- the service: connections and calls ------------------------------------------------------------------------------
 
 CONNECT_TIMEOUT = 10  # seconds
-RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see DeadlineStream
+RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see Deadline
 MAX_RESPONSE_TIMEOUT = 120  # seconds: after a call that ran out of time the next one gets twice as much, up to this
 MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
 # Bytes that an answer to a pull may have, its head included. A pull is asked for as much as the memory suits, but one
@@ -1758,35 +1761,43 @@ MAX_PULL_BYTES = 100 * 1000 * 1000
 MAX_PUT_ANSWER_BYTES = 100 * 1000  # it says nothing, or why not; what has come is read anew whenever more comes
 MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
 MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
+# What else opening a connection, sending a request and reading its answer may raise than CallError.
+NETWORK_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 
-def forget_unsent(sock: Any) -> None:
+def forget_unsent(sock: socket.socket) -> None:
     """Has the kernel forget, once a socket is closed, what it has not sent: else a put or a checkpoint that was given
     up might arrive much later. Raises OSError."""
-    socket.socket.setsockopt(sock, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-class OpeningDeadline:
-    """The deadline of opening a connection as a whole: its timeout begins again with each byte of a handshake."""
+class Deadline:
+    """By when a connection has to be opened, or an answer to be there. A socket's own timeout would begin again with
+    each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and makes each call of
+    the operating system two: so an open connection has none, and the watchdog ends those whose deadline has passed."""
 
     def __init__(self, connection: Any, seconds: float) -> None:
-        self.connection, self.deadline = connection, time.monotonic() + seconds
+        self.connection, self.end = connection, time.monotonic() + seconds
 
-    def is_over(self) -> bool:
-        return time.monotonic() > self.deadline
-
-    def abort(self) -> None:
-        """Called by the watchdog's thread."""
-        sock = self.connection.sock
-        if sock:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
-
-    def __enter__(self) -> None:
+    def __enter__(self) -> Deadline:
         watchdog.deadlines.add(self)
+        return self
 
     def __exit__(self, *_: object) -> None:
         watchdog.deadlines.discard(self)
+
+    def is_over(self) -> bool:
+        return time.monotonic() > self.end
+
+    def abort(self) -> None:
+        """Called by the watchdog's thread: ends the connection under the one that waits for it, which closes it."""
+        sock = self.connection.sock
+        if sock:
+            with contextlib.suppress(OSError):
+                tcp_socket = getattr(sock, "socket", sock)  # without urllib3's TLS inside of TLS
+                forget_unsent(tcp_socket)
+                # An SSLSocket's own `shutdown` would take its TLS away from the thread that waits.
+                socket.socket.shutdown(tcp_socket, socket.SHUT_RDWR)
 
 
 class TrustedCAs:
@@ -1801,29 +1812,28 @@ class TrustedCAs:
         system = ssl.get_default_verify_paths()
         self.watched = [path] if path else [one for one in (system.cafile, system.capath) if one]
         self.lock = threading.Lock()  # over:
-        self.loaded: ssl.SSLContext | None = None  # one for all connections: to read takes 20 ms, to keep half a MB
-        self.state: Sequence[tuple[int, ...]] = ()  # of what is watched, when that was loaded
+        self.loaded: Any = None  # an SSLContext, one for all connections: to read takes 20 ms, to keep half a MB
+        self.state: list[Any] | None = None  # of what is watched, when that was loaded; None: it is to be read again
         self.loaded_at = 0.0  # by the monotonic clock
-        self.is_doubtful = False
 
     def context(self) -> ssl.SSLContext:
-        """For a new connection. Where what has changed can't be read, those before go on as long as they will do; else
-        raises CallError."""
+        """For a new connection. Where what has changed can't be read, those before go on, unless they were in doubt;
+        else raises CallError."""
         with self.lock:
             try:
                 state = [(it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns) for it in map(os.stat, self.watched)]
-                if not self.loaded or self.is_doubtful or state != self.state:
+                if state != self.state:
                     self.loaded, self.state, self.loaded_at = load_cas(self.path), state, time.monotonic()
-                    self.is_doubtful = False
             except (OSError, ValueError) as error:
-                if not self.loaded or self.is_doubtful:
+                if self.state is None:
                     raise CallError("CAsUnreadable", str(error)) from error
             return self.loaded
 
     def doubt(self) -> None:
         """Takes note of a certificate that they don't vouch for."""
         with self.lock:
-            self.is_doubtful |= time.monotonic() - self.loaded_at > self.REREAD_INTERVAL
+            if time.monotonic() - self.loaded_at > self.REREAD_INTERVAL:
+                self.state = None
 
 
 class ConnectionFactory:
@@ -1840,14 +1850,12 @@ class ConnectionFactory:
         adapter: Any = session.get_adapter(origin)
         pool = self.pool = adapter.get_connection_with_tls_context(request, settled["verify"], settled["proxies"])
         pool.conn_kw["socket_options"] = urllib3.connection.HTTPConnection.default_socket_options  # TCP_NODELAY
-        self.uses_tunnel = pool.proxy and origin.startswith("https:")
-        self.trusted_cas: TrustedCAs | None = None
-        # In a tunnel through an https:// proxy urllib3 makes both layers of TLS by itself.
-        self.shares_context = not (self.uses_tunnel and pool.proxy.scheme == "https")
-        if pool.scheme == "https":
-            self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "")
-            if self.shares_context:
-                pool.ca_certs = pool.ca_cert_dir = None
+        self.uses_tunnel = bool(pool.proxy) and origin.startswith("https:")
+        # TLS inside of TLS, both of urllib3's own making; it can't send or receive without waiting.
+        self.is_blocking = self.uses_tunnel and pool.proxy.scheme == "https"
+        self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "") if pool.scheme == "https" else None
+        if self.trusted_cas and not self.is_blocking:
+            pool.ca_certs = pool.ca_cert_dir = None
         # An HTTP proxy without a tunnel is told the whole URL, and who asks, with each request.
         sends_absolute_url = pool.proxy and not self.uses_tunnel
         self.url_prefix = origin if sends_absolute_url else ""
@@ -1855,21 +1863,21 @@ class ConnectionFactory:
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
         """The request as it is sent."""
-        lines = ["%s: %s\r\n" % pair for sent in (headers, self.headers) for pair in sent.items()]
-        return ("%s %s%s HTTP/1.1\r\n%s\r\n" % (method, self.url_prefix, path, "".join(lines))).encode("latin-1") + body
+        lines = "".join("%s: %s\r\n" % pair for pair in {**headers, **self.headers}.items())
+        return ("%s %s%s HTTP/1.1\r\n%s\r\n" % (method, self.url_prefix, path, lines)).encode("latin-1") + body
 
     def connect(self, seconds: float) -> Any:
-        """A new HTTPConnection, open, with so much time for each address that the host has. Raises CallError, OSError,
-        ValueError, HTTPException or HTTPError."""
+        """A new HTTPConnection, open, with so much time for each address that the host has. Raises NETWORK_ERRORS, and
+        CallError."""
         context = self.trusted_cas and self.trusted_cas.context()
-        if context and self.shares_context:
+        if context and not self.is_blocking:
             self.pool.conn_kw["ssl_context"] = context
         connection: Any = self.pool._new_conn()
         connection.timeout = seconds
         try:
-            with OpeningDeadline(connection, 3 * seconds):
+            with Deadline(connection, 3 * seconds):
                 self.pool._prepare_proxy(connection) if self.uses_tunnel else connection.connect()
-                connection.sock.settimeout(None)  # see DeadlineStream
+                connection.sock.settimeout(None)  # see Deadline
         except BaseException as error:
             connection.close()
             if self.trusted_cas and isinstance(error.__cause__ or error, ssl.SSLCertVerificationError):
@@ -1879,70 +1887,74 @@ class ConnectionFactory:
         return connection
 
 
-def check_length(stream: Any, size: int) -> None:
-    """Raises CallError where so many bytes are more than the answer on a stream may have."""
-    if size > stream.limit:
-        raise CallError("NotTheService", "an answer of more than %d bytes, or without end" % stream.limit)
+class ResponseStream(io.RawIOBase):
+    """What an answer of at most `limit` bytes is read from."""
 
-
-class DeadlineStream(io.RawIOBase):
-    """What one call receives over a socket, until its deadline: from its making until it is closed.
-
-    The deadline is `seconds` away, and farther for all that moves: MIN_THROUGHPUT decides. A socket's own timeout would
-    begin again with each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and
-    makes each call of the operating system two. So the socket has none; the watchdog ends connections that are over.
-    """
-
-    def __init__(self, sock: socket.socket, seconds: float, limit: int = MAX_ANSWER_BYTES) -> None:
-        """Receives at most `limit` bytes."""
-        self.sock = sock
-        self.deadline = time.monotonic() + seconds
-        self.received, self.limit = 0, limit
-        self.reader: Any = AnswerReader(self)
-        watchdog.deadlines.add(self)
-
-    def close(self) -> None:
-        """At the end of a with statement. The socket stays as it is."""
-        watchdog.deadlines.discard(self)
-        super().close()
-        self.reader = None  # which holds this: a circle would wait for the garbage collector, with 8 KB
-
-    def is_over(self) -> bool:
-        return time.monotonic() > self.deadline
-
-    def abort(self) -> None:
-        """Ends the connection under whoever waits for it: called by the watchdog's thread."""
-        # The socket itself, for its TLS layer is another thread's, who closes it then.
-        sock = getattr(self.sock, "socket", self.sock)
-        with contextlib.suppress(OSError):
-            forget_unsent(sock)
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-    def makefile(self, *_: object) -> object:
-        """Called by http.client, to which this stands for the socket."""
-        return self.reader
+    limit: int
+    received = 0  # bytes so far
 
     def readable(self) -> bool:
         return True
 
+    def receive(self, buffer: Any) -> int:
+        """As RawIOBase.readinto."""
+        raise NotImplementedError
+
     def readinto(self, buffer: Any) -> int:
-        """Called by the reader. Raises OSError, TimeoutError when the deadline has passed, CallError beyond `limit`."""
-        count = self.sock.recv_into(buffer)
-        if not count and self.is_over():
-            raise TimeoutError("timed out")  # for an answer without a length this would be its end
+        count = self.receive(buffer)
         self.received += count
-        self.check_length(self.received)
-        self.deadline += count / MIN_THROUGHPUT
+        self.check_size(self.received)
         return count
 
-    check_length = check_length
+    def check_size(self, size: int) -> None:
+        """Raises CallError where the answer may not have so many bytes."""
+        if size > self.limit:
+            raise CallError("NotTheService", "an answer of more than %d bytes, or without end" % self.limit)
 
 
-class AnswerReader(io.BufferedReader):
+class DeadlineStream(ResponseStream):
+    """Waits for what comes over a connection, until a deadline, which all that comes moves: MIN_THROUGHPUT decides."""
+
+    def __init__(self, deadline: Deadline, limit: int) -> None:
+        self.sock, self.deadline, self.limit = deadline.connection.sock, deadline, limit
+
+    def receive(self, buffer: Any) -> int:
+        """Raises OSError, TimeoutError when the deadline has passed."""
+        count = self.sock.recv_into(buffer)
+        if not count and self.deadline.is_over():
+            raise TimeoutError("timed out")  # for an answer without a length this would be its end
+        self.deadline.end += count / MIN_THROUGHPUT
+        return count
+
+
+class NeedsMore(Exception):
+    """What has come of an answer is not all of it."""
+
+
+class ReceivedStream(ResponseStream):
+    """What has come of the answer to a put; NeedsMore is raised at its end, unless `is_end`: nothing more will come."""
+
+    limit = MAX_PUT_ANSWER_BYTES
+
+    def __init__(self, data: bytes, is_end: bool) -> None:
+        self.data, self.is_end = io.BytesIO(data), is_end
+
+    def receive(self, buffer: Any) -> int:
+        count = self.data.readinto(buffer)
+        if not count and not self.is_end:
+            raise NeedsMore
+        return count
+
+
+class ResponseReader(io.BufferedReader):
     """What http.client reads an answer from: that would take a head without its blank line for a whole one, cut off in
     the middle of a header's value maybe, and make room for as much as is announced."""
 
-    raw: Any
+    raw: ResponseStream
+
+    def makefile(self, *_: object) -> ResponseReader:
+        """Called by http.client, to which this stands for the socket."""
+        return self
 
     def readline(self, size: int | None = -1) -> bytes:
         """For heads, and what is between chunks."""
@@ -1952,57 +1964,40 @@ class AnswerReader(io.BufferedReader):
         return line
 
     def read(self, size: int | None = -1) -> bytes:
-        self.raw.check_length(size or 0)
+        self.raw.check_size(size or 0)
         return super().read(size)
 
 
 class Response(NamedTuple):
-    """One answer. `is_last`: its connection can't be used again, as after anything but a whole 200."""
+    """One answer."""
 
     status: int
     body: bytes
-    headers: Mapping[str, str]
-    is_last: bool
+    headers: Mapping[str, str]  # names in lower case; of one that comes twice the first, but both of the service's
+    is_last: bool  # its connection can't be used again, as after anything but a whole 200
 
 
-SIMPLE_OK = re.compile(rb"HTTP/1\.1 200 [^\r\n]*\r\n((?:[A-Za-z0-9-]+:[^\r\n]*\r\n)+)\r\n")
+def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, str]], None] | None = None) -> Response:
+    """Reads one answer. `before_body` is called with the headers of an answer 200 before its body is received.
 
-
-Headers = Mapping[str, str]
-
-
-def read_response(stream: DeadlineStream | ReceivedStream, admit: Callable[[Headers], None] | None = None) -> Response:
-    """Reads one answer. Raises OSError, HTTPException or, for one that is too long, CallError; and what `admit` raises,
-    which is given the headers of an answer 200 before its body is read."""
-    head = SIMPLE_OK.match(stream.reader.peek())
-    if head:  # as the service's usually are, which http.client would take longer for than the rest of a put takes
-        fields = [field.split(":", 1) for field in head.group(1).decode("latin-1").split("\r\n")[:-1]]
-        headers = requests.structures.CaseInsensitiveDict((name, value.strip()) for name, value in fields)
-        length = headers.get("Content-Length", "")
-        leaves_open = headers.get("Connection", "keep-alive").lower() == "keep-alive"
-        is_simple = leaves_open and "Transfer-Encoding" not in headers and len(headers) == len(fields)
-        if is_simple and re.fullmatch("[0-9]{1,9}", length):
-            stream.reader.read(head.end())
-            if admit:
-                admit(headers)
-            body = stream.reader.read(int(length))
-            if len(body) < int(length):
-                raise http.client.IncompleteRead(body, int(length) - len(body))
-            return Response(200, body, headers, is_last=False)
-    response: Any = http.client.HTTPResponse(stream)  # type: ignore[arg-type]
+    Raises OSError, HTTPException or, for one that is too long, CallError; what the stream and `before_body` raise.
+    """
+    response: Any = http.client.HTTPResponse(ResponseReader(stream))  # type: ignore[arg-type]
     response.begin()
     while 100 <= response.status < 200:  # such as 103 Early Hints; http.client knows 100 alone
         response.headers = response.msg = None
         response.begin()
     if response.status != 200:
         stream.limit = min(stream.limit, MAX_ANSWER_BYTES)  # an error is short, whatever was asked for
-    headers = requests.structures.CaseInsensitiveDict()
-    for name, value in response.headers.items():
-        # Of one of the service's that comes twice both are kept, so that checks of it fail; of others the first counts.
-        is_one_more = name in headers and name.lower().startswith("x-log-")
-        headers[name.lower()] = "%s, %s" % (headers[name], value) if is_one_more else headers.get(name, value)
-    if admit and response.status == 200:
-        admit(headers)
+    stream.check_size(response.length or 0)  # up to Python 3.9 http.client reads a body in pieces
+    headers: dict[str, str] = {}
+    for name, value in ((name.lower(), value) for name, value in response.headers.items()):
+        if name not in headers:
+            headers[name] = value
+        elif name.startswith("x-log-"):  # one of the service's that comes twice: so that checks of it fail
+            headers[name] += ", " + value
+    if before_body and response.status == 200:
+        before_body(headers)
     return Response(response.status, response.read(), headers, response.status != 200 or response.will_close)
 
 
@@ -2021,12 +2016,26 @@ def check_pull(response: Response, shard: str) -> None:
 ANSWERED_TOO_EARLY = "an answer 200 before the request was sent whole"
 
 
+def answer_time(request: bytes, seconds: float) -> float:
+    """For the answer, and for the request, too: the kernel takes that at once, whenever the line carries it."""
+    return seconds + len(request) / MIN_THROUGHPUT
+
+
 def is_reusable(connection: Any, since: float) -> bool:
     """Whether nobody has closed a connection that has been idle since then, nothing lies unread on it, and it is none
     of long ago."""
     now = time.monotonic()
     is_young = now - since < MAX_IDLE and now - connection.opened < MAX_AGE
     return is_young and not urllib3.util.wait_for_read(connection.sock, 0)
+
+
+class CallContext(threading.local):
+    """What LogstoreApi and `_getHttpResponse` have to tell each other of a call, for LogClient, which stands between
+    them, hands no such things on. Each thread has its own."""
+
+    before_body: Callable[[Mapping[str, str]], None] | None = None  # of a pull, see read_response
+    sent = 0.0  # when the call was sent, by the clock of leases
+    has_answer = False  # the service has answered it
 
 
 class PooledLogClient(LogClient):
@@ -2036,6 +2045,11 @@ class PooledLogClient(LogClient):
     which the SDK has requests, is overridden; what it raises, no LogException, passes LogClient._send, which would
     repeat the call.
     """
+
+    http_type: str  # and so on: LogClient's
+    _endpoint: str
+    _isRowIp: bool
+    _logHost: str
 
     def __init__(
         self,
@@ -2047,25 +2061,25 @@ class PooledLogClient(LogClient):
         """Without a `credential_source` it has its own. `response_timeout` is in seconds; None is RESPONSE_TIMEOUT, and
         more for what has run out of that."""
         self.credential_source = credential_source or CredentialSource(config).start()
-        version = AUTH_VERSION_4 if config.region else AUTH_VERSION_1
         super().__init__(
-            config.endpoint, None, None, None, "dispatch_data", version, config.region,
-            credentials_provider=self.credential_source,
+            config.endpoint, None, None, None, "dispatch_data", AUTH_VERSION_4 if config.region else AUTH_VERSION_1,
+            config.region, credentials_provider=self.credential_source,
         )  # fmt: skip
         # The SDK's switches the process's locale for the Date of each request, which costs as much as compressing it.
         self._auth._getGMT = functools.partial(email.utils.formatdate, usegmt=True)  # type: ignore[attr-defined]
+        # Where all calls go; an endpoint that is an IPv4 address gets no project in front.
+        self.origin = self.http_type + ("" if self._isRowIp else config.project + ".") + self._endpoint
         self.response_timeout = response_timeout or RESPONSE_TIMEOUT
         self.max_response_timeout = response_timeout or MAX_RESPONSE_TIMEOUT
         self.connect_timeout = min(CONNECT_TIMEOUT, self.response_timeout)
         self.longer_timeouts: dict[tuple[object, ...], float] = {}  # of calls that ran out of time: for the next alike
         self.keep_alive = keep_alive
-        self.connection_factory: ConnectionFactory | None = None  # made with the first call, which knows the origin
         # The pool: each connection and since when it is idle, the last used last.
-        self.idle_connections: deque[tuple[http.client.HTTPConnection, float]] = deque()
+        self.idle_connections: deque[tuple[Any, float]] = deque()
         self.last_date = "", 0.0  # that of the last answer, and when it came, by the monotonic clock
-        # Of the thread's last call: has_answer, the service has answered it; sent, when it was, by the clock of leases.
-        # And admit, of a pull: see `read_response`.
-        self.of_thread = threading.local()
+        self.of_thread = CallContext()
+        # Closes a connection. PutLoop sets its own method in the place of this, which stops watching it as well.
+        self.discard: Callable[[Any], None] = lambda connection: connection.close()
         watchdog.start()
 
     def _getHttpResponse(
@@ -2075,16 +2089,14 @@ class PooledLogClient(LogClient):
         watchdog.excuse()
         began, kind = time.monotonic(), (method, url, params.get("type"))
         seconds = self.longer_timeouts.get(kind, self.response_timeout)
+        is_pull = params.get("type") == "log"
         try:
-            scheme, host, path = urlsplit(url)[:3]
-            factory = self.factory_for("%s://%s" % (scheme, host))
-            path += "?" + urlencode(params) if params else ""
-            is_pull = params.get("type") == "log"
-            limit = MAX_PULL_BYTES if is_pull else MAX_ANSWER_BYTES
-            response = self.round_trip(factory, factory.request(method, path, headers, body or b""), limit, seconds)
+            path = urlsplit(url).path + ("?" + urlencode(params) if params else "")
+            request = self.factory.request(method, path, headers, body or b"")
+            response = self.round_trip(request, MAX_PULL_BYTES if is_pull else MAX_ANSWER_BYTES, seconds)
             if time.monotonic() - began < self.response_timeout:
                 self.longer_timeouts.pop(kind, None)
-        except (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
+        except NETWORK_ERRORS as error:
             if isinstance(error, TimeoutError):
                 self.longer_timeouts[kind] = min(2 * seconds, self.max_response_timeout)
             raise CallError.from_exception(error) from error
@@ -2093,14 +2105,14 @@ class PooledLogClient(LogClient):
         self.judge(response, url.endswith("/shards/lb"), headers.get("x-acs-security-token", ""))
         if is_pull:
             check_pull(response, url.rpartition("/")[2])
-        self.last_date = response.headers.get("Date") or "", time.monotonic()
+        self.last_date = response.headers.get("date", ""), time.monotonic()
         self.of_thread.has_answer = True
         return response.status, response.body, response.headers
 
-    def factory_for(self, origin: str) -> ConnectionFactory:
-        """The one of this client, made when it is first needed."""
-        self.connection_factory = self.connection_factory or ConnectionFactory(origin)
-        return self.connection_factory
+    @functools.cached_property
+    def factory(self) -> ConnectionFactory:
+        """Made when it is first needed, so that the call fails that can't have one. Raises OSError, ValueError."""
+        return ConnectionFactory(self.origin)
 
     def judge(self, response: Response, is_put: bool, token: str) -> None:
         """Raises CallError unless the service says that it has done what it was asked for, by a call of this token."""
@@ -2110,59 +2122,46 @@ class PooledLogClient(LogClient):
             self.credential_source.on_auth_failure(failure, token)
             raise failure
 
-    def round_trip(self, factory: ConnectionFactory, request: bytes, limit: int, seconds: float) -> Response:
+    def round_trip(self, request: bytes, limit: int, seconds: float, may_reuse: bool = True) -> Response:
         """Sends a request over an idle connection, if there is one, and reads its answer, of `limit` bytes at the most,
         for which there are so many seconds. Where that connection was closed meanwhile, the request is sent once more
         over a fresh one. Any other failure is for the caller: the service may have heard the request.
 
-        Raises what `connect` and `read_response` do.
+        Raises NETWORK_ERRORS and CallError, and what `before_body` does.
         """
-        idle = self.take_idle()
-        if idle:
-            stream = self.open_stream(idle, request, limit, seconds)
-            try:
-                return self.exchange(idle, stream, request)
-            except ConnectionError:  # http.client's RemoteDisconnected is one
-                if stream.received:
-                    raise
-        connection = factory.connect(self.connect_timeout)
-        return self.exchange(connection, self.open_stream(connection, request, limit, seconds), request)
-
-    def open_stream(
-        self, connection: http.client.HTTPConnection, request: bytes, limit: int, seconds: float
-    ) -> DeadlineStream:
-        """With time for the request, too: the kernel takes that at once, whenever the line carries it."""
-        return DeadlineStream(connection.sock, seconds + len(request) / MIN_THROUGHPUT, limit)
-
-    def exchange(self, connection: http.client.HTTPConnection, stream: DeadlineStream, request: bytes) -> Response:
-        """Sends a request and reads its answer; then the connection is idle again, or closed."""
-        is_kept = False
+        idle = self.take_idle() if may_reuse else None
+        connection: Any = idle or self.factory.connect(self.connect_timeout)
+        deadline = Deadline(connection, answer_time(request, seconds))
+        stream = DeadlineStream(deadline, limit)
+        is_kept, is_sent = False, True
         try:
-            with stream:
-                is_sent = True
+            with deadline:
                 self.of_thread.sent = Lease.now()
                 try:
-                    stream.sock.sendall(request)
+                    connection.sock.sendall(request)
                 except ConnectionError:  # whoever won't read it all may have said why, as gateways do with 413
-                    if not urllib3.util.wait_for_read(stream.sock, 0):
+                    if not urllib3.util.wait_for_read(connection.sock, 0):
                         raise
                     is_sent = False
-                response = read_response(stream, getattr(self.of_thread, "admit", None))
+                response = read_response(stream, self.of_thread.before_body)
                 if response.status == 200 and not is_sent:
                     raise http.client.HTTPException(ANSWERED_TOO_EARLY)
             is_kept = self.keep_alive and not response.is_last
             return response
-        except OSError:
-            if stream.is_over():
+        except OSError as error:
+            if deadline.is_over():
                 raise TimeoutError("timed out") from None
-            raise
+            was_closed = isinstance(error, ConnectionError) and not stream.received  # RemoteDisconnected is one, too
+            if not (idle and was_closed):
+                raise
         finally:
             if is_kept:
                 self.idle_connections.append((connection, time.monotonic()))
             else:
                 connection.close()
+        return self.round_trip(request, limit, seconds, may_reuse=False)
 
-    def take_idle(self) -> http.client.HTTPConnection | None:
+    def take_idle(self) -> Any:
         """A connection to use again, if there is one."""
         with contextlib.suppress(IndexError):
             while True:
@@ -2172,15 +2171,11 @@ class PooledLogClient(LogClient):
                 self.discard(connection)
         return None
 
-    def discard(self, connection: http.client.HTTPConnection) -> None:
-        """Closes one. PutLoop sets its own method in the place of this, which stops watching it as well."""
-        connection.close()
-
     def open_ahead(self, seconds: float) -> None:
         """Opens a connection where all that are idle will be too old in so many seconds. Raises what `connect` does."""
         idle, now = list(self.idle_connections), time.monotonic()
-        if idle and self.connection_factory and all(now + seconds - one.opened > MAX_AGE for one, _ in idle):  # type: ignore[attr-defined]
-            self.idle_connections.append((self.connection_factory.connect(self.connect_timeout), time.monotonic()))
+        if idle and all(now + seconds - one.opened > MAX_AGE for one, _ in idle):
+            self.idle_connections.append((self.factory.connect(self.connect_timeout), time.monotonic()))
 
     def close_stale(self, all_idle: bool) -> None:
         """Closes idle connections that can't be used again, or all of them; to be called often."""
@@ -2200,63 +2195,56 @@ class PooledLogClient(LogClient):
         return time.time()
 
 
-class ReceivedStream(io.RawIOBase):
-    """What has come of an answer, for `read_response`. Raises NeedsMore where more has to come."""
+# What may come before an answer, such as 103 Early Hints.
+INTERIM_ANSWERS = re.compile(rb"\A(?:HTTP/1\.1 1[0-9][0-9][ \r].*?\r\n\r\n)+", re.DOTALL)
+PUT_ACCEPTED = Response(200, b"", {REQUEST_ID: ""}, is_last=False)
 
-    class NeedsMore(Exception):
-        pass
 
-    check_length = check_length
-
-    def __init__(self, data: bytes, is_end: bool) -> None:
-        """`is_end`: nothing more will come."""
-        self.data, self.is_end, self.limit = io.BytesIO(data), is_end, MAX_PUT_ANSWER_BYTES
-        self.check_length(len(data))
-        self.reader: Any = AnswerReader(self)
-
-    def makefile(self, *_: object) -> object:
-        return self.reader
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self.data.readinto(buffer)
-        if not count and not self.is_end:
-            raise ReceivedStream.NeedsMore
-        return count
+def is_usual_acceptance(received: bytes) -> bool:
+    """Whether a put is answered as nearly all are: by the service, with a 200 that says nothing, and the connection
+    stays open. read_response would take longer to tell than the rest of the put takes."""
+    head = received.lower()
+    return (
+        head.startswith(b"http/1.1 200 ")
+        and head.find(b"\r\n\r\n") == len(head) - 4
+        and b"\r\n%s:" % REQUEST_ID.encode() in head
+        and b"\r\ntransfer-encoding:" not in head
+        and head.count(b"\r\ncontent-length:") == 1
+        and b"\r\ncontent-length: 0\r\n" in head
+        and head.count(b"\r\nconnection:") == head.count(b"\r\nconnection: keep-alive\r\n")
+    )
 
 
 class PutInFlight:
     """A put that was begun: what is still to be sent of its request, and what has come of its answer."""
 
     __slots__ = (
-        "client", "connection", "deadline", "is_early", "is_fresh", "received", "request", "sent", "sock", "timeout",
-        "token", "unclaimed",
+        "claimed", "client", "connection", "deadline", "is_early", "is_fresh", "received", "request", "sent", "sock",
+        "timeout", "token",
     )  # fmt: skip
 
     def __init__(self, client: PutClient, request: bytes, token: str, timeout: float = 0.0) -> None:
         """`timeout`: seconds for the answer, no less than the client's."""
         self.client, self.request, self.token = client, request, token
         self.timeout = max(timeout, client.response_timeout)
-        self.connection: Any = None  # where there is none yet, one has to be opened
-        self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT  # for opening it
-        self.unclaimed = [None]  # whoever pops this, as only one can, sends a put that blocks, or ends it
+        self.claimed = threading.Lock()  # once, and never released
+        self.need_connection()
 
     def claim(self) -> bool:
-        """Whether the calling thread is the first to do so."""
-        with contextlib.suppress(IndexError):
-            self.unclaimed.pop()
-            return True
-        return False
+        """For whoever sends a put that blocks, or ends it: whether the calling thread is the first."""
+        return self.claimed.acquire(blocking=False)
+
+    def need_connection(self) -> None:
+        """Has none from now on: one is to be opened, until the deadline."""
+        self.connection: Any = None
+        self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT
 
     def use(self, connection: http.client.HTTPConnection, is_fresh: bool) -> None:
         """Takes a connection, over which nothing was sent yet. `is_fresh`: it was opened for this put."""
         self.connection, self.sock, self.is_fresh = connection, connection.sock, is_fresh
         self.sent, self.received = 0, b""
         self.is_early = False  # an answer began before the request was sent whole: it can't say that all was accepted
-        # With time for the request, too: the kernel takes that at once, whenever the line carries it.
-        self.deadline = time.monotonic() + self.timeout + len(self.request) / MIN_THROUGHPUT
+        self.deadline = time.monotonic() + answer_time(self.request, self.timeout)
 
     def send(self) -> bool:
         """Sends what the kernel takes; whether that was all. Raises OSError."""
@@ -2280,30 +2268,15 @@ class PutInFlight:
                     break
         if self.sent < len(self.request) and INTERIM_ANSWERS.sub(b"", self.received):
             self.is_early = True  # even if the rest is sent later
-        head = self.received.lower()
-        if (
-            not self.is_early and head.startswith(b"http/1.1 200 ") and head.find(b"\r\n\r\n") == len(head) - 4
-            and head.count(b"\r\ncontent-length:") == 1 and b"\r\ncontent-length: 0\r\n" in head
-            and b"\r\n%s:" % REQUEST_ID.encode() in head and b"\r\ntransfer-encoding:" not in head
-            and (b"\r\nconnection:" not in head or head.count(b"\r\nconnection: keep-alive\r\n") == 1)
-        ):  # fmt: skip
-            # As nearly all are: read_response would take longer than the rest.
-            return PUT_ACCEPTED._replace(is_last=True) if is_end else PUT_ACCEPTED
-        stream = ReceivedStream(self.received, is_end)
+        if not (self.is_early or is_end) and is_usual_acceptance(self.received):
+            return PUT_ACCEPTED
         try:
-            response = read_response(stream)
-        except ReceivedStream.NeedsMore:
+            response = read_response(ReceivedStream(self.received, is_end))
+        except NeedsMore:
             return None
         if self.is_early and response.status == 200:
             raise http.client.HTTPException(ANSWERED_TOO_EARLY)
-        is_whole = not is_end and self.sent == len(self.request) and not stream.reader.closed
-        with contextlib.suppress(ReceivedStream.NeedsMore):
-            is_whole = is_whole and not stream.reader.peek(1)  # and nothing has come beyond it
-        return response._replace(is_last=response.is_last or not is_whole)
-
-
-INTERIM_ANSWERS = re.compile(rb"\A(?:HTTP/1\.1 1[0-9][0-9][ \r].*?\r\n\r\n)+", re.DOTALL)
-PUT_ACCEPTED = Response(200, b"", {REQUEST_ID: ""}, is_last=False)
+        return response._replace(is_last=True)  # nobody knows what else comes
 
 
 PUT_HEADERS = {
@@ -2312,108 +2285,90 @@ PUT_HEADERS = {
 
 
 class PutClient(PooledLogClient):
-    """A PooledLogClient whose puts are begun, not waited for: all of them by one thread, see PutLoop."""
+    """A PooledLogClient whose puts are begun, not waited for: all of them by one thread, see PutLoop.
+
+    They are signed as the SDK's AuthV1 and AuthV4 do it; what many share is made once.
+    """
 
     def __init__(self, config: LogstoreConfig, credential_source: CredentialSource | None = None) -> None:
         super().__init__(config, credential_source)
-        self._logHost: str
-        self.region = config.region
-        self.key: AccessKey | None = None  # by which `hmac` was made
-        self.scope, self.hmac = "", hmac.new(b"", digestmod=hashlib.sha1)  # in version 4 each day has one
-        self.second, self.date = 0, ""  # the time as signatures have it
+        self.host, self.region = "%s.%s" % (config.project, self._logHost), config.region
+        self.key: AccessKey | None = None  # that `signing_key` was made of, for this scope: each day has one
+        self.scope, self.signing_key = "", b""  # in version 4
+        self.second, self.date = 0, ""  # the time in unix seconds, and as signatures spell it
         self.heads: dict[str, bytes] = {}  # resource -> the beginning of its requests
         self.unopened: deque[PutInFlight] = deque()  # those that wait for a connection to be opened
         self.opening = 0  # that are being opened
-        self.origin = "%s%s.%s" % (self.http_type, config.project, self._endpoint)  # type: ignore[attr-defined]
 
     def prepare(self) -> None:
-        """Waits for what a put must not wait for: the first key, the CAs that are to be read. Raises what calls do."""
+        """Waits for what a put must not wait for: the first key, what the environment says of proxies and CAs. Raises
+        NETWORK_ERRORS, and CallError."""
         self.credential_source.get_credentials()
-        self.factory_for(self.origin)
+        _ = self.factory
 
-    @functools.cached_property
-    def is_blocking(self) -> bool:
-        """Whether its connections know no sending and receiving without waiting: urllib3's for TLS inside of TLS."""
-        proxy = self.factory_for(self.origin).pool.proxy
-        return bool(proxy and proxy.scheme == "https" and self.origin.startswith("https:"))
-
-    def put_log_raw(self, project: str, logstore: str, log_group: Any) -> PutInFlight:  # type: ignore[override]
+    def put_log_raw(self, _project: str, logstore: str, log_group: Any) -> PutInFlight:  # type: ignore[override]
         """PutLogs, begun: compresses, signs and, over an idle connection if there is one, sends what the kernel takes.
-        Raises OSError, and CallError where there is no key."""
+        Raises NETWORK_ERRORS, and CallError where there is no key."""
         body = log_group.SerializeToString()
         size, body = len(body), Compressor.compress(body, CompressType.LZ4)
-        resource = "/logstores/%s/shards/lb" % logstore
-        request, token = (self.sign_v4 if self.region else self.sign_v1)(project, resource, size, body)
-        put = PutInFlight(self, request, token, getattr(log_group, "timeout", 0.0))
-        idle = None if self.is_blocking else self.take_idle()
+        request, token = self.sign("/logstores/%s/shards/lb" % logstore, size, body)
+        in_flight = PutInFlight(self, request, token, getattr(log_group, "timeout", 0.0))
+        idle = None if self.factory.is_blocking else self.take_idle()
         if idle:
-            put.use(idle, is_fresh=False)
+            in_flight.use(idle, is_fresh=False)
             with contextlib.suppress(OSError):  # the answer, or that there is none, will say why
-                put.send()
-        return put
+                in_flight.send()
+        return in_flight
 
-    def sign_v1(self, project: str, resource: str, size: int, body: bytes) -> tuple[bytes, str]:
-        """(request, token) of a put whose compressed `body` has `size` bytes before, signed as the SDK's AuthV1 does
-        it; what many puts share is made once."""
-        key, now = self.credential_source.get_credentials(), int(time.time())
-        if key is not self.key:
-            self.key, self.hmac = key, hmac.new(key.access_key_secret.encode(), digestmod=hashlib.sha1)
-        if now != self.second:
-            self.second, self.date = now, email.utils.formatdate(now, usegmt=True)
-        head = self.head_of(project, resource, {"x-log-signaturemethod": "hmac-sha1"})
-        token, md5 = key.security_token or "", hashlib.md5(body).hexdigest().upper()  # noqa: S324 - the protocol's
-        signer = self.hmac.copy()
-        signer.update((
-            "POST\n%s\napplication/x-protobuf\n%s\n%sx-log-apiversion:%s\nx-log-bodyrawsize:%d\n"
-            "x-log-compresstype:lz4\nx-log-signaturemethod:hmac-sha1\n%s"
-            % (md5, self.date, "x-acs-security-token:%s\n" % token if token else "", API_VERSION, size, resource)
-        ).encode())  # fmt: skip
-        signature = base64.b64encode(signer.digest()).decode()
-        lines = (
-            "x-log-bodyrawsize: %d\r\nContent-Length: %d\r\nContent-MD5: %s\r\nDate: %s\r\nx-log-date: %s\r\n"
-            "Authorization: LOG %s:%s\r\n%s\r\n"
-            % (size, len(body), md5, self.date, self.date, key.access_key_id, signature,
-               "x-acs-security-token: %s\r\n" % token if token else "")
-        )  # fmt: skip
-        return b"".join([head, lines.encode("latin-1"), body]), token
-
-    def sign_v4(self, project: str, resource: str, size: int, body: bytes) -> tuple[bytes, str]:
-        """The same as the SDK's AuthV4 does it."""
+    def sign(self, resource: str, size: int, body: bytes) -> tuple[bytes, str]:
+        """(request, token) of a put whose compressed `body` has `size` bytes before."""
         key, now = self.credential_source.get_credentials(), int(time.time())
         if now != self.second:
-            self.second, self.date = now, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+            iso, rfc = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now)), email.utils.formatdate(now, usegmt=True)
+            self.second, self.date = now, iso if self.region else rfc
+        if resource not in self.heads:
+            headers = {**PUT_HEADERS, "Host": self.host}
+            if not self.region:
+                headers["x-log-signaturemethod"] = "hmac-sha1"
+            self.heads[resource] = self.factory.request("POST", resource, headers, b"")[:-2]
+        token = key.security_token or ""
+        # The headers that both versions sign, in the order of the alphabet; their own come after these.
+        signed = "%sx-log-apiversion:%s\nx-log-bodyrawsize:%d\nx-log-compresstype:lz4\n"
+        signed %= "x-acs-security-token:%s\n" % token if token else "", API_VERSION, size
+        signature = (self.sign_v4 if self.region else self.sign_v1)(key, resource, signed, body)
+        lines = "x-log-bodyrawsize: %d\r\nContent-Length: %d\r\n%s%s\r\n"
+        lines %= size, len(body), signature, "x-acs-security-token: %s\r\n" % token if token else ""
+        return b"".join([self.heads[resource], lines.encode("latin-1"), body]), token
+
+    def sign_v1(self, key: AccessKey, resource: str, signed: str, body: bytes) -> str:
+        """The header lines of the signature."""
+        md5 = hashlib.md5(body).hexdigest().upper()  # noqa: S324 - the protocol's
+        text = "POST\n%s\napplication/x-protobuf\n%s\n%sx-log-signaturemethod:hmac-sha1\n%s"
+        text %= md5, self.date, signed, resource
+        signature = base64.b64encode(hmac.digest(key.access_key_secret.encode(), text.encode(), "sha1")).decode()
+        lines = "Content-MD5: %s\r\nDate: %s\r\nx-log-date: %s\r\nAuthorization: LOG %s:%s\r\n"
+        return lines % (md5, self.date, self.date, key.access_key_id, signature)
+
+    def sign_v4(self, key: AccessKey, resource: str, signed: str, body: bytes) -> str:
+        """The same of version 4."""
         scope = "%s/%s/sls/aliyun_v4_request" % (self.date[:8], self.region)
         if key is not self.key or scope != self.scope:
-            self.key, self.scope, secret = key, scope, b"aliyun_v4" + key.access_key_secret.encode()
-            for word in scope.split("/"):
-                secret = hmac.new(secret, word.encode(), hashlib.sha256).digest()
-            self.hmac = hmac.new(secret, digestmod=hashlib.sha256)
-        head = self.head_of(project, resource, {})
-        token, sha256 = key.security_token or "", hashlib.sha256(body).hexdigest()
+            self.key, self.scope, self.signing_key = key, scope, b"aliyun_v4" + key.access_key_secret.encode()
+            for part in scope.split("/"):
+                self.signing_key = hmac.digest(self.signing_key, part.encode(), "sha256")
+        sha256, names = hashlib.sha256(body).hexdigest(), "x-acs-security-token;" if key.security_token else ""
         canonical = (
-            "POST\n%s\n\ncontent-type:application/x-protobuf\nhost:%s.%s\n%sx-log-apiversion:%s\nx-log-bodyrawsize:%d\n"
-            "x-log-compresstype:lz4\nx-log-content-sha256:%s\nx-log-date:%s\n\ncontent-type;host;%sx-log-apiversion;"
-            "x-log-bodyrawsize;x-log-compresstype;x-log-content-sha256;x-log-date\n%s"
-            % (resource, project, self._logHost, "x-acs-security-token:%s\n" % token if token else "", API_VERSION,
-               size, sha256, self.date, "x-acs-security-token;" if token else "", sha256)
+            "POST\n%s\n\ncontent-type:application/x-protobuf\nhost:%s\n%sx-log-content-sha256:%s\nx-log-date:%s\n\n"
+            "content-type;host;%sx-log-apiversion;x-log-bodyrawsize;x-log-compresstype;x-log-content-sha256;x-log-date\n%s"
+            % (resource, self.host, signed, sha256, self.date, names, sha256)
         )  # fmt: skip
-        signer = self.hmac.copy()
-        signer.update(("SLS4-HMAC-SHA256\n%s\n%s\n%s"
-                       % (self.date, scope, hashlib.sha256(canonical.encode()).hexdigest())).encode())  # fmt: skip
+        text = "SLS4-HMAC-SHA256\n%s\n%s\n%s" % (self.date, scope, hashlib.sha256(canonical.encode()).hexdigest())
+        signature = hmac.digest(self.signing_key, text.encode(), "sha256").hex()
         lines = (
-            "x-log-bodyrawsize: %d\r\nContent-Length: %d\r\nx-log-content-sha256: %s\r\nx-log-date: %s\r\n"
-            "Authorization: SLS4-HMAC-SHA256 Credential=%s/%s,Signature=%s\r\n%s\r\n"
-            % (size, len(body), sha256, self.date, key.access_key_id, scope, signer.hexdigest(),
-               "x-acs-security-token: %s\r\n" % token if token else "")
-        )  # fmt: skip
-        return b"".join([head, lines.encode("latin-1"), body]), token
-
-    def head_of(self, project: str, resource: str, headers: Mapping[str, str]) -> bytes:
-        """The beginning of the requests of a resource."""
-        if resource not in self.heads:
-            headers = {**PUT_HEADERS, "Host": "%s.%s" % (project, self._logHost), **headers}
-            self.heads[resource] = self.factory_for(self.origin).request("POST", resource, headers, b"")[:-2]
-        return self.heads[resource]
+            "x-log-content-sha256: %s\r\nx-log-date: %s\r\n"
+            "Authorization: SLS4-HMAC-SHA256 Credential=%s/%s,Signature=%s\r\n"
+        )
+        return lines % (sha256, self.date, key.access_key_id, scope, signature)
 
 
 def cursor_position(cursor: str) -> int:
@@ -2445,6 +2400,13 @@ class PullResult(NamedTuple):
         return "%d-%d" % (self.shard, cursor_position(self.next_cursor) - len(self.log_groups) + index)
 
 
+def is_list(answer: object, **types: Any) -> bool:
+    """Whether it is a list of objects with fields of these types."""
+    return isinstance(answer, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in types.items()) for one in answer
+    )
+
+
 class LogstoreApi:
     """The calls for one logstore, each tried once, its answer held to the form it must have; else CallError."""
 
@@ -2468,11 +2430,11 @@ class LogstoreApi:
             raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(error), 100)) from error
 
     @staticmethod
-    def validate(shown: Any, is_valid: object) -> Any:
-        """Returns `shown`, an answer or a word about it, if the answer is valid; else it is shown in a CallError."""
+    def validate(answer: Any, is_valid: object) -> Any:
+        """Returns the answer if it is valid; else raises CallError, which shows it."""
         if not is_valid:
-            raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(shown), 100))
-        return shown
+            raise CallError("NotTheService", "200, but %s" % escape_for_log(repr(answer), 100))
+        return answer
 
     def list_shards(self) -> list[dict[str, Any]]:
         """ListShards: shardID and status ("readwrite" or "readonly") of each, at least one."""
@@ -2492,42 +2454,39 @@ class LogstoreApi:
         return self.validate(seconds, isinstance(seconds, int))
 
     def pull_logs(
-        self, shard: int, cursor: str, count: int, end: str = "", admit: Callable[[int, int], None] | None = None
+        self, shard: int, cursor: str, count: int, end: str = "", make_room: Callable[[int, int], None] | None = None
     ) -> PullResult:
         """PullLogs: at most `count` (1 to 1000) LogGroups from the cursor on, and none from the cursor `end` on.
 
-        `admit` is called before they are received, with the bytes that this takes, compressed and not, and how many
+        `make_room` is called before they are received, with the bytes that this takes, compressed and not, and how many
         they are. Raises what that raises.
         """
 
-        def admit_head(headers: Headers) -> None:
-            names = "x-log-bodyrawsize", "Content-Length", "x-log-count"
-            texts = [headers.get(name, "") for name in names]
+        def before_body(headers: Mapping[str, str]) -> None:
+            texts = [headers.get(name, "") for name in ("x-log-bodyrawsize", "content-length", "x-log-count")]
             size, length, announced = [int(text) if re.fullmatch("[0-9]{1,9}", text) else 0 for text in texts]
-            if admit:
-                admit(min(size, MAX_PULL_BYTES) + length, max(1, announced))
+            if make_room:
+                make_room(min(size, MAX_PULL_BYTES) + length, max(1, announced))
 
-        self.client.of_thread.admit = admit_head
+        self.client.of_thread.before_body = before_body
         try:
             response = self.call(self.client.pull_logs, shard, cursor, count, end)
         finally:
-            self.client.of_thread.admit = None
-        next_cursor = response.get_next_cursor()
+            self.client.of_thread.before_body = None
+        next_cursor, announced = response.get_next_cursor(), response.get_loggroup_count()
+        position, next_position = cursor_position(cursor), cursor_position(next_cursor)
         try:
-            log_groups = log_groups_of(response)  # as many bytes as x-log-bodyrawsize says
-            # x-log-count is that of the LogGroups, as the SDK's get_loggroup_count has it.
-            announced = response.get_loggroup_count()
+            log_groups = log_groups_of(response)
             if len(log_groups) != announced:
-                raise ValueError(f"a pull of {len(log_groups)} LogGroups, announced as {announced}")
+                raise ValueError("a pull of %d LogGroups, announced as %d" % (len(log_groups), announced))
+            if next_position < 0:
+                raise ValueError("the next cursor is none: %s" % escape_for_log(next_cursor, 60))
             # Between any two LogGroups there is a cursor, for `count` may be 1: so many of them move it at least as
             # far. It may move farther, over positions that have none, a gap or what retention has dropped. A cache or a
             # proxy in confusion may give the answer of an earlier pull, which would lead back, or of a larger one.
-            moved = cursor_position(next_cursor) - cursor_position(cursor)
-            if cursor_position(next_cursor) < 0:
-                raise ValueError("the next cursor is none: %s" % escape_for_log(next_cursor, 60))
-            if moved < len(log_groups) or len(log_groups) > count:
-                words = f"{len(log_groups)} LogGroups from {cursor} to {next_cursor}"
-                raise ValueError("an answer to another pull: " + words)
+            if next_position - position < len(log_groups) or len(log_groups) > count:
+                words = len(log_groups), cursor, next_cursor
+                raise ValueError("an answer to another pull: %d LogGroups from %s to %s" % words)
         except ValueError as error:
             raise CallError("UnreadablePull", "shard %d: %s" % (shard, error)) from error
         return PullResult(log_groups, response.get_raw_size(), next_cursor, shard)
@@ -2546,7 +2505,7 @@ class LogstoreApi:
         """CreateConsumerGroup; `timeout` in seconds. Shards that a split makes are handed out at once."""
         self.call(self.client.create_consumer_group, name, timeout, False)
 
-    def checkpoints(self, group: str, shard: int = -1) -> dict[int, dict[str, Any]]:
+    def get_checkpoints(self, group: str, shard: int = -1) -> dict[int, dict[str, Any]]:
         """GetCheckPoint of every shard or of one: checkpoint (as it was saved, a cursor or not), updateTime (unix
         microseconds), consumer."""
         entries = self.call(self.client.get_check_point, group, shard).get_consumer_group_check_points()
@@ -2564,13 +2523,6 @@ class LogstoreApi:
         """HeartBeat: tells the shards that are held, returns those that may be."""
         held = self.call(self.client.heart_beat, group, consumer, list(shards)).get_shards()
         return self.validate(held, isinstance(held, list) and all(isinstance(shard, int) for shard in held))
-
-
-def is_list(answer: object, **types: Any) -> bool:
-    """Whether it is a list of objects with fields of these types."""
-    return isinstance(answer, list) and all(
-        isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in types.items()) for one in answer
-    )
 
 
 THREAD_LIMIT_HINT = "the limit is `ulimit -u`, or the container's"
@@ -2629,14 +2581,14 @@ def read_shard_status(
 
     `mapper` is `map`, or an executor's to ask of many at a time. Raises CallError.
     """
-    entries = logstore.checkpoints(group)
+    entries = logstore.get_checkpoints(group)
     shards = [shard for shard in logstore.list_shards() if only is None or shard["shardID"] in only]
     statuses = mapper(lambda shard: read_one_shard(logstore, shard, entries.get(shard["shardID"], {})), shards)
     return sorted(statuses, key=lambda status: status.shard)
 
 
 def read_one_shard(logstore: LogstoreApi, shard: Mapping[str, Any], entry: Mapping[str, Any]) -> ShardStatus:
-    """Asks of one shard, as LogstoreApi.list_shards has it; `entry` is of LogstoreApi.checkpoints. Raises CallError.
+    """Asks of one shard, as LogstoreApi.list_shards has it; `entry` is of `get_checkpoints`. Raises CallError.
 
     A shard that holds no log has nothing left to deliver, with a checkpoint, an expired one or none. With logs and no
     checkpoint nobody knows how far behind it is: where it begins is decided when a copy first gets it.
@@ -2700,7 +2652,7 @@ class Drain:
         try:
             # A shard that is gone has taken all its logs with it.
             statuses = {shard["shardID"]: shard["status"] for shard in logstore.list_shards()}
-            checkpoints = logstore.checkpoints(group)
+            checkpoints = logstore.get_checkpoints(group)
             left: dict[int, int] = {}
             for shard in statuses.keys() & self.ends.keys():
                 checkpoint = checkpoints.get(shard, {}).get("checkpoint") or ""
@@ -2761,7 +2713,7 @@ class CheckResult:
 
 
 def unreadable_checkpoint(shard: int, entry: Mapping[str, Any]) -> CallError:
-    """What there is to say of a checkpoint that is no cursor, an entry of LogstoreApi.checkpoints."""
+    """What there is to say of a checkpoint that is no cursor, an entry of LogstoreApi.get_checkpoints."""
     text, by = escape_for_log(entry["checkpoint"], 60), escape_for_log(entry.get("consumer") or "nobody", 70)
     return CallError("UnreadableCheckPoint", f"the checkpoint of shard {shard} is no cursor: {text}, saved by {by}")
 
@@ -2798,13 +2750,13 @@ def probe_group(settings: Settings, logstore: LogstoreApi) -> tuple[str, bool]:
     if groups is None:
         text = ", could not verify the consumer group, for the key may not list them"
         try:
-            return text, has_checkpoints(logstore.checkpoints(name))
+            return text, has_checkpoints(logstore.get_checkpoints(name))
         except CallError as error:
             if error.code != "ConsumerGroupNotExist":
                 raise
             return text, False
     if name in groups:
-        checkpoints = logstore.checkpoints(name)
+        checkpoints = logstore.get_checkpoints(name)
         remarks = group_warnings(groups[name], checkpoints, settings.heartbeat_interval)
         return "; ".join([", consumer group %s exists" % name, *remarks]), has_checkpoints(checkpoints)
     full = ", which may be as many as the logstore takes" if len(groups) in GROUP_LIMITS else ""
@@ -3425,7 +3377,7 @@ class PutLoop(threading.Thread):
         self.targets, self.max_in_flight = targets, max_in_flight
         self.clients = {target.client for target in targets}
         for client in self.clients:
-            client.discard = self.close_connection  # type: ignore[method-assign]
+            client.discard = self.close_connection
         self.opener = ThreadPool(256, "opens connections")
         self.ready: dict[Target, None] = {}  # those that may begin a put, the first to be so first
         self.flights: dict[PutInFlight, tuple[PutRequest, Batch]] = {}  # what each is a try of
@@ -3467,13 +3419,12 @@ class PutLoop(threading.Thread):
         """In a thread of `opener`."""
         try:
             client = flight.client
-            if client.is_blocking:
+            if client.factory.is_blocking:
                 if not flight.claim():
                     raise Cancelled
-                factory = client.factory_for(client.origin)
-                outcome: Any = client.round_trip(factory, flight.request, MAX_PUT_ANSWER_BYTES, flight.timeout)
+                outcome: Any = client.round_trip(flight.request, MAX_PUT_ANSWER_BYTES, flight.timeout)
             else:
-                outcome = client.factory_for(client.origin).connect(client.connect_timeout)
+                outcome = client.factory.connect(client.connect_timeout)
         except Exception as error:
             outcome = error
         self.call(self.on_opened, flight, outcome)
@@ -3631,7 +3582,7 @@ class PutLoop(threading.Thread):
         """Has connections opened for puts, or where that blocks all of them done: few at once, lest many targets need
         many threads."""
         client.unopened.extend(flights)
-        most = self.MAX_BLOCKING if client.is_blocking else self.MAX_OPENING
+        most = self.MAX_BLOCKING if client.factory.is_blocking else self.MAX_OPENING
         while client.unopened and client.opening < most:
             flight = client.unopened.popleft()
             if flight in self.flights:  # else its time was over meanwhile
@@ -3704,7 +3655,7 @@ class PutLoop(threading.Thread):
         if flight.connection:
             self.leave(flight, is_reusable=False)
             if isinstance(error, ConnectionError) and not (flight.is_fresh or flight.received):
-                flight.connection, flight.deadline = None, time.monotonic() + 3 * CONNECT_TIMEOUT
+                flight.need_connection()
                 with contextlib.suppress(Exception):  # any, such as no thread: then it has failed
                     self.open_soon(flight.client, flight)
                     return
@@ -3724,7 +3675,7 @@ class PutLoop(threading.Thread):
         target.in_flight -= 1
         try:
             error = error and error.with_traceback(None)  # its frames hold the request
-            if isinstance(error, (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)):
+            if isinstance(error, NETWORK_ERRORS):
                 error = CallError.from_exception(error)
             if not isinstance(error, Cancelled):
                 target.on_result(put, error)
@@ -4151,13 +4102,13 @@ class ShardConsumer:
         member.former.pop(shard, None)
 
     def was_last_to_save(self, entry: Mapping[str, Any]) -> bool:
-        """Whether nobody has saved or set a checkpoint since this did: by an entry of LogstoreApi.checkpoints."""
+        """Whether nobody has saved or set a checkpoint since this did: by an entry of LogstoreApi.get_checkpoints."""
         checkpoint, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
         is_own = by == self.consumer.name_in_group and checkpoint in (self.checkpoint, *self.unanswered)
         return is_own or self.seen == (entry.get("updateTime") or 0, checkpoint)
 
     def note_entry(self, entry: Mapping[str, Any]) -> tuple[str, bool]:
-        """The checkpoint in an entry of LogstoreApi.checkpoints, and whether it is later than the last one seen."""
+        """The checkpoint in an entry of LogstoreApi.get_checkpoints, and whether it is later than the last one seen."""
         found = entry.get("updateTime") or 0, entry.get("checkpoint") or ""
         is_news = found != self.seen and found[0] >= self.seen[0]
         if is_news:
@@ -4173,7 +4124,7 @@ class ShardConsumer:
         then, nobody or still this consumer, its pages don't say.
         """
         self.next_look = time.monotonic() + self.consumer.heartbeat.interval
-        entry = self.source.checkpoints(self.member.group, self.shard).get(self.shard, {})
+        entry = self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
         found, is_news = self.note_entry(entry)
         by, own_name = entry.get("consumer") or "", self.consumer.name_in_group
         is_own = found == self.checkpoint or (by == own_name and found in self.unanswered)
@@ -4258,7 +4209,7 @@ class ShardConsumer:
         pull = self.pull_from(oldest, count)
         saved, arrived = "an unknown time", "now"
         with contextlib.suppress(CallError, KeyError):
-            saved = format_local(self.source.checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
+            saved = format_local(self.source.get_checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
             arrived = format_local(self.source.arrival_time(self.shard, oldest))
         log.error(
             "%s: shard %s: the service no longer knows cursor %s, the checkpoint of %s; logs that arrived from then on "
@@ -4765,7 +4716,7 @@ class GroupMember(threading.Thread):
     def find_group_start(self, group: Any) -> None:
         """Finds when the group began, and tells what there is to say of it: an SDK's ConsumerGroupEntity, or None.
         Raises CallError, Cancelled."""
-        checkpoints = self.source.checkpoints(self.group)
+        checkpoints = self.source.get_checkpoints(self.group)
         for line in group_warnings(group, checkpoints, self.settings.heartbeat_interval) if group else ():
             log.warning("%s: %s", self.subject, line)
         if self.is_older_than_group:
@@ -4795,7 +4746,7 @@ class GroupMember(threading.Thread):
         end = time.monotonic() + self.FIRST_CHECKPOINT_TIMEOUT
         while not has_checkpoints(checkpoints) and time.monotonic() < end:
             self.soft_stop.sleep(1.0)
-            checkpoints = self.source.checkpoints(self.group)
+            checkpoints = self.source.get_checkpoints(self.group)
         return checkpoints
 
     def start_by_names(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> int:
@@ -4820,7 +4771,7 @@ class GroupMember(threading.Thread):
         with self.lock:
             began = time.monotonic()
             if self.checkpoints_read < moment:
-                self.checkpoints, self.checkpoints_read = self.source.checkpoints(self.group), began
+                self.checkpoints, self.checkpoints_read = self.source.get_checkpoints(self.group), began
             return self.checkpoints
 
     def first_cursor(self, shard: int) -> str:
@@ -4868,7 +4819,7 @@ class GroupMember(threading.Thread):
         consumer, held = self.consumer, self.held_shards()
         if not consumer:
             return
-        entries = self.source.checkpoints(self.group)
+        entries = self.source.get_checkpoints(self.group)
         recent = self.source.client.server_time() - max(consumer.heartbeat.group_timeout, self.RECENT_SAVE)
         others = [entry for shard, entry in entries.items() if shard not in held]
         names = {entry.get("consumer") or "" for entry in others if (entry.get("updateTime") or 0) / 1e6 > recent}

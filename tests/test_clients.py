@@ -28,6 +28,7 @@ from dispatch_data import (
     PUT_HEADERS,
     RESPONSE_TIMEOUT,
     CallError,
+    ConnectionFactory,
     Consumer,
     CredentialSources,
     GroupMember,
@@ -343,7 +344,7 @@ def test_parameters_are_signed_as_they_are_sent(service, clean_environment):
     assert cursor.endswith("=")
     pulled = client.pull_logs(PROJECT, "nginx", shard, cursor, 10).get_loggroup_list().LogGroups
     assert [one.SerializeToString() for one in pulled] == [log_group]
-    assert client.connection_factory is not None
+    assert client.idle_connections
 
 
 # ---- puts that are begun, not waited for
@@ -580,6 +581,7 @@ def test_a_connection_closed_while_a_call_is_sent_has_accepted_nothing(clean_env
 
         threading.Thread(target=answer_the_beginning, daemon=True).start()
         client = client_for(None, "127.0.0.1:%d" % listener.getsockname()[1])
+        client.factory = ConnectionFactory("http://" + client._endpoint)
         with pytest.raises(CallError, match="before the request was sent"):
             client._getHttpResponse(
                 "POST", "http://%s/logstores/nginx/shards/lb" % client._endpoint, {}, b"x" * 20000000, {}
@@ -640,7 +642,7 @@ def test_a_checkpoint_of_a_copy_that_does_not_hold_the_shard_is_refused(service,
     holder.update_check_point(PROJECT, SOURCE, GROUP, 2, end, "holder", False)
     with pytest.raises(CallError, match="ConsumerNot"):
         source.save_checkpoint(GROUP, "another", 2, source.get_cursor(2, "begin"))
-    assert source.checkpoints(GROUP)[2]["checkpoint"] == end
+    assert source.get_checkpoints(GROUP)[2]["checkpoint"] == end
 
 
 # ---- what dispatch_data.py overrides in the SDK: these fail when a new release changes it
@@ -651,7 +653,20 @@ def test_the_sdk_s_client_still_sends_through_the_method_we_override(service, cl
     use_environment(clean_environment, service)
     client = client_for(service)
     put(client)
-    assert client.connection_factory is not None
+    assert client.idle_connections
+
+
+@pytest.mark.parametrize("endpoint", ["sls.test", "http://sls.test:8080", "https://sls.test", "192.0.2.1"])
+@pytest.mark.parametrize("kind", [PooledLogClient, PutClient])
+def test_connections_go_where_the_sdk_s_would_go(monkeypatch, endpoint, kind):
+    """Which puts no project in front of an address."""
+    client = kind(logstore_config(endpoint=endpoint, access_key_id="id", access_key="secret"))
+    urls = []
+    monkeypatch.setattr(
+        client, "_getHttpResponse", lambda method, url, *_: urls.append(url) or (200, b"{}", {"x-log-requestid": "1"})
+    )
+    client.delete_logstore(PROJECT, "nginx")
+    assert urls == [client.origin + "/logstores/nginx"]
 
 
 def test_the_sdk_s_client_still_takes_the_date_from_where_we_put_it(monkeypatch, service, clean_environment):
@@ -671,7 +686,7 @@ def signed_by_the_sdk(client, resource, size, body):
     headers = {**PUT_HEADERS, "Host": "%s.%s" % (PROJECT, client._logHost)}
     headers.update({"x-log-bodyrawsize": str(size), "Content-Length": str(len(body))})
     client._auth.sign_request("POST", resource, {}, headers, body)
-    return client.factory_for(client.origin).request("POST", resource, headers, body)
+    return client.factory.request("POST", resource, headers, body)
 
 
 @pytest.mark.parametrize("region, begins", [("", b"LOG id:"), ("cn-test", b"SLS4-HMAC-SHA256 Credential=id/202609")])
@@ -697,7 +712,7 @@ def test_puts_are_signed_byte_for_byte_as_the_sdk_signs_them(
         monkeypatch.setattr("aliyun.log.auth.datetime", Clock)
         for logstore, body in (("nginx", b"x"), ("nginx", b"y" * 3000), ("click", b"z")):
             resource = "/logstores/%s/shards/lb" % logstore
-            lean, its_token = (client.sign_v4 if region else client.sign_v1)(PROJECT, resource, 7, body)
+            lean, its_token = client.sign(resource, 7, body)
             assert its_token == token
             parts = [one.partition(b"\r\n\r\n") for one in (lean, signed_by_the_sdk(client, resource, 7, body))]
             (lean_head, _, lean_body), (head, _, plain_body) = parts

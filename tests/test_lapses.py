@@ -990,7 +990,7 @@ def test_the_first_start_at_the_end_is_not_decided_later_than_its_shards(service
 
 
 def counting_readings(program, readings):
-    checkpoints = program.LogstoreApi.checkpoints
+    checkpoints = program.LogstoreApi.get_checkpoints
 
     def counted(self, group, shard=-1):
         if shard == -1:
@@ -998,7 +998,7 @@ def counting_readings(program, readings):
                 file.write(".")
         return checkpoints(self, group, shard)
 
-    program.LogstoreApi.checkpoints = counted
+    program.LogstoreApi.get_checkpoints = counted
 
 
 @pytest.mark.parametrize("start", ["begin", "end"])

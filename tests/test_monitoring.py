@@ -175,7 +175,7 @@ def stuck_in(program, method):
         ("gives out work", "Heartbeat.get_held_shards"),
         ("sends heartbeats", "Heartbeat.send"),
         ("puts", "PutLoop.turn"),
-        ("ends silent connections", "DeadlineStream.is_over"),
+        ("ends silent connections", "Deadline.is_over"),
         ("delivers shard", "Delivery.route"),
     ],
 )
