@@ -7,6 +7,7 @@ import http.client
 import selectors
 import socket
 import sys
+import threading
 import time
 import types
 
@@ -78,7 +79,8 @@ class World:
         self.other_ends, self.opened = {}, []  # of connections
         self.targets = {name: self.target(number, name, limit) for number, name in enumerate(names)}
         self.loop = LoopTurnedByHand(list(self.targets.values()), max_in_flight)
-        self.opener = self.loop.opener = Opener()
+        self.threads, self.opener = self.loop.opener, Opener()
+        self.loop.opener = self.opener
 
     def target(self, number, name, limit):
         config = logstore_config(logstore=name, endpoint="sls.test", access_key_id="id", access_key="secret")
@@ -976,6 +978,38 @@ def test_a_connection_is_opened_by_others_and_used_again(world):
     world.assert_at_rest()
 
 
+def test_a_connection_that_takes_long_to_open_is_waited_for(world):
+    """Each address of a name has CONNECT_TIMEOUT."""
+    world.opener.is_held = True
+    world.submit("a0")
+    world.turn(3 * dispatch_data.CONNECT_TIMEOUT - 1)
+    world.opener.go_on()
+    world.turn()
+    world.answer("a0")
+    assert world.begun == ["a0"]
+
+
+def test_connections_that_do_not_open_hold_up_no_other_targets(world_of):
+    """As where a name is not found for long: each is opened in a thread of its own."""
+    world = world_of("ab", limit=20)
+    world.loop.opener = world.threads
+    go_on = threading.Event()
+
+    def connect(_):
+        go_on.wait()
+        raise OSError("no such name")
+
+    world.targets["a"].client.connection_factory.connect = connect
+    world.targets["a"].limit = 20
+    world.submit(" ".join("a%d" % number for number in range(20)))
+    world.submit("b0")
+    end = time.monotonic() + 30
+    while not world.tries["b0"][0].connection and time.monotonic() < end:
+        world.loop.turn()
+    go_on.set()
+    world.answer("b0")
+
+
 def test_few_connections_are_opened_at_once(world_of, monkeypatch):
     world = world_of("a", limit=10)
     monkeypatch.setattr(PutLoop, "MAX_OPENING", 3)
@@ -1293,6 +1327,16 @@ def test_who_refuses_a_put_before_it_has_read_it_all_is_heard(world):
     world.turn()
     ((_, blamed, error),) = batch.blamed
     assert (blamed, error.code) == (put, "RequestEntityTooLarge")
+
+
+def test_what_takes_as_long_as_a_bound_is_counted_up_to_it():
+    """As Prometheus has it: less or equal."""
+    histogram = dispatch_data.Histogram()
+    for seconds in (0.1, 0.11, 100.0):
+        histogram.observe(seconds)
+    counts = {labels: count for _, labels, count in histogram.samples("latency", '{target="1"}')}
+    upto = [counts['{target="1",le="%s"}' % bound] for bound in ("0.05", "0.1", "0.25", "30", "+Inf")]
+    assert upto == [0, 1, 2, 2, 3]
 
 
 # ---- what fails within this process
