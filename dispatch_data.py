@@ -4129,21 +4129,27 @@ class ShardConsumer:
     # ---- tasks
 
     def consume(self) -> None:
-        """Begins the tasks that may begin: called by the SDK's loop in each turn, and when a task has ended."""
-        now = time.monotonic()
-        if not self.batches and self.cursor and now < self.next_pull and now < self.checkpoint.next_look:
-            return  # as mostly: an idle shard
+        """Called by the SDK's loop in each turn, mostly for a shard that is idle."""
+        if self.batches or not self.cursor or time.monotonic() >= min(self.next_pull, self.checkpoint.next_look):
+            self.begin_tasks()
+
+    def begin_tasks(self) -> None:
+        """Begins the tasks that may begin: to be called again and again, also when one has ended."""
         with self.lock:
-            if self.soft_stop.is_cancelled():
-                return
+            now, is_ending = time.monotonic(), self.soft_stop.is_cancelled()
             if not self.is_busy():
-                if not self.cursor:
+                if is_ending and self.owes_last_save():
+                    self.begin(self.save_again, "its last checkpoint")
+                    self.has_begun_last_save = True
+                elif is_ending:
+                    return
+                elif not self.cursor:
                     self.begin(self.load_checkpoint, "its beginning")
                 elif self.batches:
                     self.begin(self.deliver, "a batch")
                 elif now >= self.checkpoint.next_look:
                     self.begin(self.save_again, "its checkpoint")
-            is_due = self.cursor and now >= self.next_pull and self.pull not in self.running
+            is_due = self.cursor and now >= self.next_pull and self.pull not in self.running and not is_ending
             if is_due and len(self.batches) < self.MAX_BATCHES and self.reserve(self.needed or 1):
                 self.begin(self.pull, "a pull")
 
@@ -4168,7 +4174,7 @@ class ShardConsumer:
         finally:
             with self.lock:
                 self.running.discard(task)
-            self.consume()
+            self.begin_tasks()
 
     def is_busy(self) -> bool:
         """Whether a task is under way that isn't a pull. Called with `lock` held."""
@@ -4183,63 +4189,12 @@ class ShardConsumer:
             self.moves += 1
             self.count_memory()
 
+    # ---- pulls
+
     def load_checkpoint(self) -> None:
         """A task: finds where the shard begins. Until that is known nothing is pulled."""
         self.member.begin_retries.retry(self.shard, self.checkpoint.find, self.soft_stop)
         self.cursor = self.checkpoint.saved
-
-    def save_again(self) -> None:
-        """A task: now and then as long as there is nothing to deliver, and at the end."""
-        self.checkpoint.save_again(self.saving())
-
-    def saving(self) -> CancelToken:
-        """However long a batch has taken since the shard was revoked, its checkpoint has GRACE seconds from now on."""
-        late = max(0.0, time.monotonic() - self.soft_stop.cancelled_at())
-        return CancelToken(self.soft_stop, grace=late + GRACE)
-
-    # ---- the end, once nothing begins any more
-
-    def shut_down(self) -> None:
-        """Called by the SDK's loop in each turn while the shard is no longer assigned."""
-        self.revoked.cancel()
-        self.begin_last_save()
-
-    def begin_last_save(self) -> None:
-        """Has the checkpoint saved again, once nothing is in flight, where saving one has failed. To be called again
-        and again when the shard is let go of, or the copy stops."""
-        with self.lock:
-            if self.owes_last_save() and not self.is_busy():
-                self.begin(self.save_again, "its last checkpoint")
-                self.has_begun_last_save = True
-
-    def owes_last_save(self) -> bool:
-        """Called with `lock` held."""
-        return bool(self.checkpoint.unanswered and self.checkpoint.saved) and not self.has_begun_last_save
-
-    def is_shutdown(self) -> bool:
-        """Called by the SDK's loop: whether the shard may move, for nothing of it is in flight."""
-        with self.lock:
-            return self.revoked.is_cancelled() and not self.is_busy() and not self.owes_last_save()
-
-    def hand_over(self) -> None:
-        """To be called when it is shut down: whoever of this copy holds the shard next pulls anew, but is told of the
-        checkpoint."""
-        self.member.former[self.shard] = self.checkpoint
-        with self.lock:
-            self.batches.clear()
-            self.count_memory()
-
-    def log_groups_in_flight(self) -> int:
-        """Of the batch that is being delivered, 0 without one."""
-        with self.lock:
-            return len(self.batches[0].log_groups) if self.deliver in self.running and self.batches else 0
-
-    def is_saving_last(self) -> bool:
-        """Whether that is under way, or due."""
-        with self.lock:
-            return self.owes_last_save() or (self.has_begun_last_save and self.save_again in self.running)
-
-    # ---- pulls
 
     def pull(self) -> None:
         """A task: pulls once, and retries until there is an answer."""
@@ -4304,43 +4259,6 @@ class ShardConsumer:
         if end and cursor_position(cursor) >= cursor_position(end):
             return PullResult([], 0, cursor, self.shard)
         return self.source.pull_logs(self.shard, cursor, count, end, self.make_room)
-
-    # ---- the memory that pulls and batches take, see Consumer.take_memory
-
-    def reserve(self, size: int) -> bool:
-        """Whether so many bytes more were reserved, for the pull under way. Called with `lock` held."""
-        is_reserved = self.consumer.take_memory(self, size, can_wait=not self.batches)
-        self.reserved += size if is_reserved else 0
-        return is_reserved
-
-    def make_room(self, size: int, count: int) -> None:
-        """For what a pull is about to bring: bytes, and how many LogGroups. Raises NoRoom where that is too much now:
-        then the next one is asked for less, or waits."""
-        with self.lock:
-            if size > self.reserved and not self.reserve(size - self.reserved):
-                self.mean_log_group_size, self.next_pull = size / count, 0.0
-                self.expect(size, count)
-                raise NoRoom
-        if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
-            gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
-
-    def release(self) -> None:
-        """Gives back what is reserved."""
-        with self.lock:
-            self.reserved = 0
-            self.count_memory()
-
-    def count_memory(self) -> None:
-        """To be called whenever it has less than before. Called with `lock` held."""
-        self.consumer.set_held(self, sum(batch.size for batch in self.batches) + self.reserved)
-
-    def expect(self, size: int, count: int) -> None:
-        """Has the next pull wait for room for as much as so many LogGroups took, or for one."""
-        self.needed = max(size // count, min(size, int(self.consumer.memory_share())))
-
-    def is_stuck(self) -> bool:
-        """Whether its targets take longer than they should for the first batch."""
-        return self.deliver in self.running and time.monotonic() - self.batch_began > self.TARGET_BATCH_SECONDS
 
     # ---- batches
 
@@ -4423,6 +4341,86 @@ class ShardConsumer:
                 return ""
             pulled, cursor = end, again.next_cursor
         return cursor
+
+    def save_again(self) -> None:
+        """A task: now and then as long as there is nothing to deliver, and at the end."""
+        self.checkpoint.save_again(self.saving())
+
+    def saving(self) -> CancelToken:
+        """However long a batch has taken since the shard was revoked, its checkpoint has GRACE seconds from now on."""
+        late = max(0.0, time.monotonic() - self.soft_stop.cancelled_at())
+        return CancelToken(self.soft_stop, grace=late + GRACE)
+
+    # ---- the end, once nothing begins any more
+
+    def shut_down(self) -> None:
+        """Called by the SDK's loop in each turn while the shard is no longer assigned."""
+        self.revoked.cancel()
+        self.begin_tasks()
+
+    def owes_last_save(self) -> bool:
+        """Whether its checkpoint is to be saved again, since saving one has failed. Called with `lock` held."""
+        return bool(self.checkpoint.unanswered and self.checkpoint.saved) and not self.has_begun_last_save
+
+    def is_shutdown(self) -> bool:
+        """Called by the SDK's loop: whether the shard may move, for nothing of it is in flight."""
+        with self.lock:
+            return self.revoked.is_cancelled() and not self.is_busy() and not self.owes_last_save()
+
+    def hand_over(self) -> None:
+        """To be called when it is shut down: whoever of this copy holds the shard next pulls anew, but is told of the
+        checkpoint."""
+        self.member.former[self.shard] = self.checkpoint
+        with self.lock:
+            self.batches.clear()
+            self.count_memory()
+
+    def log_groups_in_flight(self) -> int:
+        """Of the batch that is being delivered, 0 without one."""
+        with self.lock:
+            return len(self.batches[0].log_groups) if self.deliver in self.running and self.batches else 0
+
+    def is_saving_last(self) -> bool:
+        """Whether that is under way, or due."""
+        with self.lock:
+            return self.owes_last_save() or (self.has_begun_last_save and self.save_again in self.running)
+
+    # ---- the memory that pulls and batches take, see Consumer.take_memory
+
+    def reserve(self, size: int) -> bool:
+        """Whether so many bytes more were reserved, for the pull under way. Called with `lock` held."""
+        is_reserved = self.consumer.take_memory(self, size, can_wait=not self.batches)
+        self.reserved += size if is_reserved else 0
+        return is_reserved
+
+    def make_room(self, size: int, count: int) -> None:
+        """For what a pull is about to bring: bytes, and how many LogGroups. Raises NoRoom where that is too much now:
+        then the next one is asked for less, or waits."""
+        with self.lock:
+            if size > self.reserved and not self.reserve(size - self.reserved):
+                self.mean_log_group_size, self.next_pull = size / count, 0.0
+                self.expect(size, count)
+                raise NoRoom
+        if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
+            gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
+
+    def release(self) -> None:
+        """Gives back what is reserved."""
+        with self.lock:
+            self.reserved = 0
+            self.count_memory()
+
+    def count_memory(self) -> None:
+        """To be called whenever it has less than before. Called with `lock` held."""
+        self.consumer.set_held(self, sum(batch.size for batch in self.batches) + self.reserved)
+
+    def expect(self, size: int, count: int) -> None:
+        """Has the next pull wait for room for as much as so many LogGroups took, or for one."""
+        self.needed = max(size // count, min(size, int(self.consumer.memory_share())))
+
+    def is_stuck(self) -> bool:
+        """Whether its targets take longer than they should for the first batch."""
+        return self.deliver in self.running and time.monotonic() - self.batch_began > self.TARGET_BATCH_SECONDS
 
 
 class Heartbeat(threading.Thread):
@@ -4652,7 +4650,7 @@ class Consumer(ConsumerWorker):
         while True:
             shard_consumers = list(self.shard_consumers.values())
             for one in shard_consumers:
-                one.begin_last_save()
+                one.begin_tasks()
             is_saving = any(one.is_saving_last() for one in shard_consumers)
             if not (is_saving or self.in_flight()) or time.monotonic() > end:
                 return self.in_flight()
@@ -4877,13 +4875,8 @@ class GroupMember(threading.Thread):
 
     def report_recoveries(self) -> None:
         """Has each RetryLog tell what is over."""
-        logs = [
-            self.join_retries,
-            self.begin_retries,
-            self.heartbeat_retries,
-            self.pull_retries,
-            self.checkpoint_retries,
-        ]
+        logs = [self.join_retries, self.begin_retries, self.heartbeat_retries, self.pull_retries]
+        logs.append(self.checkpoint_retries)
         logs += [credential_source.refresh_retries for credential_source in self.expiring_credentials]
         for target in self.delivery.targets.values():
             logs += [target.put_retries, target.dead_letter_retries]
