@@ -12,14 +12,14 @@ whom:
     main                              the settings, then `run` until a signal comes, or all is drained
       GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
         Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
-          ShardConsumer.consume       which begins tasks in threads, one of each kind at a time:
+          ShardConsumer.consume       which begins tasks in threads, a pull and one other at a time:
             load_checkpoint           where the shard begins
             pull                      up to three batches of LogGroups wait in memory
             deliver                   the oldest batch:
               Delivery.deliver        the callback that routes each LogGroup by its Topic
                 PutLoop, Target       functools.partial of PutClient.put_log_raw; each put is tried until it is accepted
               cut_batch               where the batch ends before its end, what is delivered becomes one of its own
-              save                    then the checkpoint, and only then the next batch
+              ShardCheckpoint.save    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
 A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
@@ -34,7 +34,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     gives out work            the SDK's loop, one for each Consumer, until its lease is cancelled
     begins heartbeats         Heartbeat.run, started by the SDK's loop, as long
     sends heartbeats_<n>      GroupMember.beats: one heartbeat each, until it is answered
-    shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
+    shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one does the rest
     puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
     opens connections_<n>     PutLoop.opener, for the puts
     probe_<n>                 `probe` of all logstores at the start
@@ -3940,13 +3940,16 @@ class Delivery:
 #   2. whoever has lost the lease saves nothing;
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
-#   5. what is retried is so by RetryLog.retry, puts by the PutLoop. That ends at once when the shard is revoked, the
-#      lease lost or the copy stopped; for a batch in flight GRACE seconds later, or, where its shard is revoked, GRACE
-#      seconds after its last put was accepted; then its checkpoint has as long.
-# Three things happen to a shard. *Assigned* (Heartbeat.send): the SDK's loop makes a ShardConsumer for it. *Revoked*
-# (Consumer.revoke): its batch ends with what has begun, as long as puts of it are accepted, the checkpoint behind that
-# is saved, then it moves. *Lost*, with the lease and so with all shards of the consumer: nothing begins, nothing is
-# saved, batches in flight have their GRACE, then another consumer joins and begins at the service's checkpoints.
+#   5. what is retried is so by RetryLog.retry, puts by the PutLoop, until a CancelToken says that it isn't wanted.
+# A shard is *assigned* by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. Nothing of it begins any
+# more once one of these is cancelled:
+#   ShardConsumer.revoked   by Consumer.revoke, for an answer without it: its batch ends with what has begun, GRACE
+#                           seconds after a put of it was accepted last; the checkpoint behind that is saved, in GRACE
+#                           seconds more, then the shard moves
+#   GroupMember.soft_stop   by GroupMember.stop: the same, but the batch has GRACE seconds whatever is accepted; then
+#                           hard_stop ends the heartbeats, and the lease with them
+#   Consumer.lease          by whoever finds it lost, for all shards at once: a batch in flight has GRACE seconds, but
+#                           nothing is saved; then another consumer joins and begins at the service's checkpoints
 
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
@@ -4105,7 +4108,7 @@ class ShardConsumer:
         self.consumer, self.shard = consumer, shard
         self.member, self.source = consumer.member, consumer.member.source
         self.revoked = CancelToken()
-        # Nothing begins any more after the one. A batch in flight is given up after the other, or when it gets nowhere.
+        # After the one nothing begins any more, after the other a batch in flight is given up: see above.
         self.soft_stop = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)
         self.hard_stop = CancelToken(consumer.lease, consumer.member.soft_stop, grace=GRACE)
         self.checkpoint = ShardCheckpoint(consumer, shard, self.revoked)
@@ -4278,14 +4281,13 @@ class ShardConsumer:
                 self.count_memory()
 
     def deliver_to_targets(self, batch: PullResult) -> PullResult:
-        """Delivers the first batch, and returns it, or what was cut off as the first for its beginning alone is
+        """Delivers the first batch. Returns what is to be saved now: all of it, or its beginning, if that alone was
         delivered. Raises Cancelled where there is nothing to save."""
         self.batch_began, self.wanted_back = time.monotonic(), CancelToken()
         done, beyond = self.member.delivery.deliver(batch, self.soft_stop, self.hard_stop, self.wanted_back)
         if not (done or beyond) and self.wanted_back.is_cancelled():
             self.soft_stop.check()
             self.given_back += 1
-            # It is pulled again, after a while.
             self.restart_at(self.checkpoint.delivered, MAX_BACKOFF * min(4, self.given_back))
             raise Cancelled
         self.given_back = 0
@@ -4551,7 +4553,7 @@ class Consumer(ConsumerWorker):
 
     MAX_BYTES = 32 * 1000 * 1000  # of what its shards have pulled, or pull, together; a third is shared out among them
 
-    # ConsumerWorker makes a client for itself, by which it makes the group; it gets this object in its place.
+    # The SDK's name for a client that ConsumerWorker makes itself, to make the group by: it gets this object instead.
     consumer_client = property(lambda self: self, lambda *_: None)
 
     def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
