@@ -3941,7 +3941,7 @@ class Delivery:
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
 #   5. what is retried is so by RetryLog.retry, puts by the PutLoop, until a CancelToken says that it isn't wanted.
-# A shard is *assigned* by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. Nothing of it begins any
+# A shard is assigned by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. Nothing of it begins any
 # more once one of these is cancelled:
 #   ShardConsumer.revoked   by Consumer.revoke, for an answer without it: its batch ends with what has begun, GRACE
 #                           seconds after a put of it was accepted last; the checkpoint behind that is saved, in GRACE
