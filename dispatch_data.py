@@ -3986,7 +3986,7 @@ class ShardCheckpoint:
             self.changed = time.monotonic()  # where that was not all
             entry = entries.get(shard, {})
             found = entry.get("checkpoint") or ""
-            self.note(entry)
+            self.seen = entry.get("updateTime") or 0, found
             member.take_older_start(entries)
             # Done when it is another's, or our own, made by the start that still holds. Else the group has turned out
             # to be older (rule 4 of GroupMember), and it is made once more; nothing was pulled yet.
@@ -4013,14 +4013,6 @@ class ShardCheckpoint:
         is_own = by == self.consumer.name_in_group and found in (self.saved, *self.unanswered)
         return is_own or self.seen == (entry.get("updateTime") or 0, found)
 
-    def note(self, entry: Mapping[str, Any]) -> bool:
-        """Takes note of an entry of LogstoreApi.checkpoints; whether it is later than the last one seen."""
-        seen = entry.get("updateTime") or 0, entry.get("checkpoint") or ""
-        is_news = seen != self.seen and seen[0] >= self.seen[0]
-        if is_news:
-            self.seen = seen
-        return is_news
-
     def look(self) -> str:
         """Returns the service's. Obeys one that somebody has set by hand since it was looked at last, and raises
         SetByHand then. Raises CallError.
@@ -4032,10 +4024,14 @@ class ShardCheckpoint:
         self.next_look = time.monotonic() + self.consumer.heart_beat.interval
         entry = self.source.checkpoints(self.member.group, self.shard).get(self.shard, {})
         found, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
+        latest = entry.get("updateTime") or 0, found
+        if latest == self.seen or latest[0] < self.seen[0]:
+            return found
+        self.seen = latest
         own_name = self.consumer.name_in_group
         is_own = found == self.saved or (by == own_name and found in self.unanswered)
         is_of_a_copy = by != own_name and CONSUMER_NAME.fullmatch(by)
-        if not self.note(entry) or not found or is_own or is_of_a_copy:
+        if not found or is_own or is_of_a_copy:
             return found
         if cursor_position(found) < 0:  # moves nothing, and is written over
             log.warning("%s: %s", self.member.subject, unreadable_checkpoint(self.shard, entry))
@@ -4391,7 +4387,7 @@ class ShardConsumer:
 
     def reserve(self, size: int) -> bool:
         """Whether so many bytes more were reserved, for the pull under way. Called with `lock` held."""
-        is_reserved = self.consumer.take_memory(self, size, can_wait=not self.batches)
+        is_reserved = self.consumer.take_memory(self, size)
         self.reserved += size if is_reserved else 0
         return is_reserved
 
@@ -4567,7 +4563,7 @@ class Consumer(ConsumerWorker):
         self.lock = threading.Lock()  # over:
         self.held: dict[ShardConsumer, int] = {}  # bytes of their batches, and of pulls under way
         self.waiting: deque[ShardConsumer] = deque()  # those that need more memory than there is, the first is next
-        self.unanswered: dict[int, deque[str]] = {}  # see ShardConsumer; here, for a shard may come back
+        self.unanswered: dict[int, deque[str]] = {}  # see ShardCheckpoint; here, for a shard may come back
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
         # process id repeat themselves in containers. In the checkpoints, other copies read of it what the routes are,
         # see GroupMember.compare_routes, and when the group began, see GroupMember.find_group_start.
@@ -4608,7 +4604,7 @@ class Consumer(ConsumerWorker):
         """Bytes that each shard may hold whatever the others do."""
         return self.MAX_BYTES / 3 / max(1, len(self.heart_beat.owned))
 
-    def take_memory(self, one: ShardConsumer, size: int, can_wait: bool) -> bool:
+    def take_memory(self, one: ShardConsumer, size: int) -> bool:
         """Whether a shard was given so many bytes more. Within its share it is; beyond that, where there is room, in
         the order in which shards began to wait. Nobody waits here: those ask again in each turn of the SDK's loop, and
         have batches given back that no target accepts."""
@@ -4618,7 +4614,7 @@ class Consumer(ConsumerWorker):
                 self.waiting.popleft()
             # What is larger than all that there is beyond the shares gets that as soon as it is free.
             wanted = sum(self.held.values()) + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
-            is_next = not self.waiting or self.waiting[0] is one
+            is_next, can_wait = not self.waiting or self.waiting[0] is one, not one.batches
             if held + size <= share or (is_next and wanted <= 0):
                 if one in self.waiting:
                     self.waiting.remove(one)
@@ -4653,9 +4649,10 @@ class Consumer(ConsumerWorker):
             shard_consumers = list(self.shard_consumers.values())
             for one in shard_consumers:
                 one.begin_tasks()
+            left = self.in_flight()
             is_saving = any(one.is_saving_last() for one in shard_consumers)
-            if not (is_saving or self.in_flight()) or time.monotonic() > end:
-                return self.in_flight()
+            if not (left or is_saving) or time.monotonic() > end:
+                return left
             watchdog.beat()
             time.sleep(0.05)
 
