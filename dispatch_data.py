@@ -3967,7 +3967,7 @@ class ShardCheckpoint:
         self.member, self.source = consumer.member, consumer.member.source
         self.saved = ""  # the service's, as far as this copy knows
         self.delivered = ""  # the cursor up to which all is delivered; beyond `saved` while that is not saved
-        self.made, self.made_by_start = "", 0  # where there was none, and GroupMember.group_start then
+        self.made, self.made_by_start = "", 0  # what it made where there was none, and GroupMember.group_start then
         # Cursors whose saving failed: the service may still apply them, after later ones.
         self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
