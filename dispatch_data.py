@@ -64,7 +64,7 @@ What is private to others, or theirs and replaced here; the test goes red when a
       .heart_beat             Heartbeat: the SDK's counts in wall time, and sleeps in its loop
                               test_each_turn_of_the_loop_asks_once_what_is_held_and_never_sleeps
       .shut_down_flag, .shutdown_and_wait, .shard_consumers
-                              Consumer.finish waits for batches in flight
+                              Consumer.finish_batches waits for batches in flight
                               test_the_flag_ends_the_loop_and_leaves_shards_and_threads_to_others
     aliyun.log.consumer.heart_beat.RLock
                               threading's: multiprocessing's needs /dev/shm, and one more process from Python 3.14 on
@@ -4122,7 +4122,7 @@ class ShardConsumer:
         self.moves = 0  # times that all was dropped, to begin elsewhere: what a pull brings across one is of before
         self.reserved = 0  # bytes, for the pull under way
         self.batch_began = 0.0  # when the first batch began to be delivered, by the monotonic clock
-        self.wanted_back = CancelToken()  # that batch, for others need the memory
+        self.wanted_back = CancelToken()  # that batch: by Consumer.take_memory, for others that need the memory
         self.given_back = 0  # batches, since one was delivered
 
     # ---- tasks
@@ -4585,7 +4585,7 @@ class Consumer(ConsumerWorker):
             super().run()
 
     def shutdown_and_wait(self) -> None:
-        """Called by the SDK's loop at its end; see `finish`."""
+        """Called by the SDK's loop at its end; see `finish_batches`."""
 
     def _get_shard_consumer(self, shard: int) -> ShardConsumer:
         """Called by the SDK's loop for each shard that is held. Its own goes on with the next batch where one fails,
@@ -4639,7 +4639,7 @@ class Consumer(ConsumerWorker):
         found = {shard: one.log_groups_in_flight() for shard, one in list(self.shard_consumers.items())}
         return {shard: log_groups for shard, log_groups in found.items() if log_groups}
 
-    def finish(self, seconds: float) -> dict[int, int]:
+    def finish_batches(self, seconds: float) -> dict[int, int]:
         """Ends the SDK's loop and waits, `seconds` at the most, for the batches in flight and last checkpoints; returns
         what is left of the former. Nothing may begin any more when it is called."""
         self.shut_down_flag = True
@@ -4752,7 +4752,7 @@ class GroupMember(threading.Thread):
             words = self.subject, consumer.name_in_group, lease.reason
             log.warning("%s: consumer %s is lost, another joins: %s", *words)
         shard_consumers = list(consumer.shard_consumers.values())  # before they are dropped
-        consumer.finish(GRACE + 1)
+        consumer.finish_batches(GRACE + 1)
         for one in shard_consumers:
             one.hand_over()
 
@@ -4865,7 +4865,7 @@ class GroupMember(threading.Thread):
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
         end, and how many LogGroups they have."""
         self.soft_stop.cancel("the copy stops")
-        left = self.consumer.finish(seconds) if self.consumer else {}
+        left = self.consumer.finish_batches(seconds) if self.consumer else {}
         self.hard_stop.cancel("the copy stops")
         return left
 
