@@ -12,14 +12,14 @@ whom:
     main                              the settings, then what is asked: `run`, until a signal comes or all is drained
       GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
         Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
-          ShardConsumer.consume       which begins tasks in threads, one of each kind at a time:
+          ShardConsumer.consume       which begins tasks in threads, a pull and one other at a time:
             load_checkpoint           where the shard begins
             pull                      up to three batches of LogGroups wait in memory
             deliver                   the oldest batch:
               Delivery.deliver        the routing callback: finds each LogGroup's target by its Topic
                 PutLoop, Target       each put, a functools.partial of PutClient.put_log_raw, is tried until accepted
               cut_batch               of a batch that is ended early, what is delivered becomes one of its own
-              save                    then the checkpoint, and only then the next batch
+              ShardCheckpoint.save    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
 A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
@@ -34,7 +34,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     gives out work            the SDK's loop, one for each Consumer, until its lease is cancelled
     begins heartbeats         Heartbeat.run, started by the SDK's loop, as long
     sends heartbeats_<n>      GroupMember.beats: one heartbeat each, until it is answered
-    shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one delivers
+    shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one does the rest
     puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
     opens connections_<n>     PutLoop.opener, for the puts
     probe_<n>                 `probe` of all logstores at the start; of all shards for --status
@@ -65,7 +65,7 @@ What is private to others, or theirs and replaced here; the test goes red when a
       .heart_beat             Heartbeat: the SDK's counts in wall time, and sleeps in its loop
                               test_each_turn_of_the_loop_asks_once_what_is_held_and_never_sleeps
       .shut_down_flag, .shutdown_and_wait, .shard_consumers
-                              Consumer.drain waits for batches in flight
+                              Consumer.finish_batches waits for batches in flight
                               test_the_flag_ends_the_loop_and_leaves_shards_and_threads_to_others
     aliyun.log.consumer.heart_beat.RLock
                               threading's: multiprocessing's needs /dev/shm, and one more process from Python 3.14 on
@@ -3896,22 +3896,156 @@ class Delivery:
 #   2. whoever has lost the lease saves nothing;
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
-#   5. what is retried is so by RetryLog.retry, puts by the PutLoop. That ends at once when the shard is revoked, the
-#      lease lost or the copy stopped; for a batch in flight GRACE seconds later, or, where its shard is revoked, GRACE
-#      seconds after its last put was accepted; then its checkpoint has as long.
-# Three things happen to a shard. *Assigned* (Heartbeat.send): the SDK's loop makes a ShardConsumer for it. *Revoked*
-# (Consumer.revoke): its batch ends with what has begun, as long as puts of it are accepted, the checkpoint behind that
-# is saved, then it moves. *Lost*, with the lease and so with all shards of the consumer: nothing begins, nothing is
-# saved, batches in flight have their GRACE, then another consumer joins and begins at the service's checkpoints.
+#   5. what is retried is so by RetryLog.retry, puts by the PutLoop, until a CancelToken says that it isn't wanted.
+# A shard is assigned by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. Nothing of it begins any
+# more once one of these is cancelled:
+#   ShardConsumer.revoked   by Consumer.revoke, for an answer without it: its batch ends with what has begun, GRACE
+#                           seconds after a put of it was accepted last; the checkpoint behind that is saved, in GRACE
+#                           seconds more, then the shard moves
+#   GroupMember.soft_stop   by GroupMember.stop: the same, but the batch has GRACE seconds whatever is accepted; then
+#                           hard_stop ends the heartbeats, and the lease with them
+#   Consumer.lease          by whoever finds it lost, for all shards at once: a batch in flight has GRACE seconds, but
+#                           nothing is saved; then another consumer joins and begins at the service's checkpoints
 
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
 
-class ShardConsumer:
-    """One shard from when it is assigned until it is revoked or lost: its checkpoint, pulls and batches.
+class SetByHand(Cancelled):
+    """Somebody has set a shard's checkpoint: what was under way is of before."""
 
-    It works in tasks of GroupMember.tasks: one that pulls, up to three batches ahead, and at the same time one that
-    loads the checkpoint, then delivers. A batch that fails stays the first in memory and is delivered again.
+
+class ShardCheckpoint:
+    """How far one shard is, by the service and by what was delivered, from when it is assigned to a consumer until that
+    lets go of it. One task at a time finds it, looks at it or saves it."""
+
+    def __init__(self, consumer: Consumer, shard: int, revoked: CancelToken) -> None:
+        self.consumer, self.shard, self.revoked = consumer, shard, revoked
+        self.member, self.source = consumer.member, consumer.member.source
+        self.saved = ""  # the service's, as far as this copy knows
+        self.delivered = ""  # the cursor up to which all is delivered; beyond `saved` while that is not saved
+        self.made, self.made_by_start = "", 0  # what it made where there was none, and GroupMember.group_start then
+        # Cursors whose saving failed: the service may still apply them, after later ones.
+        self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
+        self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
+        self.next_look = time.monotonic() + consumer.heart_beat.interval
+        self.changed = consumer.heart_beat.assigned  # before then the entry may have been another one
+
+    def find(self) -> None:
+        """Asks for it or, where the shard has none, makes one, before anything is read. Raises CallError.
+
+        Else a copy killed before its first checkpoint would let the next begin at a later "end". What the consumer
+        before this one has delivered, but could not save, is saved if nobody has been further since.
+        """
+        shard, member = self.shard, self.member
+        while True:
+            entries = member.entries_since(self.changed)
+            self.changed = time.monotonic()  # where that was not all
+            entry = entries.get(shard, {})
+            found = entry.get("checkpoint") or ""
+            self.seen = entry.get("updateTime") or 0, found
+            member.take_older_start(entries)
+            # Done when it is another's, or our own, made by the start that still holds. Else the group has turned out
+            # to be older (rule 4 of GroupMember), and it is made once more; nothing was pulled yet.
+            if found and (found != self.made or self.made_by_start == member.group_start):
+                break
+            self.made_by_start = member.group_start
+            self.made = member.first_cursor(shard)
+            self.send(self.made)
+            self.changed = time.monotonic()
+            if member.settings.cursor_start != "end":
+                return
+        if cursor_position(found) < 0:
+            raise unreadable_checkpoint(shard, entry)
+        former = member.former.get(shard)
+        if former and former.was_last_to_save(entry):
+            self.send(max(found, former.delivered, key=cursor_position))
+        else:
+            self.saved = self.delivered = found
+        member.former.pop(shard, None)
+
+    def was_last_to_save(self, entry: Mapping[str, Any]) -> bool:
+        """Whether nobody has saved or set a checkpoint since this did: by an entry of LogstoreApi.get_checkpoints."""
+        found, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
+        is_own = by == self.consumer.name_in_group and found in (self.saved, *self.unanswered)
+        return is_own or self.seen == (entry.get("updateTime") or 0, found)
+
+    def look(self) -> str:
+        """Returns the service's. Obeys one that somebody has set by hand since it was looked at last, and raises
+        SetByHand then. Raises CallError.
+
+        By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
+        late, nor one of another consumer of this program, such as the holder before. Whether the service names the tool
+        then, nobody or still this consumer, its pages don't say.
+        """
+        self.next_look = time.monotonic() + self.consumer.heart_beat.interval
+        entry = self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
+        found, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
+        latest = entry.get("updateTime") or 0, found
+        if latest == self.seen or latest[0] < self.seen[0]:
+            return found
+        self.seen = latest
+        own_name = self.consumer.name_in_group
+        is_own = found == self.saved or (by == own_name and found in self.unanswered)
+        is_of_a_copy = by != own_name and CONSUMER_NAME.fullmatch(by)
+        if not found or is_own or is_of_a_copy:
+            return found
+        if cursor_position(found) < 0:  # moves nothing, and is written over
+            log.warning("%s: %s", self.member.subject, unreadable_checkpoint(self.shard, entry))
+            return found
+        is_back = cursor_position(found) < cursor_position(self.saved)
+        log.warning(
+            "%s: shard %s: its checkpoint was set by hand to %s (by %s), where this copy had saved %s: it goes on from "
+            "there, %s", self.member.subject, self.shard, found, escape_for_log(by, 70) or "nobody", self.saved,
+            "and what was delivered since is delivered again" if is_back else "what lies between is SKIPPED",
+        )  # fmt: skip
+        self.saved = self.delivered = found
+        raise SetByHand
+
+    def save(self, token: CancelToken) -> None:
+        """Saves what is delivered. Raises Cancelled once `token` or the lease is, for without it nothing is saved, and
+        SetByHand.
+
+        UpdateCheckPoint can't compare: so the service's is looked at before, a small call for each batch, and again
+        while saving fails.
+        """
+        token = CancelToken(token, self.consumer.lease)
+        self.next_look = 0.0
+
+        def look_and_save() -> None:
+            if time.monotonic() >= self.next_look:
+                self.look()
+                token.check()
+            self.send(self.delivered)
+
+        self.member.checkpoint_retries.retry(self.shard, look_and_save, token)
+
+    def save_again(self, token: CancelToken) -> None:
+        """Saves what is delivered unless the service has that: an older one whose saving had failed may have been
+        applied since. Raises as `save` does."""
+        token = CancelToken(token, self.consumer.lease)
+        if self.member.checkpoint_retries.retry(self.shard, self.look, token) != self.delivered:
+            self.save(token)
+
+    def send(self, cursor: str) -> None:
+        """Raises CallError."""
+        try:
+            self.source.save_checkpoint(self.member.group, self.consumer.name_in_group, self.shard, cursor)
+        except CallError as error:
+            if cursor not in self.unanswered:
+                self.unanswered.append(cursor)
+            # A shard that is to move may have done so while its cursor was saved.
+            if error.kind == ErrorKind.FENCED and not self.revoked.is_cancelled():
+                self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
+            raise
+        self.saved = self.delivered = cursor
+
+
+class ShardConsumer:
+    """One shard from when it is assigned until it is revoked or lost: its pulls, batches and checkpoint.
+
+    It works in tasks of GroupMember.tasks: one that pulls, up to three batches ahead, and at the same time one of the
+    others, which load the checkpoint, deliver or save. A batch that fails stays the first in memory and is delivered
+    again.
     """
 
     MAX_PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
@@ -3924,21 +4058,12 @@ class ShardConsumer:
 
     def __init__(self, consumer: Consumer, shard: int) -> None:
         self.consumer, self.shard = consumer, shard
-        self.member = consumer.member
-        self.source = consumer.member.source
+        self.member, self.source = consumer.member, consumer.member.source
         self.revoked = CancelToken()
-        self.closing = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)  # nothing begins any more
-        self.closed = CancelToken(consumer.lease, consumer.member.soft_stop, grace=GRACE)  # nor does a batch go on
-        # Written by whichever task loads, saves or looks at the checkpoint; two never do so at a time:
-        self.checkpoint = ""  # the service's, as far as this copy knows
-        self.first, self.first_start = "", 0  # the checkpoint that it made where there was none, and group_start then
-        # Checkpoints whose saving failed: the service may still apply them, after later ones.
-        self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
-        self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
-        self.next_look = 0.0  # at the service's, by the monotonic clock
-        self.changed = consumer.heartbeat.assigned  # when others could change it last, by the same; or this, at first
-        self.delivered = ""  # cursor up to which all is delivered; beyond the checkpoint while that is not saved
-        self.unsaved: PullResult | None = None  # the batch that is delivered, but not checkpointed
+        # After the one nothing begins any more, after the other a batch in flight is given up: see above.
+        self.soft_stop = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)
+        self.hard_stop = CancelToken(consumer.lease, consumer.member.soft_stop, grace=GRACE)
+        self.checkpoint = ShardCheckpoint(consumer, shard, self.revoked)
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
         # Written by the task that pulls, and under `lock` where a checkpoint was loaded, or set by hand:
         self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
@@ -3947,249 +4072,114 @@ class ShardConsumer:
         self.next_pull = 0.0  # by the monotonic clock
         self.interval = consumer.member.settings.fetch_interval  # seconds until then
         self.lock = threading.Lock()  # over:
-        self.is_pulling = False
-        self.is_busy = False  # delivering a batch, or loading the checkpoint, or saving it for the last time
-        self.last_save: concurrent.futures.Future[None] | None = None  # see `begin_last_save`
+        self.running: set[Callable[[], None]] = set()  # `pull`, and one of the other tasks
+        self.has_begun_last_save = False
         self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
         self.moves = 0  # times that all was dropped, to begin elsewhere: what a pull brings across one is of before
         self.reserved = 0  # bytes, for the pull under way
         self.batch_began = 0.0  # when the first batch began to be delivered, by the monotonic clock
-        self.wanted_back = CancelToken()  # that batch, for others need the memory
+        self.wanted_back = CancelToken()  # that batch: by Consumer.take_memory, for others that need the memory
         self.given_back = 0  # batches, since one was delivered
 
+    # ---- tasks
+
     def consume(self) -> None:
-        """Begins the tasks that may begin: called by the SDK's loop in each turn, and when a task has ended."""
-        if not self.batches and self.cursor and time.monotonic() < self.next_pull:
-            return  # as mostly: an idle shard
+        """Called by the SDK's loop in each turn, mostly for a shard that is idle."""
+        if self.batches or not self.cursor or time.monotonic() >= min(self.next_pull, self.checkpoint.next_look):
+            self.begin_tasks()
+
+    def begin_tasks(self) -> None:
+        """Begins the tasks that may begin: to be called again and again, also when one has ended."""
         with self.lock:
-            if self.closing.is_cancelled():
-                return
-            if not self.is_busy and (self.batches or not self.cursor):
-                self.member.tasks.submit(self.deliver if self.cursor else self.load_checkpoint)
-                self.is_busy = True
-            is_due = not self.is_pulling and self.cursor and time.monotonic() >= self.next_pull
+            now, is_ending = time.monotonic(), self.soft_stop.is_cancelled()
+            if not self.is_busy():
+                if is_ending and self.owes_last_save():
+                    self.begin(self.save_again, "its last checkpoint")
+                    self.has_begun_last_save = True
+                elif is_ending:
+                    return
+                elif not self.cursor:
+                    self.begin(self.load_checkpoint, "its beginning")
+                elif self.batches:
+                    self.begin(self.deliver, "a batch")
+                elif now >= self.checkpoint.next_look:
+                    self.begin(self.save_again, "its checkpoint")
+            is_due = self.cursor and now >= self.next_pull and self.pull not in self.running and not is_ending
             if is_due and len(self.batches) < self.MAX_BATCHES and self.reserve(self.needed or 1):
-                self.member.tasks.submit(self.pull)
-                self.is_pulling = True
+                self.begin(self.pull, "a pull")
 
-    def held_bytes(self) -> int:
-        """Of its batches, and of the pull under way. Called with `lock` held."""
-        return sum(batch.size for batch in self.batches) + self.reserved
+    def begin(self, task: Callable[[], None], what: str) -> None:
+        """Called with `lock` held."""
+        self.member.tasks.submit(self.run, task, what)
+        self.running.add(task)
 
-    def reserve(self, size: int) -> bool:
-        """Whether the memory for so many bytes more was reserved, for the pull under way. Called with `lock` held."""
-        can_wait = not self.batches
-        is_reserved = self.consumer.take_memory(self, self.held_bytes(), size, can_wait)
-        self.reserved += size if is_reserved else 0
-        return is_reserved
-
-    def admit(self, size: int, count: int) -> None:
-        """For what a pull is about to bring: bytes, and how many LogGroups. Raises Cancelled where that is too much
-        now: then the next one is asked for less, or waits."""
-        with self.lock:
-            if size > self.reserved and not self.reserve(size - self.reserved):
-                self.mean_log_group_size, self.next_pull = size / count, 0.0
-                self.expect(size, count)
-                raise Cancelled
-        if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
-            gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
-
-    def release(self) -> None:
-        """Gives back what is reserved."""
-        with self.lock:
-            self.consumer.on_buffered(-self.reserved)
-            self.reserved = 0
-
-    def expect(self, size: int, count: int) -> None:
-        """Has the next pull wait for room for as much as so many LogGroups took, or for one."""
-        self.needed = max(size // count, min(size, int(self.consumer.memory_share())))
-
-    def is_stuck(self) -> bool:
-        """Whether its targets take longer than they should for the first batch."""
-        return self.is_busy and time.monotonic() - self.batch_began > self.TARGET_BATCH_SECONDS
-
-    def restart_at(self, cursor: str) -> None:
-        """Drops what was pulled, and what a pull brings that is under way; the next one begins there. Called with
-        `lock` held."""
-        self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
-        self.batches.clear()
-        self.cursor, self.unsaved, self.next_pull = cursor, None, 0.0
-        self.moves += 1
-
-    def shut_down(self) -> None:
-        """Called by the SDK's loop in each turn while the shard is no longer assigned."""
-        self.revoked.cancel()
-        self.begin_last_save()
-
-    def begin_last_save(self) -> None:
-        """Has the newest checkpoint saved again, once nothing is in flight, where saving one has failed: that may have
-        been applied since. To be called again and again when the shard is let go of, or the copy stops."""
-        with self.lock:
-            is_due = self.unanswered and self.checkpoint and not self.consumer.lease.is_cancelled()
-            if is_due and not self.last_save and not self.is_busy:
-                self.last_save, self.is_busy = self.member.tasks.submit(self.save_once_more), True
-
-    def is_shutdown(self) -> bool:
-        """Called by the SDK's loop: whether the shard may move, for nothing of it is in flight."""
-        with self.lock:
-            return self.revoked.is_cancelled() and not self.is_busy
-
-    def release_memory(self) -> None:
-        """To be called when it is shut down: what it has pulled goes to whoever holds the shard next."""
-        self.member.former[self.shard] = self
-        with self.lock:
-            self.consumer.on_buffered(-sum(batch.size for batch in self.batches))
-            self.batches.clear()
-            self.unsaved = None
-
-    def log_groups_in_flight(self) -> int:
-        """Of the batch that is being delivered, 0 without one."""
-        with self.lock:
-            return len(self.batches[0].log_groups) if self.is_busy and self.batches else 0
-
-    @contextlib.contextmanager
-    def task(self, what: str, running: str) -> Iterator[None]:
-        """Around a task: whatever ends it, the next one may begin. `running` is the field that says that it runs."""
+    def run(self, task: Callable[[], None], what: str) -> None:
+        """Whatever ends the task, the next one may begin."""
         try:
-            yield
+            task()
+        except SetByHand:
+            self.restart_at(self.checkpoint.saved)
         except Cancelled:
             pass
         except Exception:
             with contextlib.suppress(Exception):  # telling must not fail where the task did
                 log.exception("shard %s: %s failed and is tried again", self.shard, what)
             with contextlib.suppress(Cancelled):
-                self.closing.sleep(MAX_BACKOFF)
+                self.soft_stop.sleep(MAX_BACKOFF)
         finally:
             with self.lock:
-                setattr(self, running, False)
-            self.consume()
+                self.running.discard(task)
+            self.begin_tasks()
+
+    def is_busy(self) -> bool:
+        """Whether a task is under way that isn't a pull. Called with `lock` held."""
+        return bool(self.running - {self.pull})
+
+    def restart_at(self, cursor: str, pause: float = 0.0) -> None:
+        """Drops what was pulled, and what a pull brings that is under way; the next one begins there, after so many
+        seconds."""
+        with self.lock:
+            self.batches.clear()
+            self.cursor, self.next_pull = cursor, time.monotonic() + pause
+            self.moves += 1
+            self.count_memory()
+
+    # ---- pulls
 
     def load_checkpoint(self) -> None:
         """A task: finds where the shard begins. Until that is known nothing is pulled."""
-        with self.task("its beginning", "is_busy"):
-            self.member.begin_retries.retry(self.shard, self.find_checkpoint, self.closing)
-            self.cursor = self.checkpoint
-
-    def find_checkpoint(self) -> None:
-        """Asks for the shard's checkpoint or, where it has none, makes one, before anything is read. Raises CallError.
-
-        Else a copy killed before its first checkpoint would let the next begin at a later "end". What the consumer
-        before this one has delivered, but could not save, is saved if nobody has been further since.
-        """
-        shard, member = self.shard, self.member
-        while True:
-            entries = member.checkpoints_since(self.changed)
-            self.changed = time.monotonic()  # where that was not all
-            saved = self.note_entry(entries.get(shard, {}))[0]
-            member.take_older_start(entries)
-            # Done when it is another's, or our own, made by the start that still holds. Else the group has turned out
-            # to be older (rule 4 of GroupMember), and it is made once more; nothing was pulled yet.
-            if saved and (saved != self.first or self.first_start == member.group_start):
-                break
-            self.first_start = member.group_start
-            self.first = member.first_cursor(shard)
-            self.send_checkpoint(self.first)
-            self.changed = time.monotonic()
-            if member.settings.cursor_start != "end":
-                return
-        if cursor_position(saved) < 0:
-            raise unreadable_checkpoint(shard, entries[shard])
-        former = member.former.get(shard)
-        if former and former.was_last_to_save(entries[shard]):
-            self.send_checkpoint(max(saved, former.delivered, key=cursor_position))
-        else:
-            self.checkpoint = self.delivered = saved
-        member.former.pop(shard, None)
-
-    def was_last_to_save(self, entry: Mapping[str, Any]) -> bool:
-        """Whether nobody has saved or set a checkpoint since this did: by an entry of LogstoreApi.get_checkpoints."""
-        checkpoint, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
-        is_own = by == self.consumer.name_in_group and checkpoint in (self.checkpoint, *self.unanswered)
-        return is_own or self.seen == (entry.get("updateTime") or 0, checkpoint)
-
-    def note_entry(self, entry: Mapping[str, Any]) -> tuple[str, bool]:
-        """The checkpoint in an entry of LogstoreApi.get_checkpoints, and whether it is later than the last one seen."""
-        found = entry.get("updateTime") or 0, entry.get("checkpoint") or ""
-        is_news = found != self.seen and found[0] >= self.seen[0]
-        if is_news:
-            self.seen = found
-        return found[1], is_news
-
-    def look_at_checkpoint(self) -> str:
-        """Returns the service's. Obeys one that somebody has set by hand since it was looked at last, and raises
-        Cancelled then: what was under way is of before. Raises CallError.
-
-        By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
-        late, nor one of another consumer of this program, such as the holder before. Whether the service names the tool
-        then, nobody or still this consumer, its pages don't say.
-        """
-        self.next_look = time.monotonic() + self.consumer.heartbeat.interval
-        entry = self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
-        found, is_news = self.note_entry(entry)
-        by, own_name = entry.get("consumer") or "", self.consumer.name_in_group
-        is_own = found == self.checkpoint or (by == own_name and found in self.unanswered)
-        is_of_a_copy = by != own_name and CONSUMER_NAME.fullmatch(by)
-        if not found or not is_news or is_own or is_of_a_copy:
-            return found
-        if cursor_position(found) < 0:  # moves nothing, and is written over
-            log.warning("%s: %s", self.member.subject, unreadable_checkpoint(self.shard, entry))
-            return found
-        is_back = cursor_position(found) < cursor_position(self.checkpoint)
-        log.warning(
-            "%s: shard %s: its checkpoint was set by hand to %s (by %s), where this copy had saved %s: it goes on from "
-            "there, %s", self.member.subject, self.shard, found, escape_for_log(by, 70) or "nobody", self.checkpoint,
-            "and what was delivered since is delivered again" if is_back else "what lies between is SKIPPED",
-        )  # fmt: skip
-        with self.lock:
-            self.checkpoint = self.delivered = found
-            self.restart_at(found)
-        raise Cancelled
+        self.member.begin_retries.retry(self.shard, self.checkpoint.find, self.soft_stop)
+        self.cursor = self.checkpoint.saved
 
     def pull(self) -> None:
         """A task: pulls once, and retries until there is an answer."""
-        with self.task("a pull", "is_pulling"):
-            try:
-                self.pull_batch()
-            finally:
-                self.release()
-
-    def pull_batch(self) -> None:
-        """Raises Cancelled."""
+        shards, shortest = len(self.consumer.heart_beat.owned), self.member.settings.fetch_interval
         self.next_pull = time.monotonic() + self.interval
         size = min(self.MAX_PULL_BYTES, self.consumer.memory_share())
-        few = len(self.consumer.heartbeat.owned) <= self.FEW_SHARDS
-        mean = self.mean_log_group_size or (self.INITIAL_SIZE if few else size)
+        mean = self.mean_log_group_size or (self.INITIAL_SIZE if shards <= self.FEW_SHARDS else size)
         count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
-        moves, shards = self.moves, len(self.consumer.heartbeat.owned)
-        pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.closing)
-        # Many idle shards are looked at less often, each time a little.
-        shortest, longest = self.member.settings.fetch_interval, shards / self.MAX_IDLE_PULLS
-        self.interval = shortest if pull.log_groups else max(shortest, min(self.interval * 1.5, longest))
-        self.needed = 0
-        with self.lock:  # both at once, see `restart_at`
-            is_idle, is_same = not self.batches, moves == self.moves
-        if pull.log_groups:
-            self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
-            self.expect(2 * pull.size, len(pull.log_groups))  # compressed and not
+        moves = self.moves
+        try:
+            pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.soft_stop)
+            # Many idle shards are looked at less often, each time a little.
+            longest = shards / self.MAX_IDLE_PULLS
+            self.interval = shortest if pull.log_groups else max(shortest, min(self.interval * 1.5, longest))
+            self.needed = 0
+            if pull.log_groups:
+                self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
+                self.expect(2 * pull.size, len(pull.log_groups))  # compressed and not
             with self.lock:
-                self.closing.check()  # else nobody would give the memory back
+                self.soft_stop.check()  # else nobody would give the memory back
                 if moves != self.moves:
                     return
-                self.consumer.on_buffered(pull.size)
-                self.batches.append(pull)
+                # Over a gap, or what a filter left out, it moves without LogGroups: a batch, too, that it be saved.
+                if pull.next_cursor != self.cursor:
+                    self.batches.append(pull)
+                    self.cursor = pull.next_cursor
             if len(pull.log_groups) >= count or pull.size >= size / 2:
                 self.next_pull = 0.0  # there is more
-        elif is_idle:  # nor is a batch being delivered: nobody else looks at the checkpoint
-            if is_same and pull.next_cursor != self.checkpoint:
-                # The cursor has moved over nothing, a gap or what a filter left out, and no batch will save it.
-                self.save(pull.next_cursor, self.closing)
-            elif time.monotonic() > self.next_look:
-                found = self.look_at_checkpoint()
-                if found != self.checkpoint and found in self.unanswered:  # it has come late
-                    self.save(self.checkpoint, self.closing)
-        with self.lock:
-            if moves == self.moves:
-                self.cursor = pull.next_cursor
+        finally:
+            self.release()
 
     def pull_once(self, count: int) -> PullResult:
         """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is. Raises
@@ -4223,69 +4213,58 @@ class ShardConsumer:
         end = self.member.drain.end_of_pulls(self.shard, cursor) if self.member.drain else ""
         if end and cursor_position(cursor) >= cursor_position(end):
             return PullResult([], 0, cursor, self.shard)
-        return self.source.pull_logs(self.shard, cursor, count, end, self.admit)
+        return self.source.pull_logs(self.shard, cursor, count, end, self.make_room)
+
+    # ---- batches
 
     def deliver(self) -> None:
         """A task: delivers the oldest batch, then saves its checkpoint; unless both are done, it stays the oldest."""
-        with self.task("a batch", "is_busy"), watchdog.watching("delivers shard %d" % self.shard):
-            self.closing.check()
+        with watchdog.watching("delivers shard %d" % self.shard):
+            self.soft_stop.check()
             while self.member.expired_tokens():  # what is begun now would be delivered again by the next start
-                self.closing.sleep(MAX_BACKOFF)
+                self.soft_stop.sleep(MAX_BACKOFF)
             batch = self.batches[0]
-            if batch is not self.unsaved:
-                self.batch_began, self.wanted_back = time.monotonic(), CancelToken()
-                done, beyond = self.member.delivery.deliver(batch, self.closing, self.closed, self.wanted_back)
-                if not (done or beyond) and self.wanted_back.is_cancelled():
-                    self.give_back()
-                self.given_back = 0
-                seconds = max(0.001, time.monotonic() - self.batch_began)
-                self.count_for_target_time = done * self.TARGET_BATCH_SECONDS / seconds
-                batch = self.cut_batch(batch, done, beyond, self.saving())
-                self.unsaved, self.delivered = batch, batch.next_cursor
-            self.save(batch.next_cursor, self.saving())
-            self.unsaved = None
+            if batch.log_groups and batch.next_cursor != self.checkpoint.delivered:  # else only saving it has failed
+                batch = self.deliver_to_targets(batch)
+            self.checkpoint.delivered = batch.next_cursor
+            self.checkpoint.save(self.saving())
             with self.lock:
                 self.batches.popleft()
-                self.consumer.on_buffered(-batch.size)
+                self.count_memory()
 
-    def give_back(self) -> None:
-        """Drops what was pulled, since others need the memory: it is pulled again, after a while. Raises Cancelled."""
-        self.closing.check()
-        with self.lock:
-            self.restart_at(self.delivered)
+    def deliver_to_targets(self, batch: PullResult) -> PullResult:
+        """Delivers the first batch. Returns what is to be saved now: all of it, or its beginning, if that alone was
+        delivered. Raises Cancelled where there is nothing to save."""
+        self.batch_began, self.wanted_back = time.monotonic(), CancelToken()
+        done, beyond = self.member.delivery.deliver(batch, self.soft_stop, self.hard_stop, self.wanted_back)
+        if not (done or beyond) and self.wanted_back.is_cancelled():
+            self.soft_stop.check()
             self.given_back += 1
-            self.next_pull = time.monotonic() + MAX_BACKOFF * min(4, self.given_back)
-        raise Cancelled
-
-    def save_once_more(self) -> None:
-        """A task."""
-        with self.task("its last checkpoint", "is_busy"):
-            self.save(self.delivered, self.saving())  # also what could not be saved in time
-
-    def saving(self) -> CancelToken:
-        """However long a batch has taken since the shard was revoked, its checkpoint has GRACE seconds from now on."""
-        late = max(0.0, time.monotonic() - self.closing.cancelled_at())
-        return CancelToken(self.closing, grace=late + GRACE)
-
-    def cut_batch(self, batch: PullResult, done: int, beyond: int, token: CancelToken) -> PullResult:
-        """The first `done` LogGroups of the first batch, which are done with, as a batch of their own, to be
-        checkpointed; what is left comes to be the next.
-
-        Where nothing is done with, few are made a batch of their own, to be tried next. Where nobody can tell any more
-        at which cursor the first part ends, the rest alone is left, and its checkpoint will stand for both. In these
-        cases it raises Cancelled, for there is nothing to save now.
-        """
-        if done == len(batch.log_groups):
-            return batch
+            self.restart_at(self.checkpoint.delivered, MAX_BACKOFF * min(4, self.given_back))
+            raise Cancelled
+        self.given_back = 0
+        seconds = max(0.001, time.monotonic() - self.batch_began)
+        self.count_for_target_time = done * self.TARGET_BATCH_SECONDS / seconds
         if beyond:
             log.warning(
                 "%s: shard %s: a batch ends in the middle; %d LogGroups that were delivered behind one that was not "
                 "are so again", self.member.subject, self.shard, beyond,
             )  # fmt: skip
-        if not done and self.closing.is_cancelled():
-            raise Cancelled
+        return batch if done == len(batch.log_groups) else self.cut_batch(batch, done)
+
+    def cut_batch(self, batch: PullResult, done: int) -> PullResult:
+        """Makes the first `done` LogGroups of the first batch, which are done with, a batch of their own, and returns
+        that; what is left comes to be the next.
+
+        Where nothing is done with, few are made a batch of their own, to be tried next. Where nobody can tell any more
+        at which cursor the first part ends, the rest alone is left, and its checkpoint will stand for both. In these
+        cases it raises Cancelled, for there is nothing to save now.
+        """
+        if not done:
+            self.soft_stop.check()
         count = done or FEW_LOG_GROUPS
         first, rest = batch.log_groups[:count], batch.log_groups[count:]
+        token = self.saving()
         cursor = self.member.pull_retries.retry((self.shard, "end"), lambda: self.find_end(first), token)
         with self.lock:
             if not self.batches:  # the shard was let go of meanwhile
@@ -4301,7 +4280,7 @@ class ShardConsumer:
     def find_end(self, log_groups: Sequence[LogGroup]) -> str:
         """The cursor behind LogGroups that begin at the checkpoint, by pulling them once more; "" where others are
         there now. Raises CallError."""
-        cursor, pulled = self.delivered, 0
+        cursor, pulled = self.checkpoint.delivered, 0
         mean = max(1.0, sum(len(each.logs) + len(each.envelope) for each in log_groups) / len(log_groups))
         most = max(1, int(self.consumer.memory_share() / mean))  # at a time, for the memory for it is asked of nobody
         while pulled < len(log_groups):
@@ -4317,36 +4296,85 @@ class ShardConsumer:
             pulled, cursor = end, again.next_cursor
         return cursor
 
-    def save(self, cursor: str, token: CancelToken) -> None:
-        """Saves the checkpoint. Raises Cancelled once `token` or the lease is, for without it nothing is saved, and
-        where somebody has set another by hand.
+    def save_again(self) -> None:
+        """A task: now and then as long as there is nothing to deliver, and at the end."""
+        self.checkpoint.save_again(self.saving())
 
-        UpdateCheckPoint can't compare: so the service's is looked at before, a small call for each batch, and again
-        while saving fails.
-        """
-        token = CancelToken(token, self.consumer.lease)
-        self.next_look = 0.0
+    def saving(self) -> CancelToken:
+        """However long a batch has taken since the shard was revoked, its checkpoint has GRACE seconds from now on."""
+        late = max(0.0, time.monotonic() - self.soft_stop.cancelled_at())
+        return CancelToken(self.soft_stop, grace=late + GRACE)
 
-        def look_and_save() -> None:
-            if time.monotonic() >= self.next_look:
-                self.look_at_checkpoint()
-                token.check()
-            self.send_checkpoint(cursor)
+    # ---- the end, once nothing begins any more
 
-        self.member.checkpoint_retries.retry(self.shard, look_and_save, token)
+    def shut_down(self) -> None:
+        """Called by the SDK's loop in each turn while the shard is no longer assigned."""
+        self.revoked.cancel()
+        self.begin_tasks()
 
-    def send_checkpoint(self, cursor: str) -> None:
-        """Raises CallError."""
-        try:
-            self.source.save_checkpoint(self.member.group, self.consumer.name_in_group, self.shard, cursor)
-        except CallError as error:
-            if cursor not in self.unanswered:
-                self.unanswered.append(cursor)
-            # A shard that is to move may have done so while its cursor was saved.
-            if error.kind == ErrorKind.FENCED and not self.revoked.is_cancelled():
-                self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
-            raise
-        self.checkpoint = self.delivered = cursor
+    def owes_last_save(self) -> bool:
+        """Whether its checkpoint is to be saved again, since saving one has failed. Called with `lock` held."""
+        return bool(self.checkpoint.unanswered and self.checkpoint.saved) and not self.has_begun_last_save
+
+    def is_shutdown(self) -> bool:
+        """Called by the SDK's loop: whether the shard may move, for nothing of it is in flight."""
+        with self.lock:
+            return self.revoked.is_cancelled() and not self.is_busy() and not self.owes_last_save()
+
+    def hand_over(self) -> None:
+        """To be called when it is shut down: whoever of this copy holds the shard next pulls anew, but is told of the
+        checkpoint."""
+        self.member.former[self.shard] = self.checkpoint
+        with self.lock:
+            self.batches.clear()
+            self.count_memory()
+
+    def log_groups_in_flight(self) -> int:
+        """Of the batch that is being delivered, 0 without one."""
+        with self.lock:
+            return len(self.batches[0].log_groups) if self.deliver in self.running and self.batches else 0
+
+    def is_saving_last(self) -> bool:
+        """Whether that is under way, or due."""
+        with self.lock:
+            return self.owes_last_save() or (self.has_begun_last_save and self.save_again in self.running)
+
+    # ---- the memory that pulls and batches take, see Consumer.take_memory
+
+    def reserve(self, size: int) -> bool:
+        """Whether so many bytes more were reserved, for the pull under way. Called with `lock` held."""
+        is_reserved = self.consumer.take_memory(self, size)
+        self.reserved += size if is_reserved else 0
+        return is_reserved
+
+    def make_room(self, size: int, count: int) -> None:
+        """For what a pull is about to bring: bytes, and how many LogGroups. Raises Cancelled where that is too much now:
+        then the next one is asked for less, or waits."""
+        with self.lock:
+            if size > self.reserved and not self.reserve(size - self.reserved):
+                self.mean_log_group_size, self.next_pull = size / count, 0.0
+                self.expect(size, count)
+                raise Cancelled
+        if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
+            gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
+
+    def release(self) -> None:
+        """Gives back what is reserved."""
+        with self.lock:
+            self.reserved = 0
+            self.count_memory()
+
+    def count_memory(self) -> None:
+        """To be called whenever it has less than before. Called with `lock` held."""
+        self.consumer.set_held(self, sum(batch.size for batch in self.batches) + self.reserved)
+
+    def expect(self, size: int, count: int) -> None:
+        """Has the next pull wait for room for as much as so many LogGroups took, or for one."""
+        self.needed = max(size // count, min(size, int(self.consumer.memory_share())))
+
+    def is_stuck(self) -> bool:
+        """Whether its targets take longer than they should for the first batch."""
+        return self.deliver in self.running and time.monotonic() - self.batch_began > self.TARGET_BATCH_SECONDS
 
 
 class Heartbeat(threading.Thread):
@@ -4397,7 +4425,7 @@ class Heartbeat(threading.Thread):
 
     def remove_heart_shard(self, shard: int) -> None:
         """Called by the SDK's loop when nothing of a revoked shard is in flight: now it may move."""
-        self.consumer.shard_consumers[shard].release_memory()
+        self.consumer.shard_consumers[shard].hand_over()
         with self.lock:
             self.let_go_of({shard})
 
@@ -4477,7 +4505,7 @@ class Consumer(ConsumerWorker):
 
     MAX_BYTES = 32 * 1000 * 1000  # of what its shards have pulled, or pull, together; a third is shared out among them
 
-    # ConsumerWorker makes a client for itself, by which it makes the group; it gets this object in its place.
+    # The SDK's name for a client that ConsumerWorker makes itself, to make the group by: it gets this object instead.
     consumer_client = property(lambda self: self, lambda *_: None)
 
     def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
@@ -4489,9 +4517,9 @@ class Consumer(ConsumerWorker):
         self.member = member
         self.lease = Lease(group_timeout)
         self.lock = threading.Lock()  # over:
-        self.buffered_bytes = 0  # of batches that its shards hold, and of pulls under way
+        self.held: dict[ShardConsumer, int] = {}  # bytes of their batches, and of pulls under way
         self.waiting: deque[ShardConsumer] = deque()  # those that need more memory than there is, the first is next
-        self.unanswered: dict[int, deque[str]] = {}  # see ShardConsumer; here, for a shard may come back
+        self.unanswered: dict[int, deque[str]] = {}  # see ShardCheckpoint; here, for a shard may come back
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
         # process id repeat themselves in containers. In the checkpoints, other copies read of it what the routes are,
         # see GroupMember.compare_routes, and when the group began, see GroupMember.find_group_start.
@@ -4506,14 +4534,14 @@ class Consumer(ConsumerWorker):
         )  # fmt: skip
         super().__init__(None, hub_config)
         self.daemon, self.name = True, "gives out work"
-        self.heart_beat = self.heartbeat = Heartbeat(self, group_timeout)  # the former is the SDK's name
+        self.heart_beat = Heartbeat(self, group_timeout)  # the SDK's spelling
 
     def run(self) -> None:
         with watchdog.watching(self.name):
             super().run()
 
     def shutdown_and_wait(self) -> None:
-        """Called by the SDK's loop at its end; see `drain`."""
+        """Called by the SDK's loop at its end; see `finish_batches`."""
 
     def _get_shard_consumer(self, shard: int) -> ShardConsumer:
         """Called by the SDK's loop for each shard that is held. Its own goes on with the next batch where one fails,
@@ -4522,34 +4550,35 @@ class Consumer(ConsumerWorker):
             self.shard_consumers[shard] = ShardConsumer(self, shard)
         return self.shard_consumers[shard]
 
-    def on_buffered(self, size: int) -> None:
+    def set_held(self, one: ShardConsumer, size: int) -> None:
         with self.lock:
-            self.buffered_bytes += size
+            self.held[one] = size
+            if not size:
+                del self.held[one]
 
     def memory_share(self) -> float:
         """Bytes that each shard may hold whatever the others do."""
-        return self.MAX_BYTES / 3 / max(1, len(self.heartbeat.owned))
+        return self.MAX_BYTES / 3 / max(1, len(self.heart_beat.owned))
 
-    def take_memory(self, one: ShardConsumer, held: int, size: int, can_wait: bool) -> bool:
-        """Whether a shard that holds so many bytes was given `size` more. Within its share it is; beyond that, where
-        there is room, in the order in which shards began to wait. Nobody waits here: those ask again in each turn of
-        the SDK's loop, and have batches given back that no target accepts."""
+    def take_memory(self, one: ShardConsumer, size: int) -> bool:
+        """Whether a shard was given so many bytes more. Within its share it is; beyond that, where there is room, in
+        the order in which shards began to wait. Nobody waits here: those ask again in each turn of the SDK's loop, and
+        have batches given back that no target accepts."""
         with self.lock:
-            share = self.memory_share()
-            while self.waiting and self.waiting[0].closing.is_cancelled():
+            held, share = self.held.get(one, 0), self.memory_share()
+            while self.waiting and self.waiting[0].soft_stop.is_cancelled():
                 self.waiting.popleft()
             # What is larger than all that there is beyond the shares gets that as soon as it is free.
-            wanted = self.buffered_bytes + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
-            is_next = not self.waiting or self.waiting[0] is one
+            wanted = sum(self.held.values()) + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
+            is_next, can_wait = not self.waiting or self.waiting[0] is one, not one.batches
             if held + size <= share or (is_next and wanted <= 0):
                 if one in self.waiting:
                     self.waiting.remove(one)
-                self.buffered_bytes += size
+                self.held[one] = held + size
                 return True
             if can_wait and one not in self.waiting:
                 self.waiting.append(one)
-            for other in list(self.shard_consumers.values()) if is_next and can_wait else ():
-                other_holds = sum(batch.size for batch in list(other.batches))
+            for other, other_holds in self.held.items() if is_next and can_wait else ():
                 if wanted > 0 and other_holds > share and other.is_stuck():
                     other.wanted_back.cancel()
                     # One that doesn't give it back soon, as of a batch that is delivered in part, hides no others.
@@ -4566,19 +4595,20 @@ class Consumer(ConsumerWorker):
         found = {shard: one.log_groups_in_flight() for shard, one in list(self.shard_consumers.items())}
         return {shard: log_groups for shard, log_groups in found.items() if log_groups}
 
-    def drain(self, seconds: float) -> dict[int, int]:
+    def finish_batches(self, seconds: float) -> dict[int, int]:
         """Ends the SDK's loop and waits, `seconds` at the most, for the batches in flight and last checkpoints; returns
         what is left of the former. Nothing may begin any more when it is called."""
         self.shut_down_flag = True
-        self.heartbeat.wake_up.set()
+        self.heart_beat.wake_up.set()
         end = time.monotonic() + seconds
         while True:
             shard_consumers = list(self.shard_consumers.values())
             for one in shard_consumers:
-                one.begin_last_save()
-            is_saving = any(one.last_save and not one.last_save.done() for one in shard_consumers)
-            if not (is_saving or self.in_flight()) or time.monotonic() > end:
-                return self.in_flight()
+                one.begin_tasks()
+            left = self.in_flight()
+            is_saving = any(one.is_saving_last() for one in shard_consumers)
+            if not (left or is_saving) or time.monotonic() > end:
+                return left
             watchdog.beat()
             time.sleep(0.05)
 
@@ -4631,11 +4661,11 @@ class GroupMember(threading.Thread):
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
         self.is_older_than_group = False  # that look of it, certainly
-        # What held a shard last: it knows what was delivered without being saved, and which checkpoints may come late.
-        self.former: dict[int, ShardConsumer] = {}
+        # Of whoever held a shard last: what was delivered without being saved, and which checkpoints may come late.
+        self.former: dict[int, ShardCheckpoint] = {}
         self.lock = threading.Lock()  # over, while they are read as well:
-        self.checkpoints: dict[int, dict[str, Any]] = {}
-        self.checkpoints_read = -1.0  # since when these hold, by the monotonic clock
+        self.entries: dict[int, dict[str, Any]] = {}  # the group's, of LogstoreApi.get_checkpoints
+        self.entries_read = -1.0  # when these were asked for, by the monotonic clock
 
     def run(self) -> None:
         try:
@@ -4673,9 +4703,9 @@ class GroupMember(threading.Thread):
             words = self.subject, consumer.name_in_group, consumer.lease.reason
             log.warning("%s: consumer %s is lost, another joins: %s", *words)
         shard_consumers = list(consumer.shard_consumers.values())  # before they are dropped
-        consumer.drain(GRACE + 1)
+        consumer.finish_batches(GRACE + 1)
         for one in shard_consumers:
-            one.release_memory()
+            one.hand_over()
 
     def join_group(self) -> Consumer:
         """Joins as a new consumer; at the first time it makes the group where there is none. Raises CallError, and
@@ -4765,14 +4795,14 @@ class GroupMember(threading.Thread):
         if found and is_older:
             self.end_cursors_at_start, self.group_start = {}, found
 
-    def checkpoints_since(self, moment: float) -> dict[int, dict[str, Any]]:
-        """The group's checkpoints, read since then, by the monotonic clock: once for many shards that begin together.
-        Raises CallError."""
+    def entries_since(self, moment: float) -> dict[int, dict[str, Any]]:
+        """The group's, asked for since then, by the monotonic clock: once for many shards that begin together. Raises
+        CallError."""
         with self.lock:
             began = time.monotonic()
-            if self.checkpoints_read < moment:
-                self.checkpoints, self.checkpoints_read = self.source.get_checkpoints(self.group), began
-            return self.checkpoints
+            if self.entries_read < moment:
+                self.entries, self.entries_read = self.source.get_checkpoints(self.group), began
+            return self.entries
 
     def first_cursor(self, shard: int) -> str:
         """Where a shard without a checkpoint begins. Raises CallError."""
@@ -4786,20 +4816,15 @@ class GroupMember(threading.Thread):
         """Begins no new batch and waits, `seconds` at the most, for those in flight; the shards of those that did not
         end, and how many LogGroups they have."""
         self.soft_stop.cancel()
-        return self.consumer.drain(seconds) if self.consumer else {}
+        return self.consumer.finish_batches(seconds) if self.consumer else {}
 
     def held_shards(self) -> list[int]:
-        return sorted(self.consumer.heartbeat.owned) if self.consumer else []
+        return sorted(self.consumer.heart_beat.owned) if self.consumer else []
 
     def report_recoveries(self) -> None:
         """Has each RetryLog tell what is over."""
-        logs = [
-            self.join_retries,
-            self.begin_retries,
-            self.heartbeat_retries,
-            self.pull_retries,
-            self.checkpoint_retries,
-        ]
+        logs = [self.join_retries, self.begin_retries, self.heartbeat_retries, self.pull_retries]
+        logs.append(self.checkpoint_retries)
         logs += [credential_source.refresh_retries for credential_source in self.expiring_credentials]
         for target in self.delivery.targets.values():
             logs += [target.put_retries, target.dead_letter_retries]
@@ -4820,7 +4845,7 @@ class GroupMember(threading.Thread):
         if not consumer:
             return
         entries = self.source.get_checkpoints(self.group)
-        recent = self.source.client.server_time() - max(consumer.heartbeat.group_timeout, self.RECENT_SAVE)
+        recent = self.source.client.server_time() - max(consumer.heart_beat.group_timeout, self.RECENT_SAVE)
         others = [entry for shard, entry in entries.items() if shard not in held]
         names = {entry.get("consumer") or "" for entry in others if (entry.get("updateTime") or 0) / 1e6 > recent}
         found = [name for name in map(CONSUMER_NAME.fullmatch, sorted(names)) if name and name["routes"]]

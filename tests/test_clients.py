@@ -599,7 +599,7 @@ def test_silence_counts_from_when_a_heartbeat_was_sent(service, clean_environmen
     consumer = Consumer(member, 20)
     with service.add_fault("HeartBeat", delay=0.3):
         before = consumer.lease.now()
-        consumer.heartbeat.send()
+        consumer.heart_beat.send()
         assert consumer.lease.now() >= before + 0.3
     assert before + 20 <= consumer.lease.expires < before + 20.3
 

@@ -45,7 +45,17 @@ from local_log_service import mangling
 from local_log_service.faults import ForeignAnswer
 from local_log_service.verdict import compare
 
-from dispatch_data import Batch, ConnectionFactory, Heartbeat, PutClient, PutInFlight, PutLoop, ShardConsumer, Target
+from dispatch_data import (
+    Batch,
+    ConnectionFactory,
+    Heartbeat,
+    PutClient,
+    PutInFlight,
+    PutLoop,
+    ShardCheckpoint,
+    ShardConsumer,
+    Target,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -487,7 +497,7 @@ FAILURES_WITHIN = {
     "after a put": (Target.on_result, "all"),
     "what to do after a failure": (Target.split_or_reject,),
     "the outcome": (Batch.delivered,),
-    "the checkpoint": (ShardConsumer.save,),
+    "the checkpoint": (ShardCheckpoint.save,),
     "a pull": (ShardConsumer.pull_once,),
     "a heartbeat": (Heartbeat.send,),
 }
@@ -950,7 +960,7 @@ def slow_to_begin(program, switch):
     import os
     import time
 
-    get_cursor, find_checkpoint = program.LogstoreApi.get_cursor, program.ShardConsumer.find_checkpoint
+    get_cursor, find = program.LogstoreApi.get_cursor, program.ShardCheckpoint.find
 
     def take_time(self, shard, start):
         found = get_cursor(self, shard, start)
@@ -961,9 +971,9 @@ def slow_to_begin(program, switch):
     def begin_but_for_one(self):
         if self.shard == 0:
             raise program.CallError("ServerBusy", "not yet", 503)
-        find_checkpoint(self)
+        find(self)
 
-    program.LogstoreApi.get_cursor, program.ShardConsumer.find_checkpoint = take_time, begin_but_for_one
+    program.LogstoreApi.get_cursor, program.ShardCheckpoint.find = take_time, begin_but_for_one
 
 
 def test_the_first_start_at_the_end_is_not_decided_later_than_its_shards(service, copies, tmp_path):

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 def without_looks(program):
     """An idle shard doesn't look at its checkpoint by itself."""
-    look = program.ShardConsumer.look_at_checkpoint
+    look = program.ShardCheckpoint.look
 
     def look_once(self):
         try:
@@ -45,7 +45,7 @@ def without_looks(program):
         finally:
             self.next_look = float("inf")
 
-    program.ShardConsumer.look_at_checkpoint = look_once
+    program.ShardCheckpoint.look = look_once
 
 
 @pytest.fixture
