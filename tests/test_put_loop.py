@@ -1504,7 +1504,7 @@ class Latch:
     """In the place of an event that somebody waits for: each wait takes its time by the test's clock, then a step."""
 
     def __init__(self, clock, steps):
-        self.clock, self.steps, self.is_set = clock, iter(steps), False
+        self.clock, self.steps, self.is_set, self.waits = clock, iter(steps), False, 0
 
     def set(self):
         self.is_set = True
@@ -1513,6 +1513,8 @@ class Latch:
         self.is_set = False
 
     def wait(self, seconds):
+        self.waits += 1
+        assert self.waits < 1000, "it waits for ever"
         self.clock.now += 0 if self.is_set else seconds
         next(self.steps)()
 
