@@ -1273,15 +1273,7 @@ class CancelToken:
     """Says whether work is still wanted. Once cancelled it stays so, and so do the tokens made of it: at once or, with
     `grace`, so many seconds later, which leaves time for what has begun.
 
-    Those of the consumer, when they are cancelled, and what that ends:
-
-        GroupMember.soft_stop      by a signal, or when all is drained: no shard begins anything
-        Consumer.lease             when it expires or is refused: no shard begins anything, and nothing is saved
-        ShardConsumer.revoked      when the answer to a heartbeat lacks the shard: it begins nothing
-        ShardConsumer.closing      with any of these three: its batch ends with what has begun
-        ShardConsumer.closed       GRACE seconds after the first two: its batch is given up
-        ShardConsumer.saving()     GRACE seconds after `closing`, or after its batch: its checkpoint is given up
-        ShardConsumer.wanted_back  when other shards need the memory of its batch: that ends, as by `closing`
+    The consumer's, and what each ends, stand at the head of its section.
     """
 
     def __init__(self, *parents: CancelToken, grace: float = 0.0) -> None:
@@ -3838,14 +3830,14 @@ class Delivery:
         return puts
 
     def deliver(
-        self, pull: PullResult, closing: CancelToken, closed: CancelToken, wanted_back: CancelToken
+        self, pull: PullResult, soft_stop: CancelToken, hard_stop: CancelToken, wanted_back: CancelToken
     ) -> tuple[int, int]:
         """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
 
         The value is (how many LogGroups are done with, from the first on, how many were delivered beyond these). That
-        is all of them and none, unless the batch is cut: when `closing` is cancelled, when it takes longer than
+        is all of them and none, unless the batch is cut: when `soft_stop` is cancelled, when it takes longer than
         LONGEST_BATCH, or, where no refusal waits to be judged, when `wanted_back` is cancelled. It is given up when
-        `closed` is cancelled, or when none was accepted for GRACE seconds since `closing` was.
+        `hard_stop` is cancelled, or when none was accepted for GRACE seconds since `soft_stop` was.
 
         On any exception no put of these begins any more.
         """
@@ -3860,10 +3852,10 @@ class Delivery:
                 if batch.failure:
                     raise batch.failure
                 self.settle_blamed(batch, pull)
-                if closing.is_cancelled():
+                if soft_stop.is_cancelled():
                     self.loop.call(self.loop.cut, batch, 0)
-                    last_progress = max(closing.cancelled_at(), batch.accepted_at)
-                    if closed.is_cancelled() or time.monotonic() > last_progress + GRACE:
+                    last_progress = max(soft_stop.cancelled_at(), batch.accepted_at)
+                    if hard_stop.is_cancelled() or time.monotonic() > last_progress + GRACE:
                         break
                 elif wanted_back.is_cancelled() and not batch.is_disputed():
                     self.loop.call(self.loop.cut, batch, 0)
@@ -3902,10 +3894,12 @@ class Delivery:
 #   ShardConsumer.revoked   by Consumer.revoke, for an answer without it: its batch ends with what has begun, GRACE
 #                           seconds after a put of it was accepted last; the checkpoint behind that is saved, in GRACE
 #                           seconds more, then the shard moves
-#   GroupMember.soft_stop   by GroupMember.stop: the same, but the batch has GRACE seconds whatever is accepted; then
-#                           hard_stop ends the heartbeats, and the lease with them
+#   GroupMember.soft_stop   by GroupMember.stop: the same, but the batch has GRACE seconds whatever is accepted; the
+#                           heartbeats go on until the process ends
 #   Consumer.lease          by whoever finds it lost, for all shards at once: a batch in flight has GRACE seconds, but
 #                           nothing is saved; then another consumer joins and begins at the service's checkpoints
+# ShardConsumer.soft_stop is any of these three; hard_stop, when a batch is given up for the last two; wanted_back, by
+# Consumer.take_memory, ends one batch as soft_stop does, for others need the memory.
 
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
@@ -4033,11 +4027,18 @@ class ShardCheckpoint:
         except CallError as error:
             if cursor not in self.unanswered:
                 self.unanswered.append(cursor)
-            # A shard that is to move may have done so while its cursor was saved.
-            if error.kind == ErrorKind.FENCED and not self.revoked.is_cancelled():
+            if error.kind != ErrorKind.FENCED or self.revoked.is_cancelled():  # one that is to move may have done so
+                raise
+            # Nobody holds one that has ended, once its last checkpoint is saved, of which the answer may be lost.
+            if not self.was_saved(cursor):
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
-            raise
+                raise
         self.saved = self.delivered = cursor
+
+    def was_saved(self, cursor: str) -> bool:
+        """Whether this consumer has saved that last, by the service. Raises CallError."""
+        entry = self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
+        return (entry.get("checkpoint"), entry.get("consumer")) == (cursor, self.consumer.name_in_group)
 
 
 class ShardConsumer:
@@ -4348,8 +4349,8 @@ class ShardConsumer:
         return is_reserved
 
     def make_room(self, size: int, count: int) -> None:
-        """For what a pull is about to bring: bytes, and how many LogGroups. Raises Cancelled where that is too much now:
-        then the next one is asked for less, or waits."""
+        """For what a pull is about to bring: bytes, and how many LogGroups. Raises Cancelled where that is too much
+        now: then the next one is asked for less, or waits."""
         with self.lock:
             if size > self.reserved and not self.reserve(size - self.reserved):
                 self.mean_log_group_size, self.next_pull = size / count, 0.0

@@ -129,6 +129,25 @@ def test_in_order_the_children_of_a_split_wait_for_their_parent(service, copies)
     assert copy.stop() == 0
 
 
+def test_the_last_checkpoint_of_a_shard_that_has_ended_may_lose_its_answer(service, copies):
+    """Nobody holds such a shard from then on, so saving it again is refused: no reason to let go of all others."""
+    copy = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    with service.add_fault("PutLogs", hold=True) as held:
+        feed(service, 10, shard=0)
+        service.wait_for(lambda: held.hits > 0, LIMIT, "the shard's last batch in flight")
+        service.split_shard(PROJECT, SOURCE, 0)
+        lost = service.add_fault("UpdateCheckPoint", cut="after")
+    service.wait_for(lambda: lost.hits > 0, LIMIT, "an answer lost")
+    lost.remove()
+    service.wait_for(lambda: group_shards(service)[0]["checkpoint"] == end_of(service, 0), LIMIT, "its end")
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "is lost, another joins" not in copy.stderr() and copy.stop() == 0
+
+
 @pytest.mark.parametrize("intervals", [("20", "1"), ("1", "20")], ids=["20 s first", "1 s first"])
 def test_copies_of_different_heartbeat_intervals_share_a_group(service, copies, intervals):
     """As while a setting is rolled out host by host: the slower one goes by the group's timeout, or is forgotten."""

@@ -7,7 +7,7 @@ import types
 import pytest
 
 import dispatch_data
-from dispatch_data import CallError, Cancelled, CancelToken, LogGroup, PullResult, ShardConsumer
+from dispatch_data import CallError, Cancelled, CancelToken, Lease, LogGroup, PullResult, ShardConsumer
 
 pytestmark = pytest.mark.quick
 
@@ -20,7 +20,7 @@ def cursor(position):
 
 
 class Source:
-    """The shard and its checkpoint; `entries` is what LogstoreApi.checkpoints returns."""
+    """The shard and its checkpoint; `entries` is what LogstoreApi.get_checkpoints returns."""
 
     def __init__(self):
         self.entries, self.saved, self.failures, self.pulls, self.lost = {}, [], [], [], 0
@@ -28,7 +28,7 @@ class Source:
     def set(self, checkpoint, by, update_time=1):
         self.entries[0] = {"checkpoint": checkpoint, "consumer": by, "updateTime": update_time}
 
-    def checkpoints(self, *_):
+    def get_checkpoints(self, *_):
         self.on_look()
         return self.entries
 
@@ -61,29 +61,35 @@ class Retries:
 
 class World:
     def __init__(self):
-        self.source, self.submitted, self.memory = Source(), [], []
+        self.source, self.submitted, self.held = Source(), [], []
         self.member = types.SimpleNamespace(
             source=self.source, soft_stop=CancelToken(), group="group", group_start=1, former={}, subject="source",
             settings=types.SimpleNamespace(fetch_interval=1.0, cursor_start="begin"), expired_tokens=list,
             pull_retries=Retries(), checkpoint_retries=Retries(), begin_retries=Retries(),
-            checkpoints_since=lambda _: dict(self.source.entries), take_older_start=lambda _: None,
+            entries_since=lambda _: dict(self.source.entries), take_older_start=lambda _: None,
             first_cursor=lambda _: cursor(self.member.group_start),
-            tasks=types.SimpleNamespace(submit=lambda task: self.submitted.append(task) or object()),
+            tasks=types.SimpleNamespace(submit=lambda *task: self.submitted.append(task)),
         )  # fmt: skip
         self.consumer = types.SimpleNamespace(
-            member=self.member, lease=CancelToken(), unanswered={}, name_in_group="me", memory_share=lambda: 1e6,
-            on_buffered=self.memory.append, take_memory=lambda *_: False,
-            heartbeat=types.SimpleNamespace(assigned=0.0, interval=1.0, owned={0}),
+            member=self.member, lease=Lease(60), unanswered={}, name_in_group="me", memory_share=lambda: 1e6,
+            set_held=lambda _, held: self.held.append(held), take_memory=lambda *_: False,
+            heart_beat=types.SimpleNamespace(assigned=0.0, interval=1.0, owned={0}),
         )  # fmt: skip
 
     def shard_consumer(self, delivered=0, batches=()):
         """One that has delivered and saved so much, and holds these batches."""
         made = ShardConsumer(self.consumer, 0)
-        made.checkpoint = made.delivered = made.cursor = cursor(delivered)
+        made.checkpoint.saved = made.checkpoint.delivered = made.cursor = cursor(delivered)
         made.batches.extend(batches)
-        self.source.set(made.checkpoint, "me")
-        made.note_entry(self.source.entries[0])
+        self.source.set(cursor(delivered), "me")
+        made.checkpoint.seen = 1, cursor(delivered)
         return made
+
+    def perform(self):
+        """Does the tasks that were begun, and those that these begin."""
+        while self.submitted:
+            task, *arguments = self.submitted.pop(0)
+            task(*arguments)
 
 
 @pytest.fixture
@@ -98,17 +104,10 @@ def batch_of(begin, end, size=100):
 # ---- where a batch was cut
 
 
-def test_a_batch_that_is_done_with_is_saved_whole(world):
-    batch = batch_of(0, 30)
-    shard = world.shard_consumer(0, [batch])
-    assert shard.cut_batch(batch, 30, 0, CancelToken()) is batch
-    assert (list(shard.batches), world.source.pulls) == ([batch], [])
-
-
 def test_of_a_batch_that_was_cut_the_first_part_is_saved_and_the_rest_comes_next(world):
     batch = batch_of(5, 30)
     shard = world.shard_consumer(5, [batch, batch_of(30, 40)])
-    first = shard.cut_batch(batch, 20, 3, CancelToken())
+    first = shard.cut_batch(batch, 20)
     assert (first.log_groups, first.next_cursor) == (LOG_GROUPS[5:25], cursor(25))
     assert list(shard.batches) == [first, batch_of(25, 30), batch_of(30, 40)]
     assert first.size + shard.batches[1].size == batch.size
@@ -119,7 +118,7 @@ def test_where_nothing_is_done_with_a_few_are_made_a_batch_of_their_own_and_noth
     batch = batch_of(5, 30)
     shard = world.shard_consumer(5, [batch])
     with pytest.raises(Cancelled):
-        shard.cut_batch(batch, 0, 0, CancelToken())
+        shard.cut_batch(batch, 0)
     few = 5 + dispatch_data.FEW_LOG_GROUPS
     assert [one.log_groups for one in shard.batches] == [LOG_GROUPS[5:few], LOG_GROUPS[few:30]]
     assert [one.next_cursor for one in shard.batches] == [cursor(few), cursor(30)]
@@ -130,10 +129,10 @@ def test_where_nobody_can_tell_where_the_first_part_ends_the_rest_stands_for_bot
     batch = batch_of(5, 30)
     shard = world.shard_consumer(5, [batch])
     with pytest.raises(Cancelled):
-        shard.cut_batch(batch, 20, 0, CancelToken())
+        shard.cut_batch(batch, 20)
     assert list(shard.batches) == [batch_of(25, 30)]
     with pytest.raises(Cancelled):
-        shard.cut_batch(shard.batches[0], 0, 0, CancelToken())
+        shard.cut_batch(shard.batches[0], 0)
     assert list(shard.batches) == [batch_of(25, 30)], "nothing of it is done with"
 
 
@@ -142,7 +141,7 @@ def test_at_a_stop_nothing_is_asked_for_what_is_not_done_with(world):
     shard = world.shard_consumer(0, [batch])
     world.member.soft_stop.cancel()
     with pytest.raises(Cancelled):
-        shard.cut_batch(batch, 0, 0, CancelToken())
+        shard.cut_batch(batch, 0)
     assert (list(shard.batches), world.source.pulls) == ([batch], [])
 
 
@@ -150,55 +149,73 @@ def test_of_a_shard_that_was_let_go_of_meanwhile_nothing_is_kept_or_saved(world)
     batch = batch_of(0, 30)
     shard = world.shard_consumer(0)
     with pytest.raises(Cancelled):
-        shard.cut_batch(batch, 20, 0, CancelToken())
+        shard.cut_batch(batch, 20)
     assert not shard.batches
 
 
 # ---- delivering, then saving
 
 
+def delivering(world, done=30):
+    """Has batches delivered as far as that, beginning now; a list of how much was saved before each."""
+    calls = []
+    world.member.delivery = types.SimpleNamespace(deliver=lambda *_: calls.append(len(world.source.saved)) or (done, 0))
+    return calls
+
+
 def test_a_batch_is_delivered_saved_and_forgotten(world):
-    batch, calls = batch_of(0, 30), []
-    shard = world.shard_consumer(0, [batch])
-    shard.is_busy = True
-    world.member.delivery = types.SimpleNamespace(deliver=lambda *_: calls.append(list(world.source.saved)) or (30, 0))
+    shard, calls = world.shard_consumer(0, [batch_of(0, 30)]), delivering(world)
     shard.deliver()
-    assert calls == [[]]
-    assert (world.source.saved, list(shard.batches), world.memory) == ([cursor(30)], [], [-100])
-    assert (shard.unsaved, shard.is_busy, shard.delivered, shard.checkpoint) == (None, False, cursor(30), cursor(30))
+    assert calls == [0]
+    assert (world.source.saved, list(shard.batches), world.held) == ([cursor(30)], [], [0])
+    assert (shard.checkpoint.delivered, shard.checkpoint.saved) == (cursor(30), cursor(30))
+    assert world.source.pulls == [], "nobody has to ask where it ends"
+
+
+def test_what_moves_the_cursor_without_log_groups_is_saved_and_delivered_to_nobody(world):
+    shard, calls = world.shard_consumer(0, [PullResult([], 0, cursor(9), 0)]), delivering(world)
+    shard.deliver()
+    assert (calls, world.source.saved, list(shard.batches)) == ([], [cursor(9)], [])
 
 
 def test_a_batch_that_was_delivered_and_could_not_be_saved_is_saved_and_not_delivered_again(world):
-    batch, calls = batch_of(0, 30), []
-    shard = world.shard_consumer(0, [batch])
-    world.member.delivery = types.SimpleNamespace(deliver=lambda *_: calls.append(1) or (30, 0))
+    batch = batch_of(0, 30)
+    shard, calls = world.shard_consumer(0, [batch]), delivering(world)
     world.source.failures = [CallError("ServerBusy", "", 503)] * 3
+    with pytest.raises(Cancelled):
+        shard.deliver()
+    assert (calls, world.source.saved, list(shard.batches)) == ([0], [], [batch])
+    assert shard.checkpoint.delivered == cursor(30) != shard.checkpoint.saved
     shard.deliver()
-    assert (calls, world.source.saved, list(shard.batches)) == ([1], [], [batch])
-    assert shard.delivered == cursor(30) != shard.checkpoint
-    shard.deliver()
-    assert (calls, world.source.saved, list(shard.batches)) == ([1], [cursor(30)], [])
+    assert (calls, world.source.saved, list(shard.batches)) == ([0], [cursor(30)], [])
 
 
 # ---- saving
 
 
+def save(shard, position, token=None):
+    shard.checkpoint.delivered = cursor(position)
+    shard.checkpoint.save(token or CancelToken())
+
+
 def test_the_service_is_looked_at_before_each_save(world):
     shard, looks = world.shard_consumer(10), []
     world.source.on_look = lambda: looks.append(len(world.source.saved))
-    shard.save(cursor(11), CancelToken())
-    shard.save(cursor(12), CancelToken())
+    save(shard, 11)
+    save(shard, 12)
     assert looks == [0, 1]
-    assert (world.source.saved, shard.checkpoint) == ([cursor(11), cursor(12)], cursor(12))
+    assert (world.source.saved, shard.checkpoint.saved) == ([cursor(11), cursor(12)], cursor(12))
 
 
-def test_a_checkpoint_set_by_hand_is_not_saved_over(world):
+@pytest.mark.parametrize("task", ["deliver", "save_again"])
+def test_a_checkpoint_set_by_hand_is_not_saved_over(world, task):
     shard = world.shard_consumer(10, [batch_of(10, 20)])
+    delivering(world, 10)
     world.source.set(cursor(3), "", 5)
-    with pytest.raises(Cancelled):
-        shard.save(cursor(20), CancelToken())
+    shard.run(getattr(shard, task), "a task")
     assert world.source.saved == []
-    assert (shard.cursor, shard.checkpoint, list(shard.batches)) == (cursor(3), cursor(3), [])
+    assert (shard.cursor, shard.checkpoint.saved, shard.checkpoint.delivered) == (cursor(3),) * 3
+    assert (list(shard.batches), world.held) == ([], [0])
 
 
 @pytest.mark.parametrize("who", ["the lease", "the shard"])
@@ -211,16 +228,16 @@ def test_without_the_lease_or_the_shard_nothing_is_saved(world, who, when):
     else:
         world.source.on_look = cancel
     with pytest.raises(Cancelled):
-        shard.save(cursor(20), token)
+        save(shard, 20, token)
     assert world.source.saved == []
 
 
 def test_a_checkpoint_whose_saving_failed_is_remembered_for_it_may_come_late(world):
     shard = world.shard_consumer(10)
     world.source.failures = [CallError("NoAnswer", "")] * 2
-    shard.save(cursor(20), CancelToken())
-    assert (world.source.saved, list(shard.unanswered)) == ([cursor(20)], [cursor(20)])
-    assert world.consumer.unanswered[0] is shard.unanswered
+    save(shard, 20)
+    assert (world.source.saved, list(shard.checkpoint.unanswered)) == ([cursor(20)], [cursor(20)])
+    assert world.consumer.unanswered[0] is shard.checkpoint.unanswered
 
 
 @pytest.mark.parametrize("is_revoked", [False, True])
@@ -230,41 +247,72 @@ def test_who_is_told_that_another_holds_the_shard_has_lost_the_lease_unless_the_
         shard.revoked.cancel()
     world.source.failures = [REFUSED]
     with pytest.raises(CallError):
-        shard.send_checkpoint(cursor(20))
+        shard.checkpoint.send(cursor(20))
     assert world.consumer.lease.is_cancelled() != is_revoked
-    assert shard.checkpoint == cursor(10)
+    assert shard.checkpoint.saved == cursor(10)
+
+
+@pytest.mark.parametrize("found, by", [(20, "me"), (20, "another"), (10, "me")])
+def test_a_refusal_after_an_answer_was_lost_is_none_where_the_service_has_what_was_saved(world, found, by):
+    """A shard that has ended is nobody's any more once its last checkpoint is saved."""
+    shard = world.shard_consumer(10)
+    world.source.set(cursor(found), by, 2)
+    world.source.failures = [REFUSED]
+    is_saved = (found, by) == (20, "me")
+    with contextlib.nullcontext() if is_saved else pytest.raises(CallError):
+        shard.checkpoint.send(cursor(20))
+    assert world.consumer.lease.is_cancelled() != is_saved
+    assert shard.checkpoint.saved == cursor(20 if is_saved else 10)
 
 
 def test_the_last_checkpoint_is_saved_again_where_one_has_failed_once_nothing_is_in_flight(world):
     shard = world.shard_consumer(10)
-    shard.begin_last_save()
+    world.member.soft_stop.cancel()
+    shard.begin_tasks()
     assert world.submitted == [], "none has failed"
-    shard.unanswered.append(cursor(15))
-    shard.is_busy = True
-    shard.begin_last_save()
+    shard.checkpoint.unanswered.append(cursor(15))
+    shard.running.add(shard.deliver)
+    shard.begin_tasks()
     assert world.submitted == [], "a batch is in flight"
-    shard.is_busy = False
+    shard.running.clear()
     shard.revoked.cancel()
-    shard.begin_last_save()
+    assert not shard.is_shutdown()
+    shard.begin_tasks()
     assert len(world.submitted) == 1 and not shard.is_shutdown()
-    shard.delivered = cursor(15)  # and that was not saved in time
-    world.submitted[0]()
+    shard.checkpoint.delivered = cursor(15)  # and that was not saved in time
+    world.perform()
     assert world.source.saved == [cursor(15)] and shard.is_shutdown()
-    shard.begin_last_save()
-    assert len(world.submitted) == 1, "once is enough"
+    shard.begin_tasks()
+    assert world.submitted == [], "once is enough"
+
+
+def test_the_last_checkpoint_is_not_saved_again_where_the_service_has_it(world):
+    shard = world.shard_consumer(10)
+    shard.checkpoint.unanswered.append(cursor(5))
+    world.member.soft_stop.cancel()
+    shard.begin_tasks()
+    world.perform()
+    assert world.source.saved == []
+    shard.has_begun_last_save = False
+    world.source.set(cursor(5), "me", 7)  # it has come late
+    shard.begin_tasks()
+    world.perform()
+    assert world.source.saved == [cursor(10)]
 
 
 def test_without_the_lease_no_last_checkpoint_is_saved(world):
     shard = world.shard_consumer(10)
-    shard.unanswered.append(cursor(15))
+    shard.checkpoint.unanswered.append(cursor(5))
+    world.source.set(cursor(5), "me", 7)
     world.consumer.lease.cancel()
-    shard.begin_last_save()
-    assert world.submitted == []
+    shard.begin_tasks()
+    world.perform()
+    assert world.source.saved == []
 
 
 def test_however_long_a_batch_took_its_checkpoint_has_the_grace_from_its_end_on(world, monkeypatch):
     shard, clock = world.shard_consumer(10), [1000.0]
-    fake = types.SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda _: None)
+    fake = types.SimpleNamespace(monotonic=lambda: clock[0], clock_gettime=lambda _: 0.0, sleep=lambda _: None)
     monkeypatch.setattr(dispatch_data, "time", fake)
     assert not shard.saving().is_cancelled()
     shard.revoked.cancel()
@@ -282,14 +330,15 @@ def test_however_long_a_batch_took_its_checkpoint_has_the_grace_from_its_end_on(
 def test_a_shard_begins_at_its_checkpoint(world):
     shard = ShardConsumer(world.consumer, 0)
     world.source.set(cursor(7), "another")
-    shard.find_checkpoint()
-    assert (shard.checkpoint, shard.delivered, world.source.saved) == (cursor(7), cursor(7), [])
+    shard.checkpoint.find()
+    assert (shard.checkpoint.saved, shard.checkpoint.delivered, world.source.saved) == (cursor(7), cursor(7), [])
 
 
 def test_a_shard_without_a_checkpoint_gets_one_before_anything_is_read(world):
     shard = ShardConsumer(world.consumer, 0)
-    shard.find_checkpoint()
-    assert (world.source.saved, shard.checkpoint, shard.delivered) == ([cursor(1)], cursor(1), cursor(1))
+    shard.checkpoint.find()
+    assert world.source.saved == [cursor(1)]
+    assert shard.checkpoint.saved == shard.checkpoint.delivered == cursor(1)
 
 
 def test_a_checkpoint_made_for_another_start_than_the_groups_is_made_once_more(world):
@@ -302,15 +351,15 @@ def test_a_checkpoint_made_for_another_start_than_the_groups_is_made_once_more(w
     world.member.settings.cursor_start, world.member.group_start = "end", 5
     world.member.take_older_start = take_older_start
     shard = ShardConsumer(world.consumer, 0)
-    shard.find_checkpoint()
+    shard.checkpoint.find()
     assert world.source.saved == [cursor(5), cursor(3)]
-    assert shard.checkpoint == shard.delivered == cursor(3)
+    assert shard.checkpoint.saved == shard.checkpoint.delivered == cursor(3)
 
 
 def test_a_checkpoint_that_is_no_cursor_is_an_error(world):
     world.source.set("no cursor", "another")
     with pytest.raises(CallError, match="UnreadableCheckPoint"):
-        ShardConsumer(world.consumer, 0).find_checkpoint()
+        ShardConsumer(world.consumer, 0).checkpoint.find()
 
 
 @pytest.mark.parametrize("saved_by", ["nobody since", "another since"])
@@ -318,14 +367,14 @@ def test_a_checkpoint_that_is_no_cursor_is_an_error(world):
 def test_what_the_consumer_before_has_delivered_is_saved_unless_somebody_has_been_there_since(
     world, saved_by, delivered
 ):
-    former = world.shard_consumer(10)
+    former = world.shard_consumer(10).checkpoint
     former.delivered = cursor(delivered)
     world.member.former[0] = former
     if saved_by == "another since":
         world.source.set(cursor(12), "another", 9)
     shard = ShardConsumer(world.consumer, 0)
-    shard.find_checkpoint()
+    shard.checkpoint.find()
     expected = 12 if saved_by == "another since" else max(10, delivered)
-    assert shard.checkpoint == shard.delivered == cursor(expected)
+    assert shard.checkpoint.saved == shard.checkpoint.delivered == cursor(expected)
     assert world.source.saved == ([] if saved_by == "another since" else [cursor(expected)])
     assert world.member.former == {}
