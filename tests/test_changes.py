@@ -161,9 +161,9 @@ def without_the_file(program, path):
 
     run = program.run
 
-    def without(settings):
+    def without(*arguments):
         os.unlink(path)
-        return run(settings)
+        return run(*arguments)
 
     program.run = without
 
