@@ -1269,6 +1269,65 @@ class StartupError(Exception):
     """The program can't do what it is for; the text has a line for each reason. It is not retried."""
 
 
+class Watchdog:
+    """Knows by name the loops that must not stand still, and ends the connections whose deadline has passed."""
+
+    CHECK_INTERVAL = 0.1  # seconds between looks at the deadlines
+
+    def __init__(self) -> None:
+        self.loops: dict[str, threading.Thread] = {}
+        # When each thread said last that it goes on, by the monotonic clock; infinity while it is excused.
+        self.beats: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
+        self.deadlines: set[Deadline] = set()
+        self.lock = threading.Lock()  # over its start
+        self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
+
+    @contextlib.contextmanager
+    def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
+        """Around a loop, whose thread has to `beat`: one that is permanent for ever, whatever ends it. Of threads with
+        loops of one name the last to begin counts, for it is in the place of those before."""
+        thread = threading.current_thread()
+        self.beat()
+        self.loops[loop] = thread
+        try:
+            yield
+        finally:
+            if self.loops.get(loop) is thread and not is_permanent:
+                del self.loops[loop]
+
+    def beat(self) -> None:
+        self.beats[threading.current_thread()] = time.monotonic()
+
+    def excuse(self) -> None:
+        """The calling thread waits for an answer of the service; until its next beat it doesn't count as stuck."""
+        self.beats[threading.current_thread()] = float("inf")
+
+    def stuck(self, seconds: float) -> dict[str, float]:
+        """The loops that have stood still for longer, and for how many seconds."""
+        now = time.monotonic()
+        still = {loop: now - self.beats.get(thread, now) for loop, thread in list(self.loops.items())}
+        return {loop: seconds_still for loop, seconds_still in still.items() if seconds_still > seconds}
+
+    def start(self) -> None:
+        """Begins to look at deadlines, unless that has begun; to be called before the first connection is opened."""
+        with self.lock:
+            if not self.thread.ident:
+                self.thread.start()
+
+    def run(self) -> None:
+        with self.watching(self.thread.name, is_permanent=True):
+            while True:
+                self.beat()
+                time.sleep(self.CHECK_INTERVAL)
+                for one in list(self.deadlines):
+                    with contextlib.suppress(Exception):  # any: what others wait for is ended all the same
+                        if one.is_over():
+                            one.abort()
+
+
+watchdog = Watchdog()
+
+
 class Cancelled(Exception):
     """What was asked for is not wanted any more."""
 
@@ -1347,65 +1406,6 @@ class Lease(CancelToken):
         if self.now() > self.expires:
             self.cancel("not heard of for longer than the group's timeout, %g s" % self.seconds)
         return super().cancelled_at()
-
-
-class Watchdog:
-    """Knows by name the loops that must not stand still, and ends the connections whose deadline has passed."""
-
-    CHECK_INTERVAL = 0.1  # seconds between looks at the deadlines
-
-    def __init__(self) -> None:
-        self.loops: dict[str, threading.Thread] = {}
-        # When each thread said last that it goes on, by the monotonic clock; infinity while it is excused.
-        self.beats: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
-        self.deadlines: set[Deadline] = set()
-        self.lock = threading.Lock()  # over its start
-        self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
-
-    @contextlib.contextmanager
-    def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
-        """Around a loop, whose thread has to `beat`: one that is permanent for ever, whatever ends it. Of threads with
-        loops of one name the last to begin counts, for it is in the place of those before."""
-        thread = threading.current_thread()
-        self.beat()
-        self.loops[loop] = thread
-        try:
-            yield
-        finally:
-            if self.loops.get(loop) is thread and not is_permanent:
-                del self.loops[loop]
-
-    def beat(self) -> None:
-        self.beats[threading.current_thread()] = time.monotonic()
-
-    def excuse(self) -> None:
-        """The calling thread waits for an answer of the service; until its next beat it doesn't count as stuck."""
-        self.beats[threading.current_thread()] = float("inf")
-
-    def stuck(self, seconds: float) -> dict[str, float]:
-        """The loops that have stood still for longer, and for how many seconds."""
-        now = time.monotonic()
-        still = {loop: now - self.beats.get(thread, now) for loop, thread in list(self.loops.items())}
-        return {loop: seconds_still for loop, seconds_still in still.items() if seconds_still > seconds}
-
-    def start(self) -> None:
-        """Begins to look at deadlines, unless that has begun; to be called before the first connection is opened."""
-        with self.lock:
-            if not self.thread.ident:
-                self.thread.start()
-
-    def run(self) -> None:
-        with self.watching(self.thread.name, is_permanent=True):
-            while True:
-                self.beat()
-                time.sleep(self.CHECK_INTERVAL)
-                for one in list(self.deadlines):
-                    with contextlib.suppress(Exception):  # any: what others wait for is ended all the same
-                        if one.is_over():
-                            one.abort()
-
-
-watchdog = Watchdog()
 
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
@@ -3908,9 +3908,9 @@ class Delivery:
 # A shard is assigned by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. Tokens of that, what
 # cancels them, and what becomes of the shard then. Nothing of it begins any more but its checkpoint:
 #
-#   revoked      Consumer.revoke, by an answer        the batch ends with what has begun, GRACE seconds after a put of it
-#                without the shard                    was accepted last; its checkpoint has GRACE seconds more; then the
-#                                                     shard moves
+#   revoked      Consumer.revoke, by an answer        the batch ends with what has begun, GRACE seconds after a put of
+#                without the shard                    it was accepted last; its checkpoint has GRACE seconds more; then
+#                                                     the shard moves
 #   member's     GroupMember.stop                     the same, but the batch has GRACE seconds in all; heartbeats go on
 #   soft_stop                                         until the process ends
 #   lease        whoever finds it lost: then it       the batch has GRACE seconds, no checkpoint is saved; another
@@ -4269,8 +4269,8 @@ class ShardConsumer:
         self.count_for_target_time = done * self.TARGET_BATCH_SECONDS / seconds
         if beyond:
             log.warning(
-                "%s: shard %s: a batch ends in the middle; %d LogGroups behind its end were delivered already, and will be "
-                "once more", self.member.subject, self.shard, beyond,
+                "%s: shard %s: a batch ends in the middle; %d LogGroups behind its end were delivered already, and are "
+                "delivered again", self.member.subject, self.shard, beyond,
             )  # fmt: skip
         return batch if done == len(batch.log_groups) else self.cut_batch(batch, done)
 
@@ -5495,8 +5495,8 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
     left = member.stop(SHUTDOWN_TIMEOUT)
     if left:
         log.warning(
-            "stopped in the middle of a batch of shard %s, %d LogGroups; whoever takes the shard next delivers a second "
-            "time what was delivered of it", ",".join(map(str, sorted(left))), sum(left.values()),
+            "stopped in the middle of a batch of shard %s, %d LogGroups; whoever takes the shard next delivers again "
+            "what was delivered of it", ",".join(map(str, sorted(left))), sum(left.values()),
         )  # fmt: skip
     for line in str(member.failure or "").splitlines():
         log.error("%s", line)
