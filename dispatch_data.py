@@ -24,8 +24,8 @@ whom:
 
 A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
 Read on in order: topics, settings, log groups, failures, credentials, the service, check and status, delivery,
-consumer, monitoring, command line. Each section needs only those before it, but for the Watchdog, which ends
-connections, and these come with the service.
+consumer, monitoring, command line. Each section needs only those before it, with one exception: the Watchdog, in
+failures, calls Deadline.abort, in the service.
 
 Threads, by the names that a stack dump shows. None is waited for: the process ends by os._exit, whatever they do.
 
@@ -36,25 +36,27 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     sends heartbeats_<n>      GroupMember.beats: one heartbeat each, until it is answered
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one does the rest
     puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
-    opens connections_<n>     PutLoop.opener, for the puts
+    opens connections_<n>     PutLoop.opener: opens the puts' connections; through an HTTPS proxy, does a put as a whole
     probe_<n>                 `probe` of all logstores at the start; of all shards for --status
     tells                     report_loop: summaries, recoveries, stale connections
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
-    puts again_<n>            `put_rejected`: there are no others above then, but MainThread and those that end
-                              connections and refresh
+    puts again_<n>            `put_rejected`; of those above it has only MainThread, the Watchdog's and the refreshing
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
     writes progress           the same, for the line on a terminal that says how far it is
 
-Locks stand above the fields that they guard. Two are held at once in these orders only: ShardConsumer.lock, then
-Consumer.lock or the ThreadPool's own; CredentialSources.lock, then the redactor's; GroupMember.lock, then those of the
-call that it is held over; any of these, then logging's. What is the PutLoop's alone needs none.
+Locks stand above the fields that they guard: that are written under them, and read so where two must fit together.
+Single reads, and what one operation does to a set, dict or deque, may go without. Two are held at once in these orders
+only: ShardConsumer.lock, then Consumer.lock or the ThreadPool's own; CredentialSources.lock, then the redactor's;
+GroupMember.lock, then those of the call that it is held over; any of these, then logging's. What is the PutLoop's alone
+needs none.
 
-Global state: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. No other.
+Global state of our own: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. Set
+once, at the start: what the table below replaces, logging's handlers, threading.excepthook, the handlers of signals.
 
-What is private to others, or theirs and replaced here; the test goes red when a release changes it:
+What is used or replaced here of other packages' internals, each with a test that fails when a release changes it:
 
     aliyun.log.consumer.ConsumerWorker
       ._get_shard_consumer    ShardConsumer instead of the SDK's, which goes on with the next batch where one fails
@@ -495,7 +497,7 @@ class LogstoreConfig:
         meaning="the project")
     logstore: str = env("SLS_LOGSTORE", pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"),
         meaning="the source logstore")
-    # By each variable above, such as SLS_PROJECT, the one that was read here, such as SLS_PROJECT_TO2: for hints.
+    # The name above, such as SLS_PROJECT, -> the variable that was read, such as SLS_PROJECT_TO2: for hints.
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
@@ -718,7 +720,8 @@ class SettingsParser:
         return next((each for each in suffixes if any(self.environment.get(name + each) for name in variables)), "")
 
     def read_logstore(self, logstore: Setting, suffixes: Sequence[str]) -> LogstoreConfig:
-        """The logstore that `logstore` with the first suffix names; all else may also be set with the next ones."""
+        """Reads the settings of one logstore. Its name is that of `logstore` with the first suffix; each of the others
+        is taken with the first suffix with which it is set."""
         values, variables = {}, {}
         # What makes up an access key goes together: all of it is taken from where any of it is set.
         key_suffix = self.suffix_of(CREDENTIAL_VARIABLES, suffixes)
@@ -854,7 +857,8 @@ class LogGroup(NamedTuple):
 
 
 class PutRequest:
-    """LogGroups equal in everything but their logs, which travel as one: `LogClient.put_log_raw` takes it for such."""
+    """LogGroups equal in everything but their logs, which travel as one. `put_log_raw` accepts it in the place of the
+    SDK's LogGroup message."""
 
     __slots__ = (
         "began", "envelope", "failures", "first_rejection", "log_count", "log_groups", "rejections", "size", "target",
@@ -871,7 +875,7 @@ class PutRequest:
         self.timeout = 0.0  # seconds for its next answer, where there is reason for more than RESPONSE_TIMEOUT
         self.failures = 0  # tries
         self.rejections = 0  # those of them that the service has refused for what it brings
-        self.first_rejection = -1.0  # when it, or the put it was a part of, was so first, by the monotonic clock
+        self.first_rejection = -1.0  # when it, or the put it was split from, was rejected first, by the monotonic clock
 
     def SerializeToString(self) -> bytes:
         return b"".join([log_group.logs for log_group in self.log_groups] + [self.envelope])
@@ -1029,7 +1033,7 @@ class Redactor:
     """
 
     MAX_LENGTH = 10000  # characters of a secret, as others may write it
-    # It stands alone where no letter, digit or _ is next to it, but for those that end a \n, \x0a, \u000a or %0A.
+    # Alone: no letter, digit or _ is next to it, where the end of an escape such as \n, \x0a, \u000a or %0A is none.
     BEGINS = r"(?:(?<![A-Za-z0-9_])|(?<=\\[abfnrtv])|(?<=\\x..)|(?<=\\u....)|(?<=%[0-9A-F].)|(?<=%[0-9a-f].))"
     ENDS = "(?![A-Za-z0-9_])"
 
@@ -1265,6 +1269,65 @@ class StartupError(Exception):
     """The program can't do what it is for; the text has a line for each reason. It is not retried."""
 
 
+class Watchdog:
+    """Knows by name the loops that must not stand still, and ends the connections whose deadline has passed."""
+
+    CHECK_INTERVAL = 0.1  # seconds between looks at the deadlines
+
+    def __init__(self) -> None:
+        self.loops: dict[str, threading.Thread] = {}
+        # When each thread said last that it goes on, by the monotonic clock; infinity while it is excused.
+        self.beats: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
+        self.deadlines: set[Deadline] = set()
+        self.lock = threading.Lock()  # over its start
+        self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
+
+    @contextlib.contextmanager
+    def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
+        """Around a loop, whose thread has to `beat`: one that is permanent for ever, whatever ends it. Of threads with
+        loops of one name the last to begin counts, for it is in the place of those before."""
+        thread = threading.current_thread()
+        self.beat()
+        self.loops[loop] = thread
+        try:
+            yield
+        finally:
+            if self.loops.get(loop) is thread and not is_permanent:
+                del self.loops[loop]
+
+    def beat(self) -> None:
+        self.beats[threading.current_thread()] = time.monotonic()
+
+    def excuse(self) -> None:
+        """The calling thread waits for an answer of the service; until its next beat it doesn't count as stuck."""
+        self.beats[threading.current_thread()] = float("inf")
+
+    def stuck(self, seconds: float) -> dict[str, float]:
+        """The loops that have stood still for longer, and for how many seconds."""
+        now = time.monotonic()
+        still = {loop: now - self.beats.get(thread, now) for loop, thread in list(self.loops.items())}
+        return {loop: seconds_still for loop, seconds_still in still.items() if seconds_still > seconds}
+
+    def start(self) -> None:
+        """Begins to look at deadlines, unless that has begun; to be called before the first connection is opened."""
+        with self.lock:
+            if not self.thread.ident:
+                self.thread.start()
+
+    def run(self) -> None:
+        with self.watching(self.thread.name, is_permanent=True):
+            while True:
+                self.beat()
+                time.sleep(self.CHECK_INTERVAL)
+                for one in list(self.deadlines):
+                    with contextlib.suppress(Exception):  # any: what others wait for is ended all the same
+                        if one.is_over():
+                            one.abort()
+
+
+watchdog = Watchdog()
+
+
 class Cancelled(Exception):
     """What was asked for is not wanted any more."""
 
@@ -1273,7 +1336,7 @@ class CancelToken:
     """Says whether work is still wanted. Once cancelled it stays so, and so do the tokens made of it: at once or, with
     `grace`, so many seconds later, which leaves time for what has begun.
 
-    The consumer's, and what each ends, stand at the head of its section.
+    Which tokens there are, and what each ends, is said at the head of the section on the consumer.
     """
 
     def __init__(self, *parents: CancelToken, grace: float = 0.0) -> None:
@@ -1338,69 +1401,11 @@ class Lease(CancelToken):
         super().cancel()
 
     def cancelled_at(self) -> float:
-        """Where it has expired: when that was seen first, for all may have slept, and what is begun has its grace."""
+        """An expired lease counts as cancelled when that is first noticed, not when it expired: where the machine has
+        slept meanwhile, what had begun still has its grace."""
         if self.now() > self.expires:
             self.cancel("not heard of for longer than the group's timeout, %g s" % self.seconds)
         return super().cancelled_at()
-
-
-class Watchdog:
-    """Knows by name the loops that must not stand still, and ends the connections whose deadline has passed."""
-
-    CHECK_INTERVAL = 0.1  # seconds between looks at the deadlines
-
-    def __init__(self) -> None:
-        self.loops: dict[str, threading.Thread] = {}
-        # When each thread said last that it goes on, by the monotonic clock; infinity while it is excused.
-        self.beats: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
-        self.deadlines: set[Deadline] = set()
-        self.lock = threading.Lock()  # over its start
-        self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
-
-    @contextlib.contextmanager
-    def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
-        """Around a loop, whose thread has to `beat`: one that is permanent for ever, whatever ends it. Of threads with
-        loops of one name the last to begin counts, for it is in the place of those before."""
-        thread = threading.current_thread()
-        self.beat()
-        self.loops[loop] = thread
-        try:
-            yield
-        finally:
-            if self.loops.get(loop) is thread and not is_permanent:
-                del self.loops[loop]
-
-    def beat(self) -> None:
-        self.beats[threading.current_thread()] = time.monotonic()
-
-    def excuse(self) -> None:
-        """The calling thread waits for an answer of the service; until its next beat it doesn't count as stuck."""
-        self.beats[threading.current_thread()] = float("inf")
-
-    def stuck(self, seconds: float) -> dict[str, float]:
-        """The loops that have stood still for longer, and for how many seconds."""
-        now = time.monotonic()
-        still = {loop: now - self.beats.get(thread, now) for loop, thread in list(self.loops.items())}
-        return {loop: seconds_still for loop, seconds_still in still.items() if seconds_still > seconds}
-
-    def start(self) -> None:
-        """Begins to look at deadlines, unless that has begun; to be called before the first connection is opened."""
-        with self.lock:
-            if not self.thread.ident:
-                self.thread.start()
-
-    def run(self) -> None:
-        with self.watching(self.thread.name, is_permanent=True):
-            while True:
-                self.beat()
-                time.sleep(self.CHECK_INTERVAL)
-                for one in list(self.deadlines):
-                    with contextlib.suppress(Exception):  # any: what others wait for is ended all the same
-                        if one.is_over():
-                            one.abort()
-
-
-watchdog = Watchdog()
 
 
 INITIAL_BACKOFF, MAX_BACKOFF = 0.1, 5.0  # seconds
@@ -1707,8 +1712,8 @@ class CredentialSource(CredentialsProvider):
             self.first_try_done.set()
 
     def on_auth_failure(self, failure: CallError, token: str) -> None:
-        """Where a refusal blames the key of this token, by which the call was signed, and there will be another, the
-        call can be retried."""
+        """Makes a refusal transient, in place, where it blames the key and another one can be had; asks for that unless
+        it has come already. `token` is that of the key that signed the call."""
         if not token or failure.kind != ErrorKind.CREDENTIALS:
             return
         if not self.kind:
@@ -1748,7 +1753,7 @@ RESPONSE_TIMEOUT = 30  # seconds for a call, and more as long as bytes move, see
 MAX_RESPONSE_TIMEOUT = 120  # seconds: after a call that ran out of time the next one gets twice as much, up to this
 MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
 # Bytes that an answer to a pull may have, its head included. A pull is asked for as much as the memory suits, but one
-# LogGroup may have 10 MB, or 30 by the SDKs, and nothing says how many more come with it.
+# LogGroup may have 10 MB (the SDKs' own limit is 30), and nothing says how many more come with it.
 MAX_PULL_BYTES = 100 * 1000 * 1000
 MAX_PUT_ANSWER_BYTES = 100 * 1000  # it says nothing, or why not; what has come is read anew whenever more comes
 MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
@@ -1765,8 +1770,8 @@ def forget_unsent(sock: socket.socket) -> None:
 
 class Deadline:
     """By when a connection has to be opened, or an answer to be there. A socket's own timeout would begin again with
-    each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and makes each call of
-    the operating system two: so an open connection has none, and the watchdog ends those whose deadline has passed."""
+    each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and doubles the number
+    of system calls: so an open connection has none, and the watchdog ends those whose deadline has passed."""
 
     def __init__(self, connection: Any, seconds: float) -> None:
         self.connection, self.end = connection, time.monotonic() + seconds
@@ -1809,8 +1814,8 @@ class TrustedCAs:
         self.loaded_at = 0.0  # by the monotonic clock
 
     def context(self) -> ssl.SSLContext:
-        """For a new connection. Where what has changed can't be read, those before go on, unless they were in doubt;
-        else raises CallError."""
+        """For a new connection. If files that have changed can't be read, the CAs read before stay in use. Raises
+        CallError if these were in doubt."""
         with self.lock:
             try:
                 state = [(it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns) for it in map(os.stat, self.watched)]
@@ -1965,7 +1970,7 @@ class Response(NamedTuple):
 
     status: int
     body: bytes
-    headers: Mapping[str, str]  # names in lower case; of one that comes twice the first, but both of the service's
+    headers: Mapping[str, str]  # names in lower case; of one that comes twice the first counts, but x-log-* are joined
     is_last: bool  # its connection can't be used again, as after anything but a whole 200
 
 
@@ -1998,7 +2003,7 @@ def check_pull(response: Response, shard: str) -> None:
     bytes as are announced, and passes over the body where none are. A header that is missing is for the SDK to miss."""
     size, count = [response.headers.get(name, "0") for name in ("x-log-bodyrawsize", "x-log-count")]
     are_numbers = re.fullmatch("[0-9]{1,9}", size) and re.fullmatch("[0-9]{1,9}", count)
-    # Of nothing lz4, the one compression that is asked for, makes one byte.
+    # lz4, the one compression that is asked for, makes one byte of an empty body.
     if are_numbers and int(size) <= MAX_PULL_BYTES and (int(size) or len(response.body) <= 1):
         return
     words = shard, len(response.body), escape_for_log(size, 30), escape_for_log(count, 30)
@@ -2009,7 +2014,8 @@ ANSWERED_TOO_EARLY = "an answer 200 before the request was sent whole"
 
 
 def answer_time(request: bytes, seconds: float) -> float:
-    """For the answer, and for the request, too: the kernel takes that at once, whenever the line carries it."""
+    """Seconds for an answer, and for sending the request before it: the kernel takes that at once, and sends it as fast
+    as the line is."""
     return seconds + len(request) / MIN_THROUGHPUT
 
 
@@ -2034,8 +2040,7 @@ class PooledLogClient(LogClient):
     """A LogClient that talks to one project, from many threads, over a connection pool, and tries each call once.
 
     It is the one place where answers come in: an answer counts only if the service gave it. `_getHttpResponse`, behind
-    which the SDK has requests, is overridden; what it raises, no LogException, passes LogClient._send, which would
-    repeat the call.
+    which the SDK has requests, is overridden. It raises no LogException, for LogClient._send would repeat the call.
     """
 
     http_type: str  # and so on: LogClient's
@@ -2070,7 +2075,8 @@ class PooledLogClient(LogClient):
         self.idle_connections: deque[tuple[Any, float]] = deque()
         self.last_date = "", 0.0  # that of the last answer, and when it came, by the monotonic clock
         self.of_thread = CallContext()
-        # Closes a connection. PutLoop sets its own method in the place of this, which stops watching it as well.
+        # Closes a connection. Of a PutClient it is PutLoop.close_connection, which stops watching it as well; such a
+        # client's idle connections are closed by the loop alone, never by `close_stale`.
         self.discard: Callable[[Any], None] = lambda connection: connection.close()
         watchdog.start()
 
@@ -2223,7 +2229,8 @@ class PutInFlight:
         self.need_connection()
 
     def claim(self) -> bool:
-        """For whoever sends a put that blocks, or ends it: whether the calling thread is the first."""
+        """True for the first who calls it: a thread of PutLoop.opener, which sends the put, or the loop, whose time for
+        it is over."""
         return self.claimed.acquire(blocking=False)
 
     def need_connection(self) -> None:
@@ -2285,8 +2292,8 @@ class PutClient(PooledLogClient):
     def __init__(self, config: LogstoreConfig, credential_source: CredentialSource | None = None) -> None:
         super().__init__(config, credential_source)
         self.host, self.region = "%s.%s" % (config.project, self._logHost), config.region
-        self.key: AccessKey | None = None  # that `signing_key` was made of, for this scope: each day has one
-        self.scope, self.signing_key = "", b""  # in version 4
+        self.scope, self.signing_key = "", b""  # of signatures in version 4; another day has another scope
+        self.key: AccessKey | None = None  # that `signing_key` was made of
         self.second, self.date = 0, ""  # the time in unix seconds, and as signatures spell it
         self.heads: dict[str, bytes] = {}  # resource -> the beginning of its requests
         self.unopened: deque[PutInFlight] = deque()  # those that wait for a connection to be opened
@@ -2326,10 +2333,10 @@ class PutClient(PooledLogClient):
         token = key.security_token or ""
         # The headers that both versions sign, in the order of the alphabet; their own come after these.
         signed = "%sx-log-apiversion:%s\nx-log-bodyrawsize:%d\nx-log-compresstype:lz4\n"
-        signed %= "x-acs-security-token:%s\n" % token if token else "", API_VERSION, size
+        signed %= ("x-acs-security-token:%s\n" % token if token else ""), API_VERSION, size
         signature = (self.sign_v4 if self.region else self.sign_v1)(key, resource, signed, body)
         lines = "x-log-bodyrawsize: %d\r\nContent-Length: %d\r\n%s%s\r\n"
-        lines %= size, len(body), signature, "x-acs-security-token: %s\r\n" % token if token else ""
+        lines %= size, len(body), signature, ("x-acs-security-token: %s\r\n" % token if token else "")
         return b"".join([self.heads[resource], lines.encode("latin-1"), body]), token
 
     def sign_v1(self, key: AccessKey, resource: str, signed: str, body: bytes) -> str:
@@ -2378,7 +2385,7 @@ def short_hash(*parts: bytes) -> str:
 
 
 class PullResult(NamedTuple):
-    """What a pull brought: a batch, unless it has no LogGroups."""
+    """What a pull brought: a batch, unless it has neither LogGroups nor moved the cursor."""
 
     log_groups: list[LogGroup]
     size: int  # bytes, uncompressed
@@ -2653,8 +2660,8 @@ class Drain:
                 count = max(0, cursor_position(self.ends[shard]) - position)
                 if has_begun:
                     self.totals.setdefault(shard, count)
-                # Where a shard begins has to be saved, even with nothing to deliver. But a read-only one that never had
-                # a log may never begin: in a group that consumes in order nobody is given it.
+                # A drain is over only when each shard has a checkpoint, even an empty one. But a read-only one that
+                # never had a log may never get one: in a group that consumes in order nobody is given it.
                 needs_begin = not has_begun and (checkpoint or statuses[shard] != "readonly")
                 if count or needs_begin:
                     left[shard] = count
@@ -2760,8 +2767,8 @@ def probe(
 ) -> CheckResult:
     """Tries a logstore with calls that only read; `subject` is what it is called in what is shown.
 
-    With `group_settings` it is the source, and its consumer group is looked at as well. A key for a target may not
-    look.
+    With `group_settings` it is the source, and its consumer group is looked at as well. A target's key may lack the
+    permission to list shards: that is UNVERIFIED, not WRONG.
     """
     logstore = LogstoreApi(config, sources.of(config), CHECK_TIMEOUT, keep_alive=False)
     try:
@@ -2817,7 +2824,7 @@ def check_before_start(settings: Settings, sources: CredentialSources) -> None:
     if lines and (source.verdict is Verdict.WRONG or not source.group_has_begun):
         raise StartupError("\n".join(lines))
     for line in lines:
-        log.error("%s; its logs, and no others, wait until that is mended", line)
+        log.error("%s; its logs wait until that is mended, and so does what lies behind them in their shards", line)
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
@@ -3090,13 +3097,14 @@ class Target:
         self.in_flight = 0
         self.failures = 0  # pauses in a row
         self.retry_at = 0.0  # when the last of these ends, by the monotonic clock
-        self.log_groups = self.logs = self.bytes = self.retries = 0  # but for those who read them
-        self.latencies = Histogram()  # the same: of puts that were accepted
+        # Written by that thread, read by any:
+        self.log_groups = self.logs = self.bytes = self.retries = 0
+        self.latencies = Histogram()  # of puts that were accepted
         self.lock = threading.Lock()  # over:
         self.outcomes: deque[Outcome] = deque(maxlen=1000)  # the last
         self.rejected: set[PutRequest] = set()  # of one LogGroup each, refused for what they bring, to be tried again
         self.last_accepted = 0.0  # when, by the monotonic clock
-        self.unproven = 0  # LogGroups set aside since then, by what was accepted before they were refused
+        self.unproven = 0  # LogGroups set aside since then by rule 3 of `is_at_fault`
         self.last_unproven = 0.0  # when, the last of these
         self.refuted_at = 0.0  # when the target accepted last what it had refused, by the monotonic clock
         self.dead_lettered = 0
@@ -3118,8 +3126,8 @@ class Target:
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
             if put.began >= self.retry_at:  # else it is one of those that were in flight when the pause began
                 self.failures += 1
-                # So one that takes a tenth of its puts is tried more than ten times for each; by a larger share of the
-                # time the pauses would grow faster than it takes one.
+                # A pause is at most a sixteenth of the time since a put was accepted: a target that accepts one in ten
+                # is tried more than ten times before that has doubled.
                 longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 16)
                 self.retry_at = now + backoff(self.failures, longest)
 
@@ -3130,7 +3138,7 @@ class Target:
         return not is_known and time.monotonic() - self.last_accepted > DOUBT_SECONDS
 
     def next_queue(self) -> deque[tuple[PutRequest, Batch]] | dict[Batch, None] | None:
-        """Whether the next put comes from `failed` or from `queue`, see above; None while there is none to begin."""
+        """The queue that the next put comes from, `failed` or `queue`, see above; None while there is none to begin."""
         is_due = not self.retry_at or time.monotonic() >= self.retry_at
         if self.failures > 1 and not is_due:
             return None
@@ -3257,15 +3265,17 @@ class Target:
 class Batch:
     """What is to be put of one pull, and what has become of it: a latch for whoever delivers it.
 
-    Its puts begin in the order of the pull. What is delivered behind one that fails would be so once more, were the
-    batch to end there. So the next put is held until what fails is accepted,
+    Its puts begin in the order of the pull, but for the first put to each target that is failing, which begins before
+    the others. Were the batch to end at a put that fails, what is delivered behind that would be delivered twice. So
+    the next put is held until the failing one is accepted,
 
     1. if it has LogGroups more than FEW_LOG_GROUPS behind the first that fails;
-    2. or if the target of what fails is in doubt, but for HOLD_SECONDS at the most. Then what is for such a target and
-       was never tried goes behind the rest, see `defer`.
+    2. or if the failing put's target is in doubt, but for HOLD_SECONDS at the most. Then the puts to such a target that
+       were never tried go behind the rest, see `defer`.
 
-    A batch is over when all of it is accepted or set aside; one that is cut, as soon as nothing of it is in flight, and
-    nothing delivered beyond what is not, and only what that needs begins; one that is given up, at once.
+    A batch is over when each LogGroup is accepted or set aside. One that is cut begins no put any more but those before
+    a LogGroup that is already delivered or in flight; it is over once none is in flight and what is delivered has no
+    gap. One that is given up is over at once.
     """
 
     def __init__(self, log_groups: Sequence[LogGroup], puts: list[PutRequest]) -> None:
@@ -3274,7 +3284,7 @@ class Batch:
         self.puts = puts
         # Written by the PutLoop's thread alone:
         self.unfinished = set(puts)  # what is neither accepted nor set aside
-        # What fails. Of a target that does so already it is the first put, which therefore comes first.
+        # The puts that fail. It begins as the first put for each target that is failing already.
         self.failing = set({put.target: put for put in reversed(puts) if put.target.failures}.values())
         self.failing_since = time.monotonic()
         self.waiting = deque(sorted(puts, key=lambda put: (put not in self.failing, self.first(put))))  # never tried
@@ -3293,7 +3303,7 @@ class Batch:
         return self.positions[id(put.log_groups[-1])]
 
     def is_held(self) -> bool:
-        """Whether the next put is, see above."""
+        """Whether the next put is held, see above."""
         put = self.waiting[0]
         if not self.failing or put in self.failing:
             return False
@@ -3351,8 +3361,9 @@ class PutLoop(threading.Thread):
     which waits for nothing.
 
     Batches, and the queues, limits and connections of the targets, are its own, so that they need no lock. What may
-    block is done by others: connections are opened by threads of `opener`, dead letters written by whoever delivers the
-    batch. Whatever fails within this process, as for want of memory, costs a put or a batch another try, no more.
+    block is done by others: threads of `opener` open connections, and do a put as a whole where its connection can't be
+    used without waiting (ConnectionFactory.is_blocking); whoever delivers a batch writes dead letters. Whatever fails
+    within this process, as for want of memory, costs a put or a batch another try, no more.
 
     A put begins (`begin_put`): its target's queue gives it, it is sent over an idle connection or one that is opened
     (`open_soon`, `on_opened`). It ends by an answer (`on_response`) or without (`on_failure`): then its connection is
@@ -3751,7 +3762,7 @@ class PutLoop(threading.Thread):
         long_ago = time.monotonic() - HOLD_SECONDS
         for target in self.targets:
             with contextlib.suppress(Exception):
-                for batch in list(target.queue):
+                for batch in list(target.queue):  # rule 2 of Batch: what waits for it has been held for long enough
                     if max(target.last_accepted, batch.failing_since) < long_ago:
                         self.unqueue(batch)
                         batch.defer(target)
@@ -3765,7 +3776,8 @@ class PutLoop(threading.Thread):
 class UnmatchedCounter:
     """Counts the LogGroups that are put nowhere: no route matches their topic, or they have no logs."""
 
-    MAX_TOPICS, MAX_TOPIC_LENGTH = 1000, 60  # counted each for itself; shown, in characters
+    MAX_TOPICS = 1000  # that are counted one by one
+    MAX_TOPIC_LENGTH = 60  # characters of one that are shown
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -3867,11 +3879,15 @@ class Delivery:
             if not batch.is_over:
                 self.loop.call(self.loop.end, batch)
         done, beyond = batch.delivered()
-        routed = {id(log_group) for put in batch.puts for log_group in put.log_groups}
-        for log_group in pull.log_groups[:done] if len(routed) < len(pull.log_groups) else ():
+        self.count_unmatched(pull.log_groups[:done], batch.puts)
+        return done, beyond
+
+    def count_unmatched(self, log_groups: Sequence[LogGroup], puts: Sequence[PutRequest]) -> None:
+        """Counts those that are in none of the puts."""
+        routed = {id(log_group) for put in puts for log_group in put.log_groups}
+        for log_group in log_groups:
             if id(log_group) not in routed:
                 self.unmatched.add(log_group)
-        return done, beyond
 
     def settle_blamed(self, batch: Batch, pull: PullResult) -> None:
         """Has puts that were blamed for what they bring split, set aside, or tried again."""
@@ -3889,17 +3905,21 @@ class Delivery:
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
 #   5. what is retried is so by RetryLog.retry, puts by the PutLoop, until a CancelToken says that it isn't wanted.
-# A shard is assigned by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. Nothing of it begins any
-# more once one of these is cancelled:
-#   ShardConsumer.revoked   by Consumer.revoke, for an answer without it: its batch ends with what has begun, GRACE
-#                           seconds after a put of it was accepted last; the checkpoint behind that is saved, in GRACE
-#                           seconds more, then the shard moves
-#   GroupMember.soft_stop   by GroupMember.stop: the same, but the batch has GRACE seconds whatever is accepted; the
-#                           heartbeats go on until the process ends
-#   Consumer.lease          by whoever finds it lost, for all shards at once: a batch in flight has GRACE seconds, but
-#                           nothing is saved; then another consumer joins and begins at the service's checkpoints
-# ShardConsumer.soft_stop is any of these three; hard_stop, when a batch is given up for the last two; wanted_back, by
-# Consumer.take_memory, ends one batch as soft_stop does, for others need the memory.
+# A shard is assigned by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. Tokens of that, what
+# cancels them, and what becomes of the shard then. Nothing of it begins any more but its checkpoint:
+#
+#   revoked      Consumer.revoke, by an answer        the batch ends with what has begun, GRACE seconds after a put of
+#                without the shard                    it was accepted last; its checkpoint has GRACE seconds more; then
+#                                                     the shard moves
+#   member's     GroupMember.stop                     the same, but the batch has GRACE seconds in all; heartbeats go on
+#   soft_stop                                         until the process ends
+#   lease        whoever finds it lost: then it       the batch has GRACE seconds, no checkpoint is saved; another
+#                is so for all shards at once         consumer joins and begins at the service's checkpoints
+#   soft_stop    any of these three
+#   hard_stop    GRACE seconds after the last two     the batch is given up
+#   wanted_back  Consumer.take_memory                 one batch ends with what has begun, for others need the memory
+#   saving()     GRACE seconds after soft_stop,       the checkpoint is given up
+#                or after the batch
 
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
@@ -3933,20 +3953,20 @@ class ShardCheckpoint:
         shard, member = self.shard, self.member
         while True:
             entries = member.entries_since(self.changed)
-            self.changed = time.monotonic()  # where that was not all
+            self.changed = time.monotonic()  # if there is another round, the entry is asked for anew
             entry = entries.get(shard, {})
             found = entry.get("checkpoint") or ""
             self.seen = entry.get("updateTime") or 0, found
             member.take_older_start(entries)
-            # Done when it is another's, or our own, made by the start that still holds. Else the group has turned out
-            # to be older (rule 4 of GroupMember), and it is made once more; nothing was pulled yet.
+            # One that this made is made once more where the group has meanwhile turned out to be older, by what other
+            # copies say (see GroupMember): nothing was pulled yet.
             if found and (found != self.made or self.made_by_start == member.group_start):
                 break
             self.made_by_start = member.group_start
             self.made = member.first_cursor(shard)
             self.send(self.made)
             self.changed = time.monotonic()
-            if member.settings.cursor_start != "end":
+            if member.settings.cursor_start != "end":  # only where "end" is depends on when the group began
                 return
         if cursor_position(found) < 0:
             raise unreadable_checkpoint(shard, entry)
@@ -4029,7 +4049,8 @@ class ShardCheckpoint:
                 self.unanswered.append(cursor)
             if error.kind != ErrorKind.FENCED or self.revoked.is_cancelled():  # one that is to move may have done so
                 raise
-            # Nobody holds one that has ended, once its last checkpoint is saved, of which the answer may be lost.
+            # A read-only shard is nobody's once its end is saved: if the answer to that was lost, saving it again is
+            # refused.
             if not self.was_saved(cursor):
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
                 raise
@@ -4066,7 +4087,7 @@ class ShardConsumer:
         self.hard_stop = CancelToken(consumer.lease, consumer.member.soft_stop, grace=GRACE)
         self.checkpoint = ShardCheckpoint(consumer, shard, self.revoked)
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
-        # Written by the task that pulls, and under `lock` where a checkpoint was loaded, or set by hand:
+        # Written by the task that pulls, and where a checkpoint was loaded, or set by hand:
         self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
         self.mean_log_group_size = 0.0  # bytes, by the last pull; 0 before the first
         self.needed = 0  # bytes that the next pull takes, by the last; 0 where that brought nothing
@@ -4076,7 +4097,7 @@ class ShardConsumer:
         self.running: set[Callable[[], None]] = set()  # `pull`, and one of the other tasks
         self.has_begun_last_save = False
         self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
-        self.moves = 0  # times that all was dropped, to begin elsewhere: what a pull brings across one is of before
+        self.moves = 0  # times that all was dropped, to begin elsewhere, and with it what a pull under way then brings
         self.reserved = 0  # bytes, for the pull under way
         self.batch_began = 0.0  # when the first batch began to be delivered, by the monotonic clock
         self.wanted_back = CancelToken()  # that batch: by Consumer.take_memory, for others that need the memory
@@ -4248,8 +4269,8 @@ class ShardConsumer:
         self.count_for_target_time = done * self.TARGET_BATCH_SECONDS / seconds
         if beyond:
             log.warning(
-                "%s: shard %s: a batch ends in the middle; %d LogGroups that were delivered behind one that was not "
-                "are so again", self.member.subject, self.shard, beyond,
+                "%s: shard %s: a batch ends in the middle; %d LogGroups behind its end were delivered already, and are "
+                "delivered again", self.member.subject, self.shard, beyond,
             )  # fmt: skip
         return batch if done == len(batch.log_groups) else self.cut_batch(batch, done)
 
@@ -4273,7 +4294,7 @@ class ShardConsumer:
             if cursor or done:
                 self.batches[0] = batch._replace(log_groups=rest)
             if cursor:
-                self.batches.appendleft(PullResult(first, 0, cursor, self.shard))
+                self.batches.appendleft(PullResult(first, 0, cursor, self.shard))  # its bytes count with the rest
             if not (cursor and done):
                 raise Cancelled
             return self.batches[0]
@@ -4370,7 +4391,8 @@ class ShardConsumer:
         self.consumer.set_held(self, sum(batch.size for batch in self.batches) + self.reserved)
 
     def expect(self, size: int, count: int) -> None:
-        """Has the next pull wait for room for as much as so many LogGroups took, or for one."""
+        """Has the next pull wait for room for as many bytes as these LogGroups had, as far as the shard's share goes,
+        and for one LogGroup at least."""
         self.needed = max(size // count, min(size, int(self.consumer.memory_share())))
 
     def is_stuck(self) -> bool:
@@ -4385,8 +4407,8 @@ class Heartbeat(threading.Thread):
     answer that came too late. Here the SDK's loop waits for its next turn, too.
 
     An answer may take nearly as long as the group's timeout: the next heartbeat doesn't wait for it. One connection is
-    kept, and whoever finds it in use, by one that waits, opens another. Since answers may overtake each other, that to
-    the heartbeat sent last counts, and none gives back a shard that was let go of since.
+    kept; a heartbeat that is sent while another waits for its answer opens one of its own. Since answers may overtake
+    each other, that to the heartbeat sent last counts, and none gives back a shard that was let go of since.
     """
 
     LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, in which pulls that are due begin
@@ -4441,7 +4463,8 @@ class Heartbeat(threading.Thread):
                 began = self.tried = time.monotonic()
                 last = member.beats.submit(self.send_one)
                 in_flight = [*(one for one in in_flight if not one.done()), last]
-                # One that is late is not waited for; one that fails at once tries again by itself.
+                # The next begins an interval after this one did; where this one has no answer yet, half an interval
+                # after its last try.
                 while time.monotonic() < (began + self.interval if last.done() else self.tried + self.interval / 2):
                     lease.sleep(MAIN_LOOP_INTERVAL / 2)
                 while len(in_flight) >= self.MAX_IN_FLIGHT:
@@ -4570,21 +4593,23 @@ class Consumer(ConsumerWorker):
             while self.waiting and self.waiting[0].soft_stop.is_cancelled():
                 self.waiting.popleft()
             # What is larger than all that there is beyond the shares gets that as soon as it is free.
-            wanted = sum(self.held.values()) + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
-            is_next, can_wait = not self.waiting or self.waiting[0] is one, not one.batches
-            if held + size <= share or (is_next and wanted <= 0):
+            missing = sum(self.held.values()) + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
+            is_next = not self.waiting or self.waiting[0] is one
+            can_wait = not one.batches  # else delivering these makes room
+            if held + size <= share or (is_next and missing <= 0):
                 if one in self.waiting:
                     self.waiting.remove(one)
                 self.held[one] = held + size
                 return True
             if can_wait and one not in self.waiting:
                 self.waiting.append(one)
-            for other, other_holds in self.held.items() if is_next and can_wait else ():
-                if wanted > 0 and other_holds > share and other.is_stuck():
-                    other.wanted_back.cancel()
-                    # One that doesn't give it back soon, as of a batch that is delivered in part, hides no others.
-                    is_soon = time.monotonic() < other.wanted_back.cancelled_at() + MAX_BACKOFF
-                    wanted -= other_holds if is_soon else 0
+            if is_next and can_wait:
+                for other, other_holds in self.held.items():
+                    if missing > 0 and other_holds > share and other.is_stuck():
+                        other.wanted_back.cancel()
+                        # One that doesn't give it back soon, as of a batch that is delivered in part, hides no others.
+                        is_soon = time.monotonic() < other.wanted_back.cancelled_at() + MAX_BACKOFF
+                        missing -= other_holds if is_soon else 0
             return False
 
     def revoke(self, shard: int) -> None:
@@ -4598,7 +4623,7 @@ class Consumer(ConsumerWorker):
 
     def finish_batches(self, seconds: float) -> dict[int, int]:
         """Ends the SDK's loop and waits, `seconds` at the most, for the batches in flight and last checkpoints; returns
-        what is left of the former. Nothing may begin any more when it is called."""
+        what is left of the former. The token of the stop must be cancelled by then: only last checkpoints begin."""
         self.shut_down_flag = True
         self.heart_beat.wake_up.set()
         end = time.monotonic() + seconds
@@ -4661,7 +4686,7 @@ class GroupMember(threading.Thread):
         self.differing_told, self.differing_throttle = False, LogThrottle()
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
-        self.is_older_than_group = False  # that look of it, certainly
+        self.is_older_than_group = False  # whether that look certainly came before the group was made
         # Of whoever held a shard last: what was delivered without being saved, and which checkpoints may come late.
         self.former: dict[int, ShardCheckpoint] = {}
         self.lock = threading.Lock()  # over, while they are read as well:
@@ -4789,8 +4814,8 @@ class GroupMember(threading.Thread):
         return min([int(name["start"], 16) for name in found if name and name["start"]], default=0)
 
     def take_older_start(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> None:
-        """Has the group begin when another copy says, if that is earlier: within the same second its time is, for
-        GetCursor takes whole ones, unless this copy's look is older than the group anyway."""
+        """Takes over when another copy says that the group began, if that is earlier. A tie counts as earlier, for
+        GetCursor takes whole seconds, unless this copy's look certainly came before the group was made."""
         found = self.start_by_names(checkpoints)
         is_older = found < self.group_start or (found == self.group_start and not self.is_older_than_group)
         if found and is_older:
@@ -5019,7 +5044,7 @@ class MetricsServer:
         return 200, text
 
     def health(self) -> tuple[int, str]:
-        """HTTP's status, and a line for each loop that stands still, of those without which a copy is of no use."""
+        """HTTP's status, and a line for each loop that stands still, of those that are watched."""
         words = "the loop that %s has stood still for %.0f s\n"
         problems = "".join(words % stuck for stuck in watchdog.stuck(WATCHDOG_TIMEOUT).items())
         return (503, problems) if problems else (200, "ok\n")
@@ -5184,8 +5209,8 @@ def is_locked(path: str) -> bool:
 def set_up_logging(settings: Settings) -> list[LogWriter]:
     """To stderr, and to a file of this process's own; stderr gets only warnings when it is no terminal but a file.
 
-    From then on nothing else is to write to stderr, whose lock the thread holds that waits for its reader. Raises
-    OSError when the file can't be made, RuntimeError where no thread can be started.
+    From then on nothing else is to write to stderr: its lock is held by the thread that may wait for whoever reads it.
+    Raises OSError when the file can't be made, RuntimeError where no thread can be started.
     """
     writers = [LogWriter(logging.StreamHandler(), "writes stderr")]
     if settings.log_dir:
@@ -5470,8 +5495,8 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
     left = member.stop(SHUTDOWN_TIMEOUT)
     if left:
         log.warning(
-            "stopped in the middle of a batch of shard %s, %d LogGroups; what was delivered of it is so again by "
-            "whoever takes the shard next", ",".join(map(str, sorted(left))), sum(left.values()),
+            "stopped in the middle of a batch of shard %s, %d LogGroups; whoever takes the shard next delivers again "
+            "what was delivered of it", ",".join(map(str, sorted(left))), sum(left.values()),
         )  # fmt: skip
     for line in str(member.failure or "").splitlines():
         log.error("%s", line)

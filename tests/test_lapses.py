@@ -740,7 +740,7 @@ def test_a_target_that_is_missing_at_a_restart_holds_up_its_own_logs_alone(servi
         LIMIT,
         "the checkpoints of shards that have nothing for the missing target",
     )
-    (line,) = [line for line in copy.stderr().splitlines() if "and no others, wait until that is mended" in line]
+    (line,) = [line for line in copy.stderr().splitlines() if "its logs wait until that is mended" in line]
     assert "ERROR TO3 test-project/click: " in line and "LogStoreNotExist" in line and "TO1" not in line
     service.create_logstore(PROJECT, "click", 2)
     wait_until_delivered(service)
