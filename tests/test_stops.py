@@ -11,6 +11,11 @@ from disruptions import deleted_logstore
 from harness import LIMIT, PROJECT, SteadyFeed, feed, feed_separately, wait_until_delivered, wait_until_shared
 
 
+def start(copies, **options):
+    """A copy that a machine with much else to do takes no lease from: what is in the air then is repeated, too."""
+    return copies.start(SLS_HEARTBEAT_INTERVAL="4", **options)
+
+
 class Tokens:
     """Accepts so many calls a second, without bursts."""
 
@@ -58,14 +63,14 @@ def repeated_share(service):
 @pytest.mark.parametrize("taking", [steady, at_random])
 @pytest.mark.parametrize("event", ["stop", "move"])
 def test_where_a_target_takes_a_share_of_the_puts_hardly_any_is_repeated(service, copies, taking, event):
-    copy = copies.start()
+    copy = start(copies)
     feed_separately(service, 200)
     wait_until_delivered(service)
     with taking(service):
         feed_separately(service, 3000)
         before = logs_arrived(service)
         service.wait_for(lambda: logs_arrived(service) > before + 100, LIMIT, "some puts taken")
-        other = copies.start()
+        other = start(copies)
         if event == "stop":
             assert copy.stop() == 0
         else:
@@ -76,7 +81,7 @@ def test_where_a_target_takes_a_share_of_the_puts_hardly_any_is_repeated(service
 
 @pytest.mark.parametrize("event", ["stop", "move"])
 def test_where_puts_come_to_take_long_none_is_repeated(service, copies, event):
-    copy = copies.start()
+    copy = start(copies)
     with service.add_fault("PutLogs", delay=0.005):
         feed_separately(service, 200)
         wait_until_delivered(service)
@@ -84,7 +89,7 @@ def test_where_puts_come_to_take_long_none_is_repeated(service, copies, event):
         service.wait_for(lambda: logs_arrived(service) > 2000, LIMIT, "a copy at full speed")
         with service.add_fault("PutLogs", delay=1.0) as slow:
             service.wait_for(lambda: slow.hits > 10, LIMIT, "slow puts")
-            other = copies.start()
+            other = start(copies)
             if event == "stop":
                 assert copy.stop() == 0
             else:
@@ -98,11 +103,11 @@ def test_where_every_put_takes_long_none_is_repeated(service, copies, event):
     """Longer than most of the grace that a batch has."""
     constants = {"GRACE": 3.0, "SLOW_PUT_SECONDS": 1.0}
     with service.add_fault("PutLogs", delay=2.0) as slow:
-        copy = copies.start(constants=constants)
+        copy = start(copies, constants=constants)
         feed_separately(service, 40)
         service.wait_for(lambda: logs_arrived(service) > 10, LIMIT, "some puts taken")
         service.wait_for(lambda: slow.hits > 8, LIMIT, "others in flight")
-        other = copies.start(constants=constants)
+        other = start(copies, constants=constants)
         if event == "stop":
             assert copy.stop() == 0
         else:
@@ -113,7 +118,7 @@ def test_where_every_put_takes_long_none_is_repeated(service, copies, event):
 
 def test_while_a_target_is_missing_copies_come_and_go_and_hardly_any_is_repeated(service, copies):
     """Each begins with few LogGroups, and the one that knows of the target tries that first."""
-    copy = copies.start(constants={"DOUBT_SECONDS": 0.5})
+    copy = start(copies, constants={"DOUBT_SECONDS": 0.5})
     flow = SteadyFeed(service)
     flow.wait_for(lambda: logs_arrived(service) > 1000, "a copy at work")
     wait_until_delivered(service)  # else what is in the air then is repeated, once
@@ -124,7 +129,7 @@ def test_while_a_target_is_missing_copies_come_and_go_and_hardly_any_is_repeated
         flow.wait_for(lambda: service.calls_by_logstore["PutLogs", PROJECT, "click"] > puts + 8, "some more")
         feed(service, 1500)
         for _ in range(2):
-            other = copies.start()
+            other = start(copies)
             flow.wait_until_shared(copy, other)
             assert other.stop() == 0
             flow.wait_for(lambda: len(copy.held_shards(service)) == 4, "its shards with the first")
