@@ -417,7 +417,7 @@ def test_what_failed_waits_for_the_pause_and_what_was_never_tried_only_from_the_
     assert target.failures == 2
     world.submit("a6")
     begun = len(world.begun)
-    world.answer("a3 a4", BUSY)
+    world.answer("a3 a4 a5", BUSY)
     assert len(world.begun) == begun, "nothing begins in the second pause"
     world.turn(1)
     assert len(world.begun) > begun
