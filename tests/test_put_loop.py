@@ -33,6 +33,10 @@ BUSY = answer(b"503 Busy", ERROR % b"ServerBusy")
 INVALID = answer(b"400 Bad", ERROR % b"PostBodyInvalid")
 
 
+def names_of(puts):
+    return [put.log_groups[0].Topic for put in puts]
+
+
 class Clock:
     """The program's monotonic clock, which stands still until a test moves it; each look at it may take time."""
 
@@ -89,7 +93,7 @@ class World:
         client.factory.connect = self.connect
 
         def put_log_raw(project, logstore, put):
-            self.begun.append(put.log_groups[0].Topic)
+            self.begun += names_of([put])
             in_flight = PutClient.put_log_raw(client, project, logstore, put)
             self.tries[self.begun[-1]].append(in_flight)
             return in_flight
@@ -162,10 +166,20 @@ class World:
         self.targets["a"].adapt(self.put("a", b"x" * size, self.clock.now - seconds), error)
 
     def in_flight(self):
-        return sorted(put.log_groups[0].Topic for put, _ in self.loop.flights.values())
+        return sorted(names_of(put for put, _ in self.loop.flights.values()))
+
+    def open(self):
+        """The connections that wait to be opened."""
+        self.opener.go_on()
+        self.turn()
+
+    def hang_up(self, name, seconds=0.0):
+        """Closes the connection of its last try, then so much time goes by."""
+        self.socket_of(name).close()
+        self.turn(seconds)
 
     def put_of(self, batch, name):
-        return next(put for put in batch.puts if put.log_groups[0].Topic == name)
+        return next(put for put in batch.puts if names_of([put]) == [name])
 
     def warm_up(self, names="ab", count=1):
         """So many puts of each target are accepted, which makes its limit one more each, and then `begun` is empty."""
@@ -185,6 +199,10 @@ class World:
             assert (target.in_flight, len(target.queue), len(target.failed)) == (0, 0, 0)
             assert not target.put_retries.failing
             assert target.client.opening == 0
+
+    def assert_delivered(self, batch):
+        assert batch.is_over and not batch.unfinished
+        self.assert_at_rest()
 
     def close(self):
         for here, there in self.other_ends.items():
@@ -294,7 +312,7 @@ def test_after_a_while_it_looks_for_answers_before_it_begins_the_rest(world_of, 
     assert len(world.begun) == 6
 
 
-def test_a_target_whose_batch_is_cancelled_before_its_turn_gets_another_turn(world_of):
+def test_a_target_whose_batch_is_given_up_before_its_turn_gets_another_turn(world_of):
     world = world_of("ab", max_in_flight=1)
     world.submit("a0")
     batch = world.submit("b0")
@@ -548,8 +566,7 @@ def test_a_put_that_ran_out_of_time_gets_twice_as_much_the_next_time(world):
         world.turn(6)
     assert len(world.tries["a0"]) == 5
     world.answer("a0")
-    assert not batch.unfinished
-    world.assert_at_rest()
+    world.assert_delivered(batch)
 
 
 # ---- what waits for what fails
@@ -610,7 +627,7 @@ def test_of_each_target_that_fails_the_first_put_comes_first_and_is_waited_for(w
     world.targets["a"].failures = 1
     batch = world.batch("b0 b1 a0 a1")
     assert list(batch.failing) == [world.put_of(batch, "a0")]
-    assert [put.log_groups[0].Topic for put in batch.waiting] == ["a0", "b0", "b1", "a1"]
+    assert names_of(batch.waiting) == ["a0", "b0", "b1", "a1"]
     world.submit_batch(batch)
     assert world.in_flight() == ["a0", "a1", "b0", "b1"], "not in doubt, and nothing is far"
     world.targets["a"].failures = 1
@@ -626,11 +643,11 @@ def test_what_is_accepted_or_blamed_is_waited_for_no_longer(world):
     assert len(batch.failing) == 2
     world.turn(1)
     world.answer("a0")
-    assert [put.log_groups[0].Topic for put in batch.failing] == ["a1"]
+    assert names_of(batch.failing) == ["a1"]
     world.turn(1)
     world.answer("a1", INVALID)
     assert not batch.failing
-    assert [put.log_groups[0].Topic for put, _ in batch.blamed] == ["a1"]
+    assert names_of(put for put, _ in batch.blamed) == ["a1"]
     assert batch.change.is_set()
 
 
@@ -709,7 +726,7 @@ def test_of_a_batch_that_is_given_up_nothing_blamed_is_tried_again(world):
 # ---- the end of a batch
 
 
-def test_a_batch_that_is_closed_ends_with_what_has_begun_and_what_stands_before_it(world):
+def test_a_batch_that_is_cut_ends_with_what_has_begun_and_what_stands_before_it(world):
     world.warm_up("ab", 1)
     world.targets["a"].limit = 1
     batch = world.submit("a0 a1 b0 a2")
@@ -774,12 +791,12 @@ def test_what_is_needed_is_known_in_whatever_order_it_waits(world_of):
     batch = world.batch("b0 a1 a2 b3 c4 a5", "b0+b3 a1 a2+a5 c4")
     batch.waiting.popleft()  # b0 begins
     batch.defer(world.targets["a"])
-    assert [put.log_groups[0].Topic for put in batch.waiting] == ["c4", "a1", "a2"]
+    assert names_of(batch.waiting) == ["c4", "a1", "a2"]
     batch.cut()
-    assert {put.log_groups[0].Topic for put in batch.waiting} == {"a1", "a2", "c4"}
+    assert set(names_of(batch.waiting)) == {"a1", "a2", "c4"}
 
 
-def test_what_a_closed_batch_does_not_need_does_not_begin_when_there_is_room(world):
+def test_what_a_cut_batch_does_not_need_does_not_begin_when_there_is_room(world):
     world.targets["a"].limit = 2
     world.submit("a9")
     batch = world.submit("a0 a1 a2")
@@ -789,7 +806,7 @@ def test_what_a_closed_batch_does_not_need_does_not_begin_when_there_is_room(wor
     assert world.in_flight() == ["a0"]
 
 
-def test_a_batch_that_is_closed_again_and_again_keeps_its_turn(world):
+def test_a_batch_that_is_cut_again_and_again_keeps_its_turn(world):
     world.targets["a"].limit = 1
     world.submit("a9")
     batch, other = world.submit("b1 a2 b3", "b1+b3 a2"), world.submit("a4")
@@ -800,7 +817,7 @@ def test_a_batch_that_is_closed_again_and_again_keeps_its_turn(world):
     world.targets["a"].max_in_flight = 1
     world.answer("a9")
     world.call(world.loop.cut, batch, 0)
-    assert world.in_flight() == ["a4", "b1"], "closed once, it went to the end of the queue"
+    assert world.in_flight() == ["a4", "b1"], "cut once, it went to the end of the queue"
     third = world.submit("a5")
     for _ in range(3):
         world.call(world.loop.cut, batch, 0)
@@ -823,7 +840,7 @@ def test_a_batch_is_disputed_while_it_will_be_clear_soon_whose_fault_a_refusal_i
     assert not batch.is_disputed(), "it is set aside"
 
 
-def test_a_batch_is_not_closed_before_so_many_are_done_with(world):
+def test_a_batch_is_not_cut_before_so_many_are_done_with(world):
     world.targets["a"].limit = 1
     batch = world.submit("a0 a1 a2")
     world.call(world.loop.cut, batch, 1)
@@ -834,7 +851,7 @@ def test_a_batch_is_not_closed_before_so_many_are_done_with(world):
     assert batch.is_cut
 
 
-def test_a_batch_that_is_closed_while_a_put_of_it_fails_goes_on_until_that_is_accepted(world):
+def test_a_batch_that_is_cut_while_a_put_of_it_fails_goes_on_until_that_is_accepted(world):
     """As long as others behind it were delivered; else it ends at once."""
     world.warm_up("ab", 4)
     batch = world.submit("a0 b1")
@@ -855,7 +872,14 @@ def test_a_batch_that_is_closed_while_a_put_of_it_fails_goes_on_until_that_is_ac
     world.assert_at_rest()
 
 
-def test_one_that_is_not_closed_does_not_end_by_itself(world):
+def test_a_batch_with_nothing_to_put_is_over_at_once(world):
+    world.loop.next_housekeeping = world.clock.now + 1
+    batch = world.submit_batch(Batch([LogGroup("x0", 1, b"", b"")], []))
+    assert batch.change.is_set() and batch.delivered() == (1, 0)
+    world.assert_delivered(batch)
+
+
+def test_one_that_is_not_cut_does_not_end_by_itself(world):
     batch = world.submit("a0")
     world.answer("a0", BUSY)
     assert not batch.is_over
@@ -863,7 +887,7 @@ def test_one_that_is_not_closed_does_not_end_by_itself(world):
     assert world.in_flight() == ["a0"]
 
 
-def test_of_a_batch_that_is_cancelled_nothing_begins_and_others_go_on(world):
+def test_of_a_batch_that_is_given_up_nothing_begins_and_others_go_on(world):
     world.warm_up("ab", 1)
     given_up, other = world.submit("a0 a1 a2 a3"), world.submit("a4 a5")
     world.answer("a0", BUSY)
@@ -883,7 +907,7 @@ def test_of_a_batch_that_is_cancelled_nothing_begins_and_others_go_on(world):
     world.assert_at_rest()
 
 
-def test_what_becomes_of_the_puts_in_flight_of_a_cancelled_batch_is_nobodys(world):
+def test_what_becomes_of_the_puts_in_flight_of_a_batch_that_is_given_up_is_nobodys(world):
     world.warm_up("ab", 4)
     batch = world.submit("a0 a1 a2 a3")
     world.call(world.loop.end, batch)
@@ -899,7 +923,7 @@ def test_what_becomes_of_the_puts_in_flight_of_a_cancelled_batch_is_nobodys(worl
     world.assert_at_rest()
 
 
-def test_other_batches_failed_puts_are_tried_on_where_one_is_cancelled(world):
+def test_other_batches_failed_puts_are_tried_on_where_one_is_given_up(world):
     world.warm_up("ab", 4)
     one, other = world.submit("a0"), world.submit("a1")
     world.answer("a0 a1", BUSY)
@@ -954,6 +978,21 @@ def test_behind_a_target_that_hangs_a_little_of_the_rest_goes_on(world):
     world.assert_at_rest()
 
 
+def test_a_batch_that_was_put_in_another_order_has_lost_its_turn_at_the_target_that_hangs(world):
+    """Else that would be given what is for another."""
+    world.warm_up("ab", 4)
+    for target in world.targets.values():
+        target.limit, target.timeout = 1, 120
+    batch = world.submit("a0 a1 b2 b3")
+    world.turn(dispatch_data.HOLD_SECONDS + 1)
+    assert world.in_flight() == ["a0", "b2"]
+    world.answer("a0")
+    assert world.in_flight() == ["b2"], "b3 is the next"
+    world.answer("b2")
+    world.answer("a1 b3")
+    world.assert_delivered(batch)
+
+
 def test_a_batch_is_not_put_in_another_order_that_waits_for_less_long(world):
     world.warm_up("ab", 4)
     world.targets["a"].limit, world.targets["a"].timeout = 1, 120
@@ -983,8 +1022,7 @@ def test_a_connection_is_opened_by_others_and_used_again(world):
     world.opener.is_held = True
     world.submit("a0")
     assert (world.in_flight(), world.opened) == (["a0"], [])
-    world.opener.go_on()
-    world.turn()
+    world.open()
     world.answer("a0")
     world.submit("a1")
     assert len(world.opened) == 1
@@ -999,8 +1037,7 @@ def test_a_connection_that_takes_long_to_open_is_waited_for(world):
     world.opener.is_held = True
     world.submit("a0")
     world.turn(3 * dispatch_data.CONNECT_TIMEOUT - 1)
-    world.opener.go_on()
-    world.turn()
+    world.open()
     world.answer("a0")
     assert world.begun == ["a0"]
 
@@ -1033,11 +1070,9 @@ def test_few_connections_are_opened_at_once(world_of, monkeypatch):
     world.opener.is_held = True
     world.submit("a0 a1 a2 a3 a4")
     assert (len(world.in_flight()), len(world.opener.waiting)) == (5, 3)
-    world.opener.go_on()
-    world.turn()
+    world.open()
     assert len(world.opener.waiting) == 2
-    world.opener.go_on()
-    world.turn()
+    world.open()
     world.answer("a0 a1 a2 a3 a4")
     world.assert_at_rest()
 
@@ -1049,8 +1084,7 @@ def test_a_connection_that_is_opened_when_its_put_is_over_is_closed(world):
     world.turn(6)
     assert world.begun.count("a0") == 2
     for _ in range(2):
-        world.opener.go_on()
-        world.turn()
+        world.open()
     first, second = world.opened
     assert first.sock is None
     assert second.sock
@@ -1065,21 +1099,18 @@ def test_none_is_opened_for_what_is_over_before_its_turn(world, monkeypatch):
     batch = world.submit("a0 a1")
     world.turn(3 * dispatch_data.CONNECT_TIMEOUT + 1)
     world.call(world.loop.end, batch)
-    world.opener.go_on()
-    world.turn()
-    world.opener.go_on()
-    world.turn()
+    world.open()
+    world.open()
     assert len(world.opened) == 1
     world.turn(6)
     world.assert_at_rest()
 
 
-def test_what_is_cancelled_while_its_connection_is_opened_is_not_sent_and_says_nothing_of_the_target(world):
+def test_what_is_given_up_while_its_connection_is_opened_is_not_sent_and_says_nothing_of_the_target(world):
     world.opener.is_held = True
     batch = world.submit("a0")
     world.call(world.loop.end, batch)
-    world.opener.go_on()
-    world.turn()
+    world.open()
     world.other_ends[world.opened[0].sock].setblocking(False)
     with pytest.raises(BlockingIOError):
         world.other_ends[world.opened[0].sock].recv(1)
@@ -1103,8 +1134,7 @@ def test_one_that_cannot_be_opened_fails_its_put(world, error, code):
     factory.connect = world.connect
     world.turn(1)
     world.answer("a0")
-    assert not batch.unfinished
-    world.assert_at_rest()
+    world.assert_delivered(batch)
 
 
 def test_a_put_over_a_connection_that_was_closed_while_idle_is_sent_again_at_once_and_only_then(world):
@@ -1113,13 +1143,11 @@ def test_a_put_over_a_connection_that_was_closed_while_idle_is_sent_again_at_onc
     batch = world.submit("a0")
     assert len(world.opened) == 1
     world.clock.now += 20
-    world.socket_of("a0").close()
-    world.turn()
+    world.hang_up("a0")
     assert (len(world.opened), world.in_flight(), world.targets["a"].failures) == (2, ["a0"], 0)
     world.turn(25)
     assert world.in_flight() == ["a0"], "it has its whole time anew"
-    world.socket_of("a0").close()
-    world.turn()
+    world.hang_up("a0")
     assert (len(world.opened), world.in_flight(), world.targets["a"].failures) == (2, [], 1)
     world.turn(1)
     world.answer("a0")
@@ -1132,11 +1160,9 @@ def test_the_time_to_open_a_connection_begins_anew_where_a_put_is_sent_again(wor
     world.submit("a0")
     world.turn(25)
     world.opener.is_held = True
-    world.socket_of("a0").close()
-    world.turn(6)
+    world.hang_up("a0", 6)
     assert world.in_flight() == ["a0"] and len(world.opener.waiting) == 1
-    world.opener.go_on()
-    world.turn()
+    world.open()
     world.answer("a0")
     assert world.begun == ["a0"]
 
@@ -1146,8 +1172,7 @@ def test_a_put_whose_answer_has_begun_is_not_sent_again_at_once(world):
     world.submit("a0")
     world.socket_of("a0").sendall(ACCEPTED[:20])
     world.turn()
-    world.socket_of("a0").close()
-    world.turn()
+    world.hang_up("a0")
     assert (len(world.opened), world.in_flight(), world.targets["a"].failures) == (1, [], 1)
 
 
@@ -1226,8 +1251,7 @@ def test_a_put_that_blocks_is_done_by_another_thread_or_ended_before_never_both(
     assert calls == [], "its time was over before its turn"
     world.turn(6)
     assert world.in_flight() == ["a0"]
-    world.opener.go_on()
-    world.turn()
+    world.open()
     assert (calls, batch.unfinished) == (["a0"], set())
     world.assert_at_rest()
 
@@ -1319,8 +1343,7 @@ def test_a_large_put_is_sent_as_the_other_side_takes_it_and_no_other_waits(world
     assert world.loop.selector.get_key(flight.sock).events == selectors.EVENT_READ, key
     there.sendall(ACCEPTED)
     world.turn()
-    assert not batch.unfinished
-    world.assert_at_rest()
+    world.assert_delivered(batch)
 
 
 def test_who_refuses_a_put_before_it_has_read_it_all_is_heard(world):
@@ -1347,6 +1370,21 @@ def test_what_takes_as_long_as_a_bound_is_counted_up_to_it():
 # ---- what fails within this process
 
 
+class FailingOnce:
+    """A method of the loop, which fails once, or once after it was told to."""
+
+    def __init__(self, monkeypatch, name, error=MemoryError, is_to_fail=True):
+        method, self.is_to_fail = getattr(PutLoop, name), is_to_fail
+
+        def fail_once(*arguments):
+            if self.is_to_fail:
+                self.is_to_fail = False
+                raise error
+            return method(*arguments)
+
+        monkeypatch.setattr(PutLoop, name, fail_once)
+
+
 @pytest.mark.parametrize(
     "error, code",
     [(MemoryError(), "OutOfMemory"), (RecursionError(), "LocalFailure"), (CallError("NoKey", ""), "NoKey")],
@@ -1366,28 +1404,18 @@ def test_a_put_that_cannot_be_begun_fails_and_is_tried_again(world, error, code)
     target.write = write
     world.turn(1)
     world.answer("a0")
-    assert not batch.unfinished
-    world.assert_at_rest()
+    world.assert_delivered(batch)
 
 
 def test_a_put_that_was_begun_and_then_fails_within_is_in_flight_no_longer(world, monkeypatch):
     world.warm_up("a")
-    failing = [True]
-    wait_for_answer = PutLoop.wait_for_answer
-
-    def fail_once(*arguments):
-        if failing:
-            raise ValueError(failing.pop())
-        wait_for_answer(*arguments)
-
-    monkeypatch.setattr(PutLoop, "wait_for_answer", fail_once)
+    FailingOnce(monkeypatch, "wait_for_answer", ValueError)
     batch = world.submit("a0")
     assert world.in_flight() == []
     assert world.opened[0].sock is None, "it was sent: an answer would be taken for another's"
     world.turn(1)
     world.answer("a0")
-    assert not batch.unfinished
-    world.assert_at_rest()
+    world.assert_delivered(batch)
 
 
 def test_an_accepted_put_whose_counting_fails_is_tried_again(world):
@@ -1400,8 +1428,7 @@ def test_an_accepted_put_whose_counting_fails_is_tried_again(world):
     assert batch.unfinished
     world.turn(1)
     world.answer("a0")
-    assert not batch.unfinished
-    world.assert_at_rest()
+    world.assert_delivered(batch)
 
 
 def test_a_batch_whose_put_cannot_be_settled_is_given_up_as_a_whole(world):
@@ -1434,22 +1461,8 @@ def test_a_batch_that_could_not_be_queued_is_so_by_the_next_look(world):
     assert not batch.unfinished
 
 
-class FailingOnce:
-    """A method of the loop, which fails once after it was told to."""
-
-    def __init__(self, monkeypatch, name):
-        self.method, self.is_to_fail = getattr(PutLoop, name), False
-        monkeypatch.setattr(PutLoop, name, lambda *arguments: self(*arguments))
-
-    def __call__(self, *arguments):
-        if self.is_to_fail:
-            self.is_to_fail = False
-            raise MemoryError
-        return self.method(*arguments)
-
-
 def test_a_retry_whose_turn_has_failed_gets_another(world, monkeypatch):
-    make_ready = FailingOnce(monkeypatch, "make_ready")
+    make_ready = FailingOnce(monkeypatch, "make_ready", is_to_fail=False)
     world.submit("a0")
     world.answer("a0", BUSY)
     world.clock.now = world.targets["a"].retry_at + 0.001
@@ -1462,8 +1475,8 @@ def test_a_retry_whose_turn_has_failed_gets_another(world, monkeypatch):
     assert world.in_flight() == ["a0"]
 
 
-def test_a_closed_batch_whose_end_has_failed_ends(world, monkeypatch):
-    end_if_over = FailingOnce(monkeypatch, "end_if_over")
+def test_a_cut_batch_whose_end_has_failed_ends(world, monkeypatch):
+    end_if_over = FailingOnce(monkeypatch, "end_if_over", is_to_fail=False)
     batch = world.submit("a0 a1")
     world.call(world.loop.cut, batch, 0)
     world.loop.next_housekeeping = world.clock.now + 0.1
@@ -1482,14 +1495,7 @@ def test_what_a_failure_has_left_undone_is_done_by_the_next_look(world, monkeypa
     world.loop.submit(batch)
     if when == "a put is settled":
         world.turn()
-    method, failing = getattr(PutLoop, step), [MemoryError()]
-
-    def fail_once(*arguments):
-        if failing:
-            raise failing.pop()
-        return method(*arguments)
-
-    monkeypatch.setattr(PutLoop, step, fail_once)
+    failing = FailingOnce(monkeypatch, step)
     deadline = world.clock.now + 20
     while batch.unfinished and world.clock.now < deadline and not batch.failure:
         for name in world.in_flight():
@@ -1497,7 +1503,7 @@ def test_what_a_failure_has_left_undone_is_done_by_the_next_look(world, monkeypa
                 world.answer(name)
         with contextlib.suppress(MemoryError):
             world.turn(0.25)
-    assert not failing
+    assert not failing.is_to_fail
     assert batch.failure or not batch.unfinished
     assert batch.change.is_set()
 
@@ -1568,7 +1574,7 @@ def end(batch, *finished):
     batch.is_over = True
 
 
-def test_at_a_stop_a_batch_is_closed_and_given_up_when_none_was_accepted_for_the_grace(world, delivery):
+def test_at_a_stop_a_batch_is_cut_and_given_up_when_none_was_accepted_for_the_grace(world, delivery):
     batch = world.batch("a0 a1 a2")
     steps = [nothing] * 3 + [delivery.closing.cancel]
     steps += [nothing] * 20 + [lambda: setattr(batch, "accepted_at", world.clock.now), nothing]
@@ -1593,7 +1599,7 @@ def test_a_batch_that_the_loop_has_ended_is_waited_for_no_longer(world, delivery
     assert delivery.run(batch, [nothing, lambda: end(batch, world.put_of(batch, "a0"))]) == (1, 0)
 
 
-def test_a_batch_that_takes_long_is_closed_now_and_then(world, delivery):
+def test_a_batch_that_takes_long_is_cut_now_and_then(world, delivery):
     few = world.batch(" ".join("a%d" % number for number in range(dispatch_data.FEW_LOG_GROUPS)))
     many = world.batch(" ".join("a%d" % number for number in range(dispatch_data.FEW_LOG_GROUPS + 1)))
     for batch, least in ((few, 1), (many, 0)):
