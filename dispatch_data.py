@@ -9,7 +9,8 @@ Every copy of this program joins one consumer group on the source logstore. The 
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Who calls
 whom:
 
-    main                              the settings, then what is asked: `run`, until a signal comes or all is drained
+    main                              reads the settings, then does what the arguments ask for, such as --check; without
+                                      any it is `run`, until a signal comes or all is drained
       GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
         Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
           ShardConsumer.consume       which begins tasks in threads, a pull and one other at a time:
@@ -25,14 +26,15 @@ whom:
 A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
 Read on in order: topics, settings, log groups, failures, credentials, the service, check and status, delivery,
 consumer, monitoring, command line. Each section needs only those before it, with one exception: the Watchdog, in
-failures, calls Deadline.abort, in the service.
+failures, calls Deadline.abort, in the service. The CancelTokens that delivery is given stand in a table at the head of
+the section on the consumer.
 
 Threads, by the names that a stack dump shows. None is waited for: the process ends by os._exit, whatever they do.
 
     MainThread                waits for a signal, or for the end of the group member
     joins                     GroupMember.run, until the copy stops
     gives out work            the SDK's loop, one for each Consumer, until its lease is cancelled
-    begins heartbeats         Heartbeat.run, started by the SDK's loop, as long
+    begins heartbeats         Heartbeat.run, started by the SDK's loop, until the same
     sends heartbeats_<n>      GroupMember.beats: one heartbeat each, until it is answered
     shard task_<n>            GroupMember.tasks, at most two for each shard: one pulls, one does the rest
     puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
@@ -42,7 +44,8 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
-    puts again_<n>            `put_rejected`; of those above it has only MainThread, the Watchdog's and the refreshing
+    puts again_<n>            `put_rejected`: --put-rejected has these, MainThread, the Watchdog's thread and those that
+                              refresh credentials, no others
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
     writes progress           the same, for the line on a terminal that says how far it is
@@ -50,11 +53,12 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
 Locks stand above the fields that they guard: that are written under them, and read so where two must fit together.
 Single reads, and what one operation does to a set, dict or deque, may go without. Two are held at once in these orders
 only: ShardConsumer.lock, then Consumer.lock or the ThreadPool's own; CredentialSources.lock, then the redactor's;
-GroupMember.lock, then those of the call that it is held over; any of these, then logging's. What is the PutLoop's alone
-needs none.
+GroupMember.lock, then those that its call of the service takes (entries_since); any of these, then logging's. What is
+the PutLoop's alone needs none.
 
 Global state of our own: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. Set
-once, at the start: what the table below replaces, logging's handlers, threading.excepthook, the handlers of signals.
+once, at the start: what the table below replaces, logging's handlers and switches, stdout and stderr, the handlers and
+mask of signals, threading.excepthook, and what tune_process sets.
 
 What is used or replaced here of other packages' internals, each with a test that fails when a release changes it:
 
@@ -170,7 +174,7 @@ if __name__ == "__main__":  # before the SDK is imported
     is_pypy = platform.python_implementation() == "PyPy"
     if is_pypy and "PYPY_GC_NURSERY" not in os.environ and os.path.isfile(sys.argv[0]):
         os.environ["PYPY_GC_NURSERY"] = "16MB"
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the new one gets here, or there is none
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the new process gets below, or execv fails
         with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as command_line:
             os.execv(sys.executable, command_line.read().split(b"\0")[:-1])  # noqa: S606
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -244,7 +248,7 @@ class TopicPattern:
 
     @property
     def literal_spelling(self) -> str:
-        """How the topic is spelt that may be meant by such a pattern: app[[]1] for app[1]; "" for app*."""
+        """How the topic is to be written that this may have been meant as: app[[]1] for app[1]; "" for app*."""
         is_doubtful = re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", ESCAPED_CHAR.sub("", self.spelling))
         return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
@@ -589,7 +593,7 @@ SOURCE_SETTINGS = (*CONNECTION_SETTINGS.values(), SOURCE_LOGSTORE, CONSUMER_GROU
 ACCESS_KEY_VARIABLES = ("SLS_AK_ID", "SLS_AK_KEY", "SLS_STS_TOKEN")
 CREDENTIAL_VARIABLES = (*ACCESS_KEY_VARIABLES, "SLS_CREDENTIALS")
 OIDC_VARIABLES = ("ALIBABA_CLOUD_ROLE_ARN", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "ALIBABA_CLOUD_OIDC_TOKEN_FILE")
-# While no SLS_TOPIC_TO<n> is set. "ngnix" is how the field's original example spells it; such logs are out there.
+# While no SLS_TOPIC_TO<n> is set. "ngnix" is a slip of the first example program; such logs are out there.
 DEFAULT_TOPICS = {1: "ngnix,nginx", 2: "sql_audit", 3: "click"}
 # What requests reads, and so does this program: a typo here must not look like a service that can't be reached.
 PROXY_VARIABLES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -1033,7 +1037,7 @@ class Redactor:
     """
 
     MAX_LENGTH = 10000  # characters of a secret, as others may write it
-    # Alone: no letter, digit or _ is next to it, where the end of an escape such as \n, \x0a, \u000a or %0A is none.
+    # Alone: no letter, digit or _ is next to it; the last character of an escape (\n, \x0a, \u000a, %0A) doesn't count.
     BEGINS = r"(?:(?<![A-Za-z0-9_])|(?<=\\[abfnrtv])|(?<=\\x..)|(?<=\\u....)|(?<=%[0-9A-F].)|(?<=%[0-9a-f].))"
     ENDS = "(?![A-Za-z0-9_])"
 
@@ -1212,7 +1216,7 @@ UNAUTHORIZED = {
 class CallError(Exception):
     """One call that the service refused, or that got no answer of the service.
 
-    It is no LogException, for those LogClient repeats, some ten times, a second apart.
+    It is no LogException: LogClient repeats a call that raises one, some ten times, a second apart.
     """
 
     def __init__(self, code: str, message: str, status: int | None = None) -> None:
@@ -1500,7 +1504,7 @@ FIRST_CREDENTIALS_TIMEOUT = 15.0  # seconds that calls wait for the outcome of t
 STS_DURATION = 3600  # seconds, of a key that STS is asked for
 REFRESH_MARGIN = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
 REFRESH_POLL = 1.0  # seconds between looks at whether it is time for another key
-MAX_ANSWER_BYTES = 1000 * 1000  # of any answer but a pull's, its head included: a shard is listed with some 250
+MAX_ANSWER_BYTES = 1000 * 1000  # of an answer, its head included, but a pull's or put's; 250 bytes list a shard
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
 
@@ -1673,7 +1677,7 @@ class CredentialSource(CredentialsProvider):
         """Called by the SDK. Waits for nothing but the outcome of the very first try. Raises CallError."""
         if not self.key:
             self.first_try_done.wait(FIRST_CREDENTIALS_TIMEOUT)
-            self.first_try_done.set()  # after a wait in vain, too: one thread sends the puts of all targets
+            self.first_try_done.set()  # also after a wait in vain: no thread is to wait a second time
         key = self.key
         if key and time.time() < key.end:
             return key
@@ -1815,7 +1819,7 @@ class TrustedCAs:
 
     def context(self) -> ssl.SSLContext:
         """For a new connection. If files that have changed can't be read, the CAs read before stay in use. Raises
-        CallError if these were in doubt."""
+        CallError if there are none, or they were in doubt."""
         with self.lock:
             try:
                 state = [(it.st_dev, it.st_ino, it.st_size, it.st_mtime_ns) for it in map(os.stat, self.watched)]
@@ -2028,8 +2032,8 @@ def is_reusable(connection: Any, since: float) -> bool:
 
 
 class CallContext(threading.local):
-    """What LogstoreApi and `_getHttpResponse` have to tell each other of a call, for LogClient, which stands between
-    them, hands no such things on. Each thread has its own."""
+    """What LogstoreApi, which makes the SDK's calls, and `_getHttpResponse` below, which sends them, tell each other of
+    a call: LogClient, which stands between them, hands no such things on. Each thread has its own."""
 
     before_body: Callable[[Mapping[str, str]], None] | None = None  # of a pull, see read_response
     sent = 0.0  # when the call was sent, by the clock of leases
@@ -2037,10 +2041,12 @@ class CallContext(threading.local):
 
 
 class PooledLogClient(LogClient):
-    """A LogClient that talks to one project, from many threads, over a connection pool, and tries each call once.
+    """A LogClient that talks to one project, from many threads, over a connection pool. It repeats no call but one
+    whose idle connection turns out to be closed.
 
-    It is the one place where answers come in: an answer counts only if the service gave it. `_getHttpResponse`, behind
-    which the SDK has requests, is overridden. It raises no LogException, for LogClient._send would repeat the call.
+    `judge` is the one place where answers are believed, those to puts as well: only if the service gave them.
+    `_getHttpResponse`, behind which the SDK has requests, is overridden. It raises no LogException, for LogClient._send
+    would repeat the call.
     """
 
     http_type: str  # and so on: LogClient's
@@ -2619,8 +2625,9 @@ def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
 
 
 class Drain:
-    """What a consumer group has left of what the shards held when this copy started, for --drain; with `until` (unix
-    seconds) of what had arrived before then, and nothing later is pulled. Checkpoints decide, whoever has delivered.
+    """What a consumer group has left to deliver, for --drain: of what the shards held when this copy started or, with
+    `until` (unix seconds), of what had arrived before that time; then nothing later is pulled. Checkpoints decide,
+    whoever has delivered.
 
     LogGroups are counted by the positions of cursors: where there is a gap between these, they are fewer.
     """
@@ -2944,7 +2951,7 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
-SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # and bytes a second: slower puts don't raise the target's limit
+SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # seconds, bytes a second: slower puts don't raise the limit
 DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
 FEW_LOG_GROUPS = 20  # of a batch, that may be delivered behind one that fails
 HOLD_SECONDS = 60.0  # for which a target in doubt holds up what its batches have for others; then these few go on
@@ -3126,8 +3133,8 @@ class Target:
             self.limit = max(1, self.limit // 2) if is_slow else self.limit
             if put.began >= self.retry_at:  # else it is one of those that were in flight when the pause began
                 self.failures += 1
-                # A pause is at most a sixteenth of the time since a put was accepted: a target that accepts one in ten
-                # is tried more than ten times before that has doubled.
+                # A pause is at most 1/16 of the time since the last acceptance: while that time doubles there are over
+                # ten tries, so that a target that accepts one in ten is soon found to accept.
                 longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 16)
                 self.retry_at = now + backoff(self.failures, longest)
 
@@ -3175,7 +3182,8 @@ class Target:
         self.bytes += put.size
 
     def on_rejection(self, put: PutRequest) -> None:
-        """Counts one. Those from before the target accepted what it had refused count for nothing."""
+        """Counts a rejection of a put. Those from before the target last accepted something that it had rejected are
+        forgotten."""
         with self.lock:
             if put.first_rejection < self.refuted_at:  # or there was none
                 put.first_rejection, put.rejections = time.monotonic(), 0
@@ -3237,13 +3245,13 @@ class Target:
         with self.lock:
             now = time.monotonic()
             is_late = now - since > REJECTION_PATIENCE
-            held = max(1, len(self.rejected))
-            are_few = held + self.unproven <= MAX_UNPROVEN
+            waiting = max(1, len(self.rejected))
+            are_few = waiting + self.unproven <= MAX_UNPROVEN
             if is_late and (are_few or now - max(self.last_accepted, self.last_unproven) > UNPROVEN_INTERVAL):
                 since -= REJECTION_LOOKBACK
             recent = [each for each in self.outcomes if each.when >= since]
         accepted = sum(each.accepted for each in recent if each.size >= size)
-        refused = max(held, sum(not each.accepted for each in recent))
+        refused = max(waiting, sum(not each.accepted for each in recent))
         if accepted >= refused:
             return True
         if (is_late or not are_few) and self.distrust_throttle.allow():
@@ -3351,7 +3359,7 @@ class Batch:
 
 
 def connection_budget() -> int:
-    """How many puts may be in flight, and how many connections idle: each is an open file, and gets a third of all."""
+    """How many puts may be in flight, and again how many connections idle: a third each of the files we may open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // 3)
 
@@ -3825,8 +3833,8 @@ class Delivery:
         self.unmatched = UnmatchedCounter()
 
     def route(self, log_groups: Iterable[LogGroup]) -> list[PutRequest]:
-        """What is to be put, in the order of each target's LogGroups: merged, unless the target is in doubt. Those
-        without logs and those that no route matches go nowhere."""
+        """What is to be put, in the order of each target's LogGroups: merged, unless the target is failing or in doubt.
+        Those without logs and those that no route matches go nowhere."""
         shares: dict[Target, list[LogGroup]] = {}
         for log_group in log_groups:
             number = self.routes.target_of(log_group.Topic) if log_group.log_count else None
@@ -3849,7 +3857,8 @@ class Delivery:
         The value is (how many LogGroups are done with, from the first on, how many were delivered beyond these). That
         is all of them and none, unless the batch is cut: when `soft_stop` is cancelled, when it takes longer than
         LONGEST_BATCH, or, where no refusal waits to be judged, when `wanted_back` is cancelled. It is given up when
-        `hard_stop` is cancelled, or when none was accepted for GRACE seconds since `soft_stop` was.
+        `hard_stop` is cancelled, or GRACE seconds after `soft_stop` or the last acceptance since, whichever is later.
+        These tokens stand in the table at the head of the section on the consumer.
 
         On any exception no put of these begins any more.
         """
@@ -3899,27 +3908,29 @@ class Delivery:
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
 #
 # A consumer is one name in the consumer group, from joining it to losing its lease. What holds for it:
-#   1. a batch's checkpoint is saved before the next batch of its shard is delivered; of one that was cut, where nobody
-#      can tell any more at which cursor, the next checkpoint stands for both;
+#   1. a batch's checkpoint is saved before the next batch of its shard is delivered; if it was cut, and the cursor of
+#      the cut can't be found again, the checkpoint of its rest stands for both parts;
 #   2. whoever has lost the lease saves nothing;
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
 #   5. what is retried is so by RetryLog.retry, puts by the PutLoop, until a CancelToken says that it isn't wanted.
-# A shard is assigned by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. Tokens of that, what
-# cancels them, and what becomes of the shard then. Nothing of it begins any more but its checkpoint:
+# A shard is assigned by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. These are its tokens,
+# what cancels each, and what becomes of the shard then. After any of the first three nothing of it begins any more but
+# its checkpoint, as long as the lease holds:
 #
-#   revoked      Consumer.revoke, by an answer        the batch ends with what has begun, GRACE seconds after a put of
-#                without the shard                    it was accepted last; its checkpoint has GRACE seconds more; then
-#                                                     the shard moves
-#   member's     GroupMember.stop                     the same, but the batch has GRACE seconds in all; heartbeats go on
-#   soft_stop                                         until the process ends
-#   lease        whoever finds it lost: then it       the batch has GRACE seconds, no checkpoint is saved; another
-#                is so for all shards at once         consumer joins and begins at the service's checkpoints
-#   soft_stop    any of these three
-#   hard_stop    GRACE seconds after the last two     the batch is given up
-#   wanted_back  Consumer.take_memory                 one batch ends with what has begun, for others need the memory
-#   saving()     GRACE seconds after soft_stop,       the checkpoint is given up
-#                or after the batch
+#   revoked           Consumer.revoke, by an answer     the batch ends with what has begun, at the latest GRACE seconds
+#                     without the shard                 after that or the last acceptance since, whichever is later; its
+#                                                       checkpoint has GRACE seconds more; then the shard moves
+#   member.soft_stop  GroupMember.stop                  the same, but the batch has GRACE seconds in all; heartbeats go
+#                                                       on until the process ends
+#   consumer.lease    whoever finds it lost, and so     the batch has GRACE seconds, no checkpoint is saved; another
+#                     for all shards at once            consumer joins and begins at the service's checkpoints
+#   soft_stop         any of these three
+#   hard_stop         GRACE seconds after the lease     the batch is given up
+#                     or member.soft_stop
+#   wanted_back       Consumer.take_memory              this one batch ends with what has begun: others need the memory
+#   saving()          GRACE seconds after soft_stop,    the checkpoint is given up
+#                     or after the batch if that ends later
 
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
@@ -3942,7 +3953,7 @@ class ShardCheckpoint:
         self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
         self.next_look = time.monotonic() + consumer.heart_beat.interval
-        self.changed = consumer.heart_beat.assigned  # before then the entry may have been another one
+        self.entry_since = consumer.heart_beat.assigned  # what was asked for before then may be of the holder before
 
     def find(self) -> None:
         """Asks for it or, where the shard has none, makes one, before anything is read. Raises CallError.
@@ -3952,8 +3963,8 @@ class ShardCheckpoint:
         """
         shard, member = self.shard, self.member
         while True:
-            entries = member.entries_since(self.changed)
-            self.changed = time.monotonic()  # if there is another round, the entry is asked for anew
+            entries = member.entries_since(self.entry_since)
+            self.entry_since = time.monotonic()  # if there is another round, the entry is asked for anew
             entry = entries.get(shard, {})
             found = entry.get("checkpoint") or ""
             self.seen = entry.get("updateTime") or 0, found
@@ -3965,7 +3976,7 @@ class ShardCheckpoint:
             self.made_by_start = member.group_start
             self.made = member.first_cursor(shard)
             self.send(self.made)
-            self.changed = time.monotonic()
+            self.entry_since = time.monotonic()
             if member.settings.cursor_start != "end":  # only where "end" is depends on when the group began
                 return
         if cursor_position(found) < 0:
@@ -4016,8 +4027,7 @@ class ShardCheckpoint:
         raise SetByHand
 
     def save(self, token: CancelToken) -> None:
-        """Saves what is delivered. Raises Cancelled once `token` or the lease is, for without it nothing is saved, and
-        SetByHand.
+        """Saves what is delivered. Raises SetByHand; and Cancelled once `token` or the lease is cancelled.
 
         UpdateCheckPoint can't compare: so the service's is looked at before, a small call for each batch, and again
         while saving fails.
@@ -4592,7 +4602,7 @@ class Consumer(ConsumerWorker):
             held, share = self.held.get(one, 0), self.memory_share()
             while self.waiting and self.waiting[0].soft_stop.is_cancelled():
                 self.waiting.popleft()
-            # What is larger than all that there is beyond the shares gets that as soon as it is free.
+            # A request for more than two thirds of MAX_BYTES, all that is beyond the shares, waits for these alone.
             missing = sum(self.held.values()) + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
             is_next = not self.waiting or self.waiting[0] is one
             can_wait = not one.batches  # else delivering these makes room
