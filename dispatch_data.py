@@ -2546,7 +2546,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         """The standard library's, called with the work in the queue already."""
         try:
             super()._adjust_thread_count()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:  # raised, it would have what is queued already submitted again
             if not self._threads:
                 raise
             if self.throttle.allow():
@@ -4044,10 +4044,11 @@ class ShardCheckpoint:
         self.member.checkpoint_retries.retry(self.shard, look_and_save, token)
 
     def save_again(self, token: CancelToken) -> None:
-        """Saves what is delivered unless the service has that: an older one whose saving had failed may have been
-        applied since. Raises as `save` does."""
+        """Saves what is delivered where that is not saved yet, or the service has an older one whose saving had failed
+        and was applied since. Raises as `save` does."""
         token = CancelToken(token, self.consumer.lease)
-        if self.member.checkpoint_retries.retry(self.shard, self.look, token) != self.delivered:
+        found = self.member.checkpoint_retries.retry(self.shard, self.look, token)
+        if found != self.delivered and (self.saved != self.delivered or found in self.unanswered):
             self.save(token)
 
     def send(self, cursor: str) -> None:
@@ -4061,7 +4062,7 @@ class ShardCheckpoint:
                 raise
             # A read-only shard is nobody's once its end is saved: if the answer to that was lost, saving it again is
             # refused.
-            if not self.was_saved(cursor):
+            if error.code != "ConsumerNotMatch" or not self.was_saved(cursor):
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
                 raise
         self.saved = self.delivered = cursor

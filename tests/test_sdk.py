@@ -212,7 +212,7 @@ def test_the_table_of_what_is_private_to_others_names_tests_that_exist():
     """Each row of it has one, in a file of its own or of that name."""
     tests = Path(__file__).parent
     defined = set(re.findall(r"^def (test_\w+)\(", "".join(path.read_text() for path in tests.glob("test_*.py")), re.M))
-    table = dispatch_data.__doc__.partition("What is private to others")[2]
+    table = dispatch_data.__doc__.partition("of other packages' internals")[2]
     named = set(re.findall(r"\btest_\w+(?:\.py)?", table))
     assert len(named) >= 8
     assert {name for name in named if name not in defined and not (tests / name).exists()} == set()

@@ -300,6 +300,18 @@ def test_the_last_checkpoint_is_not_saved_again_where_the_service_has_it(world):
     assert world.source.saved == [cursor(10)]
 
 
+@pytest.mark.parametrize("found, by", [(3, "dispatch-other-1-0123456789abcdef0123"), (3, "me"), (None, "")])
+def test_a_checkpoint_that_nobody_here_has_tried_to_save_is_left_while_nothing_is_delivered(world, found, by):
+    """Somebody has set it, whomever the service names; or has deleted it."""
+    shard = world.shard_consumer(10)
+    world.source.set(found and cursor(found), by, 0 if by == "me" else 5)  # with a clock that went back
+    shard.save_again()
+    assert world.source.saved == []
+    shard.checkpoint.unanswered.append(cursor(3))
+    shard.save_again()
+    assert world.source.saved == ([cursor(10)] if found else [])
+
+
 def test_without_the_lease_no_last_checkpoint_is_saved(world):
     shard = world.shard_consumer(10)
     shard.checkpoint.unanswered.append(cursor(5))
