@@ -829,7 +829,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         by = "TZ=%r" % os.environ["TZ"] if os.environ.get("TZ") else "this machine's clock"
         words = "SLS_CURSOR_START: %r has no offset, and is taken for local time, %s by %s; write its offset, as in "
         words += "2018-12-26T00:00:00+08:00"
-        warnings.append(words % (written.group(), shown[20:25], by))
+        offset = shown.split()[2]  # of format_with_utc: date, time, offset
+        warnings.append(words % (written.group(), offset, by))
     if not parser.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
         for number in sorted(DEFAULT_TOPICS.keys() - {target.number for target in targets}):
