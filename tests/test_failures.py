@@ -553,6 +553,7 @@ def test_a_batch_that_fails_within_the_program_is_tried_again(service, copies):
 @pytest.mark.parametrize("share, least", [(0.05, 100), (0.1, 600), (0.5, 5000), (0.0, 0)])
 def test_pauses_stay_short_as_long_as_a_target_takes_some_puts(monkeypatch, share, least):
     """One put at a time, each tried as soon as the target lets it, for ten minutes of a clock of the test's own."""
+    now = 100.0
     clock = types.SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
     monkeypatch.setattr(dispatch_data, "time", clock)
     settings = dispatch_data.TargetSettings(1, logstore_config(), ())
@@ -560,7 +561,7 @@ def test_pauses_stay_short_as_long_as_a_target_takes_some_puts(monkeypatch, shar
     put = dispatch_data.PutRequest(b"")
     chance, refusal = random.Random(1), dispatch_data.CallError("ServerBusy", "", 503)
     monkeypatch.setattr(dispatch_data, "random", chance)
-    now, accepted, refused = 100.0, 0, 0
+    accepted = refused = 0
     target.last_accepted = now
     while now < 700.0:
         put.began = now = max(now, target.retry_at)

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import time
 import types
 
 import pytest
@@ -324,7 +325,7 @@ def test_without_the_lease_no_last_checkpoint_is_saved(world):
 
 def test_however_long_a_batch_took_its_checkpoint_has_the_grace_from_its_end_on(world, monkeypatch):
     shard, clock = world.shard_consumer(10), [1000.0]
-    fake = types.SimpleNamespace(monotonic=lambda: clock[0], clock_gettime=lambda _: 0.0, sleep=lambda _: None)
+    fake = types.SimpleNamespace(**{**vars(time), "monotonic": lambda: clock[0], "clock_gettime": lambda _: 0.0})
     monkeypatch.setattr(dispatch_data, "time", fake)
     assert not shard.saving().is_cancelled()
     shard.revoked.cancel()

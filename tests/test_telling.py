@@ -175,7 +175,7 @@ def test_a_log_file_gets_what_came_while_its_file_system_was_hanging(service, co
 
 
 def test_the_last_lines_are_waited_for(service, copies):
-    copy = copies.start(patch=has_a_slow_file_system)
+    copy = copies.start(patch=has_a_slow_file_system, constants={"LAST_LINES_TIMEOUT": 10.0})
     wait_until_joined(service, copy)
     feed(service, 20)
     wait_until_delivered(service)
