@@ -87,6 +87,9 @@ def test_a_kill_allows_for_each_log_group_in_the_air_once():
     assert judge(ledger(again, [LOST_BY_A._replace(checkpoint=4)], [KILL])).unattributed == 4
     pulls = [Pull(10.0, "a", 0, 0, 4), Pull(10.0, "a", 0, 4, 11), Pull(30.0, "b", 0, 0, 11)]
     assert judge(ledger(again, [LOST_BY_A], [KILL], pulls=pulls)).unattributed == 7
+    # A batch that is ended early is no smaller for that its beginning is pulled once more, to find the cursor there.
+    pulls = [Pull(10.0, "a", 0, 0, 11), Pull(14.0, "a", 0, 0, 4), Pull(30.0, "b", 0, 0, 11)]
+    assert judge(ledger(again, [LOST_BY_A], [KILL], pulls=pulls)).unattributed == 0
     assert judge(ledger(again, [LOST_BY_A], [KILL]), is_gentle=True).problems
 
 

@@ -329,8 +329,9 @@ class Judge:
             late_end = max(one.after for one in self.ledger.checkpoints if one.shard == handover.shard)
         for pull in self.ledger.pulls:
             if pull.at <= handover.at and (pull.copy, pull.shard) == (handover.copy, handover.shard):
+                # A copy that ends a batch early pulls the beginning of it once more, to find the cursor there.
                 if pull.first <= handover.checkpoint < pull.next:
-                    end = pull.next
+                    end = max(end, pull.next)
                 elif late and pull.first <= late_end < pull.next:
                     late_end = pull.next
         return max(end, late_end)
