@@ -45,7 +45,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
     puts again_<n>            `put_rejected`: --put-rejected has these, MainThread, the Watchdog's thread and those that
-                              refresh credentials, no others
+                              refresh credentials or write, no others
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
     writes progress           the same, for the line on a terminal that says how far it is
