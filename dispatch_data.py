@@ -426,17 +426,23 @@ def load_cas(path: str) -> ssl.SSLContext:
 
     Raises ValueError where there are none to be read, which says why.
     """
+    context: ssl.SSLContext | None = None
     try:
         if os.path.isdir(path):
-            context = ssl.create_default_context(capath=path)
-            # OpenSSL reads it later, and finds by name what `openssl rehash` has named; nothing else is looked at.
-            has_any = any(re.fullmatch(r"[0-9a-f]{8}\.\d+", name) for name in os.listdir(path))
+            # Read here, as far as `openssl rehash` has named it, and not by OpenSSL (`capath`): that reads it while
+            # connections are opened, several at a time, and a process of PyPy was seen to end by that.
+            names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)]
+            for file in (os.path.join(path, name) for name in names):
+                with contextlib.suppress(OSError):  # one that can't be read is passed over, as OpenSSL does
+                    if context:
+                        context.load_verify_locations(file)
+                    else:
+                        context = ssl.create_default_context(cafile=file)
         else:
             context = ssl.create_default_context(cafile=path or None)
-            has_any = not path or context.cert_store_stats()["x509"] > 0
     except OSError as error:  # ssl.SSLError is one
         raise ValueError("%s: %s" % (path, error.strerror or error)) from None
-    if not has_any:
+    if not context or (path and not context.cert_store_stats()["x509"]):
         raise ValueError("%s: no certificates" % path)
     return context
 
