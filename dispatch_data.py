@@ -430,7 +430,7 @@ def load_cas(path: str) -> ssl.SSLContext:
     try:
         if os.path.isdir(path):
             # Read here, as far as `openssl rehash` has named it, and not by OpenSSL (`capath`): that reads it while
-            # connections are opened, several at a time, and a process of PyPy was seen to end by that.
+            # connections are opened, several at a time, and two copies on PyPy have died meanwhile of a double free.
             names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)]
             for file in (os.path.join(path, name) for name in names):
                 with contextlib.suppress(OSError):  # one that can't be read is passed over, as OpenSSL does
