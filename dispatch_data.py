@@ -4001,6 +4001,10 @@ class ShardCheckpoint:
         is_own = by == self.consumer.name_in_group and found in (self.saved, *self.unanswered)
         return is_own or self.seen == (entry.get("updateTime") or 0, found)
 
+    def get_entry(self) -> dict[str, Any]:
+        """The shard's, of LogstoreApi.get_checkpoints; empty where it has none. Raises CallError."""
+        return self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
+
     def look(self) -> str:
         """Returns the service's. Obeys one that somebody has set by hand since it was looked at last, and raises
         SetByHand then. Raises CallError.
@@ -4010,7 +4014,7 @@ class ShardCheckpoint:
         then, nobody or still this consumer, its pages don't say.
         """
         self.next_look = time.monotonic() + self.consumer.heart_beat.interval
-        entry = self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
+        entry = self.get_entry()
         found, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
         latest = entry.get("updateTime") or 0, found
         if latest == self.seen or latest[0] < self.seen[0]:
@@ -4076,7 +4080,7 @@ class ShardCheckpoint:
 
     def was_saved(self, cursor: str) -> bool:
         """Whether this consumer has saved that last, by the service. Raises CallError."""
-        entry = self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
+        entry = self.get_entry()
         return (entry.get("checkpoint"), entry.get("consumer")) == (cursor, self.consumer.name_in_group)
 
 
@@ -4088,7 +4092,7 @@ class ShardConsumer:
     again.
     """
 
-    MAX_PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
+    PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
     MAX_BATCHES = 3  # that a shard may hold before it pulls another; one that is cut counts as two
     MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 100 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
@@ -4195,7 +4199,7 @@ class ShardConsumer:
         """A task: pulls once, and retries until there is an answer."""
         shards, shortest = len(self.consumer.heart_beat.owned), self.member.settings.fetch_interval
         self.next_pull = time.monotonic() + self.interval
-        size = min(self.MAX_PULL_BYTES, self.consumer.memory_share())
+        size = min(self.PULL_BYTES, self.consumer.memory_share())
         mean = self.mean_log_group_size or (self.INITIAL_SIZE if shards <= self.FEW_SHARDS else size)
         count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
         moves = self.moves
@@ -4395,7 +4399,7 @@ class ShardConsumer:
                 self.mean_log_group_size, self.next_pull = size / count, 0.0
                 self.expect(size, count)
                 raise Cancelled
-        if size > self.MAX_PULL_BYTES and platform.python_implementation() == "PyPy":
+        if size > self.PULL_BYTES and platform.python_implementation() == "PyPy":
             gc.collect()  # by itself it leaves several times what is in use, where that is in large pieces
 
     def release(self) -> None:
