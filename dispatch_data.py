@@ -559,7 +559,7 @@ class Settings:
     heartbeat_interval: int = env("SLS_HEARTBEAT_INTERVAL", in_range(int, 1, 300, "whole seconds"), default="20",
         meaning="seconds; a new group's timeout is twice as long: then a silent copy loses its shards")
     fetch_interval: float = env("SLS_FETCH_INTERVAL", in_range(float, 0.01, 60, "seconds"), default="0.4",
-        meaning="seconds between looks at an idle shard; longer where a copy has many, for it looks 120 times "
+        meaning="seconds between looks at an idle shard; longer where a copy has many, for it looks 100 times "
         "a second at most")
     writers: int = env("SLS_WRITERS", in_range(int, 1, 64, "a whole number"), default="16",
         meaning="puts in the air at once, for each target")
@@ -3960,7 +3960,8 @@ class ShardCheckpoint:
         self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
         self.next_look = time.monotonic() + consumer.heart_beat.interval
-        self.entry_since = consumer.heart_beat.assigned  # what was asked for before then may be of the holder before
+        # An entry that was asked for before then may be of the holder before, or of before this one saved.
+        self.entry_since = consumer.heart_beat.assigned
 
     def find(self) -> None:
         """Asks for it or, where the shard has none, makes one, before anything is read. Raises CallError.
@@ -3983,7 +3984,6 @@ class ShardCheckpoint:
             self.made_by_start = member.group_start
             self.made = member.first_cursor(shard)
             self.send(self.made)
-            self.entry_since = time.monotonic()
             if member.settings.cursor_start != "end":  # only where "end" is depends on when the group began
                 return
         if cursor_position(found) < 0:
@@ -4005,16 +4005,20 @@ class ShardCheckpoint:
         """The shard's, of LogstoreApi.get_checkpoints; empty where it has none. Raises CallError."""
         return self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
 
-    def look(self) -> str:
-        """Returns the service's. Obeys one that somebody has set by hand since it was looked at last, and raises
-        SetByHand then. Raises CallError.
+    def look(self, is_fresh: bool = True) -> str:
+        """Returns the service's; if that need not be fresh, as asked for not long ago for all shards at once. Obeys one
+        that somebody has set by hand since it was looked at last, and raises SetByHand then. Raises CallError.
 
         By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
         late, nor one of another consumer of this program, such as the holder before. Whether the service names the tool
         then, nobody or still this consumer, its pages don't say.
         """
-        self.next_look = time.monotonic() + self.consumer.heart_beat.interval
-        entry = self.get_entry()
+        now, interval = time.monotonic(), self.consumer.heart_beat.interval
+        self.next_look = now + interval
+        if is_fresh:
+            self.entry_since, entry = now, self.get_entry()
+        else:
+            entry = self.member.entries_since(max(self.entry_since, now - interval / 2)).get(self.shard, {})
         found, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
         latest = entry.get("updateTime") or 0, found
         if latest == self.seen or latest[0] < self.seen[0]:
@@ -4054,11 +4058,11 @@ class ShardCheckpoint:
 
         self.member.checkpoint_retries.retry(self.shard, look_and_save, token)
 
-    def save_again(self, token: CancelToken) -> None:
+    def save_again(self, token: CancelToken, is_last: bool) -> None:
         """Saves what is delivered where that is not saved yet, or the service has an older one whose saving had failed
         and was applied since. Raises as `save` does."""
         token = CancelToken(token, self.consumer.lease)
-        found = self.member.checkpoint_retries.retry(self.shard, self.look, token)
+        found = self.member.checkpoint_retries.retry(self.shard, lambda: self.look(is_fresh=is_last), token)
         if found != self.delivered and (self.saved != self.delivered or found in self.unanswered):
             self.save(token)
 
@@ -4077,6 +4081,7 @@ class ShardCheckpoint:
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
                 raise
         self.saved = self.delivered = cursor
+        self.entry_since = time.monotonic()
 
     def was_saved(self, cursor: str) -> bool:
         """Whether this consumer has saved that last, by the service. Raises CallError."""
@@ -4094,7 +4099,7 @@ class ShardConsumer:
 
     PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
     MAX_BATCHES = 3  # that a shard may hold before it pulls another; one that is cut counts as two
-    MAX_IDLE_PULLS = 120  # a second, of all shards of the copy that have brought nothing for a while
+    MAX_IDLE_PULLS = 100  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 100 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
     FEW_SHARDS = 8  # more than these, and their first pulls bring one LogGroup each
     INITIAL_COUNT, MAX_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
@@ -4138,8 +4143,8 @@ class ShardConsumer:
             now, is_ending = time.monotonic(), self.soft_stop.is_cancelled()
             if not self.is_busy():
                 if is_ending and self.owes_last_save():
-                    self.begin(self.save_again, "its last checkpoint")
                     self.has_begun_last_save = True
+                    self.begin(self.save_again, "its last checkpoint")
                 elif is_ending:
                     return
                 elif not self.cursor:
@@ -4342,7 +4347,7 @@ class ShardConsumer:
 
     def save_again(self) -> None:
         """A task: now and then as long as there is nothing to deliver, and at the end."""
-        self.checkpoint.save_again(self.saving())
+        self.checkpoint.save_again(self.saving(), is_last=self.has_begun_last_save)
 
     def saving(self) -> CancelToken:
         """However long a batch has taken since the shard was revoked, its checkpoint has GRACE seconds from now on."""
@@ -4434,6 +4439,7 @@ class Heartbeat(threading.Thread):
     """
 
     LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, in which pulls that are due begin
+    MAX_VISITS = 2500  # of shards that the loop pays in a second: with more than 125 its turns are longer
     MAX_IN_FLIGHT = 4  # heartbeats
 
     def __init__(self, consumer: Consumer, group_timeout: float) -> None:
@@ -4447,21 +4453,21 @@ class Heartbeat(threading.Thread):
         self.wake_up = threading.Event()  # for the SDK's loop
         self.tried = 0.0  # when the last try began, by the monotonic clock
         self.lock = threading.Lock()  # over:
-        self.owned: list[int] = []
+        self.owned: set[int] = set()
         self.reported: set[int] = set()  # to the service: those owned, and those that were revoked and end a batch
         self.let_go: dict[int, float] = {}  # shard -> when it was, by the lease's clock
         self.answered = 0.0  # when the last of those that have an answer was sent, by the same
         self.assigned: float = 0.0  # when a shard was assigned last, by the monotonic clock
 
-    def get_held_shards(self) -> list[int]:
+    def get_held_shards(self) -> set[int]:
         """Called by the SDK's loop at the beginning of each turn, which so waits here."""
         watchdog.beat()
-        self.wake_up.wait(self.LOOP_INTERVAL)
+        self.wake_up.wait(max(self.LOOP_INTERVAL, len(self.owned) / self.MAX_VISITS))
         self.wake_up.clear()
         with self.lock:
             # One that was revoked before the loop made a ShardConsumer for it would never be let go of.
             self.let_go_of(self.reported - {*self.owned, *self.consumer.shard_consumers})
-            return self.owned[:]
+            return self.owned
 
     def let_go_of(self, shards: set[int]) -> None:
         """Called with `lock` held."""
@@ -4527,12 +4533,12 @@ class Heartbeat(threading.Thread):
                 return
             self.answered = sent
             # A shard that was revoked and still ends a batch isn't taken back before it was let go of.
-            releasing = self.reported - set(self.owned)
-            owned = [shard for shard in answer if shard not in releasing and self.let_go.get(shard, 0.0) < sent]
-            revoked = set(self.owned) - set(owned)
-            if set(owned) - set(self.owned):
+            releasing = self.reported - self.owned
+            owned = {shard for shard in answer if shard not in releasing and self.let_go.get(shard, 0.0) < sent}
+            revoked = self.owned - owned
+            if owned - self.owned:
                 self.assigned = time.monotonic()
-            self.reported |= set(owned)
+            self.reported |= owned
             self.owned = owned
         for shard in revoked:
             consumer.revoke(shard)

@@ -1050,3 +1050,17 @@ def test_shards_that_begin_together_read_the_checkpoints_of_all_together(service
     assert len(readings.read_text()) <= 48
     if start == "begin":
         assert_all_delivered_once(service)
+
+
+def test_idle_shards_look_at_their_checkpoints_together(service, copies):
+    """A small call for each of them, each heartbeat interval, is what the service's limit of such calls counts."""
+    service.delete_logstore(PROJECT, SOURCE)
+    service.create_logstore(PROJECT, SOURCE, 48)
+    copy = copies.start(SLS_HEARTBEAT_INTERVAL="1")
+    wait_until_joined(service, copy)
+    service.wait_for(lambda: is_begun(service, 48), LIMIT, "all shards begun")
+    before = service.calls()
+    service.wait_for(lambda: service.calls("HeartBeat") >= before["HeartBeat"] + 5, LIMIT, "five heartbeats")
+    looks, heartbeats = (service.calls(name) - before[name] for name in ("GetCheckPoint", "HeartBeat"))
+    assert 1 <= looks <= 4 * heartbeats
+    assert copy.stop() == 0

@@ -208,6 +208,30 @@ def test_the_service_is_looked_at_before_each_save(world):
     assert (world.source.saved, shard.checkpoint.saved) == ([cursor(11), cursor(12)], cursor(12))
 
 
+def test_an_idle_shard_looks_at_an_entry_that_was_asked_for_since_it_saved(world):
+    """It shares that with others; one from before would look like a checkpoint that somebody has set back."""
+    shard, since = world.shard_consumer(10), []
+    before = time.monotonic()
+    save(shard, 11)
+    world.member.entries_since = lambda moment: since.append(moment) or dict(world.source.entries)
+    shard.save_again()
+    world.consumer.heart_beat.interval = 1e-9
+    shard.save_again()
+    assert before < since[0] < since[1] <= time.monotonic()
+    assert since[0] == shard.checkpoint.entry_since
+
+
+def test_the_last_look_is_a_fresh_one(world):
+    shard = world.shard_consumer(10)
+    shard.checkpoint.unanswered.append(cursor(5))
+    world.member.entries_since = None
+    shard.revoked.cancel()
+    shard.begin_tasks()
+    world.source.set(cursor(5), "me", 7)
+    world.perform()
+    assert world.source.saved == [cursor(10)]
+
+
 @pytest.mark.parametrize("task", ["deliver", "save_again"])
 def test_a_checkpoint_set_by_hand_is_not_saved_over(world, task):
     shard = world.shard_consumer(10, [batch_of(10, 20)])
