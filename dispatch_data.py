@@ -1982,7 +1982,7 @@ class Response(NamedTuple):
     status: int
     body: bytes
     headers: Mapping[str, str]  # names in lower case; of one that comes twice the first counts, but x-log-* are joined
-    is_last: bool  # its connection can't be used again, as after anything but a whole 200
+    is_last: bool  # its connection isn't used again: the other side says so, or was not the service, or not well
 
 
 def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, str]], None] | None = None) -> Response:
@@ -2006,7 +2006,8 @@ def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, st
             headers[name] += ", " + value
     if before_body and response.status == 200:
         before_body(headers)
-    return Response(response.status, response.read(), headers, response.status != 200 or response.will_close)
+    is_last = response.will_close or response.status >= 500 or REQUEST_ID not in headers
+    return Response(response.status, response.read(), headers, is_last)
 
 
 def check_pull(response: Response, shard: str) -> None:
@@ -2157,7 +2158,7 @@ class PooledLogClient(LogClient):
                 response = read_response(stream, self.of_thread.before_body)
                 if response.status == 200 and not is_sent:
                     raise http.client.HTTPException(ANSWERED_TOO_EARLY)
-            is_kept = self.keep_alive and not response.is_last
+            is_kept = self.keep_alive and is_sent and not response.is_last
             return response
         except OSError as error:
             if deadline.is_over():
@@ -2288,7 +2289,11 @@ class PutInFlight:
             return None
         if self.is_early and response.status == 200:
             raise http.client.HTTPException(ANSWERED_TOO_EARLY)
-        return response._replace(is_last=True)  # nobody knows what else comes
+        # After a usual refusal, as of a quota, the connection is used again; after others nobody knows what else comes.
+        body = INTERIM_ANSWERS.sub(b"", self.received).partition(b"\r\n\r\n")[2]
+        is_usual = response.headers.get("content-length") == str(len(body)) and response.status >= 400
+        is_odd = is_end or self.is_early or "transfer-encoding" in response.headers
+        return response._replace(is_last=response.is_last or is_odd or not is_usual)
 
 
 PUT_HEADERS = {

@@ -316,6 +316,29 @@ def test_a_connection_that_the_answer_says_will_be_closed_is_not_kept(service, c
     assert len(client.idle_connections) == 1
 
 
+@pytest.mark.parametrize(
+    "fault, is_kept",
+    [
+        (dict(code="WriteQuotaExceed", status=403), True),
+        (dict(code="PostBodyInvalid", status=400), True),
+        (dict(code="ServerBusy", status=503), False),
+        (dict(answer=ForeignAnswer(403, {}, b"forbidden")), False),
+        (dict(answer=ForeignAnswer(403, {"Connection": "close"}, b"{}", request_id=True)), False),
+    ],
+)
+def test_a_refusal_by_the_service_costs_no_connection(service, clean_environment, fault, is_kept):
+    """A project at its quota refuses much. Who has trouble of its own, or isn't the service, may be another next time."""
+    use_environment(clean_environment, service)
+    client = client_for(service)
+    put(client)
+    ((connection, _),) = client.idle_connections
+    with service.add_fault("PutLogs", **fault), pytest.raises(CallError):
+        put(client)
+    assert [one for one, _ in client.idle_connections] == [connection] * is_kept
+    put(client)
+    assert len(taken(service)) == 2
+
+
 def test_a_put_that_fails_before_it_is_sent_holds_up_no_other(service, clean_environment):
     """One thread at a time prepares its put; whatever happens there, it is the next one's turn."""
 
@@ -435,6 +458,35 @@ def test_what_comes_beyond_an_answer_is_not_taken_for_that_of_the_next_put():
         there.sendall(WHOLE_ANSWERS["accepted"] * 2)
         response = put.receive()
         assert (response.status, response.is_last) == (200, True)
+
+
+REFUSAL = b"HTTP/1.1 403 Forbidden\r\nx-log-requestid: 1\r\n%s\r\n%s"
+LENGTH = b"Content-Length: %d\r\n" % len(ERROR_BODY)
+
+
+def test_after_a_usual_refusal_the_connection_is_used_again_wherever_that_is_split():
+    refusal = REFUSAL % (LENGTH, ERROR_BODY)
+    for split in range(1, len(refusal)):
+        with put_over_a_pair_of_sockets() as (put, there):
+            there.sendall(refusal[:split])
+            assert put.receive() is None
+            there.sendall(refusal[split:])
+            response = put.receive()
+            assert (response.status, response.body, response.is_last) == (403, ERROR_BODY, False)
+
+
+@pytest.mark.parametrize(
+    "head, body",
+    [
+        (LENGTH, ERROR_BODY + b"HTTP/1.1 200 OK"),
+        (LENGTH + b"Connection: close\r\n", ERROR_BODY),
+        (b"Transfer-Encoding: chunked\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(ERROR_BODY), ERROR_BODY)),
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n"),
+    ],
+    ids=["more comes", "closes", "chunks", "chunks and a length"],
+)
+def test_after_an_odd_refusal_it_is_not(head, body):
+    assert outcome_of(REFUSAL % (head, body), is_closed=False)[2]
 
 
 class Pieces(ssl.SSLSocket):

@@ -1367,6 +1367,18 @@ def test_what_takes_as_long_as_a_bound_is_counted_up_to_it():
     assert upto == [0, 1, 2, 2, 3]
 
 
+@pytest.mark.parametrize("refusal, connections", [(answer(b"403 Quota", ERROR % b"WriteQuotaExceed"), 1), (BUSY, 9)])
+def test_a_target_that_refuses_much_is_asked_over_one_connection(world, refusal, connections):
+    """As one at its quota does; one that has trouble of its own may have less elsewhere."""
+    batch = world.submit("a0")
+    for _ in range(8):
+        world.answer("a0", refusal)
+        world.turn(10.0)
+    world.answer("a0")
+    world.assert_delivered(batch)
+    assert len(world.opened) == connections
+
+
 # ---- what fails within this process
 
 
