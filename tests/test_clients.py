@@ -25,6 +25,7 @@ from local_log_service import ForeignAnswer, LocalLogService
 
 import dispatch_data
 from dispatch_data import (
+    NETWORK_ERRORS,
     PUT_HEADERS,
     RESPONSE_TIMEOUT,
     CallError,
@@ -232,6 +233,57 @@ def test_an_answer_that_does_not_come_in_time_ends_whatever_the_line(
     assert not watchdog.deadlines
 
 
+class Trickler(socketserver.ThreadingTCPServer):
+    """Of TLS, or the answer to CONNECT, it sends the beginning, and then a byte now and then, without end."""
+
+    allow_reuse_address = daemon_threads = True
+    CONNECTED = b"HTTP/1.1 200 OK\r\n"
+    SERVER_HELLO = bytes.fromhex("160303400002003ffc0303")  # the beginning of one of 16 KB
+
+    def __init__(self, trickles_connect=False):
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                beginning = Trickler.SERVER_HELLO
+                if self.request.recv(1 << 16).startswith(b"CONNECT "):
+                    self.request.sendall(Trickler.CONNECTED)
+                    if trickles_connect:
+                        beginning = b"X-Header: "
+                    else:
+                        self.request.sendall(b"\r\n")
+                        self.request.recv(1 << 16)
+                with contextlib.suppress(OSError):
+                    self.request.sendall(beginning)
+                    while True:
+                        self.request.sendall(b"x")
+                        time.sleep(0.05)
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.mark.parametrize("way", ["direct", "proxy's answer", "proxy", "tls-proxy"])
+def test_the_opening_of_a_connection_that_trickles_ends(clean_environment, tmp_path, way):
+    """Its time is counted from its beginning, not from the last byte: by TLS's own deadline, or by the watchdog."""
+    with contextlib.ExitStack() as stack:
+        trickler = stack.enter_context(Trickler(trickles_connect=way == "proxy's answer"))
+        stack.callback(trickler.shutdown)
+        address = "127.0.0.1:%d" % trickler.server_address[1]
+        origin = "https://" + (address if way == "direct" else "sls.test")
+        if way in ("proxy", "proxy's answer"):
+            clean_environment.setenv("https_proxy", "http://" + address)
+        elif way == "tls-proxy":
+            proxy = stack.enter_context(TlsProxy(trickler.server_address[1]))
+            stack.callback(proxy.shutdown)
+            bundle = tmp_path / "authorities.pem"
+            bundle.write_bytes(proxy.authority.cert_pem.bytes())
+            clean_environment.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+            clean_environment.setenv("https_proxy", "https://localhost:%d" % proxy.server_address[1])
+        watchdog.start()
+        with pytest.raises(NETWORK_ERRORS):
+            ConnectionFactory(origin).connect(0.3)
+    assert not watchdog.deadlines
+
+
 def test_an_answer_of_unknown_length_whose_end_does_not_come_is_none(clean_environment):
     """Without a length it ends with the connection, but not where the client itself has ended that."""
 
@@ -327,7 +379,7 @@ def test_a_connection_that_the_answer_says_will_be_closed_is_not_kept(service, c
     ],
 )
 def test_a_refusal_by_the_service_costs_no_connection(service, clean_environment, fault, is_kept):
-    """A project at its quota refuses much. Who has trouble of its own, or isn't the service, may be another next time."""
+    """A project at its quota refuses much. Who has trouble, or isn't the service, may be another next time."""
     use_environment(clean_environment, service)
     client = client_for(service)
     put(client)
