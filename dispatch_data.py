@@ -44,17 +44,17 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
-    puts again_<n>            `put_rejected`: --put-rejected has these, MainThread, the Watchdog's thread and those that
-                              refresh credentials or write, no others
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
     writes progress           the same, for the line on a terminal that says how far it is
+    puts again_<n>            `put_rejected`: with --put-rejected these run, `MainThread`, `ends silent connections`,
+                              `refreshes credentials` and `writes ...`, none of the others
 
-Locks stand above the fields that they guard: that are written under them, and read so where two must fit together.
-Single reads, and what one operation does to a set, dict or deque, may go without. Two are held at once in these orders
-only: ShardConsumer.lock, then Consumer.lock or the ThreadPool's own; CredentialSources.lock, then the redactor's;
-GroupMember.lock, then those that its call of the service takes (entries_since); any of these, then logging's. What is
-the PutLoop's alone needs none.
+Locks stand above the fields that they guard: these are written with the lock held, and read with it where two of them
+must fit together. Reading one of them, and what one operation does to a set, dict or deque, needs no lock. Two are held
+at once in these orders only: ShardConsumer.lock, then Consumer.lock or the ThreadPool's own; CredentialSources.lock,
+then the redactor's; GroupMember.lock, while `entries_since` calls the service, then those that the call takes; any of
+these, then logging's. What only the PutLoop's thread touches needs none.
 
 Global state of our own: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. Set
 once, at the start: what the table below replaces, logging's handlers and switches, stdout and stderr, the handlers and
@@ -165,7 +165,8 @@ except ImportError:
     sys.exit("dispatch_data.py: this system is no Unix; on Windows it runs in WSL or a container")
 
 if __name__ == "__main__":  # before the SDK is imported
-    # Whoever started this may have closed stdin, stdout or stderr: a socket would get the number, and all that is said.
+    # Whoever started this may have closed stdin, stdout or stderr: else a socket would become file 0, 1 or 2, and be
+    # sent what is printed.
     while os.open(os.devnull, os.O_RDWR) < 2:
         pass
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
@@ -253,12 +254,12 @@ class TopicPattern:
         return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
     def compile(self) -> re.Pattern[str]:
-        """Matches in time that grows with the topic's length, no faster: whoever writes logs chooses their topics.
+        """Matches in linear time, for whoever writes logs chooses their topics: so a*b*c becomes a(?>.*?b).*c, whose
+        atomic group, (?=(?P<s0>.*?b))(?P=s0) before Python 3.11, is never tried anew.
 
         Raises re.error for a range such as [z-a], which newer versions of Python take to match nothing.
         """
-        # What follows a star is matched where it first comes, and nowhere later: a lookahead is tried once.
-        # fnmatch.translate does so only from Python 3.9 on; without a star it gives a group and an anchor.
+        # fnmatch.translate does that only from Python 3.9 on; of a part without a star it gives (?s:...)\Z.
         # \0 stands for each star outside of brackets, for it can't be in a topic that is set.
         parts = BRACKETS_OR_STARS.sub(lambda found: found.group(1) or "\0", self.spelling).split("\0")
         first, *others = [fnmatch.translate(part)[: -len(r"\Z")] for part in parts]
@@ -564,8 +565,8 @@ class Settings:
     writers: int = env("SLS_WRITERS", in_range(int, 1, 64, "a whole number"), default="16",
         meaning="puts in the air at once, for each target")
     merge_packs: bool = env("SLS_MERGE_PACKS", check_switch, default="false",
-        meaning="true puts the packs of one agent together: fewer requests, but the console's context view "
-        "mixes them up")
+        meaning="true merges LogGroups of one agent that differ in nothing but their pack id: fewer requests, but "
+        "the console's context view mixes them up")
     rejected_dir: str = env("SLS_REJECTED_DIR", check_directory, default="",
         meaning="where LogGroups go that a target refuses for good, so that their shards can go on; none: "
         "the shards wait")
@@ -735,15 +736,17 @@ class SettingsParser:
         values, variables = {}, {}
         # What makes up an access key goes together: all of it is taken from where any of it is set.
         key_suffix = self.suffix_of(CREDENTIAL_VARIABLES, suffixes)
-        credentials = "SLS_CREDENTIALS" + key_suffix
+        credentials_variable = "SLS_CREDENTIALS" + key_suffix
         for name, setting in CONNECTION_SETTINGS.items():
             is_key = setting.variable in CREDENTIAL_VARIABLES
             suffix = key_suffix if is_key else self.suffix_of([setting.variable], suffixes)
             variable = variables[setting.variable] = setting.variable + suffix
-            if setting.variable in ACCESS_KEY_VARIABLES and self.environment.get(credentials):
-                values[name], variables[setting.variable] = "", credentials  # which hints are to name
+            if setting.variable in ACCESS_KEY_VARIABLES and self.environment.get(credentials_variable):
+                values[name], variables[setting.variable] = "", credentials_variable  # which hints name
                 if self.environment.get(variable):
-                    self.errors.append("%s: %s stands in its place; leave out one of them" % (variable, credentials))
+                    self.errors.append(
+                        "%s: %s stands in its place; leave out one of them" % (variable, credentials_variable)
+                    )
             else:
                 values[name] = self.read(setting, suffix)
         values["logstore"] = self.read(logstore, suffixes[0])
@@ -754,7 +757,7 @@ class SettingsParser:
         if not values["region"] and not is_md5_allowed():
             words = "%s must be set: OpenSSL forbids MD5 here, as in FIPS mode; signatures v1 need it, v4 do not"
             self.errors.append(words % variables["SLS_REGION"])
-        meaning = "%s=%s takes it" % (credentials, values["credentials"])
+        meaning = "%s=%s takes it" % (credentials_variable, values["credentials"])
         if values["credentials"] == "oidc":
             for name in OIDC_VARIABLES:
                 self.read(Setting(name, str, meaning))
@@ -1044,7 +1047,7 @@ class Redactor:
     """
 
     MAX_LENGTH = 10000  # characters of a secret, as others may write it
-    # Alone: no letter, digit or _ is next to it; the last character of an escape (\n, \x0a, \u000a, %0A) doesn't count.
+    # Alone: no letter, digit or _ is next to it, unless it is the end of an escape such as \n, \x0a, \u000a or %0A.
     BEGINS = r"(?:(?<![A-Za-z0-9_])|(?<=\\[abfnrtv])|(?<=\\x..)|(?<=\\u....)|(?<=%[0-9A-F].)|(?<=%[0-9a-f].))"
     ENDS = "(?![A-Za-z0-9_])"
 
@@ -1295,8 +1298,8 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
-        """Around a loop, whose thread has to `beat`: one that is permanent for ever, whatever ends it. Of threads with
-        loops of one name the last to begin counts, for it is in the place of those before."""
+        """Around a loop, whose thread has to `beat`. One that is permanent is watched on when it has ended, and then
+        stands still. Where several threads have loops of one name, that of the last to begin is watched."""
         thread = threading.current_thread()
         self.beat()
         self.loops[loop] = thread
@@ -1400,7 +1403,7 @@ class Lease(CancelToken):
 
     def renew(self, sent: float) -> bool:
         """For a heartbeat `sent` then, by the lease's clock, and answered since. Returns whether the lease holds now:
-        one that has expired stays so, and an answer that took longer than the group's timeout begins none."""
+        one that has expired is not renewed, and an answer that took longer than the group's timeout renews nothing."""
         expires = sent + self.seconds
         if self.now() > min(self.expires, expires):
             return False
@@ -1428,8 +1431,8 @@ def backoff(failures: int, longest: float = float("inf")) -> float:
 
 
 class RetryLog:
-    """What is told of calls of one kind to one place, which are retried until they succeed: by `retry`, puts by the
-    PutLoop.
+    """What is told of calls of one kind to one place, which are retried until they succeed. `retry` does that, for puts
+    the PutLoop.
 
     The first failure is told, then sums at growing intervals, then the end: when whatever failed has succeeded, and
     nothing has failed for RECOVERY_QUIET seconds.
@@ -1511,7 +1514,7 @@ FIRST_CREDENTIALS_TIMEOUT = 15.0  # seconds that calls wait for the outcome of t
 STS_DURATION = 3600  # seconds, of a key that STS is asked for
 REFRESH_MARGIN = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
 REFRESH_POLL = 1.0  # seconds between looks at whether it is time for another key
-MAX_ANSWER_BYTES = 1000 * 1000  # of an answer, its head included, but a pull's or put's; 250 bytes list a shard
+MAX_ANSWER_BYTES = 1000 * 1000  # of any answer but a pull's or a put's, head included: a list of 4000 shards fits in
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
 
 
@@ -1862,7 +1865,7 @@ class ConnectionFactory:
         # TLS inside of TLS, both of urllib3's own making; it can't send or receive without waiting.
         self.is_blocking = self.uses_tunnel and pool.proxy.scheme == "https"
         self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "") if pool.scheme == "https" else None
-        if self.trusted_cas and not self.is_blocking:
+        if self.trusted_cas and not self.is_blocking:  # there urllib3 makes two contexts, from pool.ca_certs
             pool.ca_certs = pool.ca_cert_dir = None
         # An HTTP proxy without a tunnel is told the whole URL, and who asks, with each request.
         sends_absolute_url = pool.proxy and not self.uses_tunnel
@@ -1877,7 +1880,7 @@ class ConnectionFactory:
     def connect(self, seconds: float) -> Any:
         """A new HTTPConnection, open, with so much time for each address that the host has. Raises NETWORK_ERRORS, and
         CallError."""
-        context = self.trusted_cas and self.trusted_cas.context()
+        context = self.trusted_cas and self.trusted_cas.context()  # else it raises what is wrong with the CAs
         if context and not self.is_blocking:
             self.pool.conn_kw["ssl_context"] = context
         connection: Any = self.pool._new_conn()
@@ -2166,6 +2169,7 @@ class PooledLogClient(LogClient):
             was_closed = isinstance(error, ConnectionError) and not stream.received  # RemoteDisconnected is one, too
             if not (idle and was_closed):
                 raise
+            # else it is sent once more, below
         finally:
             if is_kept:
                 self.idle_connections.append((connection, time.monotonic()))
@@ -2243,8 +2247,8 @@ class PutInFlight:
         self.need_connection()
 
     def claim(self) -> bool:
-        """True for the first who calls it: a thread of PutLoop.opener, which sends the put, or the loop, whose time for
-        it is over."""
+        """True for the first who calls it: a thread of PutLoop.opener, which then sends the put, or the loop, which
+        then ends it, for its deadline has passed."""
         return self.claimed.acquire(blocking=False)
 
     def need_connection(self) -> None:
@@ -2679,8 +2683,8 @@ class Drain:
                 count = max(0, cursor_position(self.ends[shard]) - position)
                 if has_begun:
                     self.totals.setdefault(shard, count)
-                # A drain is over only when each shard has a checkpoint, even an empty one. But a read-only one that
-                # never had a log may never get one: in a group that consumes in order nobody is given it.
+                # A drain is over only when each shard has a checkpoint, even a shard without logs. But if that is
+                # read-only it may never get one: in a group that consumes in order nobody is given it.
                 needs_begin = not has_begun and (checkpoint or statuses[shard] != "readonly")
                 if count or needs_begin:
                     left[shard] = count
@@ -2964,9 +2968,9 @@ def show_status(settings: Settings, as_json: bool, max_lag: float | None) -> int
 # ---- delivery: every put until the target has taken it --------------------------------------------------------------
 
 SLOW_PUT_SECONDS, SLOW_PUT_RATE = 5.0, 250 * 1000  # seconds, bytes a second: slower puts don't raise the limit
-DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, as it was before its first put
-FEW_LOG_GROUPS = 20  # of a batch, that may be delivered behind one that fails
-HOLD_SECONDS = 60.0  # for which a target in doubt holds up what its batches have for others; then these few go on
+DOUBT_SECONDS = 5.0  # after which a target that fails and accepts nothing is in doubt, see Target.is_doubtful
+FEW_LOG_GROUPS = 20  # see rule 1 of Batch
+HOLD_SECONDS = 60.0  # see rule 2 of Batch
 LONGEST_BATCH = 5.0  # seconds, after which a batch is cut, see Batch
 GRACE = 7.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
@@ -3087,9 +3091,9 @@ class Target:
     A put that fails begins a pause. What may begin goes by how many pauses there were in a row, with no put accepted:
 
         0           all, up to `limit` puts in flight
-        1           what failed once the pause is over, all else at once, for one put in many may fail
-        2 or more   after each pause up to a quarter of `limit`: what failed and what was never tried by turns, so that
-                    a put that always fails bars no others
+        1           those never tried, at once, for one put in many may fail; those that failed, after the pause
+        2 or more   after each pause up to a quarter of `limit`: those that failed, after the next pause those never
+                    tried, and so on, so that one that always fails bars no others
 
     A target in doubt that fails has one put in flight, and others are held for it, see Batch.
     """
@@ -3112,7 +3116,7 @@ class Target:
         self.queue: dict[Batch, None] = {}  # those whose next put is for this target, the first to wait first
         self.failed: deque[tuple[PutRequest, Batch]] = deque()  # to be tried again
         self.limit = 1  # of puts in flight
-        self.timeout = 0.0  # seconds that an answer may take, by the last: or RESPONSE_TIMEOUT, whichever is more
+        self.timeout = 0.0  # seconds for an answer, twice what the last put took; RESPONSE_TIMEOUT at the least
         self.in_flight = 0
         self.failures = 0  # pauses in a row
         self.retry_at = 0.0  # when the last of these ends, by the monotonic clock
@@ -3194,10 +3198,10 @@ class Target:
         self.bytes += put.size
 
     def on_rejection(self, put: PutRequest) -> None:
-        """Counts a rejection of a put. Those from before the target last accepted something that it had rejected are
-        forgotten."""
+        """Counts a rejection of a put. When the target accepts something that it had rejected, it was itself at fault
+        until then: earlier rejections don't count any more."""
         with self.lock:
-            if put.first_rejection < self.refuted_at:  # or there was none
+            if put.first_rejection < self.refuted_at:  # also where it is -1, for there was none
                 put.first_rejection, put.rejections = time.monotonic(), 0
             if len(put.log_groups) == 1 and not put.rejections:
                 self.rejected.add(put)
@@ -3249,8 +3253,8 @@ class Target:
         1. what it has accepted since the first refusal, for it may have broken then;
         2. where the size is blamed, puts of at least that size only, unless it is beyond UNDISPUTED_BYTES;
         3. after REJECTION_PATIENCE seconds also what it accepted in the REJECTION_LOOKBACK seconds before the refusal,
-           for a lone shard that waits for its refused LogGroup gives it nothing else. By this alone MAX_UNPROVEN
-           LogGroups at the most are set aside in a row, then one each UNPROVEN_INTERVAL seconds.
+           for where a single shard waits for its refused LogGroup, no other put shows how the target is. By this rule
+           alone MAX_UNPROVEN LogGroups at the most are set aside in a row, then one each UNPROVEN_INTERVAL seconds.
         """
         size = put.size if error.code == "PostBodyTooLarge" and put.size <= UNDISPUTED_BYTES else 0
         since = put.first_rejection
@@ -3260,10 +3264,10 @@ class Target:
             waiting = max(1, len(self.rejected))
             are_few = waiting + self.unproven <= MAX_UNPROVEN
             if is_late and (are_few or now - max(self.last_accepted, self.last_unproven) > UNPROVEN_INTERVAL):
-                since -= REJECTION_LOOKBACK
+                since -= REJECTION_LOOKBACK  # rule 3
             recent = [each for each in self.outcomes if each.when >= since]
         accepted = sum(each.accepted for each in recent if each.size >= size)
-        refused = max(waiting, sum(not each.accepted for each in recent))
+        refused = max(waiting, sum(not each.accepted for each in recent))  # those that wait may be older
         if accepted >= refused:
             return True
         if (is_late or not are_few) and self.distrust_throttle.allow():
@@ -3290,8 +3294,8 @@ class Batch:
     the next put is held until the failing one is accepted,
 
     1. if it has LogGroups more than FEW_LOG_GROUPS behind the first that fails;
-    2. or if the failing put's target is in doubt, but for HOLD_SECONDS at the most. Then the puts to such a target that
-       were never tried go behind the rest, see `defer`.
+    2. or if the failing put's target is in doubt, but for HOLD_SECONDS at the most. Then what is for other targets goes
+       first, see `defer`.
 
     A batch is over when each LogGroup is accepted or set aside. One that is cut begins no put any more but those before
     a LogGroup that is already delivered or in flight; it is over once none is in flight and what is delivered has no
@@ -3306,7 +3310,7 @@ class Batch:
         self.unfinished = set(puts)  # what is neither accepted nor set aside
         # The puts that fail. It begins as the first put for each target that is failing already.
         self.failing = set({put.target: put for put in reversed(puts) if put.target.failures}.values())
-        self.failing_since = time.monotonic()
+        self.failing_since = time.monotonic()  # when the first of them failed; as long as there was none, it was made
         self.waiting = deque(sorted(puts, key=lambda put: (put not in self.failing, self.first(put))))  # never tried
         self.is_cut = False
         self.is_over = False  # nothing of it begins any more
@@ -3335,7 +3339,8 @@ class Batch:
         return bool(self.failing) and self.last(put) > min(map(self.first, self.failing)) + FEW_LOG_GROUPS
 
     def defer(self, target: Target) -> None:
-        """Has what is for a target that takes nothing begin after the rest, but before what is too far to begin."""
+        """Has what is for a target that takes nothing begin later: first what is for others, then this, then what rule
+        1 holds anyway."""
         self.waiting = deque(sorted(self.waiting, key=lambda put: (self.is_far(put), put.target is target)))
 
     def is_disputed(self) -> bool:
@@ -3703,7 +3708,7 @@ class PutLoop(threading.Thread):
             if not isinstance(error, Cancelled):
                 target.on_result(put, error)
                 target.adapt(put, error)
-        except Exception as failure:  # any, such as MemoryError: it is tried again
+        except Exception as failure:  # any, such as MemoryError: it is tried again, even if it was accepted
             error = error or failure
         try:
             if error is None or blames_put(error):
@@ -3782,7 +3787,8 @@ class PutLoop(threading.Thread):
         long_ago = time.monotonic() - HOLD_SECONDS
         for target in self.targets:
             with contextlib.suppress(Exception):
-                for batch in list(target.queue):  # rule 2 of Batch: what waits for it has been held for long enough
+                # Rule 2 of Batch, where the put that waits for this target is the next of a batch.
+                for batch in list(target.queue):
                     if max(target.last_accepted, batch.failing_since) < long_ago:
                         self.unqueue(batch)
                         batch.defer(target)
@@ -3894,7 +3900,8 @@ class Delivery:
                     self.loop.call(self.loop.cut, batch, 0)
                 elif time.monotonic() > cut_at:
                     cut_at = time.monotonic() + LONGEST_BATCH
-                    # One that is small already ends with something done, lest it begin anew again and again.
+                    # Of a large one with nothing done few LogGroups are tried next, see ShardConsumer.cut_batch; one
+                    # that is small already goes on until something is done, lest it begin anew again and again.
                     self.loop.call(self.loop.cut, batch, 1 if len(pull.log_groups) <= FEW_LOG_GROUPS else 0)
         finally:
             if not batch.is_over:
@@ -3930,19 +3937,20 @@ class Delivery:
 # what cancels each, and what becomes of the shard then. After any of the first three nothing of it begins any more but
 # its checkpoint, as long as the lease holds:
 #
-#   revoked           Consumer.revoke, by an answer     the batch ends with what has begun, at the latest GRACE seconds
-#                     without the shard                 after that or the last acceptance since, whichever is later; its
-#                                                       checkpoint has GRACE seconds more; then the shard moves
+#   revoked           Consumer.revoke, by an answer     the batch ends with what has begun, at the latest when GRACE
+#                     without the shard                 seconds have passed without an acceptance; its checkpoint has
+#                                                       GRACE seconds more; then the shard moves
 #   member.soft_stop  GroupMember.stop                  the same, but the batch has GRACE seconds in all; heartbeats go
 #                                                       on until the process ends
 #   consumer.lease    whoever finds it lost, and so     the batch has GRACE seconds, no checkpoint is saved; another
 #                     for all shards at once            consumer joins and begins at the service's checkpoints
 #   soft_stop         any of these three
-#   hard_stop         GRACE seconds after the lease     the batch is given up
+#   hard_stop         GRACE seconds after the lease     the batch is given up; not so by `revoked`
 #                     or member.soft_stop
 #   wanted_back       Consumer.take_memory              this one batch ends with what has begun: others need the memory
-#   saving()          GRACE seconds after soft_stop,    the checkpoint is given up
-#                     or after the batch if that ends later
+#   that of saving(), GRACE seconds after soft_stop,    the checkpoint is given up
+#   made for each     or after the batch if that ends
+#                     later
 
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
@@ -3960,7 +3968,8 @@ class ShardCheckpoint:
         self.member, self.source = consumer.member, consumer.member.source
         self.saved = ""  # the service's, as far as this copy knows
         self.delivered = ""  # the cursor up to which all is delivered; beyond `saved` while that is not saved
-        self.made, self.made_by_start = "", 0  # what it made where there was none, and GroupMember.group_start then
+        # The checkpoint that it made where there was none, and when the group was thought to have begun then.
+        self.made, self.made_by_start = "", 0
         # Cursors whose saving failed: the service may still apply them, after later ones.
         self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
@@ -3971,8 +3980,10 @@ class ShardCheckpoint:
     def find(self) -> None:
         """Asks for it or, where the shard has none, makes one, before anything is read. Raises CallError.
 
-        Else a copy killed before its first checkpoint would let the next begin at a later "end". What the consumer
-        before this one has delivered, but could not save, is saved if nobody has been further since.
+        Else a copy killed before its first checkpoint would let the next begin at a later "end". Where that is depends
+        on when the group began, of which copies that start at once may think differently for a moment: see GroupMember.
+
+        What the consumer before this one has delivered, but could not save, is saved if nobody has been further since.
         """
         shard, member = self.shard, self.member
         while True:
@@ -3982,8 +3993,8 @@ class ShardCheckpoint:
             found = entry.get("checkpoint") or ""
             self.seen = entry.get("updateTime") or 0, found
             member.take_older_start(entries)
-            # One that this made is made once more where the group has meanwhile turned out to be older, by what other
-            # copies say (see GroupMember): nothing was pulled yet.
+            # One that this made is made once more where another copy's checkpoint now says that the group is older:
+            # nothing was pulled yet.
             if found and (found != self.made or self.made_by_start == member.group_start):
                 break
             self.made_by_start = member.group_start
@@ -4015,8 +4026,8 @@ class ShardCheckpoint:
         that somebody has set by hand since it was looked at last, and raises SetByHand then. Raises CallError.
 
         By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
-        late, nor one of another consumer of this program, such as the holder before. Whether the service names the tool
-        then, nobody or still this consumer, its pages don't say.
+        late, nor one of another consumer of this program, such as the holder before. The service's pages don't say whom
+        the entry names then: the tool, nobody, or still this consumer.
         """
         now, interval = time.monotonic(), self.consumer.heart_beat.interval
         self.next_look = now + interval
@@ -4078,7 +4089,8 @@ class ShardCheckpoint:
         except CallError as error:
             if cursor not in self.unanswered:
                 self.unanswered.append(cursor)
-            if error.kind != ErrorKind.FENCED or self.revoked.is_cancelled():  # one that is to move may have done so
+            # A revoked shard may be another's by now: that is no sign of a lost lease.
+            if error.kind != ErrorKind.FENCED or self.revoked.is_cancelled():
                 raise
             # A read-only shard is nobody's once its end is saved: if the answer to that was lost, saving it again is
             # refused.
@@ -4129,7 +4141,7 @@ class ShardConsumer:
         self.running: set[Callable[[], None]] = set()  # `pull`, and one of the other tasks
         self.has_begun_last_save = False
         self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
-        self.moves = 0  # times that all was dropped, to begin elsewhere, and with it what a pull under way then brings
+        self.restarts = 0  # calls of `restart_at`: what a pull brings that began before the last of them is dropped
         self.reserved = 0  # bytes, for the pull under way
         self.batch_began = 0.0  # when the first batch began to be delivered, by the monotonic clock
         self.wanted_back = CancelToken()  # that batch: by Consumer.take_memory, for others that need the memory
@@ -4195,7 +4207,7 @@ class ShardConsumer:
         with self.lock:
             self.batches.clear()
             self.cursor, self.next_pull = cursor, time.monotonic() + pause
-            self.moves += 1
+            self.restarts += 1
             self.count_memory()
 
     # ---- pulls
@@ -4212,7 +4224,7 @@ class ShardConsumer:
         size = min(self.PULL_BYTES, self.consumer.memory_share())
         mean = self.mean_log_group_size or (self.INITIAL_SIZE if shards <= self.FEW_SHARDS else size)
         count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
-        moves = self.moves
+        restarts = self.restarts
         try:
             pull = self.member.pull_retries.retry(self.shard, lambda: self.pull_once(count), self.soft_stop)
             # Many idle shards are looked at less often, each time a little.
@@ -4224,7 +4236,7 @@ class ShardConsumer:
                 self.expect(2 * pull.size, len(pull.log_groups))  # compressed and not
             with self.lock:
                 self.soft_stop.check()  # else nobody would give the memory back
-                if moves != self.moves:
+                if restarts != self.restarts:
                     return
                 # Over a gap, or what a filter left out, it moves without LogGroups: a batch, too, that it be saved.
                 if pull.next_cursor != self.cursor:
@@ -4310,9 +4322,14 @@ class ShardConsumer:
         """Makes the first `done` LogGroups of the first batch, which are done with, a batch of their own, and returns
         that; what is left comes to be the next.
 
-        Where nothing is done with, few are made a batch of their own, to be tried next. Where nobody can tell any more
-        at which cursor the first part ends, the rest alone is left, and its checkpoint will stand for both. In these
-        cases it raises Cancelled, for there is nothing to save now.
+            done      end found
+            some      yes           both parts are batches, and the first is to be saved
+            some      no            the rest is the batch, and its checkpoint will stand for both
+            none      yes           both are batches, the first of FEW_LOG_GROUPS, which are tried next
+            none      no            it stays as it is
+
+        The end is the cursor behind the first part. In all cases but the first it raises Cancelled: there is nothing to
+        save.
         """
         if not done:
             self.soft_stop.check()
@@ -4423,8 +4440,8 @@ class ShardConsumer:
         self.consumer.set_held(self, sum(batch.size for batch in self.batches) + self.reserved)
 
     def expect(self, size: int, count: int) -> None:
-        """Has the next pull wait for room for as many bytes as these LogGroups had, as far as the shard's share goes,
-        and for one LogGroup at least."""
+        """For LogGroups that have taken so many bytes: as many are reserved before the next pull, but no more than the
+        shard's share, unless one LogGroup alone takes more."""
         self.needed = max(size // count, min(size, int(self.consumer.memory_share())))
 
     def is_stuck(self) -> bool:
@@ -4496,8 +4513,8 @@ class Heartbeat(threading.Thread):
                 began = self.tried = time.monotonic()
                 last = member.beats.submit(self.send_one)
                 in_flight = [*(one for one in in_flight if not one.done()), last]
-                # The next begins an interval after this one did; where this one has no answer yet, half an interval
-                # after its last try.
+                # The next begins an interval after this one did; while this one has no answer, half an interval after
+                # the last try of any.
                 while time.monotonic() < (began + self.interval if last.done() else self.tried + self.interval / 2):
                     lease.sleep(MAIN_LOOP_INTERVAL / 2)
                 while len(in_flight) >= self.MAX_IN_FLIGHT:
@@ -4618,9 +4635,12 @@ class Consumer(ConsumerWorker):
         return self.MAX_BYTES / 3 / max(1, len(self.heart_beat.owned))
 
     def take_memory(self, one: ShardConsumer, size: int) -> bool:
-        """Whether a shard was given so many bytes more. Within its share it is; beyond that, where there is room, in
-        the order in which shards began to wait. Nobody waits here: those ask again in each turn of the SDK's loop, and
-        have batches given back that no target accepts."""
+        """Whether a shard was given so many bytes more. Within its share it is; beyond that where there is room, and no
+        shard waits that asked before it. One that gets none and has no batch to deliver, which would make room, is put
+        in the queue; nobody waits here, it asks again in each turn of the SDK's loop.
+
+        The first in the queue has others give back their batches, those that hold more than their share and are stuck,
+        until that will be enough."""
         with self.lock:
             held, share = self.held.get(one, 0), self.memory_share()
             while self.waiting and self.waiting[0].soft_stop.is_cancelled():
@@ -4628,7 +4648,7 @@ class Consumer(ConsumerWorker):
             # A request for more than two thirds of MAX_BYTES, all that is beyond the shares, waits for these alone.
             missing = sum(self.held.values()) + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
             is_next = not self.waiting or self.waiting[0] is one
-            can_wait = not one.batches  # else delivering these makes room
+            can_wait = not one.batches
             if held + size <= share or (is_next and missing <= 0):
                 if one in self.waiting:
                     self.waiting.remove(one)
@@ -4640,7 +4660,7 @@ class Consumer(ConsumerWorker):
                 for other, other_holds in self.held.items():
                     if missing > 0 and other_holds > share and other.is_stuck():
                         other.wanted_back.cancel()
-                        # One that doesn't give it back soon, as of a batch that is delivered in part, hides no others.
+                        # It is counted on for a moment: a batch that is delivered in part isn't given back.
                         is_soon = time.monotonic() < other.wanted_back.cancelled_at() + MAX_BACKOFF
                         missing -= other_holds if is_soon else 0
             return False
@@ -4680,8 +4700,9 @@ class GroupMember(threading.Thread):
 
       1. A copy looks at all ends, then lists the groups again. If the group is still missing, or this copy makes it
          only now, the look is older than the group: what arrives after the group was made lies behind these ends.
-      2. Any other copy waits, before it joins, until the group has a checkpoint. After FIRST_CHECKPOINT_TIMEOUT, for
-         the group was made by hand, or who made it has died, it goes by its own look: that is all there is to know.
+      2. Any other copy waits, before it joins, until the group has a checkpoint. If there is none after
+         FIRST_CHECKPOINT_TIMEOUT, since the group was made by hand or who made it has died, it takes the ends that it
+         saw itself: that is all there is to know.
       3. The first to write a checkpoint decides: its name says when the group began, see Consumer. Who finds one begins
          its shards at that time, by GetCursor.
       4. Who has made a checkpoint by its own ends looks again, before it pulls, and takes an older start if there is
@@ -4847,8 +4868,9 @@ class GroupMember(threading.Thread):
         return min([int(name["start"], 16) for name in found if name and name["start"]], default=0)
 
     def take_older_start(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> None:
-        """Takes over when another copy says that the group began, if that is earlier. A tie counts as earlier, for
-        GetCursor takes whole seconds, unless this copy's look certainly came before the group was made."""
+        """Takes over when another copy says that the group began, if that is earlier. Both are whole seconds, as
+        GetCursor takes them: the same second may have been earlier, unless this copy has certainly looked at the ends
+        before the group was made."""
         found = self.start_by_names(checkpoints)
         is_older = found < self.group_start or (found == self.group_start and not self.is_older_than_group)
         if found and is_older:
