@@ -1362,7 +1362,7 @@ class CancelToken:
 
     def cancelled_at(self) -> float:
         """When it was, or will be, cancelled, by the monotonic clock; infinity as long as nobody knows."""
-        return min([self.own_time, *(parent.cancelled_at() + self.grace for parent in self.parents)])
+        return min([self.own_time, *[parent.cancelled_at() + self.grace for parent in self.parents]])
 
     def is_cancelled(self) -> bool:
         return self.cancelled_at() <= time.monotonic()
@@ -4388,9 +4388,11 @@ class ShardConsumer:
         return bool(self.checkpoint.unanswered and self.checkpoint.saved) and not self.has_begun_last_save
 
     def is_shutdown(self) -> bool:
-        """Called by the SDK's loop: whether the shard may move, for nothing of it is in flight."""
+        """Called by the SDK's loop in each turn: whether the shard may move, for nothing of it is in flight."""
+        if not self.revoked.is_cancelled():
+            return False
         with self.lock:
-            return self.revoked.is_cancelled() and not self.is_busy() and not self.owes_last_save()
+            return not self.is_busy() and not self.owes_last_save()
 
     def hand_over(self) -> None:
         """To be called when it is shut down: whoever of this copy holds the shard next pulls anew, but is told of the
@@ -4461,7 +4463,7 @@ class Heartbeat(threading.Thread):
     """
 
     LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, in which pulls that are due begin
-    MAX_VISITS = 2500  # of shards that the loop pays in a second: with more than 125 its turns are longer
+    MAX_VISITS = 1500  # of shards that the loop pays in a second: with more than 75 its turns are longer
     MAX_IN_FLIGHT = 4  # heartbeats
 
     def __init__(self, consumer: Consumer, group_timeout: float) -> None:
