@@ -254,8 +254,8 @@ class TopicPattern:
         return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
     def compile(self) -> re.Pattern[str]:
-        """Matches in linear time, for whoever writes logs chooses their topics: so a*b*c becomes a(?>.*?b).*c, whose
-        atomic group, (?=(?P<s0>.*?b))(?P=s0) before Python 3.11, is never tried anew.
+        """Matches in linear time, for whoever writes logs chooses their topics: a*b*c becomes
+        a(?=(?P<s0>.*?b))(?P=s0).*c, an atomic group, never tried anew, spelt so that Python before 3.11 has it, too.
 
         Raises re.error for a range such as [z-a], which newer versions of Python take to match nothing.
         """
@@ -742,7 +742,7 @@ class SettingsParser:
             suffix = key_suffix if is_key else self.suffix_of([setting.variable], suffixes)
             variable = variables[setting.variable] = setting.variable + suffix
             if setting.variable in ACCESS_KEY_VARIABLES and self.environment.get(credentials_variable):
-                values[name], variables[setting.variable] = "", credentials_variable  # which hints name
+                values[name], variables[setting.variable] = "", credentials_variable  # hints then name SLS_CREDENTIALS
                 if self.environment.get(variable):
                     self.errors.append(
                         "%s: %s stands in its place; leave out one of them" % (variable, credentials_variable)
@@ -1073,9 +1073,10 @@ class Redactor:
             else:
                 codes = "".join(r"(?:%%(?:25)*|\\+x)%02x" % byte for byte in char.encode("utf-8", "surrogateescape"))
                 spelt += r"(?:(?i:%s|\\+u%04x)|&#?\w+;|\\*%s)" % (codes, ord(char), re.escape(char))
-        is_like_a_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
-        is_word = is_like_a_word or len(secret) < 8
-        begins, ends = (is_word and re.match("[A-Za-z0-9_]", char) for char in (secret[0], secret[-1]))
+        # Such as Password, max_size, TOKEN or 10.0.0.1; and what is short.
+        may_be_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
+        stands_alone = may_be_word or len(secret) < 8
+        begins, ends = (stands_alone and re.match("[A-Za-z0-9_]", char) for char in (secret[0], secret[-1]))
         return (self.BEGINS if begins else "") + spelt + (self.ENDS if ends else "")
 
     def redact(self, text: str) -> str:
@@ -1298,8 +1299,8 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
-        """Around a loop, whose thread has to `beat`. One that is permanent is watched on when it has ended, and then
-        stands still. Where several threads have loops of one name, that of the last to begin is watched."""
+        """Around a loop, whose thread has to `beat`. One that is permanent stays watched after it has ended, and then
+        counts as standing still. Where several threads have loops of one name, that of the last to begin is watched."""
         thread = threading.current_thread()
         self.beat()
         self.loops[loop] = thread
@@ -1880,7 +1881,7 @@ class ConnectionFactory:
     def connect(self, seconds: float) -> Any:
         """A new HTTPConnection, open, with so much time for each address that the host has. Raises NETWORK_ERRORS, and
         CallError."""
-        context = self.trusted_cas and self.trusted_cas.context()  # else it raises what is wrong with the CAs
+        context = self.trusted_cas and self.trusted_cas.context()  # raises CAsUnreadable also where it isn't used
         if context and not self.is_blocking:
             self.pool.conn_kw["ssl_context"] = context
         connection: Any = self.pool._new_conn()
@@ -2039,7 +2040,25 @@ def is_reusable(connection: Any, since: float) -> bool:
     of long ago."""
     now = time.monotonic()
     is_young = now - since < MAX_IDLE and now - connection.opened < MAX_AGE
-    return is_young and not urllib3.util.wait_for_read(connection.sock, 0)
+    return is_young and is_silent(connection.sock)
+
+
+def is_silent(sock: Any) -> bool:
+    """Whether nothing lies unread on a connection, and nobody has closed it. What TLS 1.3 sends by itself, tickets
+    right after a handshake, is read here."""
+    if not urllib3.util.wait_for_read(sock, 0):
+        return True
+    with contextlib.suppress(OSError):
+        timeout = sock.gettimeout()
+        if isinstance(sock, ssl.SSLSocket):
+            sock.settimeout(0.0)
+            try:
+                sock.recv(1)
+            except ssl.SSLWantReadError:
+                return True
+            finally:
+                sock.settimeout(timeout)
+    return False
 
 
 class CallContext(threading.local):
@@ -2502,8 +2521,8 @@ class LogstoreApi:
                 raise ValueError("a pull of %d LogGroups, announced as %d" % (len(log_groups), announced))
             if next_position < 0:
                 raise ValueError("the next cursor is none: %s" % escape_for_log(next_cursor, 60))
-            # Between any two LogGroups there is a cursor, for `count` may be 1: so many of them move it at least as
-            # far. It may move farther, over positions that have none, a gap or what retention has dropped. A cache or a
+            # Between any two LogGroups there is a cursor, for `count` may be 1: so n LogGroups move the cursor by n at
+            # least. It may move farther, over positions without any, a gap or what retention has dropped. A cache or a
             # proxy in confusion may give the answer of an earlier pull, which would lead back, or of a larger one.
             if next_position - position < len(log_groups) or len(log_groups) > count:
                 words = len(log_groups), cursor, next_cursor
@@ -3013,7 +3032,8 @@ class DeadLetterDirectory:
         name = self.beginning_of_name(target, config) + "%s-%s" % (place, short_hash(self.source.encode(), data))
         endings = ["-" + each if each else "" for each in (code, *REJECTION_CODES, "")]
         paths = [os.path.join(self.directory, "%s%s.loggroup" % (name, ending)) for ending in endings]
-        path = next(filter(os.path.lexists, paths), paths[0])  # by whatever code it was refused before
+        # The file that is there already, by whatever code it was refused before; else a new one by this code.
+        path = next(filter(os.path.lexists, paths), paths[0])
         with self.lock:
             if time.monotonic() - self.looked > self.RESCAN_INTERVAL:
                 with os.scandir(self.directory) as entries:
@@ -3092,8 +3112,8 @@ class Target:
 
         0           all, up to `limit` puts in flight
         1           those never tried, at once, for one put in many may fail; those that failed, after the pause
-        2 or more   after each pause up to a quarter of `limit`: those that failed, after the next pause those never
-                    tried, and so on, so that one that always fails bars no others
+        2 or more   after each pause up to a quarter of `limit`: those never tried, after the next pause those that
+                    failed, and so on, so that one that always fails bars no others
 
     A target in doubt that fails has one put in flight, and others are held for it, see Batch.
     """
@@ -3254,7 +3274,8 @@ class Target:
         2. where the size is blamed, puts of at least that size only, unless it is beyond UNDISPUTED_BYTES;
         3. after REJECTION_PATIENCE seconds also what it accepted in the REJECTION_LOOKBACK seconds before the refusal,
            for where a single shard waits for its refused LogGroup, no other put shows how the target is. By this rule
-           alone MAX_UNPROVEN LogGroups at the most are set aside in a row, then one each UNPROVEN_INTERVAL seconds.
+           alone MAX_UNPROVEN LogGroups at the most are set aside in a row, those that wait included, until the target
+           accepts something; then one each UNPROVEN_INTERVAL seconds after the last of them, or that.
         """
         size = put.size if error.code == "PostBodyTooLarge" and put.size <= UNDISPUTED_BYTES else 0
         since = put.first_rejection
@@ -3289,9 +3310,9 @@ class Target:
 class Batch:
     """What is to be put of one pull, and what has become of it: a latch for whoever delivers it.
 
-    Its puts begin in the order of the pull, but for the first put to each target that is failing, which begins before
-    the others. Were the batch to end at a put that fails, what is delivered behind that would be delivered twice. So
-    the next put is held until the failing one is accepted,
+    A checkpoint is one cursor: what is delivered of a pull behind, that is later than, something that isn't will be
+    delivered again. So its puts begin in the order of the pull, but for the first put to each target that is failing,
+    which begins before the others. And while a put fails the next one is held,
 
     1. if it has LogGroups more than FEW_LOG_GROUPS behind the first that fails;
     2. or if the failing put's target is in doubt, but for HOLD_SECONDS at the most. Then what is for other targets goes
@@ -3310,7 +3331,7 @@ class Batch:
         self.unfinished = set(puts)  # what is neither accepted nor set aside
         # The puts that fail. It begins as the first put for each target that is failing already.
         self.failing = set({put.target: put for put in reversed(puts) if put.target.failures}.values())
-        self.failing_since = time.monotonic()  # when the first of them failed; as long as there was none, it was made
+        self.failing_since = time.monotonic()  # when the first of them failed; until then, when it was made
         self.waiting = deque(sorted(puts, key=lambda put: (put not in self.failing, self.first(put))))  # never tried
         self.is_cut = False
         self.is_over = False  # nothing of it begins any more
@@ -3525,6 +3546,8 @@ class PutLoop(threading.Thread):
     def replace(self, batch: Batch, put: PutRequest, puts: Sequence[PutRequest]) -> None:
         """Has these puts tried in the place of one that was blamed."""
         if batch.is_over:
+            for one in {put, *puts}:
+                one.target.forget(one)
             return
         batch.unfinished.update(puts)
         if put not in puts:
@@ -3756,6 +3779,8 @@ class PutLoop(threading.Thread):
     def close_idle(self, file: int) -> None:
         """One that the other side has closed, or where something has come that nobody has asked for."""
         if file in self.idle:
+            if is_silent(self.idle[file][1][0].sock):
+                return
             client, idle = self.idle.pop(file)
             with contextlib.suppress(ValueError):  # a put has taken it, and failed within this process
                 client.idle_connections.remove(idle)
@@ -3787,7 +3812,7 @@ class PutLoop(threading.Thread):
         long_ago = time.monotonic() - HOLD_SECONDS
         for target in self.targets:
             with contextlib.suppress(Exception):
-                # Rule 2 of Batch, where the put that waits for this target is the next of a batch.
+                # Whose next put has had no turn for HOLD_SECONDS: what is for others goes first, by rule 2 of Batch.
                 for batch in list(target.queue):
                     if max(target.last_accepted, batch.failing_since) < long_ago:
                         self.unqueue(batch)
@@ -3919,7 +3944,7 @@ class Delivery:
 
     def settle_blamed(self, batch: Batch, pull: PullResult) -> None:
         """Has puts that were blamed for what they bring split, set aside, or tried again."""
-        while batch.blamed:
+        while batch.blamed and not batch.is_over:
             put, error = batch.blamed.popleft()
             self.loop.call(self.loop.replace, batch, put, put.target.split_or_reject(put, error, pull))
 
@@ -3945,12 +3970,12 @@ class Delivery:
 #   consumer.lease    whoever finds it lost, and so     the batch has GRACE seconds, no checkpoint is saved; another
 #                     for all shards at once            consumer joins and begins at the service's checkpoints
 #   soft_stop         any of these three
-#   hard_stop         GRACE seconds after the lease     the batch is given up; not so by `revoked`
-#                     or member.soft_stop
+#   hard_stop         GRACE seconds after the lease     the batch is given up
+#                     or member.soft_stop, but not
+#                     by `revoked`
 #   wanted_back       Consumer.take_memory              this one batch ends with what has begun: others need the memory
-#   that of saving(), GRACE seconds after soft_stop,    the checkpoint is given up
-#   made for each     or after the batch if that ends
-#                     later
+#   saving()          GRACE seconds after soft_stop,    the checkpoint is given up; made anew for each
+#                     or the batch if that ends later
 
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
@@ -3968,20 +3993,21 @@ class ShardCheckpoint:
         self.member, self.source = consumer.member, consumer.member.source
         self.saved = ""  # the service's, as far as this copy knows
         self.delivered = ""  # the cursor up to which all is delivered; beyond `saved` while that is not saved
-        # The checkpoint that it made where there was none, and when the group was thought to have begun then.
+        # The checkpoint that it made where there was none, and GroupMember.group_start when it did.
         self.made, self.made_by_start = "", 0
         # Cursors whose saving failed: the service may still apply them, after later ones.
         self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
         self.next_look = time.monotonic() + consumer.heart_beat.interval
-        # An entry that was asked for before then may be of the holder before, or of before this one saved.
+        # Entries asked for earlier are stale: they may show the former holder's checkpoint, or an earlier one.
         self.entry_since = consumer.heart_beat.assigned
 
     def find(self) -> None:
         """Asks for it or, where the shard has none, makes one, before anything is read. Raises CallError.
 
-        Else a copy killed before its first checkpoint would let the next begin at a later "end". Where that is depends
-        on when the group began, of which copies that start at once may think differently for a moment: see GroupMember.
+        Else a copy killed before its first checkpoint would let the next begin at a later "end". With
+        SLS_CURSOR_START=end it begins where the shard ended at GroupMember.group_start, when the group began, which
+        another copy's checkpoint may turn out to have been earlier than this copy thought.
 
         What the consumer before this one has delivered, but could not save, is saved if nobody has been further since.
         """
@@ -4647,7 +4673,8 @@ class Consumer(ConsumerWorker):
             held, share = self.held.get(one, 0), self.memory_share()
             while self.waiting and self.waiting[0].soft_stop.is_cancelled():
                 self.waiting.popleft()
-            # A request for more than two thirds of MAX_BYTES, all that is beyond the shares, waits for these alone.
+            # Two thirds of MAX_BYTES are beyond the shares. A request for more than that waits until these are free,
+            # and goes beyond MAX_BYTES then.
             missing = sum(self.held.values()) + min(size, self.MAX_BYTES * 2 // 3) - self.MAX_BYTES
             is_next = not self.waiting or self.waiting[0] is one
             can_wait = not one.batches
@@ -4662,7 +4689,8 @@ class Consumer(ConsumerWorker):
                 for other, other_holds in self.held.items():
                     if missing > 0 and other_holds > share and other.is_stuck():
                         other.wanted_back.cancel()
-                        # It is counted on for a moment: a batch that is delivered in part isn't given back.
+                        # That is counted on for MAX_BACKOFF seconds: who hasn't given it back by then has delivered a
+                        # part of it, and keeps it; then the next is asked.
                         is_soon = time.monotonic() < other.wanted_back.cancelled_at() + MAX_BACKOFF
                         missing -= other_holds if is_soon else 0
             return False
@@ -4698,10 +4726,10 @@ class GroupMember(threading.Thread):
     """This copy in the consumer group: joins it, and joins again whenever its consumer has lost the lease.
 
     Where is the end, when SLS_CURSOR_START says end? Several copies may start at once, and a call take any time. What
-    arrives after the group was made must lie behind it, in every shard, whoever gets that:
+    arrives after the group was made must not be skipped, in any shard, whoever gets that:
 
       1. A copy looks at all ends, then lists the groups again. If the group is still missing, or this copy makes it
-         only now, the look is older than the group: what arrives after the group was made lies behind these ends.
+         only now, it has looked before the group was made: what arrives after that lies beyond these ends.
       2. Any other copy waits, before it joins, until the group has a checkpoint. If there is none after
          FIRST_CHECKPOINT_TIMEOUT, since the group was made by hand or who made it has died, it takes the ends that it
          saw itself: that is all there is to know.
@@ -4870,9 +4898,9 @@ class GroupMember(threading.Thread):
         return min([int(name["start"], 16) for name in found if name and name["start"]], default=0)
 
     def take_older_start(self, checkpoints: Mapping[int, Mapping[str, Any]]) -> None:
-        """Takes over when another copy says that the group began, if that is earlier. Both are whole seconds, as
-        GetCursor takes them: the same second may have been earlier, unless this copy has certainly looked at the ends
-        before the group was made."""
+        """Takes over when another copy says that the group began, if that is earlier. Of the same second, the unit of
+        GetCursor, nobody can tell which was earlier: then it is the other's, unless this copy has certainly looked at
+        the ends before the group was made."""
         found = self.start_by_names(checkpoints)
         is_older = found < self.group_start or (found == self.group_start and not self.is_older_than_group)
         if found and is_older:

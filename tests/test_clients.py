@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
+import urllib3
 from aliyun.log.proto import LogGroup
 from conftest import logstore_config
 from harness import GROUP, PROJECT, SOURCE, make_log_group, settings_for
@@ -231,6 +232,34 @@ def test_an_answer_that_does_not_come_in_time_ends_whatever_the_line(
         last = put(client)
         assert last in taken(service) and len(client.idle_connections) == 1
     assert not watchdog.deadlines
+
+
+@pytest.fixture
+def idle_tls_connection(clean_environment):
+    """A client over https, and a connection that it has opened ahead: the tickets of TLS 1.3 lie unread on it."""
+    with LocalLogService(https=True) as service:
+        service.create_logstore(PROJECT, "nginx")
+        use_environment(clean_environment, service)
+        client = client_for(service)
+        put(client)
+        client.idle_connections[0][0].opened -= dispatch_data.MAX_AGE - 1
+        client.open_ahead(2)
+        connection, _ = client.idle_connections[-1]
+        assert connection.sock.version() == "TLSv1.3" and len(client.idle_connections) == 2
+        assert urllib3.util.wait_for_read(connection.sock, 10), "tickets"
+        yield client, connection
+    assert not dispatch_data.is_silent(connection.sock), "the service is gone"
+
+
+def test_the_tickets_of_tls_are_not_taken_for_something_that_nobody_has_asked_for(idle_tls_connection):
+    client, connection = idle_tls_connection
+    client.close_stale(all_idle=False)
+    assert connection in [one for one, _ in client.idle_connections]
+    assert client.take_idle() is connection
+    assert connection.sock.gettimeout() is None
+    client.idle_connections.append((connection, time.monotonic()))
+    put(client)
+    assert client.idle_connections[-1][0] is connection
 
 
 class Trickler(socketserver.ThreadingTCPServer):

@@ -7,12 +7,14 @@ import http.client
 import os
 import selectors
 import socket
+import ssl
 import sys
 import threading
 import time
 import types
 
 import pytest
+import trustme
 from conftest import logstore_config
 
 import dispatch_data
@@ -717,9 +719,11 @@ def test_of_a_batch_that_is_given_up_nothing_blamed_is_tried_again(world):
     (first, _), (second, _) = batch.blamed
     world.call(world.loop.replace, batch, first, [first])
     world.call(world.loop.end, batch)
+    world.targets["a"].dead_letter_retries.on_failure(second, OSError("as it ended, it could not be set aside"))
     world.call(world.loop.replace, batch, second, [second])
     world.turn(10)
     assert world.begun == ["a0", "a1"]
+    assert not world.targets["a"].dead_letter_retries.failing
     world.assert_at_rest()
 
 
@@ -1117,6 +1121,39 @@ def test_what_is_given_up_while_its_connection_is_opened_is_not_sent_and_says_no
     assert (world.targets["a"].failures, world.targets["a"].retries, world.targets["a"].log_groups) == (0, 0, 0)
     assert len(world.targets["a"].client.idle_connections) == 1
     world.assert_at_rest()
+
+
+def in_tls(world, authority):
+    """A connection of the world in TLS 1.3, its tickets still unread."""
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("sls.test").configure_cert(server)
+    authority.configure_trust(client)
+    connection = world.connect()
+    there = world.other_ends.pop(connection.sock)
+    ends = []
+    thread = threading.Thread(target=lambda: ends.append(server.wrap_socket(there, server_side=True)), daemon=True)
+    thread.start()
+    connection.sock = client.wrap_socket(connection.sock, server_hostname="sls.test")
+    thread.join()
+    world.other_ends[connection.sock] = ends[0]
+    assert connection.sock.version() == "TLSv1.3"
+    return connection
+
+
+def test_an_idle_connection_is_not_closed_for_the_tickets_of_tls_but_for_anything_else(world):
+    connection = in_tls(world, trustme.CA())
+    client = world.targets["a"].client
+    client.factory.connect = lambda _: connection
+    world.opener.is_held = True
+    world.call(world.loop.end, world.submit("a0"))
+    world.open()
+    for _ in range(3):
+        world.turn(0.5)
+        assert [one for one, _ in client.idle_connections] == [connection]
+    assert world.loop.sleeps[-1] > 0, "it is told of the tickets once"
+    world.other_ends[connection.sock].sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    world.turn(0.5)
+    assert not client.idle_connections and connection.sock is None
 
 
 @pytest.mark.parametrize(
@@ -1659,6 +1696,21 @@ def test_whoever_delivers_waits_without_haste_and_misses_nothing(world, delivery
     delivery.run(batch, [step])
     assert [round(when - began, 1) for when in waits] == [0.2, 0.4, 0.4, 0.6, 0.8]
     assert delivery.calls == [("replace", put, [])]
+
+
+def test_of_a_batch_that_is_over_nothing_more_is_set_aside(world, delivery):
+    """It would be so again when it is delivered again."""
+    batch = world.batch("a0 a1")
+    put, _ = batch.puts
+    put.target.split_or_reject = None
+
+    def step():
+        batch.blamed.append((put, CallError("PostBodyInvalid", "", 400)))
+        batch.is_cut = True
+        end(batch)
+
+    delivery.run(batch, [step])
+    assert "replace" not in [name for name, *_ in delivery.calls]
 
 
 def test_unmatched_ones_are_counted_as_far_as_the_batch_was_done_with(world, delivery):
