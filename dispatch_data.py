@@ -47,8 +47,8 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
     writes progress           the same, for the line on a terminal that says how far it is
-    puts again_<n>            `put_rejected`: with --put-rejected these run, `MainThread`, `ends silent connections`,
-                              `refreshes credentials` and `writes ...`, none of the others
+    puts again_<n>            `put_rejected`: beside them run only `MainThread`, `ends silent connections`,
+                              `refreshes credentials` and `writes ...`
 
 Locks stand above the fields that they guard: these are written with the lock held, and read with it where two of them
 must fit together. Reading one of them, and what one operation does to a set, dict or deque, needs no lock. Two are held
@@ -94,7 +94,7 @@ What is used or replaced here of other packages' internals, each with a test tha
                               test_the_sdk_still_keeps_the_bytes_of_a_pull
     urllib3.HTTPSConnectionPool._new_conn, ._prepare_proxy, requests' HTTPAdapter.get_connection_with_tls_context
                               ConnectionFactory opens connections as requests does: test_proxies.py
-    _signal                   what signal is made of, for that imports enough to be interrupted: test_starting.py
+    _signal                   importing signal takes so long that Ctrl-C may come meanwhile: test_starting.py
     logging.FileHandler._open
                               QuietLogFile's opens one that nobody else writes to
                               test_a_log_file_that_is_full_goes_on_beside_another_of_its_name
@@ -574,8 +574,8 @@ class Settings:
         meaning="where the log file goes, the newest of those before it stay; empty: no file, stderr alone")
     log_level: str = env("SLS_LOG_LEVEL", check_log_level, default="INFO", meaning="what is logged")
     metrics_port: int | str = env("SLS_METRICS_PORT", in_range(int, 1, 65535, "a port"), default="",  # "": none
-        meaning="where /metrics (Prometheus) and /healthz are served, for each copy of a machine another; "
-        "none: nowhere")
+        meaning="the port of /metrics (Prometheus) and /healthz, for each copy on a machine a port of its own; "
+        "none: they are not served")
     metrics_host: str = env("SLS_METRICS_HOST", check_address, default="127.0.0.1",
         meaning="the address they are served on; 0.0.0.0 is all of them")
 
@@ -1083,7 +1083,7 @@ class Redactor:
         return self.pattern.sub("***", text)
 
     def cut(self, text: str, longest: int) -> str:
-        """The same of a text's first so many characters. Secrets go first: half of one is none that is known."""
+        """Redacts a text and cuts it to its first `longest` characters, in this order: half a secret is not known."""
         if len(text) <= longest:
             return self.redact(text)
         found = self.pattern.finditer(text, 0, longest + self.MAX_LENGTH)
@@ -1770,7 +1770,7 @@ MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
 # Bytes that an answer to a pull may have, its head included. A pull is asked for as much as the memory suits, but one
 # LogGroup may have 10 MB (the SDKs' own limit is 30), and nothing says how many more come with it.
 MAX_PULL_BYTES = 100 * 1000 * 1000
-MAX_PUT_ANSWER_BYTES = 100 * 1000  # it says nothing, or why not; what has come is read anew whenever more comes
+MAX_PUT_ANSWER_BYTES = 100 * 1000  # it is empty, or an error; and read from its beginning whenever more has come
 MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
 MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
 # What else opening a connection, sending a request and reading its answer may raise than CallError.
@@ -1802,7 +1802,7 @@ class Deadline:
         return time.monotonic() > self.end
 
     def abort(self) -> None:
-        """Called by the watchdog's thread: ends the connection under the one that waits for it, which closes it."""
+        """Called by the watchdog's thread: shuts the connection down. Whoever waits for it wakes up and closes it."""
         sock = self.connection.sock
         if sock:
             with contextlib.suppress(OSError):
@@ -1866,7 +1866,7 @@ class ConnectionFactory:
         # TLS inside of TLS, both of urllib3's own making; it can't send or receive without waiting.
         self.is_blocking = self.uses_tunnel and pool.proxy.scheme == "https"
         self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "") if pool.scheme == "https" else None
-        if self.trusted_cas and not self.is_blocking:  # there urllib3 makes two contexts, from pool.ca_certs
+        if self.trusted_cas and not self.is_blocking:  # else urllib3 makes two of pool.ca_certs
             pool.ca_certs = pool.ca_cert_dir = None
         # An HTTP proxy without a tunnel is told the whole URL, and who asks, with each request.
         sends_absolute_url = pool.proxy and not self.uses_tunnel
@@ -1959,8 +1959,8 @@ class ReceivedStream(ResponseStream):
 
 
 class ResponseReader(io.BufferedReader):
-    """What http.client reads an answer from: that would take a head without its blank line for a whole one, cut off in
-    the middle of a header's value maybe, and make room for as much as is announced."""
+    """What http.client reads an answer from. By itself http.client would take a head without its blank line for a whole
+    one, cut off in the middle of a header's value maybe, and make room for as much as is announced."""
 
     raw: ResponseStream
 
@@ -2111,8 +2111,8 @@ class PooledLogClient(LogClient):
         self.idle_connections: deque[tuple[Any, float]] = deque()
         self.last_date = "", 0.0  # that of the last answer, and when it came, by the monotonic clock
         self.of_thread = CallContext()
-        # Closes a connection. Of a PutClient it is PutLoop.close_connection, which stops watching it as well; such a
-        # client's idle connections are closed by the loop alone, never by `close_stale`.
+        # Closes a connection. Of a PutClient it is PutLoop.close_connection, which takes it from the selector as well;
+        # such a client's idle connections are closed by the loop alone, never by `close_stale`.
         self.discard: Callable[[Any], None] = lambda connection: connection.close()
         watchdog.start()
 
@@ -2361,7 +2361,7 @@ class PutClient(PooledLogClient):
         return in_flight
 
     def sign(self, resource: str, size: int, body: bytes) -> tuple[bytes, str]:
-        """(request, token) of a put whose compressed `body` has `size` bytes before."""
+        """(request, token) of a put. `body` is compressed, `size` its bytes before that."""
         key, now = self.credential_source.get_credentials(), int(time.time())
         if now != self.second:
             iso, rfc = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now)), email.utils.formatdate(now, usegmt=True)
@@ -2434,8 +2434,8 @@ class PullResult(NamedTuple):
     shard: int
 
     def place_of(self, log_group: LogGroup) -> str:
-        """Shard and position of one of its LogGroups: the same however pulls are cut, for the service numbers the
-        LogGroups of a shard."""
+        """Shard and position of one of its LogGroups: the same whatever pull brings it, for the service numbers the
+        LogGroups of a shard; but for a gap behind it in the same pull, which it is not known to make."""
         index = next(index for index, each in enumerate(self.log_groups) if each is log_group)
         return "%d-%d" % (self.shard, cursor_position(self.next_cursor) - len(self.log_groups) + index)
 
@@ -2581,7 +2581,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
         """The standard library's, called with the work in the queue already."""
         try:
             super()._adjust_thread_count()
-        except (RuntimeError, MemoryError) as error:  # raised, it would have what is queued already submitted again
+        except (RuntimeError, MemoryError) as error:  # who calls `submit` would do that again, if this were raised
             if not self._threads:
                 raise
             if self.throttle.allow():
@@ -3115,7 +3115,7 @@ class Target:
         2 or more   after each pause up to a quarter of `limit`: those never tried, after the next pause those that
                     failed, and so on, so that one that always fails bars no others
 
-    A target in doubt that fails has one put in flight, and others are held for it, see Batch.
+    A target that is in doubt and fails has one put in flight, and batches hold what is for others, by rule 2 of Batch.
     """
 
     def __init__(
@@ -3274,8 +3274,8 @@ class Target:
         2. where the size is blamed, puts of at least that size only, unless it is beyond UNDISPUTED_BYTES;
         3. after REJECTION_PATIENCE seconds also what it accepted in the REJECTION_LOOKBACK seconds before the refusal,
            for where a single shard waits for its refused LogGroup, no other put shows how the target is. By this rule
-           alone MAX_UNPROVEN LogGroups at the most are set aside in a row, those that wait included, until the target
-           accepts something; then one each UNPROVEN_INTERVAL seconds after the last of them, or that.
+           alone MAX_UNPROVEN LogGroups at the most, those that wait included, are set aside until the target accepts
+           something; beyond that one each UNPROVEN_INTERVAL seconds, counted from the last acceptance or set aside.
         """
         size = put.size if error.code == "PostBodyTooLarge" and put.size <= UNDISPUTED_BYTES else 0
         since = put.first_rejection
@@ -3310,9 +3310,9 @@ class Target:
 class Batch:
     """What is to be put of one pull, and what has become of it: a latch for whoever delivers it.
 
-    A checkpoint is one cursor: what is delivered of a pull behind, that is later than, something that isn't will be
-    delivered again. So its puts begin in the order of the pull, but for the first put to each target that is failing,
-    which begins before the others. And while a put fails the next one is held,
+    A checkpoint is one cursor: all that is delivered behind the first LogGroup that isn't will be delivered again. So
+    its puts begin in the order of the pull, but for the first put to each target that is failing, which begins before
+    the others. And while a put fails the next one is held,
 
     1. if it has LogGroups more than FEW_LOG_GROUPS behind the first that fails;
     2. or if the failing put's target is in doubt, but for HOLD_SECONDS at the most. Then what is for other targets goes
@@ -3335,7 +3335,7 @@ class Batch:
         self.waiting = deque(sorted(puts, key=lambda put: (put not in self.failing, self.first(put))))  # never tried
         self.is_cut = False
         self.is_over = False  # nothing of it begins any more
-        self.accepted_at = 0.0  # when a put was so last, by the monotonic clock
+        self.accepted_at = 0.0  # when one of its puts was last accepted, by the monotonic clock
         self.blamed: deque[tuple[PutRequest, CallError]] = deque()  # puts for Target.split_or_reject
         self.failure: Exception | None = None  # one of this process
         self.change = threading.Event()  # it is over, has failed, or has puts in `blamed`
@@ -3388,6 +3388,8 @@ class Batch:
             if self.first(put) < last:
                 last = max(last, self.last(put))
                 self.waiting.append(put)
+            else:
+                self.failing.discard(put)
         self.is_cut = True
 
     def fail(self, failure: Exception) -> None:
@@ -3748,6 +3750,7 @@ class PutLoop(threading.Thread):
                 if not batch.failing:
                     batch.failing_since = time.monotonic()
                 batch.failing.add(put)
+                self.unqueue(batch)  # the next one may have to be held now
                 target.failed.append((put, batch))
                 self.call_at(target.retry_at, self.make_ready, target)
         except Exception as failure:  # any, such as MemoryError: the batch is tried again as a whole
@@ -3974,8 +3977,9 @@ class Delivery:
 #                     or member.soft_stop, but not
 #                     by `revoked`
 #   wanted_back       Consumer.take_memory              this one batch ends with what has begun: others need the memory
-#   saving()          GRACE seconds after soft_stop,    the checkpoint is given up; made anew for each
-#                     or the batch if that ends later
+#   saving()          GRACE seconds after soft_stop or  the checkpoint is given up; made anew for each
+#                     the end of the batch, whichever
+#                     is later
 
 MAIN_LOOP_INTERVAL = 0.1  # seconds between looks at whether something is to be done
 
@@ -4006,8 +4010,8 @@ class ShardCheckpoint:
         """Asks for it or, where the shard has none, makes one, before anything is read. Raises CallError.
 
         Else a copy killed before its first checkpoint would let the next begin at a later "end". With
-        SLS_CURSOR_START=end it begins where the shard ended at GroupMember.group_start, when the group began, which
-        another copy's checkpoint may turn out to have been earlier than this copy thought.
+        SLS_CURSOR_START=end it begins where the shard ended when the group began, at GroupMember.group_start. Another
+        copy's checkpoint may tell that this was earlier than this copy thought: see GroupMember.
 
         What the consumer before this one has delivered, but could not save, is saved if nobody has been further since.
         """
@@ -4019,8 +4023,8 @@ class ShardCheckpoint:
             found = entry.get("checkpoint") or ""
             self.seen = entry.get("updateTime") or 0, found
             member.take_older_start(entries)
-            # One that this made is made once more where another copy's checkpoint now says that the group is older:
-            # nothing was pulled yet.
+            # What the first round has made the second reads back, and makes it anew if another copy's checkpoint says
+            # by then that the group is older: nothing was pulled yet.
             if found and (found != self.made or self.made_by_start == member.group_start):
                 break
             self.made_by_start = member.group_start
@@ -4031,7 +4035,7 @@ class ShardCheckpoint:
         if cursor_position(found) < 0:
             raise unreadable_checkpoint(shard, entry)
         former = member.former.get(shard)
-        if former and former.was_last_to_save(entry):
+        if former and former.was_last_to_save(entry):  # even what is there already: an older one may still come late
             self.send(max(found, former.delivered, key=cursor_position))
         else:
             self.saved = self.delivered = found
@@ -4264,7 +4268,7 @@ class ShardConsumer:
                 self.soft_stop.check()  # else nobody would give the memory back
                 if restarts != self.restarts:
                     return
-                # Over a gap, or what a filter left out, it moves without LogGroups: a batch, too, that it be saved.
+                # The cursor may move without LogGroups, over a gap: that is a batch, too, so that it is saved.
                 if pull.next_cursor != self.cursor:
                     self.batches.append(pull)
                     self.cursor = pull.next_cursor
@@ -4290,7 +4294,7 @@ class ShardConsumer:
                 raise  # the cursor is fine, and so will be the next answer
         pull = self.pull_from(oldest, count)
         saved, arrived = "an unknown time", "now"
-        with contextlib.suppress(CallError, KeyError):
+        with contextlib.suppress(CallError, KeyError, TypeError):  # it may not be known
             saved = format_local(self.source.get_checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
             arrived = format_local(self.source.arrival_time(self.shard, oldest))
         log.error(
@@ -4321,7 +4325,8 @@ class ShardConsumer:
             self.checkpoint.delivered = batch.next_cursor
             self.checkpoint.save(self.saving())
             with self.lock:
-                self.batches.popleft()
+                if self.batches:  # else the shard was let go of meanwhile
+                    self.batches.popleft()
                 self.count_memory()
 
     def deliver_to_targets(self, batch: PullResult) -> PullResult:
@@ -4689,8 +4694,8 @@ class Consumer(ConsumerWorker):
                 for other, other_holds in self.held.items():
                     if missing > 0 and other_holds > share and other.is_stuck():
                         other.wanted_back.cancel()
-                        # That is counted on for MAX_BACKOFF seconds: who hasn't given it back by then has delivered a
-                        # part of it, and keeps it; then the next is asked.
+                        # Its memory counts as coming for MAX_BACKOFF seconds: a shard that hasn't given it back by then
+                        # has delivered a part of the batch, and keeps it.
                         is_soon = time.monotonic() < other.wanted_back.cancelled_at() + MAX_BACKOFF
                         missing -= other_holds if is_soon else 0
             return False
@@ -4740,7 +4745,9 @@ class GroupMember(threading.Thread):
          begins later than whoever was first has decided.
     """
 
-    FIRST_CHECKPOINT_TIMEOUT = 60.0  # seconds: a few calls may be answered late, and one in vain
+    FIRST_CHECKPOINT_TIMEOUT = (
+        60.0  # seconds: of the calls before a checkpoint some may be slow, and one run out of time
+    )
     RECENT_SAVE = 60.0  # seconds; who has saved a checkpoint within them, or the group's timeout, is there
 
     def __init__(

@@ -727,6 +727,34 @@ def test_of_a_batch_that_is_given_up_nothing_blamed_is_tried_again(world):
     world.assert_at_rest()
 
 
+def test_a_put_that_waits_for_its_turn_is_held_when_one_before_it_fails(world):
+    """By rule 2: nobody knows of target a whether it takes puts."""
+    world.warm_up("b")
+    world.targets["b"].limit = 1
+    world.submit("b8")
+    batch = world.submit("a0 b1")
+    assert world.in_flight() == ["a0", "b8"] and batch in world.targets["b"].queue
+    world.hang_up("a0")
+    world.answer("b8")
+    assert "b1" not in world.begun
+    while "a0" not in world.in_flight():
+        world.turn(1.0)
+    world.answer("a0")
+    world.answer("b1")
+    world.assert_delivered(batch)
+
+
+def test_what_a_cut_calls_off_holds_nothing(world_of):
+    world = world_of("abc")
+    for name in "ac":
+        world.targets[name].failures = 1
+    batch = world.batch("b0 c1 a2")
+    begun = batch.waiting.popleft()
+    assert (names_of([begun]), sorted(names_of(batch.failing))) == (["c1"], ["a2", "c1"])
+    batch.cut()
+    assert (names_of(batch.waiting), names_of(batch.failing)) == (["b0"], ["c1"])
+
+
 # ---- the end of a batch
 
 

@@ -36,10 +36,14 @@ class Source:
     def on_look(self):
         pass
 
+    def on_save(self):
+        pass
+
     def save_checkpoint(self, _, consumer, __, checkpoint):
         if self.failures:
             raise self.failures.pop(0)
         self.saved.append(checkpoint)
+        self.on_save()
         self.set(checkpoint, consumer, len(self.saved) + 1)
 
     def pull_logs(self, _, begin, count, *__):
@@ -64,8 +68,8 @@ class World:
     def __init__(self):
         self.source, self.submitted, self.held = Source(), [], []
         self.member = types.SimpleNamespace(
-            source=self.source, soft_stop=CancelToken(), group="group", group_start=1, former={}, subject="source",
-            settings=types.SimpleNamespace(fetch_interval=1.0, cursor_start="begin"), expired_tokens=list,
+            source=self.source, soft_stop=CancelToken(), group="group", group_start=1, former={},
+            subject="source", drain=None, settings=types.SimpleNamespace(fetch_interval=1.0, cursor_start="begin"), expired_tokens=list,
             pull_retries=Retries(), checkpoint_retries=Retries(), begin_retries=Retries(),
             entries_since=lambda _: dict(self.source.entries), take_older_start=lambda _: None,
             first_cursor=lambda _: cursor(self.member.group_start),
@@ -162,6 +166,38 @@ def delivering(world, done=30):
     calls = []
     world.member.delivery = types.SimpleNamespace(deliver=lambda *_: calls.append(len(world.source.saved)) or (done, 0))
     return calls
+
+
+def test_a_shard_may_be_let_go_of_while_its_batch_is_saved(world):
+    """As where the lease is lost and the answer takes longer than anybody waits for it."""
+    shard = world.shard_consumer(0, [batch_of(0, 30)])
+    delivering(world)
+    world.source.on_save = shard.hand_over
+    shard.deliver()
+    assert (world.source.saved, list(shard.batches)) == ([cursor(30)], [])
+
+
+@pytest.mark.parametrize("entry", [{}, {"updateTime": None}, {"updateTime": 1e6}])
+def test_logs_that_retention_took_are_told_whether_or_not_it_is_known_when_the_checkpoint_was_saved(
+    world, caplog, entry
+):
+    shard = world.shard_consumer(10)
+    pull_logs = world.source.pull_logs
+    expired = CallError("InvalidCursor", "", 400)
+
+    def pull_what_is_left(shard_number, begin, *rest):
+        if begin == cursor(10):
+            raise expired
+        return pull_logs(shard_number, begin, *rest)
+
+    world.source.pull_logs = pull_what_is_left
+    world.source.get_cursor = lambda _, where: cursor({"begin": 20, "end": 40}[where])
+    world.source.arrival_time = lambda *_: 0
+    world.source.entries[0].pop("updateTime")
+    world.source.entries[0].update(entry)
+    assert shard.pull_once(5).log_groups == LOG_GROUPS[20:25]
+    assert "SKIPPED" in caplog.text
+    assert ("an unknown time" in caplog.text) == (not entry.get("updateTime"))
 
 
 def test_a_batch_is_delivered_saved_and_forgotten(world):
