@@ -53,8 +53,8 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
 Locks stand above the fields that they guard: these are written with the lock held, and read with it where two of them
 must fit together. Reading one of them, and what one operation does to a set, dict or deque, needs no lock. Two are held
 at once in these orders only: ShardConsumer.lock, then Consumer.lock or the ThreadPool's own; CredentialSources.lock,
-then the redactor's; GroupMember.lock, while `entries_since` calls the service, then those that the call takes; any of
-these, then logging's. What only the PutLoop's thread touches needs none.
+then the redactor's; either lock of GroupMember.entries_since, which calls the service, then those that the call takes;
+any of these, then logging's. What only the PutLoop's thread touches needs none.
 
 Global state of our own: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. Set
 once, at the start: what the table below replaces, logging's handlers and switches, stdout and stderr, the handlers and
@@ -1986,7 +1986,7 @@ class Response(NamedTuple):
     status: int
     body: bytes
     headers: Mapping[str, str]  # names in lower case; of one that comes twice the first counts, but x-log-* are joined
-    is_last: bool  # its connection isn't used again: the other side says so, or was not the service, or not well
+    is_last: bool  # its connection isn't used again
 
 
 def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, str]], None] | None = None) -> Response:
@@ -2010,7 +2010,8 @@ def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, st
             headers[name] += ", " + value
     if before_body and response.status == 200:
         before_body(headers)
-    is_last = response.will_close or response.status >= 500 or REQUEST_ID not in headers
+    # 403 and 429 are refusals as of a quota, by the thousand; after others, another server may answer otherwise.
+    is_last = response.will_close or response.status not in (200, 403, 429) or REQUEST_ID not in headers
     return Response(response.status, response.read(), headers, is_last)
 
 
@@ -2046,19 +2047,30 @@ def is_reusable(connection: Any, since: float) -> bool:
 def is_silent(sock: Any) -> bool:
     """Whether nothing lies unread on a connection, and nobody has closed it. What TLS 1.3 sends by itself, tickets
     right after a handshake, is read here."""
+    is_tls = isinstance(sock, ssl.SSLSocket)
+    if is_tls and sock.pending():
+        return False
     if not urllib3.util.wait_for_read(sock, 0):
         return True
-    with contextlib.suppress(OSError):
-        timeout = sock.gettimeout()
-        if isinstance(sock, ssl.SSLSocket):
+    if not is_tls or sock.version() != "TLSv1.3":
+        return False
+    timeout, end = sock.gettimeout(), 0
+    try:
+        # Of a record that has come in part nobody can tell what it is, and OpenSSL would take that part away.
+        data = socket.socket.recv(sock, 65536, socket.MSG_PEEK)
+        while end < len(data):
+            end += 5 + int.from_bytes(data[end + 3 : end + 5], "big")
+        if data and end == len(data):
             sock.settimeout(0.0)
-            try:
-                sock.recv(1)
-            except ssl.SSLWantReadError:
-                return True
-            finally:
-                sock.settimeout(timeout)
-    return False
+            sock.recv(1)  # an answer, or the end; where nothing but tickets has come it raises SSLWantReadError
+        return False
+    except ssl.SSLWantReadError:
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            sock.settimeout(timeout)
 
 
 class CallContext(threading.local):
@@ -2312,7 +2324,7 @@ class PutInFlight:
             return None
         if self.is_early and response.status == 200:
             raise http.client.HTTPException(ANSWERED_TOO_EARLY)
-        # After a usual refusal, as of a quota, the connection is used again; after others nobody knows what else comes.
+        # After a usual refusal the connection is used again; after anything odd nobody knows what else comes.
         body = INTERIM_ANSWERS.sub(b"", self.received).partition(b"\r\n\r\n")[2]
         is_usual = response.headers.get("content-length") == str(len(body)) and response.status >= 400
         is_odd = is_end or self.is_early or "transfer-encoding" in response.headers
@@ -3506,8 +3518,8 @@ class PutLoop(threading.Thread):
         is_busy = self.calls or (self.ready and len(self.flights) < self.max_in_flight)
         events = self.selector.select(0 if is_busy else max(0.0, wait))
         self.is_asleep = False
-        for key, _ in events:
-            self.on_event(key.fd)
+        for key, mask in events:
+            self.on_event(key.fd, mask)
         if time.monotonic() >= self.next_housekeeping:
             self.next_housekeeping = time.monotonic() + self.HOUSEKEEPING_INTERVAL
             self.end_what_is_over()
@@ -3535,11 +3547,14 @@ class PutLoop(threading.Thread):
 
     def queue_next(self, batch: Batch) -> None:
         """Has the next put of a batch wait for its turn at its target, unless it is held."""
-        if batch.waiting:
-            target = batch.waiting[0].target
-            if batch not in target.queue and not batch.is_held():
-                target.queue[batch] = None
-                self.make_ready(target)
+        if not batch.waiting:
+            return
+        target = batch.waiting[0].target
+        if batch.is_held():  # which it may not have been before
+            target.queue.pop(batch, None)
+        elif batch not in target.queue:
+            target.queue[batch] = None
+            self.make_ready(target)
 
     def unqueue(self, batch: Batch) -> None:
         if batch.waiting:
@@ -3673,8 +3688,8 @@ class PutLoop(threading.Thread):
         if flight.sent < len(flight.request):
             self.selector.modify(flight.sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
-    def on_event(self, file: int) -> None:
-        """Something has come over a connection, it has been closed, or it takes more."""
+    def on_event(self, file: int, mask: int) -> None:
+        """Something has come over a connection, or it has been closed (EVENT_READ); or it takes more (EVENT_WRITE)."""
         if file == self.wake_receiver.fileno():
             with contextlib.suppress(BlockingIOError):
                 self.wake_receiver.recv(4096)
@@ -3684,11 +3699,13 @@ class PutLoop(threading.Thread):
             self.close_idle(file)
             return
         try:
-            if flight.sent < len(flight.request):
+            # What has come before all was sent is taken first, for that is when it shows that it is early.
+            response = flight.receive() if mask & selectors.EVENT_READ else None
+            if not response and flight.sent < len(flight.request):
                 with contextlib.suppress(ConnectionError):  # who won't read it all may have said why, as gateways do
                     if flight.send():
                         self.selector.modify(flight.sock, selectors.EVENT_READ)
-            response = flight.receive()
+                response = flight.receive()
             if response:
                 self.leave(flight, not response.is_last)
                 self.on_response(flight, response)
@@ -3750,7 +3767,6 @@ class PutLoop(threading.Thread):
                 if not batch.failing:
                     batch.failing_since = time.monotonic()
                 batch.failing.add(put)
-                self.unqueue(batch)  # the next one may have to be held now
                 target.failed.append((put, batch))
                 self.call_at(target.retry_at, self.make_ready, target)
         except Exception as failure:  # any, such as MemoryError: the batch is tried again as a whole
@@ -4017,7 +4033,7 @@ class ShardCheckpoint:
         """
         shard, member = self.shard, self.member
         while True:
-            entries = member.entries_since(self.entry_since)
+            entries = member.entries_since(self.entry_since) or {}
             self.entry_since = time.monotonic()  # if there is another round, the entry is asked for anew
             entry = entries.get(shard, {})
             found = entry.get("checkpoint") or ""
@@ -4052,8 +4068,10 @@ class ShardCheckpoint:
         return self.source.get_checkpoints(self.member.group, self.shard).get(self.shard, {})
 
     def look(self, is_fresh: bool = True) -> str:
-        """Returns the service's; if that need not be fresh, as asked for not long ago for all shards at once. Obeys one
-        that somebody has set by hand since it was looked at last, and raises SetByHand then. Raises CallError.
+        """Returns the service's. Obeys one that somebody has set by hand since it was looked at last, and raises
+        SetByHand then. Raises CallError.
+
+        If it need not be fresh, it may be what was asked for all shards not long ago; while another asks, Cancelled.
 
         By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
         late, nor one of another consumer of this program, such as the holder before. The service's pages don't say whom
@@ -4062,9 +4080,14 @@ class ShardCheckpoint:
         now, interval = time.monotonic(), self.consumer.heart_beat.interval
         self.next_look = now + interval
         if is_fresh:
-            self.entry_since, entry = now, self.get_entry()
+            entry = self.get_entry()
+            self.entry_since = time.monotonic()
         else:
-            entry = self.member.entries_since(max(self.entry_since, now - interval / 2)).get(self.shard, {})
+            entries = self.member.entries_since(max(self.entry_since, now - interval / 2), is_look=True)
+            if entries is None:
+                self.next_look = now + 1.0
+                raise Cancelled
+            entry = entries.get(self.shard, {})
         found, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
         latest = entry.get("updateTime") or 0, found
         if latest == self.seen or latest[0] < self.seen[0]:
@@ -4190,8 +4213,8 @@ class ShardConsumer:
             now, is_ending = time.monotonic(), self.soft_stop.is_cancelled()
             if not self.is_busy():
                 if is_ending and self.owes_last_save():
+                    self.begin(self.save_last, "its last checkpoint")
                     self.has_begun_last_save = True
-                    self.begin(self.save_again, "its last checkpoint")
                 elif is_ending:
                     return
                 elif not self.cursor:
@@ -4399,8 +4422,12 @@ class ShardConsumer:
         return cursor
 
     def save_again(self) -> None:
-        """A task: now and then as long as there is nothing to deliver, and at the end."""
-        self.checkpoint.save_again(self.saving(), is_last=self.has_begun_last_save)
+        """A task: now and then as long as there is nothing to deliver."""
+        self.checkpoint.save_again(self.saving(), is_last=False)
+
+    def save_last(self) -> None:
+        """A task: once at the end, if saving a checkpoint has failed."""
+        self.checkpoint.save_again(self.saving(), is_last=True)
 
     def saving(self) -> CancelToken:
         """However long a batch has taken since the shard was revoked, its checkpoint has GRACE seconds from now on."""
@@ -4441,7 +4468,7 @@ class ShardConsumer:
     def is_saving_last(self) -> bool:
         """Whether that is under way, or due."""
         with self.lock:
-            return self.owes_last_save() or (self.has_begun_last_save and self.save_again in self.running)
+            return self.owes_last_save() or self.save_last in self.running
 
     # ---- the memory that pulls and batches take, see Consumer.take_memory
 
@@ -4494,7 +4521,7 @@ class Heartbeat(threading.Thread):
     """
 
     LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, in which pulls that are due begin
-    MAX_VISITS = 1500  # of shards that the loop pays in a second: with more than 75 its turns are longer
+    MAX_VISITS = 1500  # of shards that the loop pays in a second while all are idle: more than 75 make turns longer
     MAX_IN_FLIGHT = 4  # heartbeats
 
     def __init__(self, consumer: Consumer, group_timeout: float) -> None:
@@ -4517,7 +4544,8 @@ class Heartbeat(threading.Thread):
     def get_held_shards(self) -> set[int]:
         """Called by the SDK's loop at the beginning of each turn, which so waits here."""
         watchdog.beat()
-        self.wake_up.wait(max(self.LOOP_INTERVAL, len(self.owned) / self.MAX_VISITS))
+        longest = len(self.owned) / self.MAX_VISITS if self.consumer.is_idle() else 0.0
+        self.wake_up.wait(max(self.LOOP_INTERVAL, longest))
         self.wake_up.clear()
         with self.lock:
             # One that was revoked before the loop made a ShardConsumer for it would never be let go of.
@@ -4700,6 +4728,10 @@ class Consumer(ConsumerWorker):
                         missing -= other_holds if is_soon else 0
             return False
 
+    def is_idle(self) -> bool:
+        """Whether no shard has anything to deliver, or waits for memory to pull. Called by the SDK's loop."""
+        return not self.waiting and not any(one.batches for one in self.shard_consumers.values())
+
     def revoke(self, shard: int) -> None:
         if shard in self.shard_consumers:
             self.shard_consumers[shard].revoked.cancel()
@@ -4780,9 +4812,9 @@ class GroupMember(threading.Thread):
         self.is_older_than_group = False  # whether that look certainly came before the group was made
         # Of whoever held a shard last: what was delivered without being saved, and which checkpoints may come late.
         self.former: dict[int, ShardCheckpoint] = {}
-        self.lock = threading.Lock()  # over, while they are read as well:
-        self.entries: dict[int, dict[str, Any]] = {}  # the group's, of LogstoreApi.get_checkpoints
-        self.entries_read = -1.0  # when these were asked for, by the monotonic clock
+        # When the group's entries, of LogstoreApi.get_checkpoints, were asked for, by the monotonic clock, and these.
+        self.entries: tuple[float, dict[int, dict[str, Any]]] = -1.0, {}
+        self.begin_lock, self.look_lock = threading.Lock(), threading.Lock()  # each over one call for them at a time
 
     def run(self) -> None:
         try:
@@ -4913,14 +4945,19 @@ class GroupMember(threading.Thread):
         if found and is_older:
             self.end_cursors_at_start, self.group_start = {}, found
 
-    def entries_since(self, moment: float) -> dict[int, dict[str, Any]]:
-        """The group's, asked for since then, by the monotonic clock: once for many shards that begin together. Raises
-        CallError."""
-        with self.lock:
-            began = time.monotonic()
-            if self.entries_read < moment:
-                self.entries, self.entries_read = self.source.get_checkpoints(self.group), began
-            return self.entries
+    def entries_since(self, moment: float, is_look: bool = False) -> dict[int, dict[str, Any]] | None:
+        """The group's, asked for since then, by the monotonic clock: once for many shards that begin together, or look
+        together. A look waits for no other: it gets None while one is under way. Raises CallError."""
+        lock = self.look_lock if is_look else self.begin_lock
+        if not lock.acquire(blocking=not is_look):
+            return None
+        with contextlib.ExitStack() as stack:
+            stack.callback(lock.release)
+            began, (read, entries) = time.monotonic(), self.entries
+            if read < moment:
+                entries = self.source.get_checkpoints(self.group)
+                self.entries = began, entries
+            return entries
 
     def first_cursor(self, shard: int) -> str:
         """Where a shard without a checkpoint begins. Raises CallError."""

@@ -1444,6 +1444,22 @@ def test_a_target_that_refuses_much_is_asked_over_one_connection(world, refusal,
     assert len(world.opened) == connections
 
 
+@pytest.mark.parametrize("text", [ACCEPTED, answer(b"403 Quota", ERROR % b"WriteQuotaExceed")], ids=["200", "403"])
+def test_an_answer_that_came_before_all_was_sent_is_early_however_fast_the_rest_is_sent(world, text):
+    """A success says nothing then, and after anything else the connection is not used again."""
+    batch = world.submit_large(300 * 1000)
+    in_flight, there = world.tries["a0"][0], world.socket_of("a0")
+    assert 0 < in_flight.sent < len(in_flight.request)
+    there.sendall(text)
+    there.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:  # there is room for the rest, in one piece
+            there.recv(1 << 20)
+    world.turn()
+    assert in_flight not in world.loop.flights
+    assert batch.unfinished and not world.targets["a"].client.idle_connections
+
+
 # ---- what fails within this process
 
 

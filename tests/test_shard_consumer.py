@@ -1,14 +1,27 @@
 """What a shard's consumer saves, of what, and when: each of its steps alone, with lists in the service's place."""
 
 import base64
+import collections
 import contextlib
+import threading
 import time
 import types
 
 import pytest
 
 import dispatch_data
-from dispatch_data import CallError, Cancelled, CancelToken, Lease, LogGroup, PullResult, ShardConsumer
+from dispatch_data import (
+    CallError,
+    Cancelled,
+    CancelToken,
+    Consumer,
+    GroupMember,
+    Heartbeat,
+    Lease,
+    LogGroup,
+    PullResult,
+    ShardConsumer,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -68,10 +81,11 @@ class World:
     def __init__(self):
         self.source, self.submitted, self.held = Source(), [], []
         self.member = types.SimpleNamespace(
-            source=self.source, soft_stop=CancelToken(), group="group", group_start=1, former={},
-            subject="source", drain=None, settings=types.SimpleNamespace(fetch_interval=1.0, cursor_start="begin"), expired_tokens=list,
+            source=self.source, soft_stop=CancelToken(), group="group", group_start=1, former={}, drain=None,
+            settings=types.SimpleNamespace(fetch_interval=1.0, cursor_start="begin"), expired_tokens=list,
+            subject="source",
             pull_retries=Retries(), checkpoint_retries=Retries(), begin_retries=Retries(),
-            entries_since=lambda _: dict(self.source.entries), take_older_start=lambda _: None,
+            entries_since=lambda *_, **__: dict(self.source.entries), take_older_start=lambda _: None,
             first_cursor=lambda _: cursor(self.member.group_start),
             tasks=types.SimpleNamespace(submit=lambda *task: self.submitted.append(task)),
         )  # fmt: skip
@@ -249,12 +263,85 @@ def test_an_idle_shard_looks_at_an_entry_that_was_asked_for_since_it_saved(world
     shard, since = world.shard_consumer(10), []
     before = time.monotonic()
     save(shard, 11)
-    world.member.entries_since = lambda moment: since.append(moment) or dict(world.source.entries)
+    world.member.entries_since = lambda moment, is_look: since.append(moment) or dict(world.source.entries)
     shard.save_again()
     world.consumer.heart_beat.interval = 1e-9
     shard.save_again()
     assert before < since[0] < since[1] <= time.monotonic()
     assert since[0] == shard.checkpoint.entry_since
+
+
+def test_an_idle_shard_waits_for_no_look_of_another(world):
+    """That may take as long as a call may; meanwhile it delivers, and lets the shard go."""
+    shard = world.shard_consumer(10)
+    shard.checkpoint.next_look = 0.0
+    world.member.entries_since = lambda *_, **__: None
+    shard.next_pull = time.monotonic() + 60
+    shard.begin_tasks()
+    began = time.monotonic()
+    world.perform()
+    assert not shard.running and 0.5 < shard.checkpoint.next_look - began < 2.0
+    assert world.source.saved == []
+
+
+def member_that_asks(get_checkpoints):
+    member = GroupMember.__new__(GroupMember)
+    member.entries, member.group = (-1.0, {}), "group"
+    member.begin_lock, member.look_lock = threading.Lock(), threading.Lock()
+    member.source = types.SimpleNamespace(get_checkpoints=get_checkpoints)
+    return member
+
+
+def test_whoever_looks_or_begins_waits_for_no_look_that_is_not_answered():
+    is_asked, is_answered, asked = threading.Event(), threading.Event(), []
+
+    def get_checkpoints(_):
+        asked.append(len(asked))
+        if len(asked) == 1:
+            is_asked.set()
+            is_answered.wait(30)
+        return {"asked": asked[-1]}
+
+    member = member_that_asks(get_checkpoints)
+    now, found = time.monotonic(), []
+    thread = threading.Thread(target=lambda: found.append(member.entries_since(now, is_look=True)), daemon=True)
+    thread.start()
+    assert is_asked.wait(10)
+    assert member.entries_since(now, is_look=True) is None
+    assert member.entries_since(now) == {"asked": 1}
+    is_answered.set()
+    thread.join()
+    assert len(asked) == 2
+    assert member.entries_since(now, is_look=True) is not None
+    assert len(asked) == 2, "those that are there will do"
+
+
+def test_a_failed_look_stands_in_the_way_of_none():
+    def get_checkpoints(_):
+        raise REFUSED
+
+    member = member_that_asks(get_checkpoints)
+    for is_look in (True, False) * 2:
+        with pytest.raises(CallError):
+            member.entries_since(time.monotonic(), is_look)
+
+
+@pytest.mark.parametrize(
+    "what, longest",
+    [("nothing", 2.0), ("a batch", Heartbeat.LOOP_INTERVAL), ("a wait for memory", Heartbeat.LOOP_INTERVAL)],
+)
+def test_only_a_copy_that_is_idle_visits_many_shards_less_often(world, what, longest):
+    """Whoever waits for memory asks again in each turn."""
+    consumer, waits = Consumer.__new__(Consumer), []
+    consumer.shard_consumers = {0: world.shard_consumer(0, [batch_of(0, 30)] * (what == "a batch"))}
+    consumer.waiting = collections.deque([0] * (what == "a wait for memory"))
+    heartbeat = Heartbeat.__new__(Heartbeat)
+    heartbeat.consumer, heartbeat.lock, heartbeat.reported = consumer, threading.Lock(), set()
+    heartbeat.let_go, heartbeat.owned = {}, set(range(2 * Heartbeat.MAX_VISITS))
+    heartbeat.wake_up = types.SimpleNamespace(wait=waits.append, clear=lambda: None)
+    consumer.lease = Lease(60)
+    assert heartbeat.get_held_shards() == heartbeat.owned
+    assert waits == [longest]
 
 
 def test_the_last_look_is_a_fresh_one(world):
