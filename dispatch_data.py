@@ -175,6 +175,7 @@ if __name__ == "__main__":  # before the SDK is imported
     is_pypy = platform.python_implementation() == "PyPy"
     if is_pypy and "PYPY_GC_NURSERY" not in os.environ and os.path.isfile(sys.argv[0]):
         os.environ["PYPY_GC_NURSERY"] = "16MB"
+        os.environ.setdefault("PYPY_GC_MAX_DELTA", "48MB")  # of garbage before it is collected, where much is in use
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the new process gets below, or execv fails
         with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as command_line:
             os.execv(sys.executable, command_line.read().split(b"\0")[:-1])  # noqa: S606

@@ -26,6 +26,8 @@ beginning, _, end = PROGRAM.read_text(encoding="utf-8").rpartition(MAIN)
 CODE = [compile(text, str(PROGRAM), "exec") for text in (beginning, MAIN + end)]
 
 context = multiprocessing.get_context("forkserver")
+# How PyPy collects garbage: as the program has it, which would start its interpreter anew for it.
+GARBAGE = {"PYPY_GC_NURSERY": "16MB", "PYPY_GC_MAX_DELTA": "48MB"}
 
 
 def start_server() -> None:
@@ -33,7 +35,7 @@ def start_server() -> None:
     context.set_forkserver_preload([__name__])
     changes = {
         "PYTHONPATH": os.pathsep.join(sys.path),  # older Pythons don't hand over sys.path in time
-        "PYPY_GC_NURSERY": "16MB",  # as the program has it, which would start its interpreter anew for it
+        **GARBAGE,
     }
     before = dict(os.environ)
     os.environ.update(changes)
@@ -69,7 +71,7 @@ def run(
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
-    os.environ.setdefault("PYPY_GC_NURSERY", "16MB")
+    os.environ.update({**GARBAGE, **os.environ})
     time.tzset()
     os.chdir(directory)
     for number in (signal.SIGHUP, signal.SIGTERM, *ignored):

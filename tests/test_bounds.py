@@ -128,6 +128,7 @@ def test_memory_does_not_follow_the_processors_cache(service, copies, wanted, gi
     wait_until_joined(service, copy)
     environment = Path("/proc/%d/environ" % copy.process.pid).read_bytes().split(b"\0")
     assert b"PYPY_GC_NURSERY=" + given.encode() in environment
+    assert (b"PYPY_GC_MAX_DELTA=48MB" in environment) == (wanted is None), "who chooses for himself chooses both"
     assert copy.stop() == 0
 
 
