@@ -4168,7 +4168,8 @@ class ShardConsumer:
     again.
     """
 
-    PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
+    PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory, down to:
+    MIN_PULL_BYTES = 500 * 1000  # else calls for pulls and checkpoints would cost more than the puts
     MAX_BATCHES = 3  # that a shard may hold before it pulls another; one that is cut counts as two
     MAX_IDLE_PULLS = 100  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 100 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
@@ -4275,7 +4276,7 @@ class ShardConsumer:
         """A task: pulls once, and retries until there is an answer."""
         shards, shortest = len(self.consumer.heart_beat.owned), self.member.settings.fetch_interval
         self.next_pull = time.monotonic() + self.interval
-        size = min(self.PULL_BYTES, self.consumer.memory_share())
+        size = min(self.PULL_BYTES, max(self.MIN_PULL_BYTES, self.consumer.memory_share()))
         mean = self.mean_log_group_size or (self.INITIAL_SIZE if shards <= self.FEW_SHARDS else size)
         count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
         restarts = self.restarts
@@ -4502,8 +4503,9 @@ class ShardConsumer:
 
     def expect(self, size: int, count: int) -> None:
         """For LogGroups that have taken so many bytes: as many are reserved before the next pull, but no more than the
-        shard's share, unless one LogGroup alone takes more."""
-        self.needed = max(size // count, min(size, int(self.consumer.memory_share())))
+        shard's share or a pull of MIN_PULL_BYTES takes, unless one LogGroup alone takes more."""
+        most = max(2 * self.MIN_PULL_BYTES, int(self.consumer.memory_share()))
+        self.needed = max(size // count, min(size, most))
 
     def is_stuck(self) -> bool:
         """Whether its targets take longer than they should for the first batch."""
@@ -4542,8 +4544,9 @@ class Heartbeat(threading.Thread):
         self.answered = 0.0  # when the last of those that have an answer was sent, by the same
         self.assigned: float = 0.0  # when a shard was assigned last, by the monotonic clock
 
-    def get_held_shards(self) -> set[int]:
-        """Called by the SDK's loop at the beginning of each turn, which so waits here."""
+    def get_held_shards(self) -> Iterable[int]:
+        """Called by the SDK's loop at the beginning of each turn, which so waits here, and then visits them in this
+        order: those that wait for memory first."""
         watchdog.beat()
         longest = len(self.owned) / self.MAX_VISITS if self.consumer.is_idle() else 0.0
         self.wake_up.wait(max(self.LOOP_INTERVAL, longest))
@@ -4551,7 +4554,8 @@ class Heartbeat(threading.Thread):
         with self.lock:
             # One that was revoked before the loop made a ShardConsumer for it would never be let go of.
             self.let_go_of(self.reported - {*self.owned, *self.consumer.shard_consumers})
-            return self.owned
+            owned = self.owned
+        return dict.fromkeys([*filter(owned.__contains__, self.consumer.waiting_shards()), *owned])
 
     def let_go_of(self, shards: set[int]) -> None:
         """Called with `lock` held."""
@@ -4728,6 +4732,11 @@ class Consumer(ConsumerWorker):
                         is_soon = time.monotonic() < other.wanted_back.cancelled_at() + MAX_BACKOFF
                         missing -= other_holds if is_soon else 0
             return False
+
+    def waiting_shards(self) -> list[int]:
+        """Those that wait for memory, the first to wait first."""
+        with self.lock:
+            return [one.shard for one in self.waiting]
 
     def is_idle(self) -> bool:
         """Whether no shard has anything to deliver, or waits for memory to pull. Called by the SDK's loop."""
@@ -4949,16 +4958,17 @@ class GroupMember(threading.Thread):
     def entries_since(self, moment: float, is_look: bool = False) -> dict[int, dict[str, Any]] | None:
         """The group's, asked for since then, by the monotonic clock: once for many shards that begin together, or look
         together. A look waits for no other: it gets None while one is under way. Raises CallError."""
-        lock = self.look_lock if is_look else self.begin_lock
-        if not lock.acquire(blocking=not is_look):
-            return None
-        with contextlib.ExitStack() as stack:
-            stack.callback(lock.release)
-            began, (read, entries) = time.monotonic(), self.entries
-            if read < moment:
-                entries = self.source.get_checkpoints(self.group)
-                self.entries = began, entries
-            return entries
+        latest, lock = self.entries, self.look_lock if is_look else self.begin_lock
+        if latest[0] < moment:
+            if not lock.acquire(blocking=not is_look):
+                return None
+            try:
+                latest = self.entries  # of whoever has asked while this one waited
+                if latest[0] < moment:
+                    latest = self.entries = time.monotonic(), self.source.get_checkpoints(self.group)
+            finally:
+                lock.release()
+        return latest[1]
 
     def first_cursor(self, shard: int) -> str:
         """Where a shard without a checkpoint begins. Raises CallError."""

@@ -332,16 +332,37 @@ def test_a_failed_look_stands_in_the_way_of_none():
 )
 def test_only_a_copy_that_is_idle_visits_many_shards_less_often(world, what, longest):
     """Whoever waits for memory asks again in each turn."""
-    consumer, waits = Consumer.__new__(Consumer), []
+    consumer, heartbeat = consumer_that_holds(2 * Heartbeat.MAX_VISITS)
     consumer.shard_consumers = {0: world.shard_consumer(0, [batch_of(0, 30)] * (what == "a batch"))}
-    consumer.waiting = collections.deque([0] * (what == "a wait for memory"))
-    heartbeat = Heartbeat.__new__(Heartbeat)
+    consumer.waiting.extend([types.SimpleNamespace(shard=0)] * (what == "a wait for memory"))
+    assert set(heartbeat.get_held_shards()) == heartbeat.owned
+    assert heartbeat.waits == [longest]
+
+
+def consumer_that_holds(shard_count):
+    consumer, heartbeat = Consumer.__new__(Consumer), Heartbeat.__new__(Heartbeat)
+    consumer.shard_consumers, consumer.waiting = {}, collections.deque()
+    consumer.lock, consumer.lease, consumer.heart_beat = threading.Lock(), Lease(60), heartbeat
     heartbeat.consumer, heartbeat.lock, heartbeat.reported = consumer, threading.Lock(), set()
-    heartbeat.let_go, heartbeat.owned = {}, set(range(2 * Heartbeat.MAX_VISITS))
-    heartbeat.wake_up = types.SimpleNamespace(wait=waits.append, clear=lambda: None)
-    consumer.lease = Lease(60)
-    assert heartbeat.get_held_shards() == heartbeat.owned
-    assert waits == [longest]
+    heartbeat.let_go, heartbeat.owned, heartbeat.waits = {}, set(range(shard_count)), []
+    heartbeat.wake_up = types.SimpleNamespace(wait=heartbeat.waits.append, clear=lambda: None)
+    return consumer, heartbeat
+
+
+def test_shards_that_wait_for_memory_are_visited_first_in_the_order_in_which_they_began_to():
+    """Only the first of them is given any: else the loop may turn as often as there are shards."""
+    consumer, heartbeat = consumer_that_holds(6)
+    consumer.waiting.extend(types.SimpleNamespace(shard=shard) for shard in (4, 9, 2))  # 9 is let go of
+    assert list(heartbeat.get_held_shards()) == [4, 2, 0, 1, 3, 5]
+
+
+@pytest.mark.parametrize("share, count", [(1000, 20), (1000 * 1000, 40), (50 * 1000 * 1000, 160)])
+def test_a_pull_is_worth_its_calls_however_many_shards_share_the_memory(world, share, count):
+    shard = world.shard_consumer(10)
+    world.consumer.memory_share = lambda: share
+    shard.mean_log_group_size, shard.count_for_target_time = 25 * 1000, 1000
+    shard.pull()
+    assert world.source.pulls == [(cursor(10), count)]
 
 
 def test_the_last_look_is_a_fresh_one(world):
