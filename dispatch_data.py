@@ -4169,7 +4169,8 @@ class ShardConsumer:
     """
 
     PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory, down to:
-    MIN_PULL_BYTES = 500 * 1000  # else calls for pulls and checkpoints would cost more than the puts
+    MIN_PULL_BYTES = 500 * 1000  # else calls for pulls and checkpoints would cost more than the puts; but
+    SHORT_AFTER = 2.0  # seconds without the memory for that a pull brings what fits into the shard's share
     MAX_BATCHES = 3  # that a shard may hold before it pulls another; one that is cut counts as two
     MAX_IDLE_PULLS = 100  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 100 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
@@ -4192,6 +4193,7 @@ class ShardConsumer:
         self.needed = 0  # bytes that the next pull takes, by the last; 0 where that brought nothing
         self.next_pull = 0.0  # by the monotonic clock
         self.interval = consumer.member.settings.fetch_interval  # seconds until then
+        self.pull_size, self.is_short = float(self.MIN_PULL_BYTES), False  # see `reserve_for_pull`
         self.lock = threading.Lock()  # over:
         self.running: set[Callable[[], None]] = set()  # `pull`, and one of the other tasks
         self.has_begun_last_save = False
@@ -4226,7 +4228,7 @@ class ShardConsumer:
                 elif now >= self.checkpoint.next_look:
                     self.begin(self.save_again, "its checkpoint")
             is_due = self.cursor and now >= self.next_pull and self.pull not in self.running and not is_ending
-            if is_due and len(self.batches) < self.MAX_BATCHES and self.reserve(self.needed or 1):
+            if is_due and len(self.batches) < self.MAX_BATCHES and self.reserve_for_pull(now):
                 self.begin(self.pull, "a pull")
 
     def begin(self, task: Callable[[], None], what: str) -> None:
@@ -4276,7 +4278,7 @@ class ShardConsumer:
         """A task: pulls once, and retries until there is an answer."""
         shards, shortest = len(self.consumer.heart_beat.owned), self.member.settings.fetch_interval
         self.next_pull = time.monotonic() + self.interval
-        size = min(self.PULL_BYTES, max(self.MIN_PULL_BYTES, self.consumer.memory_share()))
+        size = self.pull_size
         mean = self.mean_log_group_size or (self.INITIAL_SIZE if shards <= self.FEW_SHARDS else size)
         count = int(max(1, min(self.MAX_COUNT, size / mean, self.count_for_target_time)))
         restarts = self.restarts
@@ -4285,10 +4287,10 @@ class ShardConsumer:
             # Many idle shards are looked at less often, each time a little.
             longest = shards / self.MAX_IDLE_PULLS
             self.interval = shortest if pull.log_groups else max(shortest, min(self.interval * 1.5, longest))
-            self.needed = 0
             if pull.log_groups:
                 self.mean_log_group_size = max(1, pull.size) / len(pull.log_groups)
-                self.expect(2 * pull.size, len(pull.log_groups))  # compressed and not
+            if not self.is_short or not pull.log_groups:  # else as much is needed as before
+                self.expect(2 * pull.size, max(1, len(pull.log_groups)))  # compressed and not
             with self.lock:
                 self.soft_stop.check()  # else nobody would give the memory back
                 if restarts != self.restarts:
@@ -4298,7 +4300,7 @@ class ShardConsumer:
                     self.batches.append(pull)
                     self.cursor = pull.next_cursor
             if len(pull.log_groups) >= count or pull.size >= size / 2:
-                self.next_pull = 0.0  # there is more
+                self.next_pull = time.monotonic()  # there is more
         finally:
             self.release()
 
@@ -4474,6 +4476,19 @@ class ShardConsumer:
 
     # ---- the memory that pulls and batches take, see Consumer.take_memory
 
+    def reserve_for_pull(self, now: float) -> bool:
+        """Whether the next pull was given the memory it needs or, where it has waited for long, what the share allows:
+        those that hold the rest may have to wait for a target. Sets `pull_size`, the bytes that the pull is to bring,
+        and `is_short`. Called with `lock` held."""
+        share = int(self.consumer.memory_share())
+        self.pull_size, self.is_short = min(self.PULL_BYTES, max(self.MIN_PULL_BYTES, share)), False
+        if self.reserve(self.needed or 1):
+            return True
+        if now - self.next_pull < self.SHORT_AFTER:
+            return False
+        self.pull_size, self.is_short = share / 2, True  # compressed and not
+        return self.reserve(min(self.needed, max(share, int(2 * self.mean_log_group_size))))
+
     def reserve(self, size: int) -> bool:
         """Whether so many bytes more were reserved, for the pull under way. Called with `lock` held."""
         is_reserved = self.consumer.take_memory(self, size)
@@ -4485,7 +4500,7 @@ class ShardConsumer:
         now: then the next one is asked for less, or waits."""
         with self.lock:
             if size > self.reserved and not self.reserve(size - self.reserved):
-                self.mean_log_group_size, self.next_pull = size / count, 0.0
+                self.mean_log_group_size, self.next_pull = size / count, time.monotonic()
                 self.expect(size, count)
                 raise Cancelled
         if size > self.PULL_BYTES and platform.python_implementation() == "PyPy":
@@ -4787,9 +4802,7 @@ class GroupMember(threading.Thread):
          begins later than whoever was first has decided.
     """
 
-    FIRST_CHECKPOINT_TIMEOUT = (
-        60.0  # seconds: of the calls before a checkpoint some may be slow, and one run out of time
-    )
+    FIRST_CHECKPOINT_TIMEOUT = 60.0  # seconds: room for a few slow calls, and for one that runs out of time
     RECENT_SAVE = 60.0  # seconds; who has saved a checkpoint within them, or the group's timeout, is there
 
     def __init__(

@@ -120,6 +120,26 @@ def test_the_largest_log_groups_on_many_shards_fit_into_a_container(service, cop
     assert copy.stop() == 0
 
 
+@pytest.mark.slow
+def test_shards_whose_target_is_down_leave_memory_to_others(service, copies):
+    """Twelve shards hold more than there is, of logs for a target that takes none; those of twelve others arrive."""
+    service.delete_logstore(PROJECT, SOURCE)
+    service.create_logstore(PROJECT, SOURCE, 24)
+    copy = copies.start(constants={"Consumer.MAX_BYTES": 2000 * 1000}, SLS_HEARTBEAT_INTERVAL="20")
+    feed(service, 96)
+    wait_until_delivered(service)
+    before = len(service.ledger(PROJECT, "nginx"))
+    with service.add_fault("PutLogs", logstore="click", code="ServerBusy", status=503):
+        for shard in range(24):
+            topic = ["click", "nginx"][shard % 2]
+            put_separately(service, [topic], 40, 20 * 1000, shard=shard)
+        count = before + 12 * 40
+        service.wait_for(lambda: len(service.ledger(PROJECT, "nginx")) == count, LIMIT, "those of the other target")
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
 @pytest.mark.skipif(not IS_PYPY, reason="CPython takes memory as it needs it")
 @pytest.mark.parametrize("wanted, given", [(None, "16MB"), ("8MB", "8MB")])
 def test_memory_does_not_follow_the_processors_cache(service, copies, wanted, given):

@@ -360,9 +360,30 @@ def test_shards_that_wait_for_memory_are_visited_first_in_the_order_in_which_the
 def test_a_pull_is_worth_its_calls_however_many_shards_share_the_memory(world, share, count):
     shard = world.shard_consumer(10)
     world.consumer.memory_share = lambda: share
+    world.consumer.take_memory = lambda *_: True
     shard.mean_log_group_size, shard.count_for_target_time = 25 * 1000, 1000
+    shard.checkpoint.next_look = float("inf")
+    shard.begin_tasks()
     shard.pull()
     assert world.source.pulls == [(cursor(10), count)]
+
+
+def test_where_there_is_no_memory_for_long_a_pull_brings_what_fits_into_the_share(world):
+    """Shards whose targets take nothing may hold all the rest."""
+    asked, shard = [], world.shard_consumer(10)
+    world.consumer.memory_share = lambda: 100 * 1000
+    world.consumer.take_memory = lambda _, size: asked.append(size) or size <= 100 * 1000
+    shard.checkpoint.next_look = float("inf")
+    shard.mean_log_group_size, shard.count_for_target_time, shard.needed = 10 * 1000, 1000, 900 * 1000
+    shard.next_pull = time.monotonic()
+    shard.begin_tasks()
+    assert (asked, world.submitted) == ([900 * 1000], [])
+    shard.next_pull -= ShardConsumer.SHORT_AFTER
+    shard.begin_tasks()
+    assert asked[1:] == [900 * 1000, 100 * 1000]
+    shard.pull()
+    assert world.source.pulls == [(cursor(10), 5)]
+    assert shard.needed == 900 * 1000, "the next one waits for as much again"
 
 
 def test_the_last_look_is_a_fresh_one(world):
