@@ -47,14 +47,14 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
     writes progress           the same, for the line on a terminal that says how far it is
-    puts again_<n>            `put_rejected`: beside them run only `MainThread`, `ends silent connections`,
-                              `refreshes credentials` and `writes ...`
+    puts again_<n>            `put_rejected`, with --put-rejected alone: beside them run then `MainThread`, `ends silent
+                              connections`, `refreshes credentials` and `writes ...`, no others
 
 Locks stand above the fields that they guard: these are written with the lock held, and read with it where two of them
 must fit together. Reading one of them, and what one operation does to a set, dict or deque, needs no lock. Two are held
 at once in these orders only: ShardConsumer.lock, then Consumer.lock or the ThreadPool's own; CredentialSources.lock,
-then the redactor's; either lock of GroupMember.entries_since, which calls the service, then those that the call takes;
-any of these, then logging's. What only the PutLoop's thread touches needs none.
+then the redactor's; GroupMember.begin_lock or .look_lock, held while the service is called, then those that the call
+takes; any of these, then logging's. What only the PutLoop's thread touches needs none.
 
 Global state of our own: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. Set
 once, at the start: what the table below replaces, logging's handlers and switches, stdout and stderr, the handlers and
@@ -222,8 +222,8 @@ COMMENT = r"\s#|^#(?:\s|$)"  # behind a value: shells drop it, docker --env-file
 
 
 def spell_out(topic: str) -> str:
-    """A topic as it is shown: [] where there is none; escaped what would make it look like another: accents apart from
-    their letters, spaces at the ends, Greek or Cyrillic among ASCII letters."""
+    """A topic as it is shown: [] where there is none; with \\u escapes for what the eye can't tell from another topic:
+    accents apart from their letters, spaces at the ends, Greek or Cyrillic among ASCII letters."""
     if unicodedata.normalize("NFC", topic) != topic:
         topic = "".join(ascii(char)[1:-1] if unicodedata.combining(char) else char for char in topic)
     for pattern in ("^ +| +$", "(?<=[A-Za-z])[\u0370-\u052f]+|[\u0370-\u052f]+(?=[A-Za-z])"):
@@ -250,7 +250,7 @@ class TopicPattern:
 
     @property
     def literal_spelling(self) -> str:
-        """How the topic is to be written that this may have been meant as: app[[]1] for app[1]; "" for app*."""
+        """If this pattern was probably meant literally, how that is written: app[[]1] for app[1]; else ""."""
         is_doubtful = re.fullmatch(r"[^*?]*\[[^*?]+\][^*?]*", ESCAPED_CHAR.sub("", self.spelling))
         return ESCAPED_CHAR.sub(r"\1", self.spelling).replace("[", "[[]") if is_doubtful else ""
 
@@ -716,8 +716,8 @@ class SettingsParser:
         return next((words for regex, words in notations if re.search(regex, unescaped)), "")
 
     def read_network(self, configs: Iterable[LogstoreConfig]) -> None:
-        """Checks what requests takes from the environment to reach these: of variables that stand in for each other
-        only the one that it looks at."""
+        """Checks what requests takes from the environment to reach these: of variables that stand in for each other,
+        such as http_proxy, HTTP_PROXY and all_proxy, only the one that requests would use."""
         schemes = {"https" if config.endpoint.startswith("https:") else "http" for config in configs}
         schemes |= {"https" for config in configs if config.credentials == "oidc"}  # STS
         groups = [(check_cas, CA_VARIABLES)] + [(check_proxy, (scheme + "_proxy", "all_proxy")) for scheme in schemes]
@@ -732,8 +732,8 @@ class SettingsParser:
         return next((each for each in suffixes if any(self.environment.get(name + each) for name in variables)), "")
 
     def read_logstore(self, logstore: Setting, suffixes: Sequence[str]) -> LogstoreConfig:
-        """Reads the settings of one logstore. Its name is that of `logstore` with the first suffix; each of the others
-        is taken with the first suffix with which it is set."""
+        """Reads the settings of one logstore: its name, `logstore`, with the first suffix; each other setting with the
+        first suffix with which it is set."""
         values, variables = {}, {}
         # What makes up an access key goes together: all of it is taken from where any of it is set.
         key_suffix = self.suffix_of(CREDENTIAL_VARIABLES, suffixes)
@@ -1250,7 +1250,7 @@ class CallError(Exception):
 
     @classmethod
     def from_exception(cls, error: Exception) -> CallError:
-        """For a call that ended in an exception; urllib3's stand for those of the operating system."""
+        """For a call that ended in an exception; the cause of urllib3's is often one of the operating system's."""
         cause = error.__cause__ or error
         text = "%s: %s" % (type(cause).__name__, cause)
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -1433,8 +1433,8 @@ def backoff(failures: int, longest: float = float("inf")) -> float:
 
 
 class RetryLog:
-    """What is told of calls of one kind to one place, which are retried until they succeed. `retry` does that, for puts
-    the PutLoop.
+    """What is told of calls of one kind to one place, which are retried until they succeed: by `retry`, but puts are
+    retried by the PutLoop.
 
     The first failure is told, then sums at growing intervals, then the end: when whatever failed has succeeded, and
     nothing has failed for RECOVERY_QUIET seconds.
@@ -1448,8 +1448,8 @@ class RetryLog:
         self.lock = threading.Lock()  # over:
         self.failing: set[object] = set()  # what has failed and is to be retried
         self.failures = 0  # since all was well
-        self.codes: set[str] = set()  # of these, as told at once when they are new
-        self.since = self.last = 0.0  # when the first and the last of these came, by the monotonic clock
+        self.codes: set[str] = set()  # of those failures; a new one is told at once
+        self.since = self.last = 0.0  # when the first and the last of them came, by the monotonic clock
         self.throttle = LogThrottle()
 
     def retry(self, what: object, call: Callable[[], Any], token: CancelToken, longest: float = float("inf")) -> Any:
@@ -1602,8 +1602,8 @@ def parse_credentials(text: str, role: str = "") -> AccessKey:
         return AccessKey(key_id, key_secret, token, end, role)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # their text may show what was to be read
         words = "what came isn't JSON with " + ", ".join(CREDENTIAL_FIELDS)
-        right = {"": "", "Expiration": "; look at Expiration, a time with its zone such as 2026-11-25T21:55:47Z"}
-        raise CallError("NoKey", words + right.get(name, "; look at " + name)) from None
+        hints = {"": "", "Expiration": "; look at Expiration, a time with its zone such as 2026-11-25T21:55:47Z"}
+        raise CallError("NoKey", words + hints.get(name, "; look at " + name)) from None  # the field that was read last
 
 
 def from_ecs_metadata(role: str) -> AccessKey:
@@ -1785,9 +1785,9 @@ def forget_unsent(sock: socket.socket) -> None:
 
 
 class Deadline:
-    """By when a connection has to be opened, or an answer to be there. A socket's own timeout would begin again with
-    each byte, so that an answer may trickle for ever, would cut off a large put on a slow line, and doubles the number
-    of system calls: so an open connection has none, and the watchdog ends those whose deadline has passed."""
+    """By when a connection has to be opened, or an answer to be there. An open connection has no timeout of its socket:
+    that would begin again with each byte, so that an answer may trickle for ever; it would cut off a large put on a
+    slow line; and it doubles the number of system calls. The watchdog ends those whose deadline has passed."""
 
     def __init__(self, connection: Any, seconds: float) -> None:
         self.connection, self.end = connection, time.monotonic() + seconds
@@ -1807,7 +1807,7 @@ class Deadline:
         sock = self.connection.sock
         if sock:
             with contextlib.suppress(OSError):
-                tcp_socket = getattr(sock, "socket", sock)  # without urllib3's TLS inside of TLS
+                tcp_socket = getattr(sock, "socket", sock)  # what is below urllib3's TLS inside of TLS
                 forget_unsent(tcp_socket)
                 # An SSLSocket's own `shutdown` would take its TLS away from the thread that waits.
                 socket.socket.shutdown(tcp_socket, socket.SHUT_RDWR)
@@ -1867,7 +1867,7 @@ class ConnectionFactory:
         # TLS inside of TLS, both of urllib3's own making; it can't send or receive without waiting.
         self.is_blocking = self.uses_tunnel and pool.proxy.scheme == "https"
         self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "") if pool.scheme == "https" else None
-        if self.trusted_cas and not self.is_blocking:  # else urllib3 makes two of pool.ca_certs
+        if self.trusted_cas and not self.is_blocking:  # else urllib3 makes contexts of pool.ca_certs
             pool.ca_certs = pool.ca_cert_dir = None
         # An HTTP proxy without a tunnel is told the whole URL, and who asks, with each request.
         sends_absolute_url = pool.proxy and not self.uses_tunnel
@@ -2011,7 +2011,7 @@ def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, st
             headers[name] += ", " + value
     if before_body and response.status == 200:
         before_body(headers)
-    # 403 and 429 are refusals as of a quota, by the thousand; after others, another server may answer otherwise.
+    # After an error another server may answer otherwise; but 403 and 429 are what a quota gives by the thousand.
     is_last = response.will_close or response.status not in (200, 403, 429) or REQUEST_ID not in headers
     return Response(response.status, response.read(), headers, is_last)
 
@@ -2448,7 +2448,7 @@ class PullResult(NamedTuple):
 
     def place_of(self, log_group: LogGroup) -> str:
         """Shard and position of one of its LogGroups: the same whatever pull brings it, for the service numbers the
-        LogGroups of a shard; but for a gap behind it in the same pull, which it is not known to make."""
+        LogGroups of a shard. A gap behind it in one pull would shift that; the service is not known to make any."""
         index = next(index for index, each in enumerate(self.log_groups) if each is log_group)
         return "%d-%d" % (self.shard, cursor_position(self.next_cursor) - len(self.log_groups) + index)
 
@@ -2717,6 +2717,7 @@ class Drain:
                     self.totals.setdefault(shard, count)
                 # A drain is over only when each shard has a checkpoint, even a shard without logs. But if that is
                 # read-only it may never get one: in a group that consumes in order nobody is given it.
+                # One that is no cursor has to be mended first.
                 needs_begin = not has_begun and (checkpoint or statuses[shard] != "readonly")
                 if count or needs_begin:
                     left[shard] = count
@@ -3121,7 +3122,8 @@ def blames_put(error: Exception | None) -> bool:
 class Target:
     """One target logstore: what waits for it, how much of that may begin, and its counts.
 
-    A put that fails begins a pause. What may begin goes by how many pauses there were in a row, with no put accepted:
+    A put that fails begins a pause. What may begin goes by how many pauses there were in a row, with no put accepted.
+    Of puts begin
 
         0           all, up to `limit` puts in flight
         1           those never tried, at once, for one put in many may fail; those that failed, after the pause
@@ -3149,7 +3151,7 @@ class Target:
         self.queue: dict[Batch, None] = {}  # those whose next put is for this target, the first to wait first
         self.failed: deque[tuple[PutRequest, Batch]] = deque()  # to be tried again
         self.limit = 1  # of puts in flight
-        self.timeout = 0.0  # seconds for an answer, twice what the last put took; RESPONSE_TIMEOUT at the least
+        self.timeout = 0.0  # seconds for an answer, twice what the last put took; see PutInFlight for the least
         self.in_flight = 0
         self.failures = 0  # pauses in a row
         self.retry_at = 0.0  # when the last of these ends, by the monotonic clock
@@ -3183,7 +3185,7 @@ class Target:
             if put.began >= self.retry_at:  # else it is one of those that were in flight when the pause began
                 self.failures += 1
                 # A pause is at most 1/16 of the time since the last acceptance: while that time doubles there are over
-                # ten tries, so that a target that accepts one in ten is soon found to accept.
+                # ten tries (16 ln 2 = 11), so that a target that accepts one in ten is soon found to accept.
                 longest = max(INITIAL_BACKOFF / 2, (now - self.last_accepted) / 16)
                 self.retry_at = now + backoff(self.failures, longest)
 
@@ -3280,12 +3282,12 @@ class Target:
         return []
 
     def is_at_fault(self, put: PutRequest, error: CallError) -> bool:
-        """Whether a LogGroup that was refused is at fault, and not the target: that has accepted at least as many
-        LogGroups as it refuses. What counts:
+        """Whether a LogGroup that was refused is at fault, and not the target. It is where the target has accepted at
+        least as many LogGroups as it refuses. Of those that it has accepted count:
 
-        1. what it has accepted since the first refusal, for it may have broken then;
-        2. where the size is blamed, puts of at least that size only, unless it is beyond UNDISPUTED_BYTES;
-        3. after REJECTION_PATIENCE seconds also what it accepted in the REJECTION_LOOKBACK seconds before the refusal,
+        1. those since the first refusal, for the target may have broken then;
+        2. where the size is blamed, those in puts of at least that size, unless it is beyond UNDISPUTED_BYTES;
+        3. after REJECTION_PATIENCE seconds also those of the REJECTION_LOOKBACK seconds before the refusal,
            for where a single shard waits for its refused LogGroup, no other put shows how the target is. By this rule
            alone MAX_UNPROVEN LogGroups at the most, those that wait included, are set aside until the target accepts
            something; beyond that one each UNPROVEN_INTERVAL seconds, counted from the last acceptance or set aside.
@@ -3301,7 +3303,9 @@ class Target:
                 since -= REJECTION_LOOKBACK  # rule 3
             recent = [each for each in self.outcomes if each.when >= since]
         accepted = sum(each.accepted for each in recent if each.size >= size)
-        refused = max(waiting, sum(not each.accepted for each in recent))  # those that wait may be older
+        refused = max(
+            waiting, sum(not each.accepted for each in recent)
+        )  # of those that wait some may have been refused before
         if accepted >= refused:
             return True
         if (is_late or not are_few) and self.distrust_throttle.allow():
@@ -3324,16 +3328,16 @@ class Batch:
     """What is to be put of one pull, and what has become of it: a latch for whoever delivers it.
 
     A checkpoint is one cursor: all that is delivered behind the first LogGroup that isn't will be delivered again. So
-    its puts begin in the order of the pull, but for the first put to each target that is failing, which begins before
-    the others. And while a put fails the next one is held,
+    its puts begin in the order of the pull; but the first put to each target that is failing begins before the others,
+    to show early whether it still fails. And while a put fails the next one is held,
 
     1. if it has LogGroups more than FEW_LOG_GROUPS behind the first that fails;
     2. or if the failing put's target is in doubt, but for HOLD_SECONDS at the most. Then what is for other targets goes
        first, see `defer`.
 
     A batch is over when each LogGroup is accepted or set aside. One that is cut begins no put any more but those before
-    a LogGroup that is already delivered or in flight; it is over once none is in flight and what is delivered has no
-    gap. One that is given up is over at once.
+    a LogGroup that is already delivered or in flight, lest that be for nothing; it is over once none is in flight and
+    what is delivered has no gap. One that is given up is over at once.
     """
 
     def __init__(self, log_groups: Sequence[LogGroup], puts: list[PutRequest]) -> None:
@@ -3342,7 +3346,7 @@ class Batch:
         self.puts = puts
         # Written by the PutLoop's thread alone:
         self.unfinished = set(puts)  # what is neither accepted nor set aside
-        # The puts that fail. It begins as the first put for each target that is failing already.
+        # The puts that fail. It begins as the first put (hence `reversed`) for each target that is failing already.
         self.failing = set({put.target: put for put in reversed(puts) if put.target.failures}.values())
         self.failing_since = time.monotonic()  # when the first of them failed; until then, when it was made
         self.waiting = deque(sorted(puts, key=lambda put: (put not in self.failing, self.first(put))))  # never tried
@@ -3443,10 +3447,10 @@ class PutLoop(threading.Thread):
         for client in self.clients:
             client.discard = self.close_connection
         self.opener = ThreadPool(256, "opens connections")
-        self.ready: dict[Target, None] = {}  # those that may begin a put, the first to be so first
+        self.ready: dict[Target, None] = {}  # those that may begin a put, in this order
         self.flights: dict[PutInFlight, tuple[PutRequest, Batch]] = {}  # what each is a try of
         self.by_file: dict[int, PutInFlight] = {}  # those that wait for an answer, by the number of their socket
-        # By the same: idle connections, as they stand in the pools of their clients.
+        # By the number of their socket, too: idle connections, as they stand in the pools of their clients.
         self.idle: dict[int, tuple[PutClient, tuple[http.client.HTTPConnection, float]]] = {}
         self.timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []  # a heap by due time
         self.timer_numbers = itertools.count()  # which tell apart what is due at the same time
@@ -3717,7 +3721,7 @@ class PutLoop(threading.Thread):
         error: Exception | None = None
         try:
             flight.client.judge(response, True, flight.token)
-        except Exception as failure:  # any, such as RecursionError: its connection is another put's by now
+        except Exception as failure:  # any, such as RecursionError; `leave` has given its connection back already
             error = failure
         self.land(flight, error)
 
@@ -3972,8 +3976,8 @@ class Delivery:
 # ---- consumer: what was delivered, and only that, is checkpointed ---------------------------------------------------
 #
 # A consumer is one name in the consumer group, from joining it to losing its lease. What holds for it:
-#   1. a batch's checkpoint is saved before the next batch of its shard is delivered; if it was cut, and the cursor of
-#      the cut can't be found again, the checkpoint of its rest stands for both parts;
+#   1. a batch's checkpoint is saved before the next batch of its shard is delivered; if it was cut, and nobody can tell
+#      any more at which cursor, the checkpoint of its rest stands for both parts, see ShardConsumer.cut_batch;
 #   2. whoever has lost the lease saves nothing;
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
@@ -3983,8 +3987,9 @@ class Delivery:
 # its checkpoint, as long as the lease holds:
 #
 #   revoked           Consumer.revoke, by an answer     the batch ends with what has begun, at the latest when GRACE
-#                     without the shard                 seconds have passed without an acceptance; its checkpoint has
-#                                                       GRACE seconds more; then the shard moves
+#                     without the shard                 seconds have passed without an acceptance, for hard_stop does
+#                                                       not follow; its checkpoint has GRACE seconds more; then the
+#                                                       shard moves
 #   member.soft_stop  GroupMember.stop                  the same, but the batch has GRACE seconds in all; heartbeats go
 #                                                       on until the process ends
 #   consumer.lease    whoever finds it lost, and so     the batch has GRACE seconds, no checkpoint is saved; another
@@ -4041,18 +4046,18 @@ class ShardCheckpoint:
             self.seen = entry.get("updateTime") or 0, found
             member.take_older_start(entries)
             # What the first round has made the second reads back, and makes it anew if another copy's checkpoint says
-            # by then that the group is older: nothing was pulled yet.
+            # by then that the group is older (rule 4 of GroupMember): nothing was pulled yet.
             if found and (found != self.made or self.made_by_start == member.group_start):
                 break
             self.made_by_start = member.group_start
             self.made = member.first_cursor(shard)
             self.send(self.made)
-            if member.settings.cursor_start != "end":  # only where "end" is depends on when the group began
+            if member.settings.cursor_start != "end":  # the other places don't depend on when the group began
                 return
         if cursor_position(found) < 0:
             raise unreadable_checkpoint(shard, entry)
         former = member.former.get(shard)
-        if former and former.was_last_to_save(entry):  # even what is there already: an older one may still come late
+        if former and former.was_last_to_save(entry):  # even what is there: an unanswered save may come late
             self.send(max(found, former.delivered, key=cursor_position))
         else:
             self.saved = self.delivered = found
@@ -4411,7 +4416,7 @@ class ShardConsumer:
         there now. Raises CallError."""
         cursor, pulled = self.checkpoint.delivered, 0
         mean = max(1.0, sum(len(each.logs) + len(each.envelope) for each in log_groups) / len(log_groups))
-        most = max(1, int(self.consumer.memory_share() / mean))  # at a time, for the memory for it is asked of nobody
+        most = max(1, int(self.consumer.memory_share() / mean))  # at a time: these pulls reserve no memory
         while pulled < len(log_groups):
             try:
                 again = self.source.pull_logs(self.shard, cursor, min(most, len(log_groups) - pulled))
@@ -4459,7 +4464,8 @@ class ShardConsumer:
     def hand_over(self) -> None:
         """To be called when it is shut down: whoever of this copy holds the shard next pulls anew, but is told of the
         checkpoint."""
-        self.member.former[self.shard] = self.checkpoint
+        if self.checkpoint.saved:  # else it is not known yet, and the former one is still the last
+            self.member.former[self.shard] = self.checkpoint
         with self.lock:
             self.batches.clear()
             self.count_memory()
@@ -4518,7 +4524,7 @@ class ShardConsumer:
 
     def expect(self, size: int, count: int) -> None:
         """For LogGroups that have taken so many bytes: as many are reserved before the next pull, but no more than the
-        shard's share or a pull of MIN_PULL_BYTES takes, unless one LogGroup alone takes more."""
+        shard's share or 2 * MIN_PULL_BYTES, whichever is more, unless one LogGroup alone takes more."""
         most = max(2 * self.MIN_PULL_BYTES, int(self.consumer.memory_share()))
         self.needed = max(size // count, min(size, most))
 
@@ -4595,7 +4601,7 @@ class Heartbeat(threading.Thread):
                 last = member.beats.submit(self.send_one)
                 in_flight = [*(one for one in in_flight if not one.done()), last]
                 # The next begins an interval after this one did; while this one has no answer, half an interval after
-                # the last try of any.
+                # the last try of any that has none.
                 while time.monotonic() < (began + self.interval if last.done() else self.tried + self.interval / 2):
                     lease.sleep(MAIN_LOOP_INTERVAL / 2)
                 while len(in_flight) >= self.MAX_IN_FLIGHT:
@@ -4660,7 +4666,8 @@ class Consumer(ConsumerWorker):
 
     MAX_BYTES = 32 * 1000 * 1000  # of what its shards have pulled, or pull, together; a third is shared out among them
 
-    # The SDK's name for a client that ConsumerWorker makes itself, to make the group by: it gets this object instead.
+    # The SDK's name for a client that ConsumerWorker makes itself, and by which it makes the group, nothing else: it
+    # gets this object instead, and the method below.
     consumer_client = property(lambda self: self, lambda *_: None)
 
     def ensure_consumer_group_created(self, timeout: int, in_order: bool) -> None:
@@ -4837,7 +4844,7 @@ class GroupMember(threading.Thread):
         self.former: dict[int, ShardCheckpoint] = {}
         # When the group's entries, of LogstoreApi.get_checkpoints, were asked for, by the monotonic clock, and these.
         self.entries: tuple[float, dict[int, dict[str, Any]]] = -1.0, {}
-        self.begin_lock, self.look_lock = threading.Lock(), threading.Lock()  # each over one call for them at a time
+        self.begin_lock, self.look_lock = threading.Lock(), threading.Lock()  # one call at a time
 
     def run(self) -> None:
         try:

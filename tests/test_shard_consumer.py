@@ -386,6 +386,15 @@ def test_where_there_is_no_memory_for_long_a_pull_brings_what_fits_into_the_shar
     assert shard.needed == 900 * 1000, "the next one waits for as much again"
 
 
+def test_whoever_has_not_found_its_checkpoint_leaves_that_of_the_holder_before_to_the_next(world):
+    world.member.former[0] = former = world.shard_consumer(10).checkpoint
+    ShardConsumer(world.consumer, 0).hand_over()
+    assert world.member.former[0] is former
+    shard = world.shard_consumer(20)
+    shard.hand_over()
+    assert world.member.former[0] is shard.checkpoint
+
+
 def test_the_last_look_is_a_fresh_one(world):
     shard = world.shard_consumer(10)
     shard.checkpoint.unanswered.append(cursor(5))
