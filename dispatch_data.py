@@ -3523,8 +3523,8 @@ class PutLoop(threading.Thread):
         is_busy = self.calls or (self.ready and len(self.flights) < self.max_in_flight)
         events = self.selector.select(0 if is_busy else max(0.0, wait))
         self.is_asleep = False
-        for key, mask in events:
-            self.on_event(key.fd, mask)
+        for key, _ in events:
+            self.on_event(key.fd)
         if time.monotonic() >= self.next_housekeeping:
             self.next_housekeeping = time.monotonic() + self.HOUSEKEEPING_INTERVAL
             self.end_what_is_over()
@@ -3693,8 +3693,8 @@ class PutLoop(threading.Thread):
         if flight.sent < len(flight.request):
             self.selector.modify(flight.sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
-    def on_event(self, file: int, mask: int) -> None:
-        """Something has come over a connection, or it has been closed (EVENT_READ); or it takes more (EVENT_WRITE)."""
+    def on_event(self, file: int) -> None:
+        """Something has come over a connection, it has been closed, or it takes more."""
         if file == self.wake_receiver.fileno():
             with contextlib.suppress(BlockingIOError):
                 self.wake_receiver.recv(4096)
@@ -3704,8 +3704,7 @@ class PutLoop(threading.Thread):
             self.close_idle(file)
             return
         try:
-            # What has come before all was sent is taken first, for that is when it shows that it is early.
-            response = flight.receive() if mask & selectors.EVENT_READ else None
+            response = flight.receive()  # before more is sent: for so it shows whether it is early
             if not response and flight.sent < len(flight.request):
                 with contextlib.suppress(ConnectionError):  # who won't read it all may have said why, as gateways do
                     if flight.send():
@@ -4199,6 +4198,7 @@ class ShardConsumer:
         self.next_pull = 0.0  # by the monotonic clock
         self.interval = consumer.member.settings.fetch_interval  # seconds until then
         self.pull_size, self.is_short = float(self.MIN_PULL_BYTES), False  # see `reserve_for_pull`
+        self.denied_since = float("inf")  # since when it has not been given the memory it needs, by the monotonic clock
         self.lock = threading.Lock()  # over:
         self.running: set[Callable[[], None]] = set()  # `pull`, and one of the other tasks
         self.has_begun_last_save = False
@@ -4489,8 +4489,14 @@ class ShardConsumer:
         share = int(self.consumer.memory_share())
         self.pull_size, self.is_short = min(self.PULL_BYTES, max(self.MIN_PULL_BYTES, share)), False
         if self.reserve(self.needed or 1):
+            self.denied_since = float("inf")
             return True
-        if now - self.next_pull < self.SHORT_AFTER:
+        if self.batches:  # delivering these makes room
+            return False
+        self.denied_since = min(self.denied_since, now)
+        if now - self.denied_since > 10 * self.SHORT_AFTER:
+            self.denied_since = now  # it waits once more for as much as it needs
+        if now - self.denied_since < self.SHORT_AFTER:
             return False
         self.pull_size, self.is_short = share / 2, True  # compressed and not
         return self.reserve(min(self.needed, max(share, int(2 * self.mean_log_group_size))))

@@ -375,15 +375,35 @@ def test_where_there_is_no_memory_for_long_a_pull_brings_what_fits_into_the_shar
     world.consumer.take_memory = lambda _, size: asked.append(size) or size <= 100 * 1000
     shard.checkpoint.next_look = float("inf")
     shard.mean_log_group_size, shard.count_for_target_time, shard.needed = 10 * 1000, 1000, 900 * 1000
-    shard.next_pull = time.monotonic()
     shard.begin_tasks()
     assert (asked, world.submitted) == ([900 * 1000], [])
-    shard.next_pull -= ShardConsumer.SHORT_AFTER
+    shard.denied_since -= ShardConsumer.SHORT_AFTER
     shard.begin_tasks()
     assert asked[1:] == [900 * 1000, 100 * 1000]
     shard.pull()
     assert world.source.pulls == [(cursor(10), 5)]
-    assert shard.needed == 900 * 1000, "the next one waits for as much again"
+    assert shard.needed == 900 * 1000, "the next one needs as much again"
+    shard.batches.clear()
+    shard.running.clear()
+    shard.begin_tasks()
+    assert asked[3:] == [900 * 1000, 100 * 1000], "but doesn't wait as long again"
+    shard.running.clear()
+    shard.denied_since -= 10 * ShardConsumer.SHORT_AFTER
+    shard.begin_tasks()
+    assert asked[5:] == [900 * 1000], "until it waits for its full turn once more"
+    world.consumer.take_memory = lambda *_: True
+    shard.begin_tasks()
+    assert shard.running and shard.denied_since == float("inf") and not shard.is_short
+
+
+def test_a_shard_that_has_batches_is_not_short_of_memory(world):
+    """Delivering these makes room."""
+    asked, shard = [], world.shard_consumer(10, [batch_of(10, 30)])
+    world.consumer.take_memory = lambda _, size: asked.append(size)
+    for _ in range(2):
+        assert not shard.reserve_for_pull(time.monotonic())
+        shard.denied_since -= 2 * ShardConsumer.SHORT_AFTER
+    assert asked == [1, 1]
 
 
 def test_whoever_has_not_found_its_checkpoint_leaves_that_of_the_holder_before_to_the_next(world):
