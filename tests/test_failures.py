@@ -576,15 +576,18 @@ def test_pauses_stay_short_as_long_as_a_target_takes_some_puts(monkeypatch, shar
 
 def something_that_always_fails(program, switch, source):
     """A put from this Source is answered with 500 while the file `switch` is there."""
+    import contextlib
     import os
 
     write = program.PutClient.put_log_raw
 
     def fail(self, project, logstore, put):
-        if os.path.exists(switch) and source in put.SerializeToString():
-            with open(switch, "a") as file:
-                file.write(".")
-            raise program.CallError("InternalServerError", "", 500)
+        if source in put.SerializeToString():
+            with contextlib.suppress(FileNotFoundError):
+                file = os.open(switch, os.O_WRONLY | os.O_APPEND)  # which must not make it anew
+                os.write(file, b".")
+                os.close(file)
+                raise program.CallError("InternalServerError", "", 500)
         return write(self, project, logstore, put)
 
     program.PutClient.put_log_raw = fail
