@@ -432,7 +432,8 @@ def load_cas(path: str) -> ssl.SSLContext:
     try:
         if os.path.isdir(path):
             # Read here, as far as `openssl rehash` has named it, and not by OpenSSL (`capath`): that reads it while
-            # connections are opened, several at a time, and two copies on PyPy have died meanwhile of a double free.
+            # connections are opened, several at a time. Two copies on PyPy have died meanwhile of a double free; since
+            # then, one that had a file of CAs.
             names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)]
             for file in (os.path.join(path, name) for name in names):
                 with contextlib.suppress(OSError):  # one that can't be read is passed over, as OpenSSL does
@@ -3556,7 +3557,7 @@ class PutLoop(threading.Thread):
             return
         target = batch.waiting[0].target
         if batch.is_held():  # which it may not have been before
-            target.queue.pop(batch, None)
+            self.unqueue(batch)
         elif batch not in target.queue:
             target.queue[batch] = None
             self.make_ready(target)
@@ -4172,9 +4173,9 @@ class ShardConsumer:
     again.
     """
 
-    PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory, down to:
-    MIN_PULL_BYTES = 500 * 1000  # else calls for pulls and checkpoints would cost more than the puts; but
-    SHORT_AFTER = 2.0  # seconds without the memory for that a pull brings what fits into the shard's share
+    PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
+    MIN_PULL_BYTES = 500 * 1000  # but no less: else calls for pulls and checkpoints would cost more than the puts
+    SHORT_AFTER = 2.0  # seconds without the memory for that; then a pull brings what fits into the shard's share
     MAX_BATCHES = 3  # that a shard may hold before it pulls another; one that is cut counts as two
     MAX_IDLE_PULLS = 100  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 100 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise

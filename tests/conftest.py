@@ -1,9 +1,12 @@
 """Fixtures: a local Log Service with a source and targets, and copies of dispatch_data.py as processes."""
 
 import platform
+import ssl
+import threading
 
 import hypothesis
 import pytest
+import trustme
 from assertions import checkpoints_watched
 from harness import PROJECT, SOURCE, Copies
 from local_log_service import LocalLogService
@@ -57,3 +60,16 @@ def pytest_collection_modifyitems(items):
             if item.path.name in OF_ONE_INTERPRETER:
                 item.add_marker(pytest.mark.skip(reason="CPython runs it, and it is no other on PyPy"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def speak_tls(here, there):
+    """Both ends of a connection, as client and server of sls.test."""
+    authority, ends = trustme.CA(), []
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("sls.test").configure_cert(server)
+    authority.configure_trust(client)
+    thread = threading.Thread(target=lambda: ends.append(server.wrap_socket(there, server_side=True)), daemon=True)
+    thread.start()
+    here = client.wrap_socket(here, server_hostname="sls.test")
+    thread.join()
+    return here, ends[0]

@@ -20,7 +20,7 @@ import pytest
 import trustme
 import urllib3
 from aliyun.log.proto import LogGroup
-from conftest import logstore_config
+from conftest import logstore_config, speak_tls
 from harness import GROUP, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import ForeignAnswer, LocalLogService
 
@@ -265,10 +265,6 @@ def test_the_tickets_of_tls_are_not_taken_for_something_that_nobody_has_asked_fo
 @pytest.fixture
 def tls_through_pipes():
     """Both ends of a TLS connection, and the ends of the pipes between them: what it sends goes on as the test will."""
-    authority = trustme.CA()
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("sls.test").configure_cert(server)
-    authority.configure_trust(client)
     here, near = socket.socketpair()
     there, far = socket.socketpair()
     is_over = threading.Event()
@@ -279,20 +275,14 @@ def tls_through_pipes():
                 if urllib3.util.wait_for_read(source, 0.01):
                     destination.sendall(source.recv(1 << 16))
 
-    ends = []
-    threads = [
-        threading.Thread(target=pass_on),
-        threading.Thread(target=lambda: ends.append(server.wrap_socket(there, server_side=True))),
-    ]
-    for thread in threads:
-        thread.start()
-    here = client.wrap_socket(here, server_hostname="sls.test")
-    threads[1].join()
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    here, there = speak_tls(here, there)
     assert urllib3.util.wait_for_read(here, 10), "tickets"
     is_over.set()
-    threads[0].join()
-    with here, near, ends[0], far:
-        yield here, ends[0], near, far
+    thread.join()
+    with here, near, there, far:
+        yield here, there, near, far
 
 
 def test_of_half_a_tls_record_nobody_can_tell_that_it_is_a_ticket(tls_through_pipes):

@@ -7,15 +7,13 @@ import http.client
 import os
 import selectors
 import socket
-import ssl
 import sys
 import threading
 import time
 import types
 
 import pytest
-import trustme
-from conftest import logstore_config
+from conftest import logstore_config, speak_tls
 
 import dispatch_data
 from dispatch_data import Batch, CallError, LogGroup, PutClient, PutLoop, PutRequest, Target, TargetSettings
@@ -1151,25 +1149,17 @@ def test_what_is_given_up_while_its_connection_is_opened_is_not_sent_and_says_no
     world.assert_at_rest()
 
 
-def in_tls(world, authority):
+def in_tls(world):
     """A connection of the world in TLS 1.3, its tickets still unread."""
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("sls.test").configure_cert(server)
-    authority.configure_trust(client)
     connection = world.connect()
-    there = world.other_ends.pop(connection.sock)
-    ends = []
-    thread = threading.Thread(target=lambda: ends.append(server.wrap_socket(there, server_side=True)), daemon=True)
-    thread.start()
-    connection.sock = client.wrap_socket(connection.sock, server_hostname="sls.test")
-    thread.join()
-    world.other_ends[connection.sock] = ends[0]
+    connection.sock, there = speak_tls(connection.sock, world.other_ends.pop(connection.sock))
+    world.other_ends[connection.sock] = there
     assert connection.sock.version() == "TLSv1.3"
     return connection
 
 
 def test_an_idle_connection_is_not_closed_for_the_tickets_of_tls_but_for_anything_else(world):
-    connection = in_tls(world, trustme.CA())
+    connection = in_tls(world)
     client = world.targets["a"].client
     client.factory.connect = lambda _: connection
     world.opener.is_held = True
