@@ -40,7 +40,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
     opens connections_<n>     PutLoop.opener: opens the puts' connections; through an HTTPS proxy, does a put as a whole
     probe_<n>                 `probe` of all logstores at the start; of all shards for --status
-    tells                     report_loop: summaries, recoveries, stale connections
+    tells                     Reporter.run: summaries, recoveries, stale connections
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
@@ -4842,7 +4842,7 @@ class GroupMember(threading.Thread):
         self.last_heartbeat: float | None = None  # unix seconds
         self.lag: float | None = None  # seconds, as last measured
         self.fingerprint = routes_fingerprint(settings)
-        self.differing: list[str] = []  # consumers with other routes than this copy, as last looked
+        self.differing: dict[str, str] = {}  # consumers with other routes than this copy, and these, as last looked
         self.differing_told, self.differing_throttle = False, LogThrottle()
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
@@ -5032,8 +5032,8 @@ class GroupMember(threading.Thread):
             self.lag = None
 
     def compare_routes(self) -> None:
-        """Tells, at growing intervals, while others that save checkpoints have other routes than this copy: then it
-        depends on the shard what becomes of a log. Raises CallError."""
+        """Looks whether others that save checkpoints have other routes than this copy: then it depends on the shard
+        what becomes of a log. Raises CallError."""
         consumer, held = self.consumer, self.held_shards()
         if not consumer:
             return
@@ -5042,16 +5042,19 @@ class GroupMember(threading.Thread):
         others = [entry for shard, entry in entries.items() if shard not in held]
         names = {entry.get("consumer") or "" for entry in others if (entry.get("updateTime") or 0) / 1e6 > recent}
         found = [name for name in map(CONSUMER_NAME.fullmatch, sorted(names)) if name and name["routes"]]
-        differing = [name for name in found if name["routes"] != self.fingerprint]
-        self.differing = [name.group() for name in differing]
-        if differing and self.differing_throttle.allow():
+        self.differing = {name.group(): name["routes"] for name in found if name["routes"] != self.fingerprint}
+
+    def tell_differing(self) -> None:
+        """Tells of these, at growing intervals, and when there are none any more."""
+        if self.differing and self.differing_throttle.allow():
             self.differing_told = True
             words = (
                 "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; all "
             )
             words += "copies are to have the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
-            log.warning(words, self.subject, ", ".join(self.differing[:3]), differing[0]["routes"], self.fingerprint)
-        elif self.differing_told and not differing:
+            names, routes = list(self.differing)[:3], next(iter(self.differing.values()))
+            log.warning(words, self.subject, ", ".join(names), routes, self.fingerprint)
+        elif self.differing_told and not self.differing:
             self.differing_told = False
             log.warning("%s: no other consumer has other routes than this copy any more", self.subject)
 
@@ -5453,52 +5456,70 @@ def progress_line() -> LogWriter | None:
     return LogWriter(handler, "writes progress") if sys.stderr.isatty() else None
 
 
-class News:
-    """Tells once what has changed: the shards held, and that a target has taken its first logs."""
+class Reporter(threading.Thread):
+    """Tells how it goes, until the end; in a thread of its own, for the service may take its time to say the lag."""
 
-    def __init__(self, member: GroupMember) -> None:
-        self.member = member
-        self.shards: list[int] = []
-        self.waiting = list(member.delivery.targets.values())  # targets that have taken nothing yet
+    def __init__(self, member: GroupMember, progress: LogWriter | None) -> None:
+        """`progress` is for that of a drain."""
+        super().__init__(name="tells", daemon=True)
+        self.member, self.progress = member, progress
+        self.shards: list[int] = []  # held, as told last
+        self.untold = list(member.delivery.targets.values())  # targets that have taken nothing yet
+        self.next_look, self.next_summary = 0.0, time.monotonic() + SUMMARY_INTERVAL
+        self.lock = threading.Lock()  # held while something is told, and over:
+        self.is_over = False
+        self.start()
 
-    def tell(self) -> None:
+    def run(self) -> None:
+        with watchdog.watching(self.name, is_permanent=True):
+            while not self.is_over:
+                watchdog.beat()
+                time.sleep(REPORT_LOOP_INTERVAL)
+                with contextlib.suppress(Exception):  # any, such as MemoryError: it goes on telling
+                    self.turn()
+
+    def turn(self) -> None:
+        member, drain = self.member, self.member.drain
+        self.tell(member.report_recoveries)
+        self.tell(self.tell_changes)
+        client = member.source.client
+        client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
+        if drain and member.consumer and not drain.is_done() and time.monotonic() > self.next_look:
+            drain.look(member.source, member.group)
+            self.next_look = time.monotonic() + drain.LOOK_INTERVAL
+            if self.progress and drain.looks:
+                full = int(20 * drain.share_done())
+                self.tell(self.progress.add_line, "[%s%s] %s" % ("#" * full, "." * (20 - full), drain))
+        if time.monotonic() > self.next_summary:
+            member.measure_lag()
+            self.tell(log_summary, member, member.lag)
+            if drain and drain.left:
+                self.tell(log.info, "drain: %s, in shards %s", drain, ",".join(map(str, sorted(drain.left))))
+            self.next_summary = time.monotonic() + SUMMARY_INTERVAL
+            member.compare_routes()
+            self.tell(member.tell_differing)
+
+    def tell(self, method: Callable[..., None], *arguments: object) -> None:
+        """Calls what tells something, unless all is told."""
+        with self.lock:
+            if not self.is_over:
+                method(*arguments)
+
+    def tell_changes(self) -> None:
+        """Tells once what has changed: the shards held, and that a target has taken its first logs."""
         shards, before = self.member.held_shards(), self.shards
         if shards != before:
             named = [",".join(map(str, some)) or "none" for some in (shards, before)]
             log.info("%s: holds shards %s, before: %s", self.member.subject, *named)
             self.shards = shards
-        for target in [target for target in self.waiting if target.logs]:
+        for target in [target for target in self.untold if target.logs]:
             log.info("%s: has taken its first %d logs", target.name, target.logs)
-            self.waiting.remove(target)
+            self.untold.remove(target)
 
-
-def report_loop(member: GroupMember, progress: LogWriter | None) -> None:
-    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag. `progress`
-    is for that of a drain."""
-    next_summary = time.monotonic() + SUMMARY_INTERVAL
-    next_look, drain, news = 0.0, member.drain, News(member)
-    with watchdog.watching("tells", is_permanent=True):
-        while True:
-            watchdog.beat()
-            time.sleep(REPORT_LOOP_INTERVAL)
-            with contextlib.suppress(Exception):  # any, such as MemoryError: it goes on telling
-                member.report_recoveries()
-                news.tell()
-                client = member.source.client
-                client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
-                if drain and member.consumer and not drain.is_done() and time.monotonic() > next_look:
-                    drain.look(member.source, member.group)
-                    next_look = time.monotonic() + drain.LOOK_INTERVAL
-                    if progress and drain.looks:
-                        full = int(20 * drain.share_done())
-                        progress.add_line("[%s%s] %s" % ("#" * full, "." * (20 - full), drain))
-                if time.monotonic() > next_summary:
-                    member.measure_lag()
-                    log_summary(member, member.lag)
-                    if drain and drain.left:
-                        log.info("drain: %s, in shards %s", drain, ",".join(map(str, sorted(drain.left))))
-                    next_summary = time.monotonic() + SUMMARY_INTERVAL
-                    member.compare_routes()
+    def finish(self) -> None:
+        """From now on it tells nothing: the last line is another's."""
+        with self.lock:
+            self.is_over = True
 
 
 def tune_process() -> None:
@@ -5651,7 +5672,7 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
         if settings.metrics_port:
             MetricsServer(settings, member)
         member.start()
-        threading.Thread(target=report_loop, args=(member, progress), name="tells", daemon=True).start()
+        reporter = Reporter(member, progress)
     except RuntimeError as error:
         log.error("%s; %s", error, THREAD_LIMIT_HINT)
         return 1
@@ -5660,6 +5681,7 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
     for name in member.expired_tokens():
         log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
     left = member.stop(SHUTDOWN_TIMEOUT)
+    reporter.finish()
     if left:
         log.warning(
             "stopped in the middle of a batch of shard %s, %d LogGroups; whoever takes the shard next delivers again "

@@ -226,3 +226,18 @@ def test_new_codes_each_time_are_no_flood(service, copies):
     assert copy.stop() == 0
     assert len([line for line in copy.stderr().splitlines() if "Odd" in line]) <= 3, "a flood"
     assert_all_delivered_once(service)
+
+
+def test_after_the_last_summary_nothing_more_is_told(service, copies):
+    """Programs that read the log take the last lines for the sums of the run."""
+    often = {"SUMMARY_INTERVAL": 0.1, "REPORT_LOOP_INTERVAL": 0.01, "LAST_LINES_TIMEOUT": 10.0}
+    copy = copies.start(patch=has_a_slow_file_system, constants=often)
+    feed(service, 20)
+    wait_until_delivered(service)
+    service.wait_for(lambda: copy.log().count(" INFO summary source=") > 2, LIMIT, "summaries")
+    assert copy.stop() == 0
+    _, _, after_the_end = copy.log().partition(" INFO ends with status 0: ")
+    starts = [" INFO summary " + start for start in ("target=1 ", "target=2 ", "target=3 ", "source=")]
+    last_lines = after_the_end.splitlines()[1:]
+    assert [start in line for start, line in zip(starts, last_lines)] == [True] * 4
+    assert len(last_lines) == 4
