@@ -5466,8 +5466,8 @@ class Reporter(threading.Thread):
         self.shards: list[int] = []  # held, as told last
         self.untold = list(member.delivery.targets.values())  # targets that have taken nothing yet
         self.next_look, self.next_summary = 0.0, time.monotonic() + SUMMARY_INTERVAL
-        self.lock = threading.Lock()  # held while something is told, and over:
         self.is_over = False
+        self.lock = threading.Lock()  # held while something is told
         self.start()
 
     def run(self) -> None:
@@ -5517,9 +5517,10 @@ class Reporter(threading.Thread):
             self.untold.remove(target)
 
     def finish(self) -> None:
-        """From now on it tells nothing: the last line is another's."""
-        with self.lock:
-            self.is_over = True
+        """From now on it tells nothing: the last line is another's. Waits for what is told now, but not for long."""
+        self.is_over = True
+        if self.lock.acquire(timeout=LAST_LINES_TIMEOUT):
+            self.lock.release()
 
 
 def tune_process() -> None:
