@@ -27,7 +27,7 @@ from dispatch_data import (
 
 pytestmark = pytest.mark.quick
 
-IN_C, IN_PYTHON = dispatch_data.LazyLogGroup, None  # None where protobuf is in Python
+IN_C, IN_PYTHON = dispatch_data.LazyLogGroup, None  # None where protobuf isn't in C
 READERS = [IN_C, IN_PYTHON] if IN_C else [IN_PYTHON]
 
 
