@@ -4574,9 +4574,9 @@ class ShardConsumer:
         self.consumer.set_held(self, sum(batch.size for batch in self.batches) + self.reserved)
 
     def expect(self, size: int, count: int) -> None:
-        """For LogGroups that have taken so many bytes: as many are reserved before the next pull, but no more than the
-        shard's share or 2 * MIN_PULL_BYTES, whichever is more, unless one LogGroup alone takes more."""
-        most = max(2 * self.MIN_PULL_BYTES, int(self.consumer.memory_share()))
+        """For LogGroups that have taken so many bytes: as many are reserved before the next pull, but no more than
+        twice what that may be asked for, compressed and not, unless one LogGroup alone takes more."""
+        most = 2 * max(self.MIN_PULL_BYTES, int(self.consumer.memory_share()))
         self.needed = max(size // count, min(size, most))
 
     def is_stuck(self) -> bool:

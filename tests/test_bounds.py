@@ -89,6 +89,33 @@ def test_a_backlog_of_large_log_groups_on_many_shards_fits_into_little_memory(se
     assert copy.stop() == 0
 
 
+class CountsLogGroups:
+    """Of answers to pulls: the LogGroups that they bring."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, answer, _):
+        self.count += int(answer.headers["x-log-count"])
+        return answer
+
+
+def test_no_pull_of_a_backlog_is_thrown_away_for_want_of_memory(service, copies):
+    """Else one in five was: what it brings, compressed and not, is more than the share that a pull is asked for."""
+    topics, size = ["nginx", "sql_audit", "click"], 15 * 1000
+    copy = copies.start()
+    put_separately(service, topics, 400, size)  # so that their size is known
+    wait_until_delivered(service)
+    pulled = CountsLogGroups()
+    with service.add_fault("PullLogs", mangle=pulled):
+        with pulled_at_once(service):
+            put_separately(service, topics, 4000, size)
+        wait_until_delivered(service)
+    assert pulled.count == 4000
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
 def put_huge(service, topics, shards):
     """Puts a LogGroup of 9.6 MB, which can't be compressed, into each of these shards."""
     padding = secrets.token_hex(4800 * 1000)
