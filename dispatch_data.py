@@ -435,25 +435,21 @@ def load_cas(path: str) -> ssl.SSLContext:
 
     Raises ValueError where there are none to be read, which says why.
     """
-    context: ssl.SSLContext | None = None
+    is_directory = os.path.isdir(path)
     try:
-        if os.path.isdir(path):
-            # Read here, as far as `openssl rehash` has named it, and not by OpenSSL (`capath`): that reads it while
-            # connections are opened, several at a time. Two copies on PyPy have died meanwhile of a double free; since
-            # then, one that had a file of CAs.
-            names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)]
-            for file in (os.path.join(path, name) for name in names):
-                with contextlib.suppress(OSError):  # one that can't be read is passed over, as OpenSSL does
-                    if context:
-                        context.load_verify_locations(file)
-                    else:
-                        context = ssl.create_default_context(cafile=file)
-        else:
-            context = ssl.create_default_context(cafile=path or None)
+        context = ssl.create_default_context(
+            cafile=None if is_directory else path or None, capath=path if is_directory else None
+        )
+        # OpenSSL reads a directory later, and finds by name what `openssl rehash` has named; nothing else is looked at.
+        names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)] if is_directory else []
     except OSError as error:  # ssl.SSLError is one
         raise ValueError("%s: %s" % (path, error.strerror or error)) from None
-    if not context or (path and not context.cert_store_stats()["x509"]):
+    if path and not (names or context.cert_store_stats()["x509"]):
         raise ValueError("%s: no certificates" % path)
+    # urllib3 sets them for each connection, in several threads at once. In PyPy, where a call into OpenSSL lets other
+    # threads run, two of them free what was set before: copies died of it.
+    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols = lambda _: None  # type: ignore[method-assign,assignment]
     return context
 
 

@@ -112,6 +112,28 @@ def test_tls_trusts_the_bundle_of_the_environment_and_nobody_else(clean_environm
         assert len(taken(service)) == 1
 
 
+def test_what_threads_share_of_tls_is_set_before_they_do(clean_environment):
+    """urllib3 sets the protocols of a TLS context for each connection. In PyPy other threads run meanwhile, and two
+    that set them free the same memory: copies died of it (PyPy 7.3.11, urllib3 2.6.3, "double free or corruption").
+    """
+    contexts, set_protocols = [], ssl.SSLContext._set_alpn_protocols
+
+    def note(context, protocols):
+        contexts.append((context, bytes(protocols)))
+        set_protocols(context, protocols)
+
+    clean_environment.setattr(ssl.SSLContext, "_set_alpn_protocols", note, raising=False)
+    with LocalLogService(https=True) as service:
+        use_environment(clean_environment, service)
+        client = client_for(service)
+        for _ in range(3):
+            connection = client.factory.connect(10)
+            assert connection.sock.context is client.factory.trusted_cas.loaded
+            connection.close()
+    shared = client.factory.trusted_cas.loaded
+    assert [protocols for context, protocols in contexts if context is shared] == [b"\x08http/1.1"]
+
+
 class Listener(socketserver.ThreadingTCPServer):
     """Keeps the head of the first request it gets, and answers it with 407."""
 
