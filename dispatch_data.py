@@ -3598,8 +3598,8 @@ class PutLoop(threading.Thread):
         target = batch.waiting[0].target
         if batch.is_held():  # which it may not have been before
             self.unqueue(batch)
-        elif batch not in target.queue:
-            target.queue[batch] = None
+        else:
+            target.queue[batch] = None  # where it stands if it is there already
             self.make_ready(target)
 
     def unqueue(self, batch: Batch) -> None:
@@ -3746,14 +3746,13 @@ class PutLoop(threading.Thread):
             return
         try:
             response = flight.receive()  # before more is sent: for so it shows whether it is early
-            if not response and flight.sent < len(flight.request):
-                with contextlib.suppress(ConnectionError):  # who won't read it all may have said why, as gateways do
-                    if flight.send():
-                        self.selector.modify(flight.sock, selectors.EVENT_READ)
-                response = flight.receive()
             if response:
                 self.leave(flight, not response.is_last)
                 self.on_response(flight, response)
+            elif flight.sent < len(flight.request):
+                with contextlib.suppress(ConnectionError):  # who won't read it all may have said why, as gateways do
+                    if flight.send():
+                        self.selector.modify(flight.sock, selectors.EVENT_READ)
         except Exception as error:
             self.on_failure(flight, error)
 

@@ -13,6 +13,7 @@ import time
 import types
 
 import pytest
+import urllib3
 from conftest import logstore_config, speak_tls
 
 import dispatch_data
@@ -1407,6 +1408,26 @@ def test_who_refuses_a_put_before_it_has_read_it_all_is_heard(world):
     there = world.socket_of("a0")
     there.sendall(answer(b"413 Too large", b"no"))
     there.close()
+    world.turn()
+    ((blamed, error),) = batch.blamed
+    assert ([blamed], error.code) == (batch.puts, "RequestEntityTooLarge")
+
+
+def test_who_refuses_a_put_while_more_is_sent_is_heard(world, monkeypatch):
+    """What it says may come after the last look and before the kernel knows that nothing more is taken."""
+    batch = world.submit_large(3000000)
+    there = world.socket_of("a0")
+
+    def send(flight):
+        if there.fileno() >= 0:
+            there.sendall(answer(b"413 Too large", b"no"))
+            there.close()
+        raise ConnectionResetError
+
+    monkeypatch.setattr(dispatch_data.PutInFlight, "send", send)
+    while urllib3.util.wait_for_read(there, 0):  # so that it takes more
+        there.recv(1 << 20)
+    world.turn()
     world.turn()
     ((blamed, error),) = batch.blamed
     assert ([blamed], error.code) == (batch.puts, "RequestEntityTooLarge")

@@ -396,6 +396,18 @@ def test_where_there_is_no_memory_for_long_a_pull_brings_what_fits_into_the_shar
     assert shard.running and shard.denied_since == float("inf") and not shard.is_short
 
 
+def test_who_is_short_of_memory_asks_for_what_one_log_group_takes(world):
+    """Also where that is more than the shard's share: compressed and not."""
+    asked, shard = [], world.shard_consumer(10)
+    world.consumer.memory_share = lambda: 100 * 1000
+    world.consumer.take_memory = lambda _, size: asked.append(size)
+    shard.mean_log_group_size, shard.needed = 80 * 1000, 900 * 1000
+    now = time.monotonic()
+    shard.denied_since = now - ShardConsumer.SHORT_AFTER
+    shard.reserve_for_pull(now)
+    assert asked == [900 * 1000, 160 * 1000]
+
+
 def test_a_shard_that_has_batches_is_not_short_of_memory(world):
     """Delivering these makes room."""
     asked, shard = [], world.shard_consumer(10, [batch_of(10, 30)])
