@@ -176,6 +176,7 @@ def test_safe_on_any_bytes(data):
 @example(list_of([2 * b"\x0a\x02\x08\x01" + b"\x1a\x01b\x1a\x01a"]))
 @example(list_of([b"\x0a\x82\x00\x08\x01\x1a\x81\x00a"]))
 @example(list_of([b"\x08\x05"]))
+@example(list_of([b"\x1a\x01a\x0a\x02\x08\x01", b"\x0a\x02\x08\x01\x1a\x01a"]))
 @given(
     st.lists(log_groups() | st.binary(max_size=30), min_size=1, max_size=3).map(list_of)
     | st.lists(log_groups(), min_size=2, max_size=4).map(lambda parts: list_of([b"".join(parts)]))

@@ -408,6 +408,22 @@ def test_who_is_short_of_memory_asks_for_what_one_log_group_takes(world):
     assert asked == [900 * 1000, 160 * 1000]
 
 
+@pytest.mark.parametrize(
+    "share, size, count, needed",
+    [
+        (100 * 1000, 700 * 1000, 10, 700 * 1000),
+        (100 * 1000, 7000 * 1000, 100, 1000 * 1000),  # twice MIN_PULL_BYTES
+        (2000 * 1000, 7000 * 1000, 100, 4000 * 1000),  # twice the share
+        (100 * 1000, 19000 * 1000, 1, 19000 * 1000),  # a LogGroup can't be divided
+    ],
+)
+def test_what_is_reserved_for_a_pull_is_what_the_last_took_within_bounds(world, share, size, count, needed):
+    shard = world.shard_consumer(10)
+    world.consumer.memory_share = lambda: share
+    shard.expect(size, count)
+    assert shard.needed == needed
+
+
 def test_a_shard_that_has_batches_is_not_short_of_memory(world):
     """Delivering these makes room."""
     asked, shard = [], world.shard_consumer(10, [batch_of(10, 30)])
