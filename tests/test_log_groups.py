@@ -212,6 +212,7 @@ def described_logs(data):
 
 
 def test_protobuf_in_c_reads_what_agents_send(reader, monkeypatch):
+    assert bool(IN_C) == (api_implementation.Type() == "upb")
     if not reader:
         pytest.skip("that is for protobuf in C")
     monkeypatch.setattr(dispatch_data, "walk_log_group", None)
