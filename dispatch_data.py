@@ -40,7 +40,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
     opens connections_<n>     PutLoop.opener: opens the puts' connections; through an HTTPS proxy, does a put as a whole
     probe_<n>                 `probe` of all logstores at the start; of all shards for --status
-    tells                     Reporter.run: summaries, recoveries, stale connections
+    tells                     report_loop: summaries, recoveries, stale connections
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
@@ -435,16 +435,23 @@ def load_cas(path: str) -> ssl.SSLContext:
 
     Raises ValueError where there are none to be read, which says why.
     """
-    is_directory = os.path.isdir(path)
+    context: ssl.SSLContext | None = None
     try:
-        context = ssl.create_default_context(
-            cafile=None if is_directory else path or None, capath=path if is_directory else None
-        )
-        # OpenSSL reads a directory later, and finds by name what `openssl rehash` has named; nothing else is looked at.
-        names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)] if is_directory else []
+        if os.path.isdir(path):
+            # Read here, as far as `openssl rehash` has named it: OpenSSL (`capath`) would do so when it verifies a
+            # certificate, too late to say that there are none.
+            names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)]
+            for file in (os.path.join(path, name) for name in names):
+                with contextlib.suppress(OSError):  # one that can't be read is passed over, as OpenSSL does
+                    if context:
+                        context.load_verify_locations(file)
+                    else:
+                        context = ssl.create_default_context(cafile=file)
+        else:
+            context = ssl.create_default_context(cafile=path or None)
     except OSError as error:  # ssl.SSLError is one
         raise ValueError("%s: %s" % (path, error.strerror or error)) from None
-    if path and not (names or context.cert_store_stats()["x509"]):
+    if not context or (path and not context.cert_store_stats()["x509"]):
         raise ValueError("%s: no certificates" % path)
     # urllib3 sets them for each connection, in several threads at once. In PyPy, where a call into OpenSSL lets other
     # threads run, two of them free what was set before: copies died of it.
@@ -969,23 +976,23 @@ def lazy_log_group_class() -> Any:
 
 
 LazyLogGroup = lazy_log_group_class()
+MAX_LAZY_BYTES = 256 * 1000  # of a LogGroup that is read as one: it is copied twice for that
 
 
 def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGroup:
     """The LogGroup serialised in data[start:end], its logs skipped, not read. Raises as `read_fields`."""
-    if not LazyLogGroup:
-        return walk_log_group(data, view, start, end)
-    try:
-        message = LazyLogGroup.FromString(data[start:end])
-    except DecodeError:  # what is wrong, if it is, the other says
-        return walk_log_group(data, view, start, end)
-    topic, log_count = message.Topic, len(message.Logs)
-    message.ClearField("Logs")
-    envelope = message.SerializeToString()
-    # Serialisers write fields in the order of their numbers: then what comes before the envelope are the logs.
-    if not data.endswith(envelope, start, end):
-        return walk_log_group(data, view, start, end)
-    return LogGroup(topic.decode("utf-8", "replace"), log_count, view[start : end - len(envelope)], envelope)
+    if LazyLogGroup and end - start <= MAX_LAZY_BYTES:
+        with contextlib.suppress(DecodeError):  # what is wrong, if it is, `walk_log_group` says
+            message = LazyLogGroup.FromString(data[start:end])
+            topic, log_count = message.Topic, len(message.Logs)
+            message.ClearField("Logs")
+            envelope = message.SerializeToString()
+            rest_start = end - len(envelope)
+            # Serialisers write fields in the order of their numbers: then what comes before the envelope are the logs.
+            if data.endswith(envelope, start, end):
+                LazyLogGroup.FromString(data[start:rest_start])  # fails where a log ends in the bytes of an envelope
+                return LogGroup(topic.decode("utf-8", "replace"), log_count, view[start:rest_start], envelope)
+    return walk_log_group(data, view, start, end)
 
 
 def walk_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGroup:
@@ -1908,7 +1915,8 @@ class ConnectionFactory:
         # TLS inside of TLS, both of urllib3's own making; it can't send or receive without waiting.
         self.is_blocking = self.uses_tunnel and pool.proxy.scheme == "https"
         self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "") if pool.scheme == "https" else None
-        if self.trusted_cas and not self.is_blocking:  # else urllib3 makes contexts of pool.ca_certs
+        pool.conn_kw.pop("ssl_context", None)  # some releases of requests share one among all pools, see `load_cas`
+        if self.trusted_cas and not self.is_blocking:  # else urllib3 makes one of pool.ca_certs for each connection
             pool.ca_certs = pool.ca_cert_dir = None
         # An HTTP proxy without a tunnel is told the whole URL, and who asks, with each request.
         sends_absolute_url = pool.proxy and not self.uses_tunnel
@@ -4522,12 +4530,16 @@ class ShardConsumer:
 
     # ---- the memory that pulls and batches take, see Consumer.take_memory
 
+    def largest_pull(self) -> int:
+        """Bytes that a pull may be asked for."""
+        return min(self.PULL_BYTES, max(self.MIN_PULL_BYTES, int(self.consumer.memory_share())))
+
     def reserve_for_pull(self, now: float) -> bool:
         """Whether the next pull was given the memory it needs or, where it has waited for long, what the share allows:
         those that hold the rest may have to wait for a target. Sets `pull_size`, the bytes that the pull is to bring,
         and `is_short`. Called with `lock` held."""
         share = int(self.consumer.memory_share())
-        self.pull_size, self.is_short = min(self.PULL_BYTES, max(self.MIN_PULL_BYTES, share)), False
+        self.pull_size, self.is_short = self.largest_pull(), False
         if self.reserve(self.needed or 1):
             self.denied_since = float("inf")
             return True
@@ -4571,7 +4583,7 @@ class ShardConsumer:
     def expect(self, size: int, count: int) -> None:
         """For LogGroups that have taken so many bytes: as many are reserved before the next pull, but no more than
         twice what that may be asked for, compressed and not, unless one LogGroup alone takes more."""
-        most = 2 * max(self.MIN_PULL_BYTES, int(self.consumer.memory_share()))
+        most = 2 * self.largest_pull()
         self.needed = max(size // count, min(size, most))
 
     def is_stuck(self) -> bool:
@@ -4881,7 +4893,7 @@ class GroupMember(threading.Thread):
         self.last_heartbeat: float | None = None  # unix seconds
         self.lag: float | None = None  # seconds, as last measured
         self.fingerprint = routes_fingerprint(settings)
-        self.differing: dict[str, str] = {}  # consumers with other routes than this copy, and these, as last looked
+        self.differing: list[str] = []  # consumers with other routes than this copy, as last looked
         self.differing_told, self.differing_throttle = False, LogThrottle()
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
@@ -5071,8 +5083,8 @@ class GroupMember(threading.Thread):
             self.lag = None
 
     def compare_routes(self) -> None:
-        """Looks whether others that save checkpoints have other routes than this copy: then it depends on the shard
-        what becomes of a log. Raises CallError."""
+        """Tells, at growing intervals, while others that save checkpoints have other routes than this copy: then it
+        depends on the shard what becomes of a log. Raises CallError."""
         consumer, held = self.consumer, self.held_shards()
         if not consumer:
             return
@@ -5081,19 +5093,16 @@ class GroupMember(threading.Thread):
         others = [entry for shard, entry in entries.items() if shard not in held]
         names = {entry.get("consumer") or "" for entry in others if (entry.get("updateTime") or 0) / 1e6 > recent}
         found = [name for name in map(CONSUMER_NAME.fullmatch, sorted(names)) if name and name["routes"]]
-        self.differing = {name.group(): name["routes"] for name in found if name["routes"] != self.fingerprint}
-
-    def tell_differing(self) -> None:
-        """Tells of these, at growing intervals, and when there are none any more."""
-        if self.differing and self.differing_throttle.allow():
+        differing = [name for name in found if name["routes"] != self.fingerprint]
+        self.differing = [name.group() for name in differing]
+        if differing and self.differing_throttle.allow():
             self.differing_told = True
             words = (
                 "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; all "
             )
             words += "copies are to have the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
-            names, routes = list(self.differing)[:3], next(iter(self.differing.values()))
-            log.warning(words, self.subject, ", ".join(names), routes, self.fingerprint)
-        elif self.differing_told and not self.differing:
+            log.warning(words, self.subject, ", ".join(self.differing[:3]), differing[0]["routes"], self.fingerprint)
+        elif self.differing_told and not differing:
             self.differing_told = False
             log.warning("%s: no other consumer has other routes than this copy any more", self.subject)
 
@@ -5495,71 +5504,52 @@ def progress_line() -> LogWriter | None:
     return LogWriter(handler, "writes progress") if sys.stderr.isatty() else None
 
 
-class Reporter(threading.Thread):
-    """Tells how it goes, until the end; in a thread of its own, for the service may take its time to say the lag."""
+class News:
+    """Tells once what has changed: the shards held, and that a target has taken its first logs."""
 
-    def __init__(self, member: GroupMember, progress: LogWriter | None) -> None:
-        """`progress` is for that of a drain."""
-        super().__init__(name="tells", daemon=True)
-        self.member, self.progress = member, progress
-        self.shards: list[int] = []  # held, as told last
-        self.untold = list(member.delivery.targets.values())  # targets that have taken nothing yet
-        self.next_look, self.next_summary = 0.0, time.monotonic() + SUMMARY_INTERVAL
-        self.is_over = False
-        self.lock = threading.Lock()  # held while something is told
-        self.start()
+    def __init__(self, member: GroupMember) -> None:
+        self.member = member
+        self.shards: list[int] = []
+        self.waiting = list(member.delivery.targets.values())  # targets that have taken nothing yet
 
-    def run(self) -> None:
-        with watchdog.watching(self.name, is_permanent=True):
-            while not self.is_over:
-                watchdog.beat()
-                time.sleep(REPORT_LOOP_INTERVAL)
-                with contextlib.suppress(Exception):  # any, such as MemoryError: it goes on telling
-                    self.turn()
-
-    def turn(self) -> None:
-        member, drain = self.member, self.member.drain
-        self.tell(member.report_recoveries)
-        self.tell(self.tell_changes)
-        client = member.source.client
-        client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
-        if drain and member.consumer and not drain.is_done() and time.monotonic() > self.next_look:
-            drain.look(member.source, member.group)
-            self.next_look = time.monotonic() + drain.LOOK_INTERVAL
-            if self.progress and drain.looks:
-                full = int(20 * drain.share_done())
-                self.tell(self.progress.add_line, "[%s%s] %s" % ("#" * full, "." * (20 - full), drain))
-        if time.monotonic() > self.next_summary:
-            member.measure_lag()
-            self.tell(log_summary, member, member.lag)
-            if drain and drain.left:
-                self.tell(log.info, "drain: %s, in shards %s", drain, ",".join(map(str, sorted(drain.left))))
-            self.next_summary = time.monotonic() + SUMMARY_INTERVAL
-            member.compare_routes()
-            self.tell(member.tell_differing)
-
-    def tell(self, method: Callable[..., None], *arguments: object) -> None:
-        """Calls what tells something, unless all is told."""
-        with self.lock:
-            if not self.is_over:
-                method(*arguments)
-
-    def tell_changes(self) -> None:
-        """Tells once what has changed: the shards held, and that a target has taken its first logs."""
+    def tell(self) -> None:
         shards, before = self.member.held_shards(), self.shards
         if shards != before:
             named = [",".join(map(str, some)) or "none" for some in (shards, before)]
             log.info("%s: holds shards %s, before: %s", self.member.subject, *named)
             self.shards = shards
-        for target in [target for target in self.untold if target.logs]:
+        for target in [target for target in self.waiting if target.logs]:
             log.info("%s: has taken its first %d logs", target.name, target.logs)
-            self.untold.remove(target)
+            self.waiting.remove(target)
 
-    def finish(self) -> None:
-        """From now on it tells nothing: the last line is another's. Waits for what is told now, but not for long."""
-        self.is_over = True
-        if self.lock.acquire(timeout=LAST_LINES_TIMEOUT):
-            self.lock.release()
+
+def report_loop(member: GroupMember, progress: LogWriter | None) -> None:
+    """Tells how it goes, for ever; in a thread of its own, for the service may take its time to say the lag. `progress`
+    is for that of a drain."""
+    next_summary = time.monotonic() + SUMMARY_INTERVAL
+    next_look, drain, news = 0.0, member.drain, News(member)
+    with watchdog.watching("tells", is_permanent=True):
+        while True:
+            watchdog.beat()
+            time.sleep(REPORT_LOOP_INTERVAL)
+            with contextlib.suppress(Exception):  # any, such as MemoryError: it goes on telling
+                member.report_recoveries()
+                news.tell()
+                client = member.source.client
+                client.close_stale(all_idle=len(client.idle_connections) > connection_budget())
+                if drain and member.consumer and not drain.is_done() and time.monotonic() > next_look:
+                    drain.look(member.source, member.group)
+                    next_look = time.monotonic() + drain.LOOK_INTERVAL
+                    if progress and drain.looks:
+                        full = int(20 * drain.share_done())
+                        progress.add_line("[%s%s] %s" % ("#" * full, "." * (20 - full), drain))
+                if time.monotonic() > next_summary:
+                    member.measure_lag()
+                    log_summary(member, member.lag)
+                    if drain and drain.left:
+                        log.info("drain: %s, in shards %s", drain, ",".join(map(str, sorted(drain.left))))
+                    next_summary = time.monotonic() + SUMMARY_INTERVAL
+                    member.compare_routes()
 
 
 def tune_process() -> None:
@@ -5712,7 +5702,7 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
         if settings.metrics_port:
             MetricsServer(settings, member)
         member.start()
-        reporter = Reporter(member, progress)
+        threading.Thread(target=report_loop, args=(member, progress), name="tells", daemon=True).start()
     except RuntimeError as error:
         log.error("%s; %s", error, THREAD_LIMIT_HINT)
         return 1
@@ -5721,7 +5711,8 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
     for name in member.expired_tokens():
         log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
     left = member.stop(SHUTDOWN_TIMEOUT)
-    reporter.finish()
+    # The last lines are the sums of the run: after them nobody else tells anything.
+    log.addFilter(lambda record: record.threadName == threading.main_thread().name)
     if left:
         log.warning(
             "stopped in the middle of a batch of shard %s, %d LogGroups; whoever takes the shard next delivers again "

@@ -103,7 +103,7 @@ class CountsLogGroups:
 def test_no_pull_of_a_backlog_is_thrown_away_for_want_of_memory(service, copies):
     """Else one in five was: what it brings, compressed and not, is more than the share that a pull is asked for."""
     topics, size = ["nginx", "sql_audit", "click"], 15 * 1000
-    copy = copies.start()
+    copy = copies.start(constants={"ShardConsumer.TARGET_BATCH_SECONDS": 60.0})  # on a slow machine, too
     put_separately(service, topics, 400, size)  # so that their size is known
     wait_until_delivered(service)
     pulled = CountsLogGroups()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+import trustme
 from assertions import assert_all_delivered_once
 from conftest import create_logstores
 from disruptions import break_connections
@@ -24,6 +25,8 @@ from harness import (
 )
 from local_log_service import LocalLogService
 from relays import Relay
+
+import dispatch_data
 
 # ---- CAs
 
@@ -80,6 +83,19 @@ def hashed(path, old, new):
             ["openssl", "x509", "-noout", "-subject_hash", "-in", str(file)], check=True, stdout=subprocess.PIPE
         )
         file.replace(path / (named.stdout.decode().strip() + ".0"))
+
+
+@pytest.mark.quick
+def test_a_directory_of_cas_is_read_before_connections_are_opened(tmp_path):
+    """So that it shows at once whether there are any; what can't be read of it is passed over, as by OpenSSL."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl names the files of such a directory")
+    path = tmp_path / "cas"
+    path.write_bytes(b"")
+    hashed(path, *(trustme.CA().cert_pem.bytes() for _ in range(2)))
+    (path / "01234567.0").write_bytes(b"no certificate")
+    (path / "89abcdef.0").symlink_to("nowhere")
+    assert len(dispatch_data.load_cas(str(path)).get_ca_certs()) == 2
 
 
 @contextlib.contextmanager

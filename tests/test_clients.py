@@ -17,6 +17,7 @@ import types
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 import trustme
 import urllib3
 from aliyun.log.proto import LogGroup
@@ -132,6 +133,21 @@ def test_what_threads_share_of_tls_is_set_before_they_do(clean_environment):
             connection.close()
     shared = client.factory.trusted_cas.loaded
     assert [protocols for context, protocols in contexts if context is shared] == [b"\x08http/1.1"]
+
+
+@pytest.mark.parametrize("proxy", ["", "http://proxy.test:1", "https://proxy.test:1"])
+def test_no_context_is_shared_that_requests_has_made(clean_environment, proxy):
+    """requests 2.32.4 has one for all pools, and so for all threads."""
+    before = requests.adapters.HTTPAdapter.get_connection_with_tls_context
+
+    def get_pool(*arguments, **options):
+        pool = before(*arguments, **options)
+        pool.conn_kw["ssl_context"] = ssl.create_default_context()
+        return pool
+
+    clean_environment.setattr(requests.adapters.HTTPAdapter, "get_connection_with_tls_context", get_pool)
+    clean_environment.setenv("https_proxy", proxy)
+    assert "ssl_context" not in dispatch_data.ConnectionFactory("https://sls.test").pool.conn_kw
 
 
 class Listener(socketserver.ThreadingTCPServer):

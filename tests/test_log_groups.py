@@ -172,10 +172,19 @@ def test_safe_on_any_bytes(data):
         assert ParsedLogGroup.FromString(log_group.SerializeToString()) == parsed
 
 
+ENDS_LIKE_A_TOPIC = b"\x0a\x0e\x08\x01\x12\x0a\x0a\x01k\x12\x05ee\x1a\x01a"
+
+
 @example(list_of([b"\x1a\x01a" + 2 * b"\x0a\x02\x08\x01" + b"\x1a\x01a"]))
 @example(list_of([2 * b"\x0a\x02\x08\x01" + b"\x1a\x01b\x1a\x01a"]))
 @example(list_of([b"\x0a\x82\x00\x08\x01\x1a\x81\x00a"]))
 @example(list_of([b"\x08\x05"]))
+# Logs that end in the bytes of an envelope, behind a Topic, or with a Source behind them; and then the first log of the
+# next LogGroup is as long as the envelope.
+@example(list_of([b"\x1a\x01a" + ENDS_LIKE_A_TOPIC, b"\x0a\x05\x08\x01\x42\x01z\x1a\x01a"]))
+@example(list_of([b"\x1a\x01a" + ENDS_LIKE_A_TOPIC + b"\x22\x01s", b"\x0a\x02\x08\x01\x1a\x01a\x22\x01s"]))
+@example(list_of([b"\x1a\x02aa" + ENDS_LIKE_A_TOPIC[:-1] + b"aa", b"\x0a\x02\x08\x01\x1a\x02aa"]))
+@example(list_of([b"\x1a\x01a" + ENDS_LIKE_A_TOPIC, b"\x0a\x01\x08" + b"\x1a\x01a"]))
 @example(list_of([b"\x1a\x01a\x0a\x02\x08\x01", b"\x0a\x02\x08\x01\x1a\x01a"]))
 @given(
     st.lists(log_groups() | st.binary(max_size=30), min_size=1, max_size=3).map(list_of)

@@ -228,10 +228,20 @@ def test_new_codes_each_time_are_no_flood(service, copies):
     assert_all_delivered_once(service)
 
 
+def has_a_file_system_that_is_slow_in_the_end(program):
+    import time
+
+    def emit(self, record, before=program.QuietLogFile.emit):
+        time.sleep(1.0 if "ends with status" in record.getMessage() else 0.0)
+        before(self, record)
+
+    program.QuietLogFile.emit = emit
+
+
 def test_after_the_last_summary_nothing_more_is_told(service, copies):
     """Programs that read the log take the last lines for the sums of the run."""
     often = {"SUMMARY_INTERVAL": 0.1, "REPORT_LOOP_INTERVAL": 0.01, "LAST_LINES_TIMEOUT": 10.0}
-    copy = copies.start(patch=has_a_slow_file_system, constants=often)
+    copy = copies.start(patch=has_a_file_system_that_is_slow_in_the_end, constants=often)
     feed(service, 20)
     wait_until_delivered(service)
     service.wait_for(lambda: copy.log().count(" INFO summary source=") > 2, LIMIT, "summaries")

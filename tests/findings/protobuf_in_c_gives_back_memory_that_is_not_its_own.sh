@@ -35,7 +35,8 @@ def resident():
 
 
 if api_implementation.Type() != "upb":
-    sys.exit("protobuf is not in C here")
+    print("skipped: protobuf is not in C here")
+    sys.exit(77)
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 blocks = [libc.malloc(SIZE) for _ in range(BLOCKS)]
@@ -56,8 +57,12 @@ PY
 echo "protobuf 5.29.6"
 echo "expected: 0 MB, however many messages are read"
 echo "seen:"
-if venv/bin/python freed.py 0 && venv/bin/python freed.py 20000; then
+status=0
+venv/bin/python freed.py 0 && venv/bin/python freed.py 20000 || status=$?
+if [ "$status" = 0 ]; then
     echo "so it is still: reading messages gives back what others have freed"
+elif [ "$status" = 77 ]; then
+    exit 77
 else
     echo "no longer as described"
     exit 1
