@@ -6,11 +6,11 @@
 """Sorts the logs of one Simple Log Service (SLS) logstore into many, by Topic, in real time.
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
-copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. Who calls
-whom:
+copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. A LogGroup is
+some logs with one Topic: a put brings one, a pull many, those that lie in a shard from a cursor on. Who calls whom:
 
     main                              reads the settings, then does what the arguments ask for, such as --check; without
-                                      any it is `run`, until a signal comes or all is drained
+                                      any, or for --drain, it is `run`, until a signal comes or all is drained
       GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
         Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
           ShardConsumer.consume       which begins tasks in threads, a pull and one other at a time:
@@ -23,7 +23,8 @@ whom:
               ShardCheckpoint.save    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
-A consumer that cannot prove its lease saves nothing more; another one joins, and begins at the service's checkpoints.
+A consumer that cannot prove its lease saves nothing more. The copy joins as a new consumer then, and begins each shard
+where the former one had delivered to, unless somebody has been further since.
 Read on in order: topics, settings, log groups, failures, credentials, the service, check and status, delivery,
 consumer, monitoring, command line. Each section needs only those before it, with one exception: the Watchdog, in
 failures, calls Deadline.abort, in the service. The CancelTokens that delivery is given stand in a table at the head of
@@ -40,7 +41,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     puts                      PutLoop.run: sends all puts, takes all their answers, tries again what failed
     opens connections_<n>     PutLoop.opener: opens the puts' connections; through an HTTPS proxy, does a put as a whole
     probe_<n>                 `probe` of all logstores at the start; of all shards for --status
-    tells                     report_loop: summaries, recoveries, stale connections
+    tells                     report_loop: summaries, recoveries, what is left to drain, stale connections
     ends silent connections   Watchdog.run
     refreshes credentials     CredentialSource.refresh_loop, one for each source that is not a fixed key
     serves metrics            MetricsServer.serve
@@ -207,7 +208,7 @@ try:
         (PullLogResponse("", dict.fromkeys(["x-log-count", "x-log-bodyrawsize", "x-log-cursor"], "0")),
          "_raw_uncompressed_body"),
     ):  # fmt: skip
-        getattr(owner, name)  # so that another release is told apart at once
+        getattr(owner, name)  # a release without these fails here, at once
 except (ImportError, AttributeError) as missing:
     sys.exit("dispatch_data.py: %s; install what it knows: pip install -r requirements.txt" % missing)
 
@@ -899,8 +900,8 @@ class PutRequest:
         self.log_count = 0
         self.size = len(envelope)  # bytes, uncompressed
         self.timeout = 0.0  # seconds for its next answer, where there is reason for more than RESPONSE_TIMEOUT
-        self.failures = 0  # tries
-        self.rejections = 0  # those of them that the service has refused for what it brings
+        self.failures = 0  # tries that failed
+        self.rejections = 0  # of these, how often the service has refused it for what it brings
         self.first_rejection = -1.0  # when it, or the put it was split from, was rejected first, by the monotonic clock
 
     def SerializeToString(self) -> bytes:
@@ -1179,7 +1180,7 @@ REQUEST_ID = "x-log-requestid"  # every answer of the service bears it; what doe
 
 
 class ErrorKind(enum.Enum):
-    """Whose fault it is that a call failed."""
+    """Whose fault it is that a call failed. A put of the kinds REJECTED or BLOCKED is called blamed."""
 
     TRANSIENT = "will pass"
     CONFIG = "has to be mended by somebody"
@@ -1481,11 +1482,11 @@ def backoff(failures: int, longest: float = float("inf")) -> float:
 
 
 class RetryLog:
-    """What is told of calls of one kind to one place, which are retried until they succeed: by `retry`, but puts are
-    retried by the PutLoop.
+    """Retries calls of one kind to one place until they succeed, by `retry`, and tells of their failures. The PutLoop
+    and Drain retry by themselves, and have theirs told here.
 
-    The first failure is told, then sums at growing intervals, then the end: when whatever failed has succeeded, and
-    nothing has failed for RECOVERY_QUIET seconds.
+    The first failure is told, then sums at growing intervals, then the end: when nothing that failed waits for another
+    try, something has succeeded since the last failure, and RECOVERY_QUIET seconds have passed.
     """
 
     RECOVERY_QUIET = 5.0  # seconds
@@ -1499,6 +1500,7 @@ class RetryLog:
         self.codes: set[str] = set()  # of those failures; a new one is told at once
         self.since = self.last = 0.0  # when the first and the last of them came, by the monotonic clock
         self.throttle = LogThrottle()
+        self.last_success = 0.0  # by the same clock; written by whoever has one
 
     def retry(self, what: object, call: Callable[[], Any], token: CancelToken, longest: float = float("inf")) -> Any:
         """Calls until that succeeds, with backoff of at most `longest` seconds, and returns its value. `what` tells one
@@ -1510,7 +1512,9 @@ class RetryLog:
             for failures in itertools.count(1):
                 token.check()
                 try:
-                    return call()
+                    value = call()
+                    self.on_success(what)
+                    return value
                 except (Cancelled, StartupError):
                     raise
                 except Exception as error:
@@ -1541,14 +1545,20 @@ class RetryLog:
             is_transient = isinstance(error, CallError) and error.is_transient()
             log.log(logging.WARNING if is_transient else logging.ERROR, "%s", line)
 
+    def on_success(self, what: object) -> None:
+        """Takes note that `what` has succeeded."""
+        self.last_success = time.monotonic()
+        self.failing.discard(what)
+
     def on_done(self, what: object) -> None:
-        """Takes note that `what` has succeeded, or is nobody's business any more."""
+        """Takes note that `what` is not tried again, whether it has succeeded or nobody wants it any more."""
         self.failing.discard(what)
 
     def report_recovery(self) -> None:
         """Tells when the failures are over; to be called now and then."""
         with self.lock:
-            if not self.failures or self.failing or time.monotonic() - self.last < self.RECOVERY_QUIET:
+            is_over = not self.failing and self.last_success >= self.last
+            if not self.failures or not is_over or time.monotonic() - self.last < self.RECOVERY_QUIET:
                 return
             told = self.subject, self.calls, self.failures, self.last - self.since
             self.failures = 0
@@ -1822,7 +1832,7 @@ MAX_PULL_BYTES = 100 * 1000 * 1000
 MAX_PUT_ANSWER_BYTES = 100 * 1000  # it is empty, or an error; and read from its beginning whenever more has come
 MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
 MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
-# What else opening a connection, sending a request and reading its answer may raise than CallError.
+# What may be raised, beside CallError, where a connection is opened, a request sent or its answer read.
 NETWORK_ERRORS = (OSError, ValueError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 
@@ -2376,9 +2386,9 @@ class PutInFlight:
             raise http.client.HTTPException(ANSWERED_TOO_EARLY)
         # After a usual refusal the connection is used again; after anything odd nobody knows what else comes.
         body = INTERIM_ANSWERS.sub(b"", self.received).partition(b"\r\n\r\n")[2]
-        is_usual = response.headers.get("content-length") == str(len(body)) and response.status >= 400
+        is_usual_refusal = response.headers.get("content-length") == str(len(body)) and response.status >= 400
         is_odd = is_end or self.is_early or "transfer-encoding" in response.headers
-        return response._replace(is_last=response.is_last or is_odd or not is_usual)
+        return response._replace(is_last=response.is_last or is_odd or not is_usual_refusal)
 
 
 PUT_HEADERS = {
@@ -2497,7 +2507,7 @@ class PullResult(NamedTuple):
 
     def place_of(self, log_group: LogGroup) -> str:
         """Shard and position of one of its LogGroups: the same whatever pull brings it, for the service numbers the
-        LogGroups of a shard. A gap behind it in one pull would shift that; the service is not known to make any."""
+        LogGroups of a shard. A gap after it in one pull would shift that; the service is not known to make any."""
         index = next(index for index, each in enumerate(self.log_groups) if each is log_group)
         return "%d-%d" % (self.shard, cursor_position(self.next_cursor) - len(self.log_groups) + index)
 
@@ -2647,8 +2657,7 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
             if not self._threads:
                 raise
             if self.throttle.allow():
-                count = len(self._threads)
-                log.warning("%s: %d threads go on; %s", error, count, THREAD_LIMIT_HINT)
+                log.warning("%s: %d threads go on; %s", error, len(self._threads), THREAD_LIMIT_HINT)
 
 
 # ---- check and status: what a start, --check, --status and --drain find out, changing nothing ------------------------
@@ -2723,8 +2732,8 @@ def largest_lag(statuses: Sequence[ShardStatus]) -> float | None:
 
 class Drain:
     """What a consumer group has left to deliver, for --drain: of what the shards held when this copy started or, with
-    `until` (unix seconds), of what had arrived before that time; then nothing later is pulled. Checkpoints decide,
-    whoever has delivered.
+    `until` (unix seconds), of what had arrived before that time; with `until` nothing later is pulled. Checkpoints
+    decide, whoever has delivered.
 
     LogGroups are counted by the positions of cursors: where there is a gap between these, they are fewer.
     """
@@ -2773,7 +2782,7 @@ class Drain:
         except Exception as error:
             self.retries.on_failure("left", error)
         else:
-            self.retries.on_done("left")
+            self.retries.on_success("left")
             self.left, now = left, time.monotonic()
             self.looks.append((now, sum(left.values())))
             while now - self.looks[0][0] > self.RATE_SECONDS:
@@ -3171,8 +3180,8 @@ def blames_put(error: Exception | None) -> bool:
 class Target:
     """One target logstore: what waits for it, how much of that may begin, and its counts.
 
-    A put that fails begins a pause. What may begin goes by how many pauses there were in a row, with no put accepted.
-    Of puts begin
+    A put that fails begins a pause, its backoff. What may begin goes by how many pauses there were in a row, with no
+    put accepted. Of puts begin
 
         0           all, up to `limit` puts in flight
         1           those never tried, at once, for one put in many may fail; those that failed, after the pause
@@ -3220,7 +3229,7 @@ class Target:
 
     def adapt(self, put: PutRequest, error: Exception | None) -> None:
         """Adapts to how a put went. The limit follows by AIMD: one put more in flight after each that was quick, half
-        as many after one that ran out of time. The pause grows as long as nothing is accepted."""
+        as many after one that was slow and failed. The pause grows as long as nothing is accepted."""
         now = time.monotonic()
         seconds = now - put.began
         is_slow = seconds > SLOW_PUT_SECONDS + put.size / SLOW_PUT_RATE
@@ -3270,7 +3279,7 @@ class Target:
                 self.on_rejection(put)
             self.put_retries.on_failure(put, error)
             return
-        self.forget(put)
+        self.settle(put)
         now = time.monotonic()
         with self.lock:
             if put.rejections:
@@ -3291,6 +3300,12 @@ class Target:
                 self.rejected.add(put)
                 self.outcomes.append(Outcome(put.first_rejection, put.size, 0))
             put.rejections += 1
+
+    def settle(self, put: PutRequest) -> None:
+        """For a put that is accepted or set aside."""
+        self.put_retries.on_success(put)
+        self.dead_letter_retries.on_success(put)
+        self.forget(put)
 
     def forget(self, put: PutRequest) -> None:
         """For a put that need not be retried: it is accepted, split, set aside, or its batch is over."""
@@ -3318,7 +3333,7 @@ class Target:
         except OSError as failure:
             self.dead_letter_retries.on_failure(put, failure)
             return [put]
-        self.forget(put)
+        self.settle(put)
         with self.lock:
             if self.last_accepted < put.first_rejection:
                 self.unproven, self.last_unproven = self.unproven + 1, time.monotonic()
@@ -3339,7 +3354,7 @@ class Target:
         3. after REJECTION_PATIENCE seconds also those of the REJECTION_LOOKBACK seconds before the refusal,
            for where a single shard waits for its refused LogGroup, no other put shows how the target is. By this rule
            alone MAX_UNPROVEN LogGroups at the most, those that wait included, are set aside until the target accepts
-           something; beyond that one each UNPROVEN_INTERVAL seconds, counted from the last acceptance or set aside.
+           something; beyond that one each UNPROVEN_INTERVAL seconds, counted from the last one accepted or set aside.
         """
         size = put.size if error.code == "PostBodyTooLarge" and put.size <= UNDISPUTED_BYTES else 0
         since = put.first_rejection
@@ -3352,9 +3367,7 @@ class Target:
                 since -= REJECTION_LOOKBACK  # rule 3
             recent = [each for each in self.outcomes if each.when >= since]
         accepted = sum(each.accepted for each in recent if each.size >= size)
-        refused = max(
-            waiting, sum(not each.accepted for each in recent)
-        )  # of those that wait some may have been refused before
+        refused = max(waiting, sum(not each.accepted for each in recent))  # some that wait were refused before
         if accepted >= refused:
             return True
         if (is_late or not are_few) and self.distrust_throttle.allow():
@@ -3374,19 +3387,19 @@ class Target:
 
 
 class Batch:
-    """What is to be put of one pull, and what has become of it: a latch for whoever delivers it.
+    """One delivery of a batch (a PullResult): its puts, and what has become of them. A latch for whoever delivers it.
 
-    A checkpoint is one cursor: all that is delivered behind the first LogGroup that isn't will be delivered again. So
+    A checkpoint is one cursor: all that is delivered after the first LogGroup that isn't will be delivered again. So
     its puts begin in the order of the pull; but the first put to each target that is failing begins before the others,
     to show early whether it still fails. And while a put fails the next one is held,
 
-    1. if it has LogGroups more than FEW_LOG_GROUPS behind the first that fails;
+    1. if it has LogGroups more than FEW_LOG_GROUPS after the first that fails;
     2. or if the failing put's target is in doubt, but for HOLD_SECONDS at the most. Then what is for other targets goes
        first, see `defer`.
 
     A batch is over when each LogGroup is accepted or set aside. One that is cut begins no put any more but those before
-    a LogGroup that is already delivered or in flight, lest that be for nothing; it is over once none is in flight and
-    what is delivered has no gap. One that is given up is over at once.
+    a LogGroup whose put has begun, lest that be for nothing, and retries those that failed; it is over once none is in
+    flight and what is delivered has no gap. One that is given up is over at once.
     """
 
     def __init__(self, log_groups: Sequence[LogGroup], puts: list[PutRequest]) -> None:
@@ -3422,7 +3435,7 @@ class Batch:
         return self.is_far(put) or (is_doubtful and time.monotonic() < self.failing_since + HOLD_SECONDS)
 
     def is_far(self, put: PutRequest) -> bool:
-        """Whether it has LogGroups that are too far behind one that fails."""
+        """Whether it has LogGroups that are too far after one that fails."""
         return bool(self.failing) and self.last(put) > min(map(self.first, self.failing)) + FEW_LOG_GROUPS
 
     def defer(self, target: Target) -> None:
@@ -3647,7 +3660,7 @@ class PutLoop(threading.Thread):
             self.end(batch)
 
     def end(self, batch: Batch) -> None:
-        """No put of a batch begins any more, and what becomes of those in flight is nobody's."""
+        """No put of a batch begins any more, and what becomes of those in flight no longer matters."""
         self.unqueue(batch)
         batch.waiting.clear()
         for target in {put.target for put in batch.unfinished}:
@@ -3727,7 +3740,7 @@ class PutLoop(threading.Thread):
             try:
                 outcome.sock.setblocking(False)
                 flight.use(outcome, is_fresh=True)
-                self.selector.register(flight.sock, selectors.EVENT_READ)
+                self.selector.register(flight.sock, selectors.EVENT_READ)  # where idle connections stand, too
                 if self.flights[flight][1].is_over:
                     self.leave(flight, is_reusable=True)
                     self.land(flight, Cancelled())
@@ -3883,7 +3896,8 @@ class PutLoop(threading.Thread):
         long_ago = time.monotonic() - HOLD_SECONDS
         for target in self.targets:
             with contextlib.suppress(Exception):
-                # Whose next put has had no turn for HOLD_SECONDS: what is for others goes first, by rule 2 of Batch.
+                # Those that have failed, or waited, for HOLD_SECONDS while the target took nothing: by rule 2 of Batch
+                # what is for others goes first.
                 for batch in list(target.queue):
                     if max(target.last_accepted, batch.failing_since) < long_ago:
                         self.unqueue(batch)
@@ -3902,7 +3916,7 @@ class UnmatchedCounter:
     MAX_TOPIC_LENGTH = 60  # characters of one that are shown
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.Lock()  # over:
         self.log_groups = self.logs = self.empty = 0
         self.topics: Counter[str] = Counter()
 
@@ -3966,7 +3980,7 @@ class Delivery:
     def deliver(
         self, pull: PullResult, soft_stop: CancelToken, hard_stop: CancelToken, wanted_back: CancelToken
     ) -> tuple[int, int]:
-        """The callback that a batch is consumed by: returns once each routed LogGroup was accepted by its target.
+        """The callback that a batch is consumed by: returns once each routed LogGroup was accepted or set aside.
 
         The value is (how many LogGroups are done with, from the first on, how many were delivered beyond these). That
         is all of them and none, unless the batch is cut: when `soft_stop` is cancelled, when it takes longer than
@@ -4003,15 +4017,11 @@ class Delivery:
             if not batch.is_over:
                 self.loop.call(self.loop.end, batch)
         done, beyond = batch.delivered()
-        self.count_unmatched(pull.log_groups[:done], batch.puts)
-        return done, beyond
-
-    def count_unmatched(self, log_groups: Sequence[LogGroup], puts: Sequence[PutRequest]) -> None:
-        """Counts those that are in none of the puts."""
-        routed = {id(log_group) for put in puts for log_group in put.log_groups}
-        for log_group in log_groups:
-            if id(log_group) not in routed:
+        routed = batch.positions_of(batch.puts)
+        for position, log_group in enumerate(pull.log_groups[:done]):
+            if position not in routed:
                 self.unmatched.add(log_group)
+        return done, beyond
 
     def settle_blamed(self, batch: Batch, pull: PullResult) -> None:
         """Has puts that were blamed for what they bring split, set aside, or tried again."""
@@ -4028,7 +4038,7 @@ class Delivery:
 #   2. whoever has lost the lease saves nothing;
 #   3. the group is made at the first join only, never at a later one;
 #   4. nobody else saves checkpoints: none of the SDK's own shard consumer or its tracker is there;
-#   5. what is retried is so by RetryLog.retry, puts by the PutLoop, until a CancelToken says that it isn't wanted.
+#   5. RetryLog.retry, or for puts the PutLoop, retries until a CancelToken says that it isn't wanted.
 # A shard is assigned by an answer to a heartbeat: the SDK's loop makes a ShardConsumer for it. These are its tokens,
 # what cancels each, and what becomes of the shard then. After any of the first three nothing of it begins any more but
 # its checkpoint, as long as the lease holds:
@@ -4068,12 +4078,12 @@ class ShardCheckpoint:
         self.delivered = ""  # the cursor up to which all is delivered; beyond `saved` while that is not saved
         # The checkpoint that it made where there was none, and GroupMember.group_start when it did.
         self.made, self.made_by_start = "", 0
-        # Cursors whose saving failed: the service may still apply them, after later ones.
-        self.unanswered: deque[str] = consumer.unanswered.setdefault(shard, deque(maxlen=4))
+        # Cursors whose saving failed: the service may apply them still, after later ones.
+        self.may_come_late: deque[str] = consumer.may_come_late.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
         self.next_look = time.monotonic() + consumer.heart_beat.interval
         # Entries asked for earlier are stale: they may show the former holder's checkpoint, or an earlier one.
-        self.entry_since = consumer.heart_beat.assigned
+        self.entry_since = consumer.heart_beat.assigned_at
 
     def find(self) -> None:
         """Asks for it or, where the shard has none, makes one, before anything is read. Raises CallError.
@@ -4086,7 +4096,8 @@ class ShardCheckpoint:
         """
         shard, member = self.shard, self.member
         while True:
-            entries = member.entries_since(self.entry_since) or {}
+            entries = member.entries_since(self.entry_since)
+            assert entries is not None  # noqa: S101 - it waits for others that ask; nothing would mean: no checkpoint
             self.entry_since = time.monotonic()  # if there is another round, the entry is asked for anew
             entry = entries.get(shard, {})
             found = entry.get("checkpoint") or ""
@@ -4104,16 +4115,17 @@ class ShardCheckpoint:
         if cursor_position(found) < 0:
             raise unreadable_checkpoint(shard, entry)
         former = member.former.get(shard)
-        if former and former.was_last_to_save(entry):  # even what is there: an unanswered save may come late
+        if former and former.was_last_to_save(entry):  # even what is there: a save that failed may come late
             self.send(max(found, former.delivered, key=cursor_position))
         else:
             self.saved = self.delivered = found
         member.former.pop(shard, None)
 
     def was_last_to_save(self, entry: Mapping[str, Any]) -> bool:
-        """Whether nobody has saved or set a checkpoint since this did: by an entry of LogstoreApi.get_checkpoints."""
+        """Whether nobody has saved or set a checkpoint since this consumer did: by an entry of
+        LogstoreApi.get_checkpoints."""
         found, by = entry.get("checkpoint") or "", entry.get("consumer") or ""
-        is_own = by == self.consumer.name_in_group and found in (self.saved, *self.unanswered)
+        is_own = by == self.consumer.name_in_group and found in (self.saved, *self.may_come_late)
         return is_own or self.seen == (entry.get("updateTime") or 0, found)
 
     def get_entry(self) -> dict[str, Any]:
@@ -4124,7 +4136,8 @@ class ShardCheckpoint:
         """Returns the service's. Obeys one that somebody has set by hand since it was looked at last, and raises
         SetByHand then. Raises CallError.
 
-        If it need not be fresh, it may be what was asked for all shards not long ago; while another asks, Cancelled.
+        Unless `is_fresh`, an answer for all shards of not long ago will do; while another thread asks, Cancelled is
+        raised: later.
 
         By hand means: it is not the last that this consumer has saved, nor one whose saving failed, for that may come
         late, nor one of another consumer of this program, such as the holder before. The service's pages don't say whom
@@ -4147,7 +4160,7 @@ class ShardCheckpoint:
             return found
         self.seen = latest
         own_name = self.consumer.name_in_group
-        is_own = found == self.saved or (by == own_name and found in self.unanswered)
+        is_own = found == self.saved or (by == own_name and found in self.may_come_late)
         is_of_a_copy = by != own_name and CONSUMER_NAME.fullmatch(by)
         if not found or is_own or is_of_a_copy:
             return found
@@ -4185,16 +4198,17 @@ class ShardCheckpoint:
         and was applied since. Raises as `save` does."""
         token = CancelToken(token, self.consumer.lease)
         found = self.member.checkpoint_retries.retry(self.shard, lambda: self.look(is_fresh=is_last), token)
-        if found != self.delivered and (self.saved != self.delivered or found in self.unanswered):
+        if found != self.delivered and (self.saved != self.delivered or found in self.may_come_late):
             self.save(token)
 
     def send(self, cursor: str) -> None:
-        """Raises CallError."""
+        """Saves a cursor, tried once. A refusal cancels the lease, unless the shard is revoked, or the cursor was saved
+        before. Raises CallError."""
         try:
             self.source.save_checkpoint(self.member.group, self.consumer.name_in_group, self.shard, cursor)
         except CallError as error:
-            if cursor not in self.unanswered:
-                self.unanswered.append(cursor)
+            if cursor not in self.may_come_late:
+                self.may_come_late.append(cursor)
             # A revoked shard may be another's by now: that is no sign of a lost lease.
             if error.kind != ErrorKind.FENCED or self.revoked.is_cancelled():
                 raise
@@ -4239,12 +4253,12 @@ class ShardConsumer:
         self.hard_stop = CancelToken(consumer.lease, consumer.member.soft_stop, grace=GRACE)
         self.checkpoint = ShardCheckpoint(consumer, shard, self.revoked)
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
-        # Written by the task that pulls, and where a checkpoint was loaded, or set by hand:
+        # Written by the task that pulls, and where a checkpoint was loaded or set by hand, or memory was given back:
         self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
         self.mean_log_group_size = 0.0  # bytes, by the last pull; 0 before the first
         self.needed = 0  # bytes that the next pull takes, by the last; 0 where that brought nothing
         self.next_pull = 0.0  # by the monotonic clock
-        self.interval = consumer.member.settings.fetch_interval  # seconds until then
+        self.interval = consumer.member.settings.fetch_interval  # seconds between pulls
         self.pull_size, self.is_short = float(self.MIN_PULL_BYTES), False  # see `reserve_for_pull`
         self.denied_since = float("inf")  # since when it has not been given the memory it needs, by the monotonic clock
         self.lock = threading.Lock()  # over:
@@ -4397,10 +4411,10 @@ class ShardConsumer:
         """A task: delivers the oldest batch, then saves its checkpoint; unless both are done, it stays the oldest."""
         with watchdog.watching("delivers shard %d" % self.shard):
             self.soft_stop.check()
-            while self.member.expired_tokens():  # what is begun now would be delivered again by the next start
+            while self.member.expired_sts_tokens():  # what is begun now would be delivered again by the next start
                 self.soft_stop.sleep(MAX_BACKOFF)
             batch = self.batches[0]
-            if batch.log_groups and batch.next_cursor != self.checkpoint.delivered:  # else only saving it has failed
+            if batch.log_groups and batch.next_cursor != self.checkpoint.delivered:  # else only saving is left
                 batch = self.deliver_to_targets(batch)
             self.checkpoint.delivered = batch.next_cursor
             self.checkpoint.save(self.saving())
@@ -4424,7 +4438,7 @@ class ShardConsumer:
         self.count_for_target_time = done * self.TARGET_BATCH_SECONDS / seconds
         if beyond:
             log.warning(
-                "%s: shard %s: a batch ends in the middle; %d LogGroups behind its end were delivered already, and are "
+                "%s: shard %s: a batch ends in the middle; %d LogGroups after its end were delivered already, and are "
                 "delivered again", self.member.subject, self.shard, beyond,
             )  # fmt: skip
         return batch if done == len(batch.log_groups) else self.cut_batch(batch, done)
@@ -4439,7 +4453,7 @@ class ShardConsumer:
             none      yes           both are batches, the first of FEW_LOG_GROUPS, which are tried next
             none      no            it stays as it is
 
-        The end is the cursor behind the first part. In all cases but the first it raises Cancelled: there is nothing to
+        The end is the cursor after the first part. In all cases but the first it raises Cancelled: there is nothing to
         save.
         """
         if not done:
@@ -4460,7 +4474,7 @@ class ShardConsumer:
             return self.batches[0]
 
     def find_end(self, log_groups: Sequence[LogGroup]) -> str:
-        """The cursor behind LogGroups that begin at the checkpoint, by pulling them once more; "" where others are
+        """The cursor after LogGroups that begin at the checkpoint, by pulling them once more; "" where others are
         there now. Raises CallError."""
         cursor, pulled = self.checkpoint.delivered, 0
         mean = max(1.0, sum(len(each.logs) + len(each.envelope) for each in log_groups) / len(log_groups))
@@ -4487,7 +4501,7 @@ class ShardConsumer:
         self.checkpoint.save_again(self.saving(), is_last=True)
 
     def saving(self) -> CancelToken:
-        """However long a batch has taken since the shard was revoked, its checkpoint has GRACE seconds from now on."""
+        """Cancelled GRACE seconds after soft_stop, or from now on if that is cancelled already."""
         late = max(0.0, time.monotonic() - self.soft_stop.cancelled_at())
         return CancelToken(self.soft_stop, grace=late + GRACE)
 
@@ -4500,10 +4514,11 @@ class ShardConsumer:
 
     def owes_last_save(self) -> bool:
         """Whether its checkpoint is to be saved again, since saving one has failed. Called with `lock` held."""
-        return bool(self.checkpoint.unanswered and self.checkpoint.saved) and not self.has_begun_last_save
+        return bool(self.checkpoint.may_come_late and self.checkpoint.saved) and not self.has_begun_last_save
 
     def is_shutdown(self) -> bool:
-        """Called by the SDK's loop in each turn: whether the shard may move, for nothing of it is in flight."""
+        """Called by the SDK's loop in each turn: whether the shard may move, for nothing of it is in flight, but for a
+        pull perhaps, which is dropped."""
         if not self.revoked.is_cancelled():
             return False
         with self.lock:
@@ -4586,7 +4601,7 @@ class ShardConsumer:
         most = 2 * self.largest_pull()
         self.needed = max(size // count, min(size, most))
 
-    def is_stuck(self) -> bool:
+    def is_slow(self) -> bool:
         """Whether its targets take longer than they should for the first batch."""
         return self.deliver in self.running and time.monotonic() - self.batch_began > self.TARGET_BATCH_SECONDS
 
@@ -4603,7 +4618,7 @@ class Heartbeat(threading.Thread):
     """
 
     LOOP_INTERVAL = 0.05  # seconds between turns of the SDK's loop, in which pulls that are due begin
-    MAX_VISITS = 1500  # of shards that the loop pays in a second while all are idle: more than 75 make turns longer
+    MAX_VISITS = 1500  # shards that the loop visits in a second while all are idle: more than 75 make turns longer
     MAX_IN_FLIGHT = 4  # heartbeats
 
     def __init__(self, consumer: Consumer, group_timeout: float) -> None:
@@ -4620,8 +4635,8 @@ class Heartbeat(threading.Thread):
         self.owned: set[int] = set()
         self.reported: set[int] = set()  # to the service: those owned, and those that were revoked and end a batch
         self.let_go: dict[int, float] = {}  # shard -> when it was, by the lease's clock
-        self.answered = 0.0  # when the last of those that have an answer was sent, by the same
-        self.assigned: float = 0.0  # when a shard was assigned last, by the monotonic clock
+        self.answered = 0.0  # when the last heartbeat was sent that was answered, by the same
+        self.assigned_at: float = 0.0  # when a shard was assigned last, by the monotonic clock
 
     def get_held_shards(self) -> Iterable[int]:
         """Called by the SDK's loop at the beginning of each turn, which so waits here, and then visits them in this
@@ -4704,7 +4719,7 @@ class Heartbeat(threading.Thread):
             owned = {shard for shard in answer if shard not in releasing and self.let_go.get(shard, 0.0) < sent}
             revoked = self.owned - owned
             if owned - self.owned:
-                self.assigned = time.monotonic()
+                self.assigned_at = time.monotonic()
             self.reported |= owned
             self.owned = owned
         for shard in revoked:
@@ -4739,7 +4754,7 @@ class Consumer(ConsumerWorker):
         self.lock = threading.Lock()  # over:
         self.held: dict[ShardConsumer, int] = {}  # bytes of their batches, and of pulls under way
         self.waiting: deque[ShardConsumer] = deque()  # those that need more memory than there is, the first is next
-        self.unanswered: dict[int, deque[str]] = {}  # see ShardCheckpoint; here, for a shard may come back
+        self.may_come_late: dict[int, deque[str]] = {}  # see ShardCheckpoint; here, for a shard may come back
         # No other consumer has this name of at most 63 characters, also not one of this copy before, for host and
         # process id repeat themselves in containers. In the checkpoints, other copies read of it what the routes are,
         # see GroupMember.compare_routes, and when the group began, see GroupMember.find_group_start.
@@ -4768,6 +4783,8 @@ class Consumer(ConsumerWorker):
         and the checkpoint of that comes to lie beyond the one that failed."""
         if shard not in self.shard_consumers:
             self.shard_consumers[shard] = ShardConsumer(self, shard)
+            if shard not in self.heart_beat.owned:  # it was revoked a moment ago, when there was nothing to cancel
+                self.revoke(shard)
         return self.shard_consumers[shard]
 
     def set_held(self, one: ShardConsumer, size: int) -> None:
@@ -4805,7 +4822,7 @@ class Consumer(ConsumerWorker):
                 self.waiting.append(one)
             if is_next and can_wait:
                 for other, other_holds in self.held.items():
-                    if missing > 0 and other_holds > share and other.is_stuck():
+                    if missing > 0 and other_holds > share and other.is_slow():
                         other.wanted_back.cancel()
                         # Its memory counts as coming for MAX_BACKOFF seconds: a shard that hasn't given it back by then
                         # has delivered a part of the batch, and keeps it.
@@ -4823,8 +4840,9 @@ class Consumer(ConsumerWorker):
         return not self.waiting and not any(one.batches for one in self.shard_consumers.values())
 
     def revoke(self, shard: int) -> None:
-        if shard in self.shard_consumers:
-            self.shard_consumers[shard].revoked.cancel()
+        one = self.shard_consumers.get(shard)
+        if one:
+            one.revoked.cancel()
 
     def in_flight(self) -> dict[int, int]:
         """Shard -> LogGroups of its batch in flight."""
@@ -4906,13 +4924,13 @@ class GroupMember(threading.Thread):
 
     def run(self) -> None:
         try:
-            lapses = 0  # in a row, of consumers that lasted no longer than the group's timeout
+            lapses = 0  # consumers lost in a row, of which the first alone may have outlasted the group's timeout
             with watchdog.watching(self.name):
                 check_before_start(self.settings, self.credential_sources)
                 if self.drain:
                     drain, source = self.drain, self.source
                     self.join_retries.retry("ends", lambda: drain.find_ends(source), self.soft_stop)
-                while not self.expired_tokens():  # as one may be from the start
+                while not self.expired_sts_tokens():  # as one may be from the start
                     consumer = self.join_retries.retry("join", self.join_group, self.soft_stop)
                     joined = time.monotonic()
                     # At a stop the SDK's loop ends first, and heartbeats go on until nothing is in flight.
@@ -4929,8 +4947,8 @@ class GroupMember(threading.Thread):
         except Exception:
             log.exception("a defect of this program")
 
-    def expired_tokens(self) -> list[str]:
-        """What they are called that have run out and can't be renewed: then the copy is to end."""
+    def expired_sts_tokens(self) -> list[str]:
+        """The variables of STS tokens that have run out and can't be renewed: then the copy is to end."""
         return [source.name for source in self.expiring_credentials if source.is_expired]
 
     def give_up(self, consumer: Consumer) -> None:
@@ -4974,15 +4992,14 @@ class GroupMember(threading.Thread):
         self.consumer.start()
         targets = self.settings.targets
         routes = ["%s <- %s" % (each.config, ",".join(topic.spelling for topic in each.topics)) for each in targets]
-        names = self.consumer.name_in_group, self.settings.source, ", ".join(routes)
-        log.info("consumer %s of %s, targets: %s", *names)
+        log.info("consumer %s of %s, targets: %s", self.consumer.name_in_group, self.settings.source, ", ".join(routes))
         for note in self.settings.notes if is_first else ():
             log.info("%s", note)
         return self.consumer
 
     def find_group_start(self, group: Any) -> None:
-        """Finds when the group began, and tells what there is to say of it: an SDK's ConsumerGroupEntity, or None.
-        Raises CallError, Cancelled."""
+        """Finds when the group began, and tells what there is to say of it. `group` is the SDK's ConsumerGroupEntity,
+        or None. Raises CallError, Cancelled."""
         checkpoints = self.source.get_checkpoints(self.group)
         for line in group_warnings(group, checkpoints, self.settings.heartbeat_interval) if group else ():
             log.warning("%s: %s", self.subject, line)
@@ -5097,10 +5114,8 @@ class GroupMember(threading.Thread):
         self.differing = [name.group() for name in differing]
         if differing and self.differing_throttle.allow():
             self.differing_told = True
-            words = (
-                "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; all "
-            )
-            words += "copies are to have the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
+            words = "%s: consumer %s has the routes %s, this copy has %s: a shard's logs go by those of its holder; "
+            words += "all copies are to have the same SLS_LOGSTORE_TO<n> and SLS_TOPIC_TO<n>"
             log.warning(words, self.subject, ", ".join(self.differing[:3]), differing[0]["routes"], self.fingerprint)
         elif self.differing_told and not differing:
             self.differing_told = False
@@ -5315,7 +5330,7 @@ class LogWriter(logging.Handler):
         self.setFormatter(RedactingFormatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
         self.handler = handler
         self.lines: queue.Queue[str] = queue.Queue(self.MAX_LINES)
-        self.dropped = 0  # lines; counted under the handler's lock
+        self.dropped = 0  # lines; counted under this handler's own lock
         threading.Thread(target=self.run, name=name, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -5686,7 +5701,7 @@ def why_to_end(member: GroupMember, stop: CancelToken) -> Ending | None:
         return Ending.DRAINED
     if stop.is_cancelled():
         return Ending.UNDRAINED if member.drain else Ending.STOPPED
-    if member.expired_tokens():
+    if member.expired_sts_tokens():
         return Ending.EXPIRED
     return None if member.is_alive() else Ending.FAILED
 
@@ -5708,7 +5723,7 @@ def run(settings: Settings, drain: Drain | None = None) -> int:
         return 1
     while not (ending := why_to_end(member, stop)):
         time.sleep(MAIN_LOOP_INTERVAL)
-    for name in member.expired_tokens():
+    for name in member.expired_sts_tokens():
         log.error("%s has run out, says the service: this copy ends, to be started again with another", name)
     left = member.stop(SHUTDOWN_TIMEOUT)
     # The last lines are the sums of the run: after them nobody else tells anything.

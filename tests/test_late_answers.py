@@ -218,7 +218,7 @@ def heartbeat():
     )
     it = Heartbeat.__new__(Heartbeat)
     it.consumer, it.lock, it.wake_up = consumer, threading.Lock(), threading.Event()
-    it.owned, it.reported, it.let_go, it.answered, it.assigned = set(), set(), {}, 0.0, 0.0
+    it.owned, it.reported, it.let_go, it.answered, it.assigned_at = set(), set(), {}, 0.0, 0.0
     return it
 
 

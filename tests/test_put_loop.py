@@ -1433,6 +1433,24 @@ def test_who_refuses_a_put_while_more_is_sent_is_heard(world, monkeypatch):
     assert ([blamed], error.code) == (batch.puts, "RequestEntityTooLarge")
 
 
+def test_puts_that_nobody_wants_any_more_are_no_recovery(world, caplog):
+    """Else an outage were told to be over whenever a batch is cut or its shard moves."""
+    retries, batch = world.targets["a"].put_retries, world.submit("a0")
+    world.answer("a0", BUSY)
+    world.call(world.loop.end, batch)
+    assert retries.failures == 1 and not retries.failing
+    world.turn(60.0)
+    caplog.clear()
+    retries.report_recovery()
+    assert not caplog.messages
+    batch = world.submit("a1")
+    world.answer("a1")
+    world.assert_delivered(batch)
+    retries.report_recovery()
+    (line,) = caplog.messages
+    assert "puts recovered after 1 failed tries" in line and not retries.failures
+
+
 def test_what_takes_as_long_as_a_bound_is_counted_up_to_it():
     """As Prometheus has it: less or equal."""
     histogram = dispatch_data.Histogram()

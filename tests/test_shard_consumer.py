@@ -82,7 +82,7 @@ class World:
         self.source, self.submitted, self.held = Source(), [], []
         self.member = types.SimpleNamespace(
             source=self.source, soft_stop=CancelToken(), group="group", group_start=1, former={}, drain=None,
-            settings=types.SimpleNamespace(fetch_interval=1.0, cursor_start="begin"), expired_tokens=list,
+            settings=types.SimpleNamespace(fetch_interval=1.0, cursor_start="begin"), expired_sts_tokens=list,
             subject="source",
             pull_retries=Retries(), checkpoint_retries=Retries(), begin_retries=Retries(),
             entries_since=lambda *_, **__: dict(self.source.entries), take_older_start=lambda _: None,
@@ -90,9 +90,9 @@ class World:
             tasks=types.SimpleNamespace(submit=lambda *task: self.submitted.append(task)),
         )  # fmt: skip
         self.consumer = types.SimpleNamespace(
-            member=self.member, lease=Lease(60), unanswered={}, name_in_group="me", memory_share=lambda: 1e6,
+            member=self.member, lease=Lease(60), may_come_late={}, name_in_group="me", memory_share=lambda: 1e6,
             set_held=lambda _, held: self.held.append(held), take_memory=lambda *_: False,
-            heart_beat=types.SimpleNamespace(assigned=0.0, interval=1.0, owned={0}),
+            heart_beat=types.SimpleNamespace(assigned_at=0.0, interval=1.0, owned={0}),
         )  # fmt: skip
 
     def shard_consumer(self, delivered=0, batches=()):
@@ -445,7 +445,7 @@ def test_whoever_has_not_found_its_checkpoint_leaves_that_of_the_holder_before_t
 
 def test_the_last_look_is_a_fresh_one(world):
     shard = world.shard_consumer(10)
-    shard.checkpoint.unanswered.append(cursor(5))
+    shard.checkpoint.may_come_late.append(cursor(5))
     world.member.entries_since = None
     shard.revoked.cancel()
     shard.begin_tasks()
@@ -483,8 +483,8 @@ def test_a_checkpoint_whose_saving_failed_is_remembered_for_it_may_come_late(wor
     shard = world.shard_consumer(10)
     world.source.failures = [CallError("NoAnswer", "")] * 2
     save(shard, 20)
-    assert (world.source.saved, list(shard.checkpoint.unanswered)) == ([cursor(20)], [cursor(20)])
-    assert world.consumer.unanswered[0] is shard.checkpoint.unanswered
+    assert (world.source.saved, list(shard.checkpoint.may_come_late)) == ([cursor(20)], [cursor(20)])
+    assert world.consumer.may_come_late[0] is shard.checkpoint.may_come_late
 
 
 @pytest.mark.parametrize("is_revoked", [False, True])
@@ -517,7 +517,7 @@ def test_the_last_checkpoint_is_saved_again_where_one_has_failed_once_nothing_is
     world.member.soft_stop.cancel()
     shard.begin_tasks()
     assert world.submitted == [], "none has failed"
-    shard.checkpoint.unanswered.append(cursor(15))
+    shard.checkpoint.may_come_late.append(cursor(15))
     shard.running.add(shard.deliver)
     shard.begin_tasks()
     assert world.submitted == [], "a batch is in flight"
@@ -535,7 +535,7 @@ def test_the_last_checkpoint_is_saved_again_where_one_has_failed_once_nothing_is
 
 def test_the_last_checkpoint_is_not_saved_again_where_the_service_has_it(world):
     shard = world.shard_consumer(10)
-    shard.checkpoint.unanswered.append(cursor(5))
+    shard.checkpoint.may_come_late.append(cursor(5))
     world.member.soft_stop.cancel()
     shard.begin_tasks()
     world.perform()
@@ -554,14 +554,14 @@ def test_a_checkpoint_that_nobody_here_has_tried_to_save_is_left_while_nothing_i
     world.source.set(found and cursor(found), by, 0 if by == "me" else 5)  # with a clock that went back
     shard.save_again()
     assert world.source.saved == []
-    shard.checkpoint.unanswered.append(cursor(3))
+    shard.checkpoint.may_come_late.append(cursor(3))
     shard.save_again()
     assert world.source.saved == ([cursor(10)] if found else [])
 
 
 def test_without_the_lease_no_last_checkpoint_is_saved(world):
     shard = world.shard_consumer(10)
-    shard.checkpoint.unanswered.append(cursor(5))
+    shard.checkpoint.may_come_late.append(cursor(5))
     world.source.set(cursor(5), "me", 7)
     world.consumer.lease.cancel()
     shard.begin_tasks()
