@@ -93,9 +93,6 @@ What is used or replaced here of other packages' internals, each with a test tha
                               read by `log_groups_of`; the SDK's parser is slow, on PyPy by a factor of a thousand,
                               and reads there no pull with a text that isn't UTF-8
                               test_the_sdk_still_keeps_the_bytes_of_a_pull
-    google.protobuf.internal.api_implementation.Type
-                              lazy_log_group_class: whether protobuf is the one in C
-                              test_protobuf_in_c_reads_what_agents_send
     urllib3.HTTPSConnectionPool._new_conn, ._prepare_proxy, requests' HTTPAdapter.get_connection_with_tls_context
                               ConnectionFactory opens connections as requests does: test_proxies.py
     _signal                   importing signal takes so long that Ctrl-C may come meanwhile: test_starting.py
@@ -195,10 +192,6 @@ try:
     from aliyun.log.credentials import Credentials, CredentialsProvider
     from aliyun.log.pulllog_response import PullLogResponse
     from aliyun.log.version import API_VERSION
-    from google.protobuf import descriptor_pb2, descriptor_pool
-    from google.protobuf.internal import api_implementation
-    from google.protobuf.message import DecodeError, Message
-    from google.protobuf.reflection import GeneratedProtocolMessageType
 
     heart_beat.RLock = threading.RLock  # type: ignore[attr-defined,assignment]
     for owner, name in (
@@ -959,47 +952,10 @@ def read_fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int
         raise ValueError("a group without an end")
 
 
-def lazy_log_group_class() -> Any:
-    """A message class of protobuf for a LogGroup whose logs stay serialised. None where protobuf is in Python, as in
-    PyPy, which is slower than `walk_log_group`; or in C++, up to 3.20, which reads what is no message without an error.
-    """
-    if api_implementation.Type() != "upb":  # that in C
-        return None
-    file = descriptor_pb2.FileDescriptorProto(name="dispatch_data.proto")
-    message = file.message_type.add(name="LazyLogGroup")
-    field = descriptor_pb2.FieldDescriptorProto
-    message.field.add(name="Logs", number=LOGS_KEY >> 3, type=field.TYPE_BYTES, label=field.LABEL_REPEATED)
-    message.field.add(name="Topic", number=TOPIC_KEY >> 3, type=field.TYPE_BYTES, label=field.LABEL_OPTIONAL)
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    members = {"DESCRIPTOR": pool.FindMessageTypeByName(message.name), "__module__": __name__}
-    return GeneratedProtocolMessageType(message.name, (Message,), members)
-
-
-LazyLogGroup = lazy_log_group_class()
-MAX_LAZY_BYTES = 256 * 1000  # of a LogGroup that is read as one: it is copied twice for that
-
-
 def read_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGroup:
     """The LogGroup serialised in data[start:end], its logs skipped, not read. Raises as `read_fields`."""
-    if LazyLogGroup and end - start <= MAX_LAZY_BYTES:
-        with contextlib.suppress(DecodeError):  # what is wrong, if it is, `walk_log_group` says
-            message = LazyLogGroup.FromString(data[start:end])
-            topic, log_count = message.Topic, len(message.Logs)
-            message.ClearField("Logs")
-            envelope = message.SerializeToString()
-            rest_start = end - len(envelope)
-            # Serialisers write fields in the order of their numbers: then what comes before the envelope are the logs.
-            if data.endswith(envelope, start, end):
-                LazyLogGroup.FromString(data[start:rest_start])  # fails where a log ends in the bytes of an envelope
-                return LogGroup(topic.decode("utf-8", "replace"), log_count, view[start:rest_start], envelope)
-    return walk_log_group(data, view, start, end)
-
-
-def walk_log_group(data: bytes, view: memoryview, start: int, end: int) -> LogGroup:
-    """The same, of any that is a message at all."""
     # Serialisers write fields in the order of their numbers, so the logs come first. One pass of this loop is one log:
-    # a hot spot where there is no LazyLogGroup, hence written out.
+    # it is the hot spot of the program, hence written out.
     position = start
     log_count = 0
     while position < end and data[position] == LOGS_KEY:

@@ -2,7 +2,6 @@
 
 import runpy
 from collections import Counter
-from unittest import mock
 
 import pytest
 from aliyun.log import pulllog_response
@@ -26,20 +25,6 @@ from dispatch_data import (
 )
 
 pytestmark = pytest.mark.quick
-
-IN_C, IN_PYTHON = dispatch_data.LazyLogGroup, None  # None where protobuf isn't in C
-READERS = [IN_C, IN_PYTHON] if IN_C else [IN_PYTHON]
-
-
-@pytest.fixture(
-    params=READERS, ids=lambda reader: "protobuf in C" if reader else "in Python", autouse=True, scope="module"
-)
-def reader(request):
-    """Each test is of both ways to read a LogGroup."""
-    dispatch_data.LazyLogGroup = request.param
-    yield request.param
-    dispatch_data.LazyLogGroup = IN_C
-
 
 # ---- valid bytes, as the SDK's message classes write them, with fields they don't know mixed in
 
@@ -170,71 +155,6 @@ def test_safe_on_any_bytes(data):
     assert len(ours) == count
     for log_group, parsed in zip(ours, LogGroupList.FromString(data).LogGroups):
         assert ParsedLogGroup.FromString(log_group.SerializeToString()) == parsed
-
-
-ENDS_LIKE_A_TOPIC = b"\x0a\x0e\x08\x01\x12\x0a\x0a\x01k\x12\x05ee\x1a\x01a"
-
-
-@example(list_of([b"\x1a\x01a" + 2 * b"\x0a\x02\x08\x01" + b"\x1a\x01a"]))
-@example(list_of([2 * b"\x0a\x02\x08\x01" + b"\x1a\x01b\x1a\x01a"]))
-@example(list_of([b"\x0a\x82\x00\x08\x01\x1a\x81\x00a"]))
-@example(list_of([b"\x08\x05"]))
-# Logs that end in the bytes of an envelope, behind a Topic, or with a Source behind them; and then the first log of the
-# next LogGroup is as long as the envelope.
-@example(list_of([b"\x1a\x01a" + ENDS_LIKE_A_TOPIC, b"\x0a\x05\x08\x01\x42\x01z\x1a\x01a"]))
-@example(list_of([b"\x1a\x01a" + ENDS_LIKE_A_TOPIC + b"\x22\x01s", b"\x0a\x02\x08\x01\x1a\x01a\x22\x01s"]))
-@example(list_of([b"\x1a\x02aa" + ENDS_LIKE_A_TOPIC[:-1] + b"aa", b"\x0a\x02\x08\x01\x1a\x02aa"]))
-@example(list_of([b"\x1a\x01a" + ENDS_LIKE_A_TOPIC, b"\x0a\x01\x08" + b"\x1a\x01a"]))
-@example(list_of([b"\x1a\x01a\x0a\x02\x08\x01", b"\x0a\x02\x08\x01\x1a\x01a"]))
-@given(
-    st.lists(log_groups() | st.binary(max_size=30), min_size=1, max_size=3).map(list_of)
-    | st.lists(log_groups(), min_size=2, max_size=4).map(lambda parts: list_of([b"".join(parts)]))
-)
-def test_both_ways_to_read_are_one(data):
-    """Also for what no serialiser writes: lengths that are longer than need be, a Topic before the logs or twice."""
-    outcomes = []
-    for reader in READERS:
-        try:
-            with mock.patch.object(dispatch_data, "LazyLogGroup", reader):
-                read = read_log_group_list(data)
-        except (ValueError, IndexError):
-            outcomes.append("refused")
-            continue
-        merged = merge_log_groups([*read, *read], False)
-        outcomes.append(
-            (
-                [(each.Topic, each.log_count, each.SerializeToString()) for each in read],
-                Counter(log_group for put in merged for log_group in described_logs(put.SerializeToString())),
-            )
-        )
-    assert outcomes == outcomes[:1] * len(READERS)
-
-
-def described_logs(data):
-    """Each log with what describes its LogGroup, as far as the SDK's parser makes sense of them."""
-    try:
-        parsed = ParsedLogGroup.FromString(data)
-    except Exception:  # DecodeError of either protobuf runtime
-        return
-    for log in parsed.Logs:
-        yield parsed.Topic, parsed.Source, parsed.MachineUUID, str(parsed.LogTags), log.SerializePartialToString()
-
-
-def test_protobuf_in_c_reads_what_agents_send(reader, monkeypatch):
-    assert bool(IN_C) == (api_implementation.Type() == "upb")
-    if not reader:
-        pytest.skip("that is for protobuf in C")
-    monkeypatch.setattr(dispatch_data, "walk_log_group", None)
-    sent = ParsedLogGroup(Topic="nginx", Source="10.1.7.1", MachineUUID="6C2F7A4E-0000-0001")
-    for second in range(60):
-        sent.Logs.add(Time=1700000000 + second).Contents.add(Key="content", Value="x" * 5 * second)
-    sent.LogTags.add(Key="__path__", Value="/var/log/access.log")
-    data = sent.SerializeToString()
-    (read,) = read_log_group_list(list_of([data]))
-    assert (read.Topic, read.log_count, read.mergeable) == ("nginx", 60, True)
-    assert read.SerializeToString() == data
-    del sent.Logs[:]
-    assert read.envelope == sent.SerializeToString()
 
 
 @pytest.mark.parametrize(
