@@ -42,7 +42,7 @@ AND_A_CATCH_ALL = {
     "SLS_LOGSTORE_TO4": "rest",
     "SLS_TOPIC_TO4": "*",
 }
-LIMIT = 60.0  # seconds that any condition may take on a slow machine
+LIMIT = 120.0  # seconds that any condition may take on a slow machine
 # A copy may be silent for twice as long. PyPy, which warms up, is silent for 2 s at times beside other tests.
 HEARTBEAT_INTERVAL = "2" if platform.python_implementation() == "PyPy" else "1"  # seconds
 
