@@ -18,6 +18,17 @@ COMMAND = [sys.executable, "-m", "tests.local_log_service", "demo", "--seconds",
 LIMIT = 300.0  # seconds, for slow machines
 
 
+def demo_with(change):
+    """The command of a demonstration with a line of Python run before."""
+    lines = [
+        "import pathlib, sys",
+        "from tests.local_log_service import __main__, demo",
+        change,
+        "sys.exit(__main__.main(['demo', '--seconds', '2']))",
+    ]
+    return [sys.executable, "-c", "\n".join(lines)]
+
+
 class Demo:
     """A running demonstration and what it has printed so far."""
 
@@ -95,6 +106,13 @@ def test_every_log_is_accounted_for(start_demo):
     assert not any(map(is_running, demo.copy_process_ids()))
 
 
+def test_a_machine_too_slow_to_feed_every_target_within_the_seconds(start_demo):
+    demo = start_demo(demo_with("demo.RATE = 1"))  # the first LogGroup of clicks is the ninth
+    assert demo.read_all() == 0, "\n".join(demo.lines)
+    results = {line.split()[0]: line.split()[1:] for line in demo.lines if line}
+    assert all(int(results[target][0]) > 0 for target in ("nginx", "sql-audit", "click"))
+
+
 def test_a_terminal_shows_bars_and_the_same_end():
     ours, its = pty.openpty()
     environment = dict(os.environ, TERM="xterm", COLUMNS="120")
@@ -132,21 +150,7 @@ def start_demo_of(start_demo, tmp_path):
     """Starts a demonstration whose copies run the program with a patch."""
 
     def start(patch):
-        program = program_with(tmp_path, patch)
-        return start_demo(
-            [
-                sys.executable,
-                "-c",
-                "\n".join(
-                    [
-                        "import pathlib, sys",
-                        "from tests.local_log_service import __main__, demo",
-                        "demo.PROGRAM = pathlib.Path(%r)" % str(program),
-                        "sys.exit(__main__.main(['demo', '--seconds', '2']))",
-                    ]
-                ),
-            ]
-        )
+        return start_demo(demo_with("demo.PROGRAM = pathlib.Path(%r)" % str(program_with(tmp_path, patch))))
 
     return start
 

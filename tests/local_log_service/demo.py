@@ -232,6 +232,10 @@ class Demonstration:
         shares = [len(self.held_shards(copy)) for copy in self.copies if not copy.killed]
         return sum(shares) == SHARD_COUNT and all(shares)
 
+    def is_fed(self) -> bool:
+        """Whether the source has logs for every target, as far as the rows shown know."""
+        return all(any(self.source.logs[topic] for topic in topics) for topics in TARGETS.values())
+
     def lag(self) -> int:
         return self.service.lag(PROJECT, SOURCE, GROUP)
 
@@ -299,7 +303,11 @@ class Demonstration:
         say("-- the copies have shared the shards; feeding %d LogGroups a second" % RATE)
         self.feeder.start()
         fed_since = time.monotonic()
-        self.watch(lambda: time.monotonic() > fed_since + seconds * 0.4, "the time to kill a copy", seconds + LIMIT)
+        self.watch(
+            lambda: time.monotonic() > fed_since + seconds * 0.4 and self.is_fed(),
+            "logs for every target, and the time to kill a copy",
+            seconds + LIMIT,
+        )
         victim = self.copies[1]
         shards = self.held_shards(victim)
         victim.kill()
