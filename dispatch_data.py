@@ -285,7 +285,9 @@ def parse_topics(text: str) -> tuple[TopicPattern, ...]:
     text = decode_utf8(text)
     if not text.isprintable():
         raise ValueError("topics in UTF-8, of characters that can be seen, separated by commas")
-    topics = tuple(TopicPattern(part.strip()) for part in TOPIC_SEPARATOR.split(text))
+    # a** is a*, also where patterns are compared.
+    parts = [BRACKETS_OR_STARS.sub(lambda found: found.group(1) or "*", part) for part in TOPIC_SEPARATOR.split(text)]
+    topics = tuple(TopicPattern(part.strip()) for part in parts)
     if not all(topic.spelling for topic in topics):
         raise ValueError("topics separated by commas, one on either side of each; was the value cut off at a space?")
     if re.search("%s|%s" % (FULLWIDTH_CHAR.pattern, COMMENT), ESCAPED_CHAR.sub("", text)):
@@ -777,7 +779,7 @@ class SettingsParser:
         numbers = {int(name.group(1)) for name in numbered if name}
         if not numbers:
             self.errors.append("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
-        routed: dict[TopicPattern, int] = {}
+        routed: dict[str | TopicPattern, int] = {}  # a-b and a[-]b are one topic
         for number in sorted(numbers):
             suffix = "_TO%d" % number
             config = self.read_logstore(TARGET_LOGSTORE, [suffix, "_TO", ""])
@@ -791,12 +793,13 @@ class SettingsParser:
                     words = "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; "
                     words += "the topic spelt like that is written %r"
                     self.warnings.append(words % (number, topic.spelling, topic.literal_spelling))
-                if routed.get(ALL_TOPICS, number) != number and topic.exact_topic is None:
+                taken = topic if topic.exact_topic is None else topic.exact_topic
+                if routed.setdefault(taken, number) != number:
+                    words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
+                    self.errors.append(words % (number, topic.spelling, routed[taken]))
+                elif routed.get(ALL_TOPICS, number) != number and topic.exact_topic is None:
                     words = "SLS_TOPIC_TO%d: %r takes nothing: the * of SLS_TOPIC_TO%d comes first, and takes all"
                     self.warnings.append(words % (number, topic.spelling, routed[ALL_TOPICS]))
-                if routed.setdefault(topic, number) != number:
-                    words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
-                    self.errors.append(words % (number, topic.spelling, routed[topic]))
             yield TargetSettings(number, config, topics)
 
     def warn_of_unknown_variables(self) -> None:

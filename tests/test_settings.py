@@ -93,6 +93,15 @@ MISTAKES = [
     ({"SLS_TOPIC_TO1": ""}, r"SLS_TOPIC_TO1 is missing: "),
     ({"SLS_TOPIC_TO1": " , ,"}, r"SLS_TOPIC_TO1: ', ,' is wrong; right would be topics separated by commas"),
     (
+        {"SLS_TOPIC_TO1": "my-app", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "my[-]app"},
+        r"SLS_TOPIC_TO2: 'my\[-\]app' is routed by SLS_TOPIC_TO1",
+    ),
+    (
+        {"SLS_TOPIC_TO1": "my[-]*", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "my[-]**"},
+        r"SLS_TOPIC_TO2: 'my\[-\]\*' is routed by SLS_TOPIC_TO1",
+    ),
+    ({"SLS_TOPIC_TO1": "*", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "**"}, r"SLS_TOPIC_TO2: '\*' is routed by"),
+    (
         {"SLS_TOPIC_TO1": "nginx", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "sql, nginx"},
         r"SLS_TOPIC_TO2: 'nginx' is routed by SLS_TOPIC_TO1",
     ),
