@@ -1225,6 +1225,7 @@ ERROR_BY_CODE = {
 REJECTION_CODES = [code for code, (kind, _) in ERROR_BY_CODE.items() if kind is ErrorKind.REJECTED]
 # Unauthorized is also what an unknown key is answered with, and more; only the message tells, the first of these in it.
 UNAUTHORIZED = {
+    "denied": (ErrorKind.CONFIG, PERMISSION_HINT),  # such messages name the logstore, which may be expired-tokens
     "accesskeyid not found": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} must be a key that exists"),
     "accesskeyid is disabled": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} is disabled: enable it, or set another"),
     "expired": (ErrorKind.CREDENTIALS, EXPIRED_TOKEN_HINT),

@@ -438,6 +438,10 @@ UNAUTHORIZED = {
     "The service has been forbidden": ("wrong", "arrears"),
     "denied by sts or ram, action: log:ListShards": ("could not verify", "may not look"),
 }
+# As the service puts it, with a resource: names that are nobody's fault.
+DENIED = "denied by sts or ram, action: log:ListShards, resource: acs:log:cn-x:1234567890123456:project/%s/logstore/%s"
+for names in (("test-project", "llm-token-logs"), ("expired-orders", "click"), ("forbidden-city", "click")):
+    UNAUTHORIZED[DENIED % names] = ("could not verify", "may not look")
 
 
 @pytest.mark.parametrize("message", list(UNAUTHORIZED))

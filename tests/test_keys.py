@@ -898,7 +898,8 @@ BLAMING = [
     ("SignatureNotMatch", "", True),
     ("SecurityTokenExpired", "", True),
     ("Unauthorized", "Your SLS service has been forbidden", False),
-    ("Unauthorized", "denied by sts or ram, action: log:PutLogs", False),
+    ("Unauthorized", "denied by sts or ram, action: log:PostLogStoreLogs", False),
+    ("Unauthorized", "denied by sts or ram, action: log:ListShards, resource: acs:log:x:1:project/expired-token", False),
     ("ProjectNotExist", "", False),
     ("InternalServerError", "", False),
 ]
@@ -930,7 +931,7 @@ def test_only_a_token_that_has_run_out_is_the_end(code, message, blames_key, tok
     keys = CredentialSource(config)
     refused = CallError(code, message, 401)
     keys.on_auth_failure(refused, token)
-    assert keys.is_expired == (bool(token) and "expired" in (code + message).lower())
+    assert keys.is_expired == (bool(token and blames_key) and "expired" in (code + message).lower())
     assert refused.hint == CallError(code, message, 401).hint
 
 
