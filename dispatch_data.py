@@ -5028,9 +5028,10 @@ class GroupMember(threading.Thread):
     def first_cursor(self, shard: int) -> str:
         """Where a shard without a checkpoint begins. Raises CallError."""
         start: str | int = self.settings.cursor_start
-        if start == "end":
-            # That of when the group began; a shard that a split has made since holds later logs only.
-            start = self.group_start or "begin"
+        if start != "begin":
+            # No later than when the group began, for which it was set; a split's shard holds later logs only.
+            latest = self.group_start or "begin"
+            start = min(start, latest) if isinstance(start, int) and isinstance(latest, int) else latest
         return self.end_cursors_at_start.get(shard) or self.source.get_cursor(shard, start)
 
     def stop(self, seconds: float) -> dict[int, int]:

@@ -8,6 +8,7 @@ from assertions import arrived_in_targets, assert_all_delivered_once, assert_del
 from conftest import create_logstores
 from harness import (
     AND_A_CATCH_ALL,
+    GROUP,
     PROJECT,
     SOURCE,
     Copies,
@@ -287,6 +288,27 @@ def test_shards_born_by_a_split_are_read_from_their_first_log(service, copies):
     service.split_shard(PROJECT, SOURCE, 0)
     service.merge_shards(PROJECT, SOURCE, 1)
     feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+
+
+@pytest.mark.parametrize("is_foreign", [False, True], ids=["of this program", "of another"])
+def test_shards_born_while_no_copy_runs_are_read_from_their_first_log_whatever_the_start_says(
+    service, copies, is_foreign
+):
+    """The group goes on; whoever sets a time for its next start may mean anything, but not to leave out logs."""
+    first = copies.start()
+    feed(service, 20)
+    wait_until_delivered(service)
+    assert first.stop() == 0
+    for shard, state in group_shards(service).items() if is_foreign else ():  # who made it does not say when
+        service.set_checkpoint(PROJECT, SOURCE, GROUP, shard, state["checkpoint"], "somebody else's")
+    service.split_shard(PROJECT, SOURCE, 0)
+    feed(service, 40)
+    boundary = int(time.time()) + 1
+    service.wait_for(lambda: time.time() >= boundary, 5, "the next second")
+    feed(service, 20)
+    copies.start(SLS_CURSOR_START=str(boundary))
     wait_until_delivered(service)
     assert_all_delivered_once(service)
 
