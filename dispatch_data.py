@@ -2021,7 +2021,6 @@ def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, st
         response.begin()
     if response.status != 200:
         stream.limit = min(stream.limit, MAX_ANSWER_BYTES)  # an error is short, whatever was asked for
-    stream.check_size(response.length or 0)  # up to Python 3.9 http.client reads a body in pieces
     headers: dict[str, str] = {}
     for name, value in ((name.lower(), value) for name, value in response.headers.items()):
         if name not in headers:
@@ -2030,6 +2029,7 @@ def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, st
             headers[name] += ", " + value
     if before_body and response.status == 200:
         before_body(headers)
+    stream.check_size(response.length or 0)  # up to Python 3.9 http.client reads a body in pieces
     # After an error another server may answer otherwise; but 403 and 429 are what a quota gives by the thousand.
     is_last = response.will_close or response.status not in (200, 403, 429) or REQUEST_ID not in headers
     return Response(response.status, response.read(), headers, is_last)
@@ -4536,9 +4536,11 @@ class ShardConsumer:
 
     def make_room(self, size: int, count: int) -> None:
         """For what a pull is about to bring: bytes, and how many LogGroups. Raises Cancelled where that is too much
-        now: then the next one is asked for less, or waits."""
+        now, or at any time: then the next one is asked for less, or waits."""
         with self.lock:
-            if size > self.reserved and not self.reserve(size - self.reserved):
+            # More than is believed of any answer: fewer LogGroups may be less, unless that has been tried.
+            is_too_large = size > MAX_PULL_BYTES and size / count > self.mean_log_group_size
+            if is_too_large or (size > self.reserved and not self.reserve(size - self.reserved)):
                 self.mean_log_group_size, self.next_pull = size / count, time.monotonic()
                 self.expect(size, count)
                 raise Cancelled

@@ -4,6 +4,7 @@ What stands between a copy and the service is played by tests/local_log_service/
 """
 
 import re
+import secrets
 
 import pytest
 from assertions import (
@@ -186,6 +187,17 @@ def test_a_pull_without_its_count_delivers_nothing_and_skips_nothing(service, co
         wait_for_a_word(service, copy, fault)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
+
+
+def test_a_pull_too_large_to_be_believed_is_asked_for_less(service, copies):
+    """The service has limits of its own, but nowhere says how many bytes a pull may bring."""
+    copy = copies.start(constants={"MAX_PULL_BYTES": 10**6, "ShardConsumer.PULL_BYTES": 5 * 10**5})
+    wait_until_begun(service)
+    # Five at a time, by what LogGroups are taken to have.
+    service.put(PROJECT, SOURCE, [make_log_group("click", 1, Source=secrets.token_hex(150000)) for _ in range(20)])
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert "UnreadablePull" not in copy.stderr()
 
 
 def test_a_pull_of_nothing_may_be_the_lz4_of_nothing(service, copies):
