@@ -108,9 +108,13 @@ What is used or replaced here of other packages' internals, each with a test tha
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
+import os
 
 if __name__ == "__main__":  # the other imports take a moment: Ctrl-C meanwhile is no reason for a traceback
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    if os.getpid() == 1:  # in a container; of such a process the kernel drops the signals that nothing handles
+        for number in (_signal.SIGINT, _signal.SIGTERM):
+            _signal.signal(number, lambda number, _: os._exit(128 + number))
 
 import argparse
 import asyncio
@@ -135,7 +139,6 @@ import itertools
 import json
 import logging
 import logging.handlers
-import os
 import platform
 import queue
 import random
@@ -177,10 +180,11 @@ if __name__ == "__main__":  # before the SDK is imported
     if is_pypy and "PYPY_GC_NURSERY" not in os.environ and os.path.isfile(sys.argv[0]):
         os.environ["PYPY_GC_NURSERY"] = "16MB"
         os.environ.setdefault("PYPY_GC_MAX_DELTA", "48MB")  # of garbage before it is collected, where much is in use
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the new process gets below, or execv fails
+        # Until the new process gets below, or execv fails.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
         with contextlib.suppress(OSError), open("/proc/self/cmdline", "rb") as command_line:
             os.execv(sys.executable, command_line.read().split(b"\0")[:-1])  # noqa: S606
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
 
 try:
     import requests
@@ -426,6 +430,16 @@ def parse_cursor_start(text: str) -> str | int:
     return start
 
 
+def local_time_warnings(name: str, text: str, unix_seconds: int) -> Iterator[str]:
+    """For a time that was read from `text`, if that has no offset; `name` is where it stood."""
+    written = TIMESTAMP.fullmatch(text)
+    if written and not (written["utc"] or written["sign"]):
+        by = "TZ=%r" % os.environ["TZ"] if os.environ.get("TZ") else "this machine's clock"
+        offset = datetime.fromtimestamp(unix_seconds).astimezone().strftime("%z")
+        words = "%s: %r has no offset, and is taken for local time, %s by %s; write its offset, as in "
+        yield (words + "2018-12-26T00:00:00+08:00") % (name, text, offset, by)
+
+
 def load_cas(path: str) -> ssl.SSLContext:
     """A TLS context that trusts the CAs of this file or directory alone, or with "" those of the system.
 
@@ -476,7 +490,7 @@ check_switch = validator(lambda text: SWITCH.get(text.lower()), "true or false")
 LOG_LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARNING", "warn": "WARNING", "error": "ERROR"}
 check_log_level = validator(lambda text: LOG_LEVELS.get(text.lower()), "DEBUG, INFO, WARNING or ERROR")
 check_address = validator(lambda text: str(ipaddress.ip_address(text)),
-                          "an address of this machine such as 127.0.0.1, or 0.0.0.0 for all of them")
+                          "an address of this machine such as 127.0.0.1, 0.0.0.0 for all, or :: for all, IPv6 too")
 LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 PORT = "(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"  # up to 65535
 ENDPOINT = r"((?i:https?)://)?%s(\.%s)*%s/?" % (LABEL, LABEL, PORT)
@@ -585,7 +599,7 @@ class Settings:
         meaning="the port of /metrics (Prometheus) and /healthz, for each copy on a machine a port of its own; "
         "none: they are not served")
     metrics_host: str = env("SLS_METRICS_HOST", check_address, default="127.0.0.1",
-        meaning="the address they are served on; 0.0.0.0 is all of them")
+        meaning="the address they are served on; 0.0.0.0 is all of them, :: those of IPv6, too")
 
     @property
     def source_name(self) -> str:
@@ -765,6 +779,12 @@ class SettingsParser:
         if not values["region"] and not is_md5_allowed():
             words = "%s must be set: OpenSSL forbids MD5 here, as in FIPS mode; signatures v1 need it, v4 do not"
             self.errors.append(words % variables["SLS_REGION"])
+        named = REGION_PATTERN.search(values["endpoint"].lower())
+        if named and values["region"] not in ("", named.group(2)):
+            words = "%s: %r is not the region that %s names: signatures for it may be refused; set %s=%s"
+            region, endpoint = variables["SLS_REGION"], variables["SLS_ENDPOINT"]
+            mended = max(region, endpoint.replace("ENDPOINT", "REGION"), key=len)
+            self.warnings.append(words % (region, values["region"], endpoint, mended, named.group(2)))
         meaning = "%s=%s takes it" % (credentials_variable, values["credentials"])
         if values["credentials"] == "oidc":
             for name in OIDC_VARIABLES:
@@ -835,20 +855,15 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         raise SettingsError(*dict.fromkeys(parser.errors), *warnings)
     for name in dict.fromkeys(config.variables["SLS_STS_TOKEN"] for config in configs if config.security_token):
         warnings.append("%s can't renew itself, and this copy ends when it has run out; SLS_CREDENTIALS can" % name)
-    # No error: an emptyDir volume has mode 0777, and in its pod nobody else is there.
+    # No error: a volume of a pod's own may have mode 0777, and in its pod nobody else is there.
     if tuning["rejected_dir"] and os.stat(tuning["rejected_dir"]).st_mode & 0o002:
         words = "SLS_REJECTED_DIR: any user can write to %s, and so remove or replace what is set aside; chmod 700 it"
         warnings.append((words + ", unless there are no others, as in a pod") % tuning["rejected_dir"])
     start = tuning["cursor_start"]
     shown = start if isinstance(start, str) else format_with_utc(start)
     notes = ["SLS_CURSOR_START, where a group without checkpoints begins: %s" % shown]
-    written = TIMESTAMP.fullmatch(parser.environment.get("SLS_CURSOR_START", ""))
-    if written and not (written["utc"] or written["sign"]):
-        by = "TZ=%r" % os.environ["TZ"] if os.environ.get("TZ") else "this machine's clock"
-        words = "SLS_CURSOR_START: %r has no offset, and is taken for local time, %s by %s; write its offset, as in "
-        words += "2018-12-26T00:00:00+08:00"
-        offset = shown.split()[2]  # of format_with_utc: date, time, offset
-        warnings.append(words % (written.group(), offset, by))
+    if isinstance(start, int):
+        warnings += local_time_warnings("SLS_CURSOR_START", parser.environment["SLS_CURSOR_START"], start)
     if not parser.any_topic_set:
         notes.append("no SLS_TOPIC_TO<n> is set: the default topics apply")
         for number in sorted(DEFAULT_TOPICS.keys() - {target.number for target in targets}):
@@ -1080,8 +1095,9 @@ class Redactor:
             if re.fullmatch("[A-Za-z0-9_.~-]", char):
                 spelt += re.escape(char)
             else:
-                codes = "".join(r"(?:%%(?:25)*|\\+x)%02x" % byte for byte in char.encode("utf-8", "surrogateescape"))
-                spelt += r"(?:(?i:%s|\\+u%04x)|&#?\w+;|\\*%s)" % (codes, ord(char), re.escape(char))
+                encoded = char.encode("utf-8", "surrogateescape")
+                codes = "".join(r"(?:%%(?:25)*|\\{1,15}x)%02x" % byte for byte in encoded)
+                spelt += r"(?:(?i:%s|\\{1,15}u%04x)|&#?\w+;|\\{0,15}%s)" % (codes, ord(char), re.escape(char))
         # Such as Password, max_size, TOKEN or 10.0.0.1; and what is short.
         may_be_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
         stands_alone = may_be_word or len(secret) < 8
@@ -1344,9 +1360,10 @@ class Watchdog:
             while True:
                 self.beat()
                 time.sleep(self.CHECK_INTERVAL)
-                for one in list(self.deadlines):
-                    with contextlib.suppress(Exception):  # any: what others wait for is ended all the same
-                        if one.is_over():
+                with contextlib.suppress(Exception):  # any, such as MemoryError: they are looked at again in a moment
+                    over = [one for one in list(self.deadlines) if one.is_over()]
+                    for one in over:
+                        with contextlib.suppress(Exception):  # what others wait for is ended all the same
                             one.abort()
 
 
@@ -1838,10 +1855,12 @@ class TrustedCAs:
     REREAD_INTERVAL = 5.0  # seconds at least between two readings that nothing but such a certificate asked for
 
     def __init__(self, path: str) -> None:
-        """Without a path they are those of the system."""
-        self.path = path
+        """Without a path they are those of the system or, where it has none, as in some containers and for a Python
+        that was built elsewhere, those that requests brings."""
         system = ssl.get_default_verify_paths()
-        self.watched = [path] if path else [one for one in (system.cafile, system.capath) if one]
+        of_system = [one for one in (system.cafile, system.capath) if one]
+        self.path = path or ("" if of_system else requests.utils.DEFAULT_CA_BUNDLE_PATH)
+        self.watched = [self.path] if self.path else of_system
         self.lock = threading.Lock()  # over:
         self.loaded: Any = None  # an SSLContext, one for all connections: to read takes 20 ms, to keep half a MB
         self.state: list[Any] | None = None  # of what is watched, when that was loaded; None: it is to be read again
@@ -2584,7 +2603,7 @@ class LogstoreApi:
         nothing = type(None)
         types = dict(shard=int, checkpoint=(str, nothing), updateTime=(int, nothing), consumer=(str, nothing))
         self.validate(entries, is_list(entries, **types))
-        return {entry["shard"]: entry for entry in entries}
+        return {entry["shard"]: {"checkpoint": "", **entry} for entry in entries}
 
     def save_checkpoint(self, group: str, consumer: str, shard: int, cursor: str) -> None:
         """UpdateCheckPoint, refused where another consumer holds the shard."""
@@ -2978,7 +2997,7 @@ def status_table(statuses: Sequence[ShardStatus], behind: float | None, now: flo
             shard.holder or "-",
             arrival,
             "-" if shard.behind_seconds is None else "%.0f s" % shard.behind_seconds,
-            "%.0f s ago" % (now - shard.updated_time) if shard.updated_time else "never",
+            "%.0f s ago" % max(0.0, now - shard.updated_time) if shard.updated_time else "never",
         ))  # fmt: skip
     holders = {status.holder for status in statuses} - {""}
     total = "unknown" if behind is None else "%.0f s" % behind
@@ -5257,9 +5276,12 @@ LAST_LINES_TIMEOUT = 1.0  # seconds that the end waits, after that, for lines wh
 def secret_values(settings: Settings) -> list[str]:
     """All that must never be shown: secrets, tokens, and the passwords of proxies, as written and decoded."""
     secrets = [text for config in settings.logstores() for text in (config.access_key, config.security_token)]
-    for name in PROXY_VARIABLES:
-        password = urlsplit("//" + os.environ.get(name, "").rpartition("//")[2]).password  # with scheme or without
-        secrets += [password or "", unquote(password or "")]
+    for name in PROXY_VARIABLES:  # with a scheme or without; those that aren't used may be no URLs at all
+        place = re.sub("^[A-Za-z0-9]*://", "", os.environ.get(name, ""))
+        passwords = [place.rpartition("@")[0].partition(":")[2]]
+        with contextlib.suppress(ValueError):
+            passwords.append(urlsplit("//" + place).password or "")
+        secrets += [text for password in passwords for text in (password, unquote(password))]
     return [text for text in secrets if text]
 
 
@@ -5349,11 +5371,12 @@ class QuietLogFile(logging.handlers.RotatingFileHandler):
     KEPT = 20  # files
 
     def __init__(self, directory: str, stderr: LogWriter) -> None:
-        """Raises OSError when the file can't be made."""
         self.stem = os.path.join(os.path.abspath(directory), "dispatch_data_%d" % os.getpid())
-        super().__init__(self.stem + ".log", maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8")
+        super().__init__(self.stem + ".log", maxBytes=100 * 1000 * 1000, backupCount=5, encoding="utf-8", delay=True)
         self.stderr = stderr
         self.throttle = LogThrottle()
+        with contextlib.suppress(OSError):  # each line tries again
+            self.stream = self._open()
         self.make_room(directory)
 
     def _open(self) -> Any:
@@ -5406,7 +5429,7 @@ def set_up_logging(settings: Settings) -> list[LogWriter]:
     """To stderr, and to a file of this process's own; stderr gets only warnings when it is no terminal but a file.
 
     From then on nothing else is to write to stderr: its lock is held by the thread that may wait for whoever reads it.
-    Raises OSError when the file can't be made, RuntimeError where no thread can be started.
+    Raises RuntimeError where no thread can be started.
     """
     writers = [LogWriter(logging.StreamHandler(), "writes stderr")]
     if settings.log_dir:
@@ -5616,16 +5639,16 @@ def put_rejected(settings: Settings, directory: str) -> int:
         if not try_lock(os.open(directory, os.O_RDONLY)):  # two of these at a time would put all of it twice
             raise StartupError("%s: another --put-rejected works on it" % directory)
         files = rejected_files(directory, settings.targets)
-        random.shuffle(files)  # lest a target that is slow holds up the others
         sources, progress = CredentialSources(), progress_line()
         putters = {target: PutAgain(target, sources.of(target.config)) for target in {target for target, _ in files}}
-        threads = ThreadPool(settings.writers, "puts again")
+        # One for each, lest a target that is down holds up the others.
+        pools = {target: ThreadPool(settings.writers, "puts again") for target in putters}
     except (OSError, RuntimeError, StartupError) as error:
         for line in str(error).splitlines():
             log.error("%s", line)
         return 1
     for target, path in files:
-        task = threads.submit(putters[target].put, path, stop)
+        task = pools[target].submit(putters[target].put, path, stop)
         task.add_done_callback(lambda done: outcomes.append(done.result()))
     began, end = time.monotonic(), float("inf")
     next_line = began + SUMMARY_INTERVAL
@@ -5712,14 +5735,31 @@ def non_negative_float(text: str) -> float:
     return number
 
 
-def time_before_now(text: str) -> int:
-    """The value of --until, in unix seconds. Raises argparse.ArgumentTypeError."""
+def time_before_now(text: str) -> tuple[str, int]:
+    """The value of --until, as written and in unix seconds. Raises argparse.ArgumentTypeError."""
     with contextlib.suppress(ValueError):
-        start = parse_cursor_start(text)
-        if isinstance(start, int):
-            return start
+        until = parse_cursor_start(text)
+        if isinstance(until, int):
+            return text, until
     words = "%r is wrong; right would be a time that has passed, such as 2018-12-26T00:00:00+08:00"
     raise argparse.ArgumentTypeError(words % text)
+
+
+def settings_for(parsed: argparse.Namespace) -> Settings:
+    """The settings in the environment, as far as these arguments need them. Raises SettingsError."""
+    environment = dict(os.environ)
+    if parsed.status or parsed.route or parsed.offline:
+        environment.update(SLS_LOG_DIR="", SLS_REJECTED_DIR="")  # nothing is written: they may be another machine's
+    settings = read_settings(environment)
+    if not parsed.until:
+        return settings
+    text, until = parsed.until
+    if isinstance(settings.cursor_start, int) and until <= settings.cursor_start:
+        words = "--until: %r is wrong; right would be a time after SLS_CURSOR_START, %s"
+        raise SettingsError(words % (text, format_with_utc(settings.cursor_start)))
+    warnings = *settings.warnings, *local_time_warnings("--until", text, until)
+    notes = *settings.notes, "--until, before which a log must have arrived: %s" % format_with_utc(until)
+    return replace(settings, warnings=warnings, notes=notes)
 
 
 def first_run_hints() -> Iterator[str]:
@@ -5789,7 +5829,7 @@ def main() -> int:
     """The program; returns the exit status: see `help_text`."""
     parsed = read_arguments()
     try:
-        settings = read_settings(os.environ)
+        settings = settings_for(parsed)
     except SettingsError as error:
         lines = ["dispatch_data.py: %s" % problem for problem in error.args]
         if any(" is missing: " in problem for problem in error.args):
@@ -5802,9 +5842,6 @@ def main() -> int:
         return show_what_is_asked(settings, parsed)
     try:
         writers = set_up_logging(settings)
-    except OSError as error:
-        show("dispatch_data.py: SLS_LOG_DIR: can't write a log file there: %s" % error, sys.stderr)
-        return 2
     except RuntimeError as error:
         show("dispatch_data.py: %s; %s" % (error, THREAD_LIMIT_HINT), sys.stderr)
         return 1
@@ -5813,7 +5850,8 @@ def main() -> int:
             log.warning("%s", warning)
         if parsed.put_rejected:
             return put_rejected(settings, parsed.put_rejected)
-        return run(settings, Drain(settings.source, parsed.until) if parsed.drain else None)
+        until = parsed.until[1] if parsed.until else None
+        return run(settings, Drain(settings.source, until) if parsed.drain else None)
     except Exception:
         log.exception("a defect of this program")
         return 1

@@ -113,6 +113,19 @@ def test_tls_trusts_the_bundle_of_the_environment_and_nobody_else(clean_environm
         assert len(taken(service)) == 1
 
 
+def test_where_the_system_has_no_cas_those_of_requests_are_trusted(clean_environment):
+    """As in a container without ca-certificates, and for a Python that was built on another distribution."""
+    with LocalLogService(https=True) as service:
+        service.create_logstore(PROJECT, "nginx")
+        use_environment(clean_environment, service)
+        path = service.environment()["REQUESTS_CA_BUNDLE"]
+        clean_environment.setattr(requests.utils, "DEFAULT_CA_BUNDLE_PATH", path)
+        clean_environment.delenv("REQUESTS_CA_BUNDLE")
+        for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+            clean_environment.setenv(name, "/nowhere")
+        assert [put(client_for(service))] == taken(service)
+
+
 def test_what_threads_share_of_tls_is_set_before_they_do(clean_environment):
     """urllib3 sets the protocols of a TLS context for each connection. In PyPy other threads run meanwhile, and two
     that set them free the same memory: copies died of it (PyPy 7.3.11, urllib3 2.6.3, "double free or corruption").

@@ -899,11 +899,7 @@ BLAMING = [
     ("SecurityTokenExpired", "", True),
     ("Unauthorized", "Your SLS service has been forbidden", False),
     ("Unauthorized", "denied by sts or ram, action: log:PostLogStoreLogs", False),
-    (
-        "Unauthorized",
-        "denied by sts or ram, action: log:ListShards, resource: acs:log:x:1:project/expired",
-        False,
-    ),
+    ("Unauthorized", "denied by sts or ram, action: log:ListShards, resource: acs:log:x:1:project/expired", False),
     ("ProjectNotExist", "", False),
     ("InternalServerError", "", False),
 ]

@@ -730,6 +730,50 @@ def test_with_a_log_file_a_shared_nohup_out_gets_only_warnings(service, copies):
     assert all(line.startswith(time.strftime("%Y-")) for line in copy.log().splitlines())
 
 
+def test_directories_of_the_machine_that_runs_copies_are_no_business_of_those_that_only_look(service, copies):
+    """--status from anywhere, and settings that are tried in CI."""
+    copy = copies.start()
+    wait_until_begun(service)
+    elsewhere = {"SLS_LOG_DIR": "/nowhere/logs", "SLS_REJECTED_DIR": "/nowhere/rejected"}
+    says = {("--status",): "behind", ("--check", "--offline"): "click", ("--route", "click"): "click"}
+    for arguments, word in says.items():
+        status, stdout, stderr = run(service, *arguments, **elsewhere)
+        assert (status, stderr) == (0, []) and word in "\n".join(stdout) and "-0 s" not in "\n".join(stdout)
+    for arguments in ([], ["--check"], ["--drain"]):
+        status, _, stderr = run(service, *arguments, **elsewhere)
+        assert status == 2 and [line.split(":")[1].strip() for line in stderr] == sorted(elsewhere, reverse=True)
+    assert copy.stop() == 0
+
+
+def no_log_file_at_first(program, switch):
+    import errno
+    import os
+
+    begin = program.logging.FileHandler._open
+
+    def no_space(self):
+        if os.path.exists(switch):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return begin(self)
+
+    program.logging.FileHandler._open = no_space
+
+
+def test_a_disk_that_is_full_at_the_start_stops_nothing(service, copies, tmp_path):
+    """The log file begins when there is room."""
+    full = tmp_path / "full"
+    full.touch()
+    copy = copies.start(patch=functools.partial(no_log_file_at_first, str(full)))
+    feed(service, 40)
+    wait_until_delivered(service)
+    service.wait_for(lambda: "can't write the log file" in copy.stderr(), LIMIT, "a word about it")
+    assert "No space left on device" in copy.stderr() and copy.log() == ""
+    full.unlink()
+    assert copy.stop() == 0
+    assert "ends with status 0" in copy.log()
+    assert_all_delivered_once(service)
+
+
 def process_1(program):
     program.os.getpid = lambda: 1
 

@@ -116,6 +116,19 @@ def test_killed_or_told_to_stop_it_has_deleted_what_was_taken_and_no_more(servic
     assert_delivered_once(log_groups, arrived(service))
 
 
+def test_a_target_that_is_down_holds_up_no_other(service, copies, rejected_dir):
+    """However many files are for it."""
+    set_aside(rejected_dir, [make_log_group("nginx") for _ in range(60)], 1, "nginx")
+    good = [make_log_group("click") for _ in range(60)]
+    set_aside(rejected_dir, good)
+    with service.add_fault("PutLogs", logstore="nginx", status=503, code="ServerBusy"):
+        copy = copies.start(arguments=["--put-rejected", str(rejected_dir)], SLS_LOG_DIR="", SLS_WRITERS="4")
+        service.wait_for(lambda: len(arrived(service)) == len(good), LIMIT, "all that the other target takes")
+    assert copy.process.wait(LIMIT) == 0
+    assert_delivered_once(good, arrived(service))
+    assert os.listdir(str(rejected_dir)) == []
+
+
 def test_a_directory_that_is_not_there_is_said(service, rejected_dir):
     status, stdout, stderr = put_again(service, rejected_dir / "elsewhere")
     assert (status, stdout) == (2, []) and "--put-rejected: " in stderr[-1]

@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,6 +19,7 @@ from conftest import create_logstores
 from harness import (
     AND_A_CATCH_ALL,
     LIMIT,
+    PROGRAM,
     PROJECT,
     SOURCE,
     Copies,
@@ -86,26 +89,56 @@ def test_keys_appear_in_no_answer_of_check_and_status(secret_service):
         assert SECRET not in ended.stdout + ended.stderr and TOKEN not in ended.stdout + ended.stderr
 
 
+def settings_of_nobody():
+    return {
+        "SLS_ENDPOINT": "e",
+        "SLS_AK_ID": "id",
+        "SLS_AK_KEY": SECRET,
+        "SLS_PROJECT": "project",
+        "SLS_LOGSTORE": "l",
+        "SLS_CG": "g",
+        "SLS_LOGSTORE_TO1": "t",
+    }
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("scheme", ["http://", ""])
 def test_the_password_of_a_proxy_is_a_secret(monkeypatch, scheme):
     monkeypatch.setenv("https_proxy", scheme + "user:p%40ss-word@proxy.test:3128")
     monkeypatch.setenv("ftp_proxy", "http://[no URL that anything here reads")
-    settings = read_settings(
-        {
-            "SLS_ENDPOINT": "e",
-            "SLS_AK_ID": "id",
-            "SLS_AK_KEY": SECRET,
-            "SLS_PROJECT": "project",
-            "SLS_LOGSTORE": "l",
-            "SLS_CG": "g",
-            "SLS_LOGSTORE_TO1": "t",
-        }
-    )
+    settings = read_settings(settings_of_nobody())
     text = "cannot reach http://user:p%40ss-word@proxy.test:3128 or p@ss-word with " + SECRET
     redactor = Redactor()
     redactor.add(float("inf"), *secret_values(settings))
     assert redactor.redact(text) == "cannot reach http://user:***@proxy.test:3128 or *** with ***"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "proxy", ["http://user:p[ss-word@h:1", "user:p[ss-word@h\uff20x:1", "http://user:p/[ss-word@h"]
+)
+def test_the_password_of_a_proxy_that_is_not_used_is_a_secret_and_no_reason_to_end(monkeypatch, tmp_path, proxy):
+    """What nobody uses nobody has checked; a library may take it for no URL, or something else may log it."""
+    environment = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment.update(http_proxy="", HTTPS_PROXY=proxy, **settings_of_nobody())
+    ended = run_program(environment, "--check", "--offline")
+    assert ended.returncode == 0 and "word" not in ended.stdout + ended.stderr
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    redactor = Redactor()
+    redactor.add(float("inf"), *secret_values(read_settings(settings_of_nobody())))
+    assert "word" not in redactor.redact("cannot reach " + proxy)
+
+
+@pytest.mark.quick
+def test_a_secret_that_begins_with_a_sign_is_looked_for_in_linear_time():
+    """Topics come from whoever writes logs. In a process of its own, which can be ended: quadratic, it takes hours."""
+    begin = "import dispatch_data; it = dispatch_data.Redactor(); it.add(float('inf'), '$ecret-password'); "
+    code = begin + "text = chr(92) * 10**6; assert it.redact(text) == text"
+    assert subprocess.run([sys.executable, "-c", code], cwd=str(PROGRAM.parent), timeout=LIMIT).returncode == 0
+    redactor = Redactor()
+    redactor.add(float("inf"), "$ecret-password")
+    for depth in (0, 1, 3, 7, 15):
+        assert redactor.redact("a" + "\\" * depth + "$ecret-password") == "a***"
 
 
 # ---- secrets in what others say, and words that are no secrets

@@ -506,8 +506,25 @@ def test_topics_that_look_alike_are_shown_unlike(topic, shown):
 
 
 def test_no_warning_without_need():
-    changes = {"SLS_REGION_TO1": "cn-beijing", "SLS_PROJECT_TO": "xyz", "SLS_CURSOR_START": "end"}
+    changes = {"SLS_REGION_TO1": "cn-hangzhou", "SLS_PROJECT_TO": "xyz", "SLS_CURSOR_START": "end"}
     assert read(SLS_TOPIC_TO1="a", **changes).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "changes, variable, mended",
+    [
+        ({"SLS_REGION": "cn-hangzou"}, "SLS_REGION", "SLS_REGION=cn-hangzhou"),
+        ({"SLS_REGION": "cn-hangzhou", "SLS_ENDPOINT_TO": "cn-beijing-intranet.log.aliyuncs.com"}, "SLS_REGION",
+         "SLS_REGION_TO=cn-beijing"),
+        ({"SLS_REGION_TO": "cn-beijing", "SLS_PROJECT_TO": "xyz"}, "SLS_REGION_TO", "SLS_REGION_TO=cn-hangzhou"),
+        ({"SLS_REGION": "cn-hangzhou", "SLS_ENDPOINT_TO": "logs.example.com"}, "", ""),
+    ],
+)  # fmt: skip
+def test_a_region_other_than_the_endpoint_s_is_told(changes, variable, mended):
+    """Signatures are made for it, and what a service says of them names the key instead."""
+    warnings = read(SLS_TOPIC_TO1="a", **changes).warnings
+    assert [line.partition(":")[0] for line in warnings] == [variable] * bool(variable)
+    assert not variable or warnings[0].endswith("; set " + mended)
 
 
 def test_defaults():

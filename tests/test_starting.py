@@ -3,10 +3,13 @@
 Shells, cron, supervisors and containers differ in all of them, and none asks the program.
 """
 
+import contextlib
 import functools
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -125,6 +128,32 @@ def test_a_signal_at_any_moment_of_the_start_is_a_plain_end(service, copies, num
         statuses.add(copy.stop(number))
         assert copy.stderr() == ""
     assert -number in statuses <= {-number, 0}
+
+
+def in_a_namespace(*command):
+    return ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
+
+
+def can_unshare():
+    with contextlib.suppress(OSError):
+        return subprocess.run(in_a_namespace("true"), capture_output=True).returncode == 0
+    return False
+
+
+@pytest.mark.skipif(not can_unshare(), reason="no namespace of process ids can be made here")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_as_the_first_process_of_a_container_it_ends_when_told_to(service, tmp_path, number):
+    """For such a process the kernel drops a signal that it has no handler for: it would be killed some time later."""
+    with service.add_fault("ListShards", hold=True) as fault:
+        command = in_a_namespace(sys.executable, str(PROGRAM), "--check")
+        outer = subprocess.Popen(command, env=settings_for(service), cwd=tmp_path, stdout=subprocess.DEVNULL)
+        try:
+            service.wait_for(lambda: fault.hits > 0, LIMIT, "a check under way")
+            (inner,) = Path("/proc/%d/task/%d/children" % (outer.pid, outer.pid)).read_text().split()
+            os.kill(int(inner), number)
+            assert outer.wait(LIMIT) == 128 + number
+        finally:
+            outer.kill()
 
 
 @pytest.mark.slow
