@@ -7,24 +7,26 @@
 
 Every copy of this program joins one consumer group on the source logstore. The service shares the shards out among the
 copies and keeps the checkpoints; a copy writes each LogGroup to the logstore that its Topic is routed to. A LogGroup is
-some logs with one Topic: a put brings one, a pull many, those that lie in a shard from a cursor on. Who calls whom:
+some logs with one Topic. A shard is a queue of LogGroups, a cursor a position in it: a pull reads many LogGroups from a
+cursor on, a put writes one. A consumer's lease is its right to the shards it was assigned; each heartbeat that the
+service answers renews it. Who calls whom:
 
     main                              reads the settings, then does what the arguments ask for, such as --check; without
-                                      any, or for --drain, it is `run`, until a signal comes or all is drained
-      GroupMember                     joins the group as a new Consumer, and again whenever that has lost its lease
+                                      arguments, or with --drain, calls `run`, which ends at a signal, or all is drained
+      GroupMember                     joins the group as a new Consumer, and as another when that has lost its lease
         Consumer                      the SDK's ConsumerWorker, made of a LogHubConfig; its loop calls, for each shard,
           ShardConsumer.consume       which begins tasks in threads, a pull and one other at a time:
             load_checkpoint           where the shard begins
             pull                      up to three batches of LogGroups wait in memory
             deliver                   the oldest batch:
-              Delivery.deliver        the routing callback: finds each LogGroup's target by its Topic
+              Delivery.deliver        called for each batch: finds each LogGroup's target by its Topic
                 PutLoop, Target       each put, a functools.partial of PutClient.put_log_raw, is tried until accepted
-              cut_batch               of a batch that is ended early, what is delivered becomes one of its own
+              cut_batch               if the batch was ended early: makes what is delivered a batch of its own
               ShardCheckpoint.save    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
-A consumer that cannot prove its lease saves nothing more. The copy joins as a new consumer then, and begins each shard
-where the former one had delivered to, unless somebody has been further since.
+A consumer whose lease has run out saves nothing more. The copy then joins as a new consumer, which begins each shard
+where the one before it had delivered to, unless the service has a later checkpoint.
 Read on in order: topics, settings, log groups, failures, credentials, the service, check and status, delivery,
 consumer, monitoring, command line. Each section needs only those before it, with one exception: the Watchdog, in
 failures, calls Deadline.abort, in the service. The CancelTokens that delivery is given stand in a table at the head of
@@ -51,11 +53,14 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     puts again_<n>            `put_rejected`, with --put-rejected alone: beside them run then `MainThread`, `ends silent
                               connections`, `refreshes credentials` and `writes ...`, no others
 
-Locks stand above the fields that they guard: these are written with the lock held, and read with it where two of them
-must fit together. Reading one of them, and what one operation does to a set, dict or deque, needs no lock. Two are held
-at once in these orders only: ShardConsumer.lock, then Consumer.lock or the ThreadPool's own; CredentialSources.lock,
-then the redactor's; GroupMember.begin_lock or .look_lock, held while the service is called, then those that the call
-takes; any of these, then logging's. What only the PutLoop's thread touches needs none.
+A lock stands above the fields that it guards. Whoever writes them holds it, and so does who reads two that must fit
+together; reading one, or one operation on a set, dict or deque, needs no lock, and what only the PutLoop's thread
+touches has none. Two locks are held at once in these orders only:
+
+    ShardConsumer.lock                       then Consumer.lock, or the ThreadPool's own
+    CredentialSources.lock                   then the redactor's
+    GroupMember.begin_lock or .look_lock     held while the service is called: then those that the call takes
+    any of these                             then logging's
 
 Global state of our own: `watchdog` and `redactor`, since whoever opens a connection or writes a line needs them. Set
 once, at the start: what the table below replaces, logging's handlers and switches, stdout and stderr, the handlers and
@@ -171,7 +176,7 @@ except ImportError:
 if __name__ == "__main__":  # before the SDK is imported
     # Whoever started this may have closed stdin, stdout or stderr: else a socket would become file 0, 1 or 2, and be
     # sent what is printed.
-    while os.open(os.devnull, os.O_RDWR) < 2:
+    while os.open(os.devnull, os.O_RDWR) < 2:  # a file gets the lowest number that is free
         pass
     sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -352,7 +357,7 @@ def env(variable: str, check: Callable[[str], Any], **more: Any) -> Any:
 
 
 def settings_of(kind: Any) -> dict[str, Setting]:
-    """Those of a dataclass, by the field's name."""
+    """The Settings declared in a dataclass, by the name of their field."""
     return {each.name: each.metadata["setting"] for each in fields(kind) if each.metadata}
 
 
@@ -386,7 +391,7 @@ def in_range(kind: type[float], low: float, high: float, expected: str) -> Calla
     return validator(value_of, "%s from %s to %s" % (expected, low, high))
 
 
-CLOCK_TOLERANCE = 5.0  # seconds that two clocks may differ without a word
+CLOCK_TOLERANCE = 5.0  # seconds; two clocks that differ by less are taken for equal
 
 
 def format_local(unix_seconds: float) -> str:
@@ -443,7 +448,7 @@ def local_time_warnings(name: str, text: str, unix_seconds: int) -> Iterator[str
 def load_cas(path: str) -> ssl.SSLContext:
     """A TLS context that trusts the CAs of this file or directory alone, or with "" those of the system.
 
-    Raises ValueError where there are none to be read, which says why.
+    Raises ValueError, with the reason, where no CA can be read.
     """
     context: ssl.SSLContext | None = None
     try:
@@ -463,8 +468,8 @@ def load_cas(path: str) -> ssl.SSLContext:
         raise ValueError("%s: %s" % (path, error.strerror or error)) from None
     if not context or (path and not context.cert_store_stats()["x509"]):
         raise ValueError("%s: no certificates" % path)
-    # urllib3 sets them for each connection, in several threads at once. In PyPy, where a call into OpenSSL lets other
-    # threads run, two of them free what was set before: copies died of it.
+    # urllib3 sets the protocols of the context for each connection, in several threads at once. In PyPy, where a call
+    # into OpenSSL lets other threads run, two threads then free what was set before: copies died of it.
     context.set_alpn_protocols(["http/1.1"])
     context.set_alpn_protocols = lambda _: None  # type: ignore[method-assign,assignment]
     return context
@@ -511,8 +516,8 @@ REGION_PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class LogstoreConfig:
-    """One logstore. How to reach it, and as whom, is as for the source, unless it is set with _TO for all targets, or
-    with _TO<n> for one."""
+    """One logstore. A target's endpoint, key, region and project are the source's, unless set with _TO for all targets,
+    or with _TO<n> for one."""
 
     endpoint: str = env("SLS_ENDPOINT", check_endpoint,
         meaning="the service's host in the project's region; https:// in front turns TLS on")
@@ -530,7 +535,7 @@ class LogstoreConfig:
         meaning="the project")
     logstore: str = env("SLS_LOGSTORE", pattern("[A-Za-z0-9_-]{1,128}", "letters, digits, - and _"),
         meaning="the source logstore")
-    # The name above, such as SLS_PROJECT, -> the variable that was read, such as SLS_PROJECT_TO2: for hints.
+    # A name above, such as SLS_PROJECT -> the variable that was read, such as SLS_PROJECT_TO2: for hints.
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
@@ -538,12 +543,12 @@ class LogstoreConfig:
 
     @property
     def connection(self) -> LogstoreConfig:
-        """All but the logstore: where it is equal, logstores can share a client."""
+        """This without the logstore: logstores for which it is equal can share a client."""
         return replace(self, logstore="")
 
     @property
     def known_region(self) -> str:
-        """An endpoint that names its region is believed before SLS_REGION is; "" where neither tells."""
+        """The region in the endpoint's name, else SLS_REGION, else ""."""
         named = REGION_PATTERN.search(self.endpoint.lower())
         return named.group(2) if named else self.region
 
@@ -639,7 +644,7 @@ LEFTOVERS = (
     (r"<[^<>]+>", "it holds a placeholder that nothing has replaced"),
     ("^(tcp|udp|sctp)://", "Kubernetes sets it so for a Service of that name; not with enableServiceLinks: false"),
 )
-# What other programs take in the place of topics, and how that is written here; the first that is found is told.
+# How other programs write choices of topics (a regular expression), and how that is written here: the first is told.
 FOREIGN_NOTATIONS = (
     # lists and alternatives of shells, YAML, JSON and others
     (r"\{[^{}]*,[^{}]*\}", "braces stand for themselves; name all the topics, as in nginx*,apache*"),
@@ -678,7 +683,7 @@ def strip_quotes(text: str) -> str:
 
 
 def foreign_name(name: str) -> str:
-    """The setting that is called so elsewhere, "" if nobody can tell."""
+    """The setting here for a name that other programs have for it, such as SECRET_KEY; "" if nobody can tell."""
     stem, target = re.fullmatch("(.*?)(_TO[0-9]*)?", name).groups("")  # type: ignore[union-attr]
     return next((here + target for regex, here in FOREIGN_NAMES if re.search("_(%s)$" % regex, stem)), "")
 
@@ -902,7 +907,7 @@ class PutRequest:
         "began", "envelope", "failures", "first_rejection", "log_count", "log_groups", "rejections", "size", "target",
         "timeout",
     )  # fmt: skip
-    target: Target  # that it is for, see Delivery.route
+    target: Target  # set by Delivery.route
     began: float  # when it was tried last, by the monotonic clock
 
     def __init__(self, envelope: bytes) -> None:
@@ -1066,8 +1071,8 @@ def merge_log_groups(log_groups: Iterable[LogGroup], merge_packs: bool) -> list[
 class Redactor:
     """Keeps secrets out of all that is shown.
 
-    A secret that may be a word or a number is hidden where it stands alone, any other within words as well; both as
-    they are, and as URLs, JSON, HTML or a repr write them.
+    A secret that may be a word or a number is hidden only where it stands alone, any other within words as well; each
+    as it is, and as URLs, JSON, HTML or a repr write it.
     """
 
     MAX_LENGTH = 10000  # characters of a secret, as others may write it
@@ -1076,12 +1081,12 @@ class Redactor:
     ENDS = "(?![A-Za-z0-9_])"
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.secrets: Mapping[str, float] = {}  # text -> when it ends, unix seconds
         self.pattern = re.compile("(?!)")  # finds any of them
 
     def add(self, end: float, *texts: str | None) -> None:
-        """Nothing shows these texts until some time after their `end` (unix seconds), for clocks may differ."""
+        """Has these texts hidden until some time after their `end` (unix seconds), for clocks may differ."""
         with self.lock:
             kept = {text: its_end for text, its_end in self.secrets.items() if its_end > time.time() - 3600}
             self.secrets = {**kept, **{text: end for text in texts if text}}
@@ -1239,7 +1244,7 @@ ERROR_BY_CODE = {
     for code in codes.split()
 }  # fmt: skip
 REJECTION_CODES = [code for code, (kind, _) in ERROR_BY_CODE.items() if kind is ErrorKind.REJECTED]
-# Unauthorized is also what an unknown key is answered with, and more; only the message tells, the first of these in it.
+# The service answers Unauthorized for an unknown key, too, and for more. The first of these in the message decides.
 UNAUTHORIZED = {
     "denied": (ErrorKind.CONFIG, PERMISSION_HINT),  # such messages name the logstore, which may be expired-tokens
     "accesskeyid not found": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} must be a key that exists"),
@@ -1320,13 +1325,14 @@ class Watchdog:
         # When each thread said last that it goes on, by the monotonic clock; infinity while it is excused.
         self.beats: weakref.WeakKeyDictionary[threading.Thread, float] = weakref.WeakKeyDictionary()
         self.deadlines: set[Deadline] = set()
-        self.lock = threading.Lock()  # over its start
+        self.lock = threading.Lock()  # guards its start
         self.thread = threading.Thread(target=self.run, name="ends silent connections", daemon=True)
 
     @contextlib.contextmanager
     def watching(self, loop: str, is_permanent: bool = False) -> Iterator[None]:
-        """Around a loop, whose thread has to `beat`. One that is permanent stays watched after it has ended, and then
-        counts as standing still. Where several threads have loops of one name, that of the last to begin is watched."""
+        """Watches a loop, in a `with` around it; its thread has to `beat`. One that is permanent stays watched after it
+        has ended, and then counts as standing still. Where several threads have loops of one name, that of the last to
+        begin is watched."""
         thread = threading.current_thread()
         self.beat()
         self.loops[loop] = thread
@@ -1414,7 +1420,7 @@ class CancelToken:
 
 class Lease(CancelToken):
     """A consumer's right to its shards: cancelled when heartbeats don't renew it within the group's timeout; then the
-    service may have given the shards to others. Nothing but the service's answers can tell that it has not."""
+    service may have given the shards to others. Only an answered heartbeat tells that it has not."""
 
     CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the process or the machine sleeps
 
@@ -1430,8 +1436,9 @@ class Lease(CancelToken):
         return time.clock_gettime(cls.CLOCK)
 
     def renew(self, sent: float) -> bool:
-        """For a heartbeat `sent` then, by the lease's clock, and answered since. Returns whether the lease holds now:
-        one that has expired is not renewed, and an answer that took longer than the group's timeout renews nothing."""
+        """Extends it, for a heartbeat that was `sent` then, by the lease's clock, and is answered now. Returns whether
+        the lease holds: one that has expired is not renewed, and an answer that took longer than the group's timeout
+        renews nothing."""
         expires = sent + self.seconds
         if self.now() > min(self.expires, expires):
             return False
@@ -1471,7 +1478,7 @@ class RetryLog:
     def __init__(self, subject: str, calls: str, failure_text: str, config: LogstoreConfig) -> None:
         """`calls` names them, such as "puts"; `failure_text` says what happens to one that failed."""
         self.subject, self.calls, self.failure_text, self.config = subject, calls, failure_text, config
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.failing: set[object] = set()  # what has failed and is to be retried
         self.failures = 0  # since all was well
         self.codes: set[str] = set()  # of those failures; a new one is told at once
@@ -1548,8 +1555,8 @@ ECS_METADATA_URL = "http://100.100.100.200/latest/"  # answers on an ECS instanc
 LOCAL_TIMEOUT = 2.0  # seconds, for the metadata service and local agents
 STS_TIMEOUT = 10.0  # seconds
 FIRST_CREDENTIALS_TIMEOUT = 15.0  # seconds that calls wait for the outcome of the first try to get a key
-STS_DURATION = 3600  # seconds, of a key that STS is asked for
-REFRESH_MARGIN = 15 * 60  # seconds before a key ends, or half of what is left of it if that is less
+STS_DURATION = 3600  # seconds that a key lives which STS is asked for
+REFRESH_MARGIN = 15 * 60  # seconds that a key is refreshed before it ends; half of its rest, if that is less
 REFRESH_POLL = 1.0  # seconds between looks at whether it is time for another key
 MAX_ANSWER_BYTES = 1000 * 1000  # of any answer but a pull's or a put's, head included: a list of 4000 shards fits in
 USER_AGENT = {"User-Agent": "dispatch_data/" + __version__}
@@ -1763,8 +1770,9 @@ class CredentialSource(CredentialsProvider):
             self.first_try_done.set()
 
     def on_auth_failure(self, failure: CallError, token: str) -> None:
-        """Makes a refusal transient, in place, where it blames the key and another one can be had; asks for that unless
-        it has come already. `token` is that of the key that signed the call."""
+        """For a call that failed, signed with the key of this security token. If it was for the key, and another can be
+        had, makes the failure transient, so that the call is retried, and asks for that key, unless it has come since.
+        """
         if not token or failure.kind != ErrorKind.CREDENTIALS:
             return
         if not self.kind:
@@ -1780,7 +1788,7 @@ class CredentialSources:
     """A CredentialSource for each distinct key of the settings, made when it is first asked for."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.by_key: dict[tuple[str, ...], CredentialSource] = {}
 
     def of(self, config: LogstoreConfig) -> CredentialSource:
@@ -1792,7 +1800,7 @@ class CredentialSources:
             return self.by_key[key]
 
     def expiring(self, settings: Settings) -> list[CredentialSource]:
-        """Those whose keys end, each once, that of the source first."""
+        """The CredentialSources whose keys end, each once, the source logstore's first."""
         ending = [config for config in settings.logstores() if config.credentials or config.security_token]
         return list(dict.fromkeys(map(self.of, ending)))
 
@@ -1806,7 +1814,7 @@ MIN_THROUGHPUT = 10 * 1000  # bytes a second; what moves no faster is given up
 # Bytes that an answer to a pull may have, its head included. A pull is asked for as much as the memory suits, but one
 # LogGroup may have 10 MB (the SDKs' own limit is 30), and nothing says how many more come with it.
 MAX_PULL_BYTES = 100 * 1000 * 1000
-MAX_PUT_ANSWER_BYTES = 100 * 1000  # it is empty, or an error; and read from its beginning whenever more has come
+MAX_PUT_ANSWER_BYTES = 100 * 1000  # an answer is empty, or an error; whenever more has come it is read anew, whole
 MAX_IDLE = 50  # seconds after which a connection isn't used again: a NAT or firewall may have forgotten it
 MAX_AGE = 300  # seconds, too: the host may have another address by now, and the CAs may be others
 # What may be raised, beside CallError, where a connection is opened, a request sent or its answer read.
@@ -1852,7 +1860,7 @@ class TrustedCAs:
     """The CAs of a file or directory, read again when they change, by whatever way: somebody appends to a file, renames
     another to it, leads a link elsewhere; and after a certificate that was not trusted, for not every change shows."""
 
-    REREAD_INTERVAL = 5.0  # seconds at least between two readings that nothing but such a certificate asked for
+    REREAD_INTERVAL = 5.0  # seconds at least between two readings after certificates that were not trusted
 
     def __init__(self, path: str) -> None:
         """Without a path they are those of the system or, where it has none, as in some containers and for a Python
@@ -1861,7 +1869,7 @@ class TrustedCAs:
         of_system = [one for one in (system.cafile, system.capath) if one]
         self.path = path or ("" if of_system else requests.utils.DEFAULT_CA_BUNDLE_PATH)
         self.watched = [self.path] if self.path else of_system
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.loaded: Any = None  # an SSLContext, one for all connections: to read takes 20 ms, to keep half a MB
         self.state: list[Any] | None = None  # of what is watched, when that was loaded; None: it is to be read again
         self.loaded_at = 0.0  # by the monotonic clock
@@ -1901,7 +1909,7 @@ class ConnectionFactory:
         pool = self.pool = adapter.get_connection_with_tls_context(request, settled["verify"], settled["proxies"])
         pool.conn_kw["socket_options"] = urllib3.connection.HTTPConnection.default_socket_options  # TCP_NODELAY
         self.uses_tunnel = bool(pool.proxy) and origin.startswith("https:")
-        # TLS inside of TLS, both of urllib3's own making; it can't send or receive without waiting.
+        # TLS through an HTTPS proxy is TLS inside of TLS: urllib3's own, which can't send or receive without waiting.
         self.is_blocking = self.uses_tunnel and pool.proxy.scheme == "https"
         self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "") if pool.scheme == "https" else None
         pool.conn_kw.pop("ssl_context", None)  # some releases of requests share one among all pools, see `load_cas`
@@ -1964,7 +1972,7 @@ class ResponseStream(io.RawIOBase):
 
 
 class DeadlineStream(ResponseStream):
-    """Waits for what comes over a connection, until a deadline, which all that comes moves: MIN_THROUGHPUT decides."""
+    """Waits for what comes over a connection, until a deadline; each byte that comes extends it, by MIN_THROUGHPUT."""
 
     def __init__(self, deadline: Deadline, limit: int) -> None:
         self.sock, self.deadline, self.limit = deadline.connection.sock, deadline, limit
@@ -2044,7 +2052,7 @@ def read_response(stream: ResponseStream, before_body: Callable[[Mapping[str, st
     for name, value in ((name.lower(), value) for name, value in response.headers.items()):
         if name not in headers:
             headers[name] = value
-        elif name.startswith("x-log-"):  # one of the service's that comes twice: so that checks of it fail
+        elif name.startswith("x-log-"):  # the service's, and there twice: joined, it fails the checks of its value
             headers[name] += ", " + value
     if before_body and response.status == 200:
         before_body(headers)
@@ -2095,7 +2103,7 @@ def is_silent(sock: Any) -> bool:
         return False
     timeout, end = sock.gettimeout(), 0
     try:
-        # Of a record that has come in part nobody can tell what it is, and OpenSSL would take that part away.
+        # Only if TLS records have come whole, by their lengths, may OpenSSL read them: part of one it would take away.
         data = socket.socket.recv(sock, 65536, socket.MSG_PEEK)
         while end < len(data):
             end += 5 + int.from_bytes(data[end + 3 : end + 5], "big")
@@ -2156,7 +2164,7 @@ class PooledLogClient(LogClient):
         self.response_timeout = response_timeout or RESPONSE_TIMEOUT
         self.max_response_timeout = response_timeout or MAX_RESPONSE_TIMEOUT
         self.connect_timeout = min(CONNECT_TIMEOUT, self.response_timeout)
-        self.longer_timeouts: dict[tuple[object, ...], float] = {}  # of calls that ran out of time: for the next alike
+        self.longer_timeouts: dict[tuple[object, ...], float] = {}  # of calls that ran out of time: for the next
         self.keep_alive = keep_alive
         # The pool: each connection and since when it is idle, the last used last.
         self.idle_connections: deque[tuple[Any, float]] = deque()
@@ -2201,7 +2209,7 @@ class PooledLogClient(LogClient):
 
     def judge(self, response: Response, is_put: bool, token: str) -> None:
         """Raises CallError unless the service says that it has done what it was asked for, by a call of this token."""
-        # It answers a put with nothing; a 200 that says something, a captive portal's say, took nothing.
+        # The service answers a put with an empty 200; one with a body is somebody else's, a captive portal's say.
         if response.status != 200 or REQUEST_ID not in response.headers or (is_put and response.body):
             failure = CallError.from_response(response.status, response.headers, response.body)
             self.credential_source.on_auth_failure(failure, token)
@@ -2322,7 +2330,7 @@ class PutInFlight:
         return self.claimed.acquire(blocking=False)
 
     def need_connection(self) -> None:
-        """Has none from now on: one is to be opened, until the deadline."""
+        """Gives up its connection; another has to be open by the deadline."""
         self.connection: Any = None
         self.deadline = time.monotonic() + 3 * CONNECT_TIMEOUT
 
@@ -2464,7 +2472,7 @@ class PutClient(PooledLogClient):
 
 def cursor_position(cursor: str) -> int:
     """A cursor as a number that grows along the shard. The service's pages have the base64 of a decimal, and the SDK
-    computes with that; -1 for anything else, which is no cursor: it moves nothing and is never saved."""
+    computes with that. -1 for anything else, which is no cursor: it moves nothing and is never saved."""
     with contextlib.suppress(ValueError):
         digits = base64.b64decode(cursor, validate=True)
         return int(digits) if digits.isdigit() else -1
@@ -2507,7 +2515,7 @@ class LogstoreApi:
         self.client = PooledLogClient(config, *options, **more)
 
     def call(self, method: Callable[..., Any], *arguments: object) -> Any:
-        """What the SDK makes of the answer; what it can't make sense of is none of the service. Raises CallError."""
+        """What the SDK makes of the answer. One that it can't read counts as not the service's. Raises CallError."""
         self.client.of_thread.has_answer = False
         try:
             return method(self.config.project, self.config.logstore, *arguments)
@@ -2593,7 +2601,8 @@ class LogstoreApi:
         return {group.get_consumer_group_name(): group for group in groups}
 
     def make_consumer_group(self, name: str, timeout: int) -> None:
-        """CreateConsumerGroup; `timeout` in seconds. Shards that a split makes are handed out at once."""
+        """CreateConsumerGroup; `timeout` in seconds. Not in order: a split's shards are assigned without waiting for
+        their parent to be over."""
         self.call(self.client.create_consumer_group, name, timeout, False)
 
     def get_checkpoints(self, group: str, shard: int = -1) -> dict[int, dict[str, Any]]:
@@ -2623,16 +2632,16 @@ class ThreadPool(concurrent.futures.ThreadPoolExecutor):
     """Threads made as needed. Where the machine gives no more, work waits for those that there are, one at least."""
 
     def __init__(self, most: int, name: str) -> None:
-        """`name` begins those of its threads."""
+        """`name` is what the names of its threads begin with."""
         super().__init__(most, thread_name_prefix=name)
         self.throttle = LogThrottle()
-        self.submit(int).result()  # the first thread: where not even that can be started, RuntimeError
+        self.submit(int).result()  # starts the first thread: where not even that can be, RuntimeError
 
     def _adjust_thread_count(self) -> None:
         """The standard library's, called with the work in the queue already."""
         try:
             super()._adjust_thread_count()
-        except (RuntimeError, MemoryError) as error:  # who calls `submit` would do that again, if this were raised
+        except (RuntimeError, MemoryError) as error:  # the work is queued: raised, this would have it submitted again
             if not self._threads:
                 raise
             if self.throttle.allow():
@@ -2797,7 +2806,7 @@ class CheckResult:
     subject: str
     verdict: Verdict
     text: str
-    cause: str = ""  # the same for logstores that the same thing is wrong with
+    cause: str = ""  # equal where the same thing is wrong: then it is shown once
     group_has_begun: bool = True  # unless a check of the source has shown that no shard has a checkpoint
 
     def __str__(self) -> str:
@@ -3044,7 +3053,7 @@ HOLD_SECONDS = 60.0  # see rule 2 of Batch
 LONGEST_BATCH = 5.0  # seconds, after which a batch is cut, see Batch
 GRACE = 7.0  # seconds for a batch in flight when its copy is told to stop, or its shard is revoked or lost
 MAX_REJECTIONS = 3  # times that a LogGroup must be refused, alone, before it counts as refused for good
-# For the rules of Target.is_at_fault:
+# For the rules of Target.is_content_at_fault:
 UNDISPUTED_BYTES = MAX_MERGED_BYTES  # of a put, that every region takes: a larger one may be at fault by its size alone
 REJECTION_PATIENCE, REJECTION_LOOKBACK, UNPROVEN_INTERVAL = 10.0, 60.0, 60.0  # seconds
 MAX_UNPROVEN = 3  # LogGroups
@@ -3065,7 +3074,7 @@ class DeadLetterDirectory:
     def __init__(self, directory: str, source: str = "") -> None:
         """`source` is what the source logstore is called: other programs may use the directory for other sources."""
         self.directory, self.source = directory, source
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.used, self.looked = 0, float("-inf")
 
     @classmethod
@@ -3159,13 +3168,13 @@ def blames_put(error: Exception | None) -> bool:
 class Target:
     """One target logstore: what waits for it, how much of that may begin, and its counts.
 
-    A put that fails begins a pause, its backoff. What may begin goes by how many pauses there were in a row, with no
-    put accepted. Of puts begin
+    A put that fails begins a pause, its backoff. Which puts may begin depends on how many pauses there were in a row
+    without a put accepted between them:
 
-        0           all, up to `limit` puts in flight
-        1           those never tried, at once, for one put in many may fail; those that failed, after the pause
-        2 or more   after each pause up to a quarter of `limit`: those never tried, after the next pause those that
-                    failed, and so on, so that one that always fails bars no others
+        no pause    all, up to `limit` puts in flight
+        one         those never tried at once, for it may be one put in many that fails; those that failed, after it
+        more        after each pause up to a quarter of `limit`: in turn those never tried and those that failed, so
+                    that one that always fails bars no others
 
     A target that is in doubt and fails has one put in flight, and batches hold what is for others, by rule 2 of Batch.
     """
@@ -3195,11 +3204,11 @@ class Target:
         # Written by that thread, read by any:
         self.log_groups = self.logs = self.bytes = self.retries = 0
         self.latencies = Histogram()  # of puts that were accepted
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.outcomes: deque[Outcome] = deque(maxlen=1000)  # the last
         self.rejected: set[PutRequest] = set()  # of one LogGroup each, refused for what they bring, to be tried again
         self.last_accepted = 0.0  # when, by the monotonic clock
-        self.unproven = 0  # LogGroups set aside since then by rule 3 of `is_at_fault`
+        self.unproven = 0  # LogGroups set aside since then by rule 3 of `is_content_at_fault`
         self.last_unproven = 0.0  # when, the last of these
         self.refuted_at = 0.0  # when the target accepted last what it had refused, by the monotonic clock
         self.dead_lettered = 0
@@ -3281,13 +3290,13 @@ class Target:
             put.rejections += 1
 
     def settle(self, put: PutRequest) -> None:
-        """For a put that is accepted or set aside."""
+        """To be called when a put is accepted or set aside."""
         self.put_retries.on_success(put)
         self.dead_letter_retries.on_success(put)
         self.forget(put)
 
     def forget(self, put: PutRequest) -> None:
-        """For a put that need not be retried: it is accepted, split, set aside, or its batch is over."""
+        """To be called when a put need not be retried: it is accepted, split, set aside, or its batch is over."""
         self.put_retries.on_done(put)
         self.dead_letter_retries.on_done(put)
         if put.rejections:
@@ -3304,7 +3313,7 @@ class Target:
                 single.target, single.first_rejection = self, put.first_rejection
             return singles
         is_refused = error.kind is ErrorKind.REJECTED and put.rejections >= MAX_REJECTIONS
-        if not is_refused or not self.is_at_fault(put, error) or not self.dead_letters:
+        if not is_refused or not self.is_content_at_fault(put, error) or not self.dead_letters:
             return [put]
         log_group = put.log_groups[0]
         try:
@@ -3324,9 +3333,9 @@ class Target:
             )  # fmt: skip
         return []
 
-    def is_at_fault(self, put: PutRequest, error: CallError) -> bool:
-        """Whether a LogGroup that was refused is at fault, and not the target. It is where the target has accepted at
-        least as many LogGroups as it refuses. Of those that it has accepted count:
+    def is_content_at_fault(self, put: PutRequest, error: CallError) -> bool:
+        """Whether a LogGroup that was refused is at fault, and not the target: that is so if the target has accepted at
+        least as many LogGroups as it refused. Not all that it has accepted count, but:
 
         1. those since the first refusal, for the target may have broken then;
         2. where the size is blamed, those in puts of at least that size, unless it is beyond UNDISPUTED_BYTES;
@@ -3376,9 +3385,10 @@ class Batch:
     2. or if the failing put's target is in doubt, but for HOLD_SECONDS at the most. Then what is for other targets goes
        first, see `defer`.
 
-    A batch is over when each LogGroup is accepted or set aside. One that is cut begins no put any more but those before
-    a LogGroup whose put has begun, lest that be for nothing, and retries those that failed; it is over once none is in
-    flight and what is delivered has no gap. One that is given up is over at once.
+    A batch is over when each LogGroup is accepted or set aside. When it is cut, no new put begins, but for LogGroups
+    that lie before one whose put has begun: a checkpoint leaves no gap, so without them that put would be for nothing.
+    Puts that failed are retried. It is over then once none is in flight and what is delivered has no gap. A batch that
+    is given up is over at once.
     """
 
     def __init__(self, log_groups: Sequence[LogGroup], puts: list[PutRequest]) -> None:
@@ -3418,8 +3428,8 @@ class Batch:
         return bool(self.failing) and self.last(put) > min(map(self.first, self.failing)) + FEW_LOG_GROUPS
 
     def defer(self, target: Target) -> None:
-        """Has what is for a target that takes nothing begin later: first what is for others, then this, then what rule
-        1 holds anyway."""
+        """Puts what is for a target that takes nothing behind the rest: first what is for others, then this, then what
+        rule 1 holds anyway."""
         self.waiting = deque(sorted(self.waiting, key=lambda put: (self.is_far(put), put.target is target)))
 
     def is_disputed(self) -> bool:
@@ -3693,8 +3703,8 @@ class PutLoop(threading.Thread):
             self.make_ready(target)
 
     def open_soon(self, client: PutClient, *flights: PutInFlight) -> None:
-        """Has connections opened for puts, or where that blocks all of them done: few at once, lest many targets need
-        many threads."""
+        """Has connections opened for puts; where that blocks, has the puts done as a whole. Few at once, lest many
+        targets need many threads."""
         client.unopened.extend(flights)
         most = self.MAX_BLOCKING if client.factory.is_blocking else self.MAX_OPENING
         while client.unopened and client.opening < most:
@@ -3840,7 +3850,7 @@ class PutLoop(threading.Thread):
         connection.close()
 
     def close_idle(self, file: int) -> None:
-        """One that the other side has closed, or where something has come that nobody has asked for."""
+        """Closes a connection that the other side has closed, or over which came what nobody has asked for."""
         if file in self.idle:
             if is_silent(self.idle[file][1][0].sock):
                 return
@@ -3895,7 +3905,7 @@ class UnmatchedCounter:
     MAX_TOPIC_LENGTH = 60  # characters of one that are shown
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.log_groups = self.logs = self.empty = 0
         self.topics: Counter[str] = Counter()
 
@@ -3989,8 +3999,9 @@ class Delivery:
                     self.loop.call(self.loop.cut, batch, 0)
                 elif time.monotonic() > cut_at:
                     cut_at = time.monotonic() + LONGEST_BATCH
-                    # Of a large one with nothing done few LogGroups are tried next, see ShardConsumer.cut_batch; one
-                    # that is small already goes on until something is done, lest it begin anew again and again.
+                    # Where nothing is done of a large batch, its first few LogGroups are tried next, alone: see
+                    # ShardConsumer.cut_batch. A batch as small as that goes on until something is done of it, or it
+                    # would begin anew again and again.
                     self.loop.call(self.loop.cut, batch, 1 if len(pull.log_groups) <= FEW_LOG_GROUPS else 0)
         finally:
             if not batch.is_over:
@@ -4022,10 +4033,9 @@ class Delivery:
 # what cancels each, and what becomes of the shard then. After any of the first three nothing of it begins any more but
 # its checkpoint, as long as the lease holds:
 #
-#   revoked           Consumer.revoke, by an answer     the batch ends with what has begun, at the latest when GRACE
-#                     without the shard                 seconds have passed without an acceptance, for hard_stop does
-#                                                       not follow; its checkpoint has GRACE seconds more; then the
-#                                                       shard moves
+#   revoked           Consumer.revoke, by an answer     the batch ends with what has begun, or is given up GRACE seconds
+#                     without the shard                 after the last put accepted; hard_stop does not follow. Its
+#                                                       checkpoint has GRACE seconds more; then the shard moves
 #   member.soft_stop  GroupMember.stop                  the same, but the batch has GRACE seconds in all; heartbeats go
 #                                                       on until the process ends
 #   consumer.lease    whoever finds it lost, and so     the batch has GRACE seconds, no checkpoint is saved; another
@@ -4215,7 +4225,7 @@ class ShardConsumer:
 
     PULL_BYTES = 4 * 1000 * 1000  # what is asked of one pull, and less where many shards share the memory
     MIN_PULL_BYTES = 500 * 1000  # but no less: else calls for pulls and checkpoints would cost more than the puts
-    SHORT_AFTER = 2.0  # seconds without the memory for that; then a pull brings what fits into the shard's share
+    SHORT_AFTER = 2.0  # seconds without the memory for a whole pull: then one brings what fits into the shard's share
     MAX_BATCHES = 3  # that a shard may hold before it pulls another; one that is cut counts as two
     MAX_IDLE_PULLS = 100  # a second, of all shards of the copy that have brought nothing for a while
     INITIAL_SIZE = 100 * 1000  # bytes that a LogGroup is taken to have, until a pull has shown otherwise
@@ -4227,7 +4237,7 @@ class ShardConsumer:
         self.consumer, self.shard = consumer, shard
         self.member, self.source = consumer.member, consumer.member.source
         self.revoked = CancelToken()
-        # After the one nothing begins any more, after the other a batch in flight is given up: see above.
+        # After soft_stop nothing begins any more, after hard_stop a batch in flight is given up: see the table above.
         self.soft_stop = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)
         self.hard_stop = CancelToken(consumer.lease, consumer.member.soft_stop, grace=GRACE)
         self.checkpoint = ShardCheckpoint(consumer, shard, self.revoked)
@@ -4240,7 +4250,7 @@ class ShardConsumer:
         self.interval = consumer.member.settings.fetch_interval  # seconds between pulls
         self.pull_size, self.is_short = float(self.MIN_PULL_BYTES), False  # see `reserve_for_pull`
         self.denied_since = float("inf")  # since when it has not been given the memory it needs, by the monotonic clock
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.running: set[Callable[[], None]] = set()  # `pull`, and one of the other tasks
         self.has_begun_last_save = False
         self.batches: deque[PullResult] = deque()  # not yet delivered, the one in flight included
@@ -4612,7 +4622,7 @@ class Heartbeat(threading.Thread):
         self.source.client.connect_timeout = min(CONNECT_TIMEOUT, group_timeout / 4)  # a host may have two addresses
         self.wake_up = threading.Event()  # for the SDK's loop
         self.tried = 0.0  # when the last try began, by the monotonic clock
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.owned: set[int] = set()
         self.reported: set[int] = set()  # to the service: those owned, and those that were revoked and end a batch
         self.let_go: dict[int, float] = {}  # shard -> when it was, by the lease's clock
@@ -4732,7 +4742,7 @@ class Consumer(ConsumerWorker):
         config = member.settings.source
         self.member = member
         self.lease = Lease(group_timeout)
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.held: dict[ShardConsumer, int] = {}  # bytes of their batches, and of pulls under way
         self.waiting: deque[ShardConsumer] = deque()  # those that need more memory than there is, the first is next
         self.may_come_late: dict[int, deque[str]] = {}  # see ShardCheckpoint; here, for a shard may come back
@@ -4905,7 +4915,7 @@ class GroupMember(threading.Thread):
 
     def run(self) -> None:
         try:
-            lapses = 0  # consumers lost in a row, of which the first alone may have outlasted the group's timeout
+            lapses = 0  # consumers lost in a row; all but the first had lived for less than the group's timeout
             with watchdog.watching(self.name):
                 check_before_start(self.settings, self.credential_sources)
                 if self.drain:
@@ -5571,7 +5581,7 @@ class PutAgain:
         self.name, self.config = target.name, target.config
         self.client = PooledLogClient(self.config, credential_source)
         self.retries = RetryLog(self.name, "puts", "a put failed and is tried again", self.config)
-        self.lock = threading.Lock()  # over:
+        self.lock = threading.Lock()  # guards:
         self.throttles: dict[str, LogThrottle] = defaultdict(LogThrottle)  # by the code of refusals
 
     def try_put(self, log_group: LogGroup) -> CallError | None:
