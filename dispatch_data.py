@@ -4099,7 +4099,7 @@ class ShardCheckpoint:
             self.made_by_start = member.group_start
             self.made = member.first_cursor(shard)
             self.send(self.made)
-            if member.settings.cursor_start != "end":  # the other places don't depend on when the group began
+            if member.settings.cursor_start != "end":  # of a new group, no other place depends on when it began
                 return
         if cursor_position(found) < 0:
             raise unreadable_checkpoint(shard, entry)
