@@ -307,6 +307,15 @@ def group_shards(service: LocalLogService) -> Dict[int, dict]:
         return {}
 
 
+def make_group(service: LocalLogService, timeout: int, in_order: bool = False) -> None:
+    """Makes the group before a copy does.
+
+    With a longer timeout than these would give it their heartbeats are as frequent, so that shards move as soon, and no
+    stall of a busy machine ends a lease. But who leaves is missed as much later.
+    """
+    service.client().create_consumer_group(PROJECT, SOURCE, GROUP, timeout, in_order)
+
+
 def wait_until_delivered(service: LocalLogService) -> None:
     """Waits until the group's checkpoints have reached the end of the source."""
     service.wait_for(
@@ -400,21 +409,37 @@ def is_running(process_id: int) -> bool:
     return True
 
 
+ports = itertools.count(os.getpid())
+
+
 def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """One that nobody listens on, and that nobody gets until it is used.
+
+    What kernels choose from for connections, and for who asks for any port, begins above these; of them each worker of
+    pytest has a thousand.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        port = 20000 + 1000 * (worker % 12) + next(ports) % 1000
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def get(port: int, path: str) -> Optional[Tuple[int, str]]:
-    """(status, text) of an answer; None where nobody listens yet."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    except ConnectionRefusedError:
-        return None
-    finally:
-        connection.close()
+    """(status, text) of an answer; None where nobody listens yet. Asks again where the connection is broken off."""
+    end = time.monotonic() + LIMIT
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except ConnectionRefusedError:
+            return None
+        except ConnectionError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        finally:
+            connection.close()
