@@ -14,7 +14,6 @@ import pytest
 from assertions import assert_all_delivered_once, checkpoints_watched, verdict
 from harness import (
     GROUP,
-    HEARTBEAT_INTERVAL,
     LIMIT,
     PROJECT,
     SOURCE,
@@ -22,6 +21,7 @@ from harness import (
     SteadyFeed,
     feed,
     group_shards,
+    make_group,
     wait_until_begun,
     wait_until_delivered,
     wait_until_forgotten,
@@ -48,6 +48,17 @@ def without_looks(program):
     program.ShardCheckpoint.look = look_once
 
 
+def patient_with_puts(program):
+    """These have 30 s, whatever RESPONSE_TIMEOUT is: one that a machine is slow to take would be repeated."""
+    init = program.PutClient.__init__
+
+    def init_with_patience(self, *arguments):
+        init(self, *arguments)
+        self.response_timeout = 30.0
+
+    program.PutClient.__init__ = init_with_patience
+
+
 @pytest.fixture
 def copies_set_back(service, tmp_path):
     """As `copies`, where a checkpoint is set back on purpose."""
@@ -59,7 +70,9 @@ def copies_set_back(service, tmp_path):
 def test_a_checkpoint_that_is_applied_long_after_it_was_given_up_is_saved_over(service, copies_set_back, event):
     """Else it sets the shard back for as long as that is idle, and whoever takes it next begins there."""
     copies = copies_set_back
-    patch = () if event == "idle" else without_looks
+    if event == "let go":
+        make_group(service, 8)
+    patch = [patient_with_puts] if event == "idle" else [patient_with_puts, without_looks]
     copy = copies.start(patch=patch, constants={"RESPONSE_TIMEOUT": 1})
     feed(service, 40)
     wait_until_delivered(service)
@@ -120,7 +133,7 @@ def test_what_a_lost_consumer_has_delivered_is_not_skipped_where_somebody_sets_i
 @pytest.mark.parametrize("action", ["PullLogs", "UpdateCheckPoint"])
 def test_a_call_that_ran_out_of_time_gets_more_the_next_time(service, copies, action):
     """Else what is always answered late would fail for ever."""
-    copy = copies.start(constants={"RESPONSE_TIMEOUT": 0.5})
+    copy = copies.start(patch=patient_with_puts, constants={"RESPONSE_TIMEOUT": 0.5})
     wait_until_begun(service)
     with service.add_fault(action, project=PROJECT, logstore=SOURCE, delay=1.5):
         for _ in range(2):
@@ -132,22 +145,23 @@ def test_a_call_that_ran_out_of_time_gets_more_the_next_time(service, copies, ac
 
 def test_a_target_that_always_answers_late_is_given_the_time(service, copies):
     """What was put before that is known is put once more, and nothing after that."""
-    copy = copies.start(constants={"RESPONSE_TIMEOUT": 0.5})
+    copy = copies.start(constants={"RESPONSE_TIMEOUT": 1.5})
     wait_until_begun(service)
-    with service.add_fault("PutLogs", logstore="click", delay=1.5):
-        feed(service, 4, topics=["click"], shard=0)
+    with service.add_fault("PutLogs", logstore="click", delay=3.5):  # so that the third try has 6 s
+        feed(service, 2, topics=["click"], shard=0)
         wait_until_delivered(service)
         repeated = verdict(service).duplicated
-        feed(service, 4, topics=["click"], shard=0)
+        feed(service, 2, topics=["click"], shard=0)
         wait_until_delivered(service)
     outcome = verdict(service)
-    assert (outcome.lost, outcome.duplicated) == (0, repeated) and repeated <= 2 * 4 * 5, str(outcome)
+    assert (outcome.lost, outcome.duplicated) == (0, repeated) and repeated <= 2 * 2 * 5, str(outcome)
     assert copy.stop() == 0
 
 
 # ---- heartbeats -------------------------------------------------------------------------------------------------
 
-NEARLY = 0.8 * float(HEARTBEAT_INTERVAL)  # seconds
+INTERVAL = 4  # seconds
+NEARLY = 0.8 * INTERVAL  # which leaves 0.7 of an interval to a machine that stands still for a while
 
 
 def slow_names(program, seconds):
@@ -177,7 +191,7 @@ def feed_for_heartbeats(service, count):
 def test_heartbeats_that_are_answered_nearly_an_interval_late_keep_the_membership(service, copies):
     """The service has heard each, so it counts from when it was sent; and the next one doesn't wait."""
     with service.add_fault("HeartBeat", delay=NEARLY):
-        copy = copies.start()
+        copy = copies.start(SLS_HEARTBEAT_INTERVAL=str(INTERVAL))
         feed_for_heartbeats(service, 10)
         wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -187,8 +201,9 @@ def test_heartbeats_that_are_answered_nearly_an_interval_late_keep_the_membershi
 
 def test_names_that_take_an_interval_to_be_found_cost_no_membership(service, copies):
     """A connection is kept, the next one is opened before it is too old, and nobody is silent before it was heard."""
-    patch = functools.partial(slow_names, float(HEARTBEAT_INTERVAL))
-    copy = copies.start(patch=patch, constants={"MAX_AGE": 4 * float(HEARTBEAT_INTERVAL)})
+    interval = 3  # seconds
+    patch = functools.partial(slow_names, interval)
+    copy = copies.start(patch=patch, constants={"MAX_AGE": 4 * interval}, SLS_HEARTBEAT_INTERVAL=str(interval))
     feed_for_heartbeats(service, 10)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -253,8 +268,10 @@ def test_an_answer_that_took_longer_than_the_timeout_renews_no_lease():
     assert not lease.is_cancelled(), "before it holds anything"
     lease.renew(Lease.now() - 11.0)
     assert lease.expires == float("inf")
-    lease.renew(Lease.now() - 9.99)
+    lease.renew(Lease.now() - 9.0)
+    end = time.monotonic() + LIMIT
     while not lease.is_cancelled():
+        assert time.monotonic() < end
         time.sleep(0.01)
     lease.renew(Lease.now())
     assert lease.is_cancelled()
@@ -281,13 +298,13 @@ def test_a_start_does_not_wait_for_the_name_of_a_target(service, copies):
     """Copies that run don't either: the others' logs go on."""
     copy = copies.start(
         patch=functools.partial(one_slow_name, "test-project.slow.test"),
-        constants={"START_PATIENCE": 1.0},
+        constants={"START_PATIENCE": 5.0},
         SLS_ENDPOINT_TO3="slow.test",
         no_proxy="slow.test",
     )
     feed(service, 40, topics=["nginx", "sql_audit"])
     wait_until_delivered(service)
     (line,) = [line for line in copy.stderr().splitlines() if "not reachable now" in line]
-    assert "TO3 test-project/click: not reachable now: nothing is known of it after 1 s" in line
+    assert "TO3 test-project/click: not reachable now: nothing is known of it after 5 s" in line
     assert_all_delivered_once(service)
     assert copy.stop() == 0

@@ -98,11 +98,12 @@ def test_where_puts_come_to_take_long_none_is_repeated(service, copies, event):
     assert_all_delivered_once(service)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["stop", "move"])
 def test_where_every_put_takes_long_none_is_repeated(service, copies, event):
-    """Longer than most of the grace that a batch has."""
-    constants = {"GRACE": 3.0, "SLOW_PUT_SECONDS": 1.0}
-    with service.add_fault("PutLogs", delay=2.0) as slow:
+    """Longer than half of the grace that a batch has, so that what begins after another put would be given up."""
+    constants = {"GRACE": 7.5, "SHUTDOWN_TIMEOUT": 8.5, "SLOW_PUT_SECONDS": 2.0, "LONGEST_BATCH": 10.0}
+    with service.add_fault("PutLogs", delay=4.0) as slow:
         copy = start(copies, constants=constants)
         feed_separately(service, 40)
         service.wait_for(lambda: logs_arrived(service) > 10, LIMIT, "some puts taken")
