@@ -32,6 +32,7 @@ from harness import (
     Copies,
     SteadyFeed,
     feed,
+    make_group,
     make_log_group,
     pulled_at_once,
     wait_until_begun,
@@ -94,6 +95,7 @@ def test_a_target_that_takes_nothing_is_asked_ever_more_seldom(service, copies):
 
 def test_a_put_that_fails_when_its_batch_is_given_up_already_is_failing_no_more(service, copies):
     """Else it would be counted as failing for as long as the copy lives, and be cause for alarm."""
+    make_group(service, 8)
     copy = copies.start(constants={"GRACE": 0.2})
     feed(service, 100)
     wait_until_delivered(service)  # so that each target has more writers than the first
@@ -202,11 +204,14 @@ def count_logs(log_group):
     return len(split_log_group(log_group)[0])
 
 
+@pytest.mark.slow
 def test_a_put_that_is_never_answered_is_tried_again(service, copies):
     """After RESPONSE_TIMEOUT. What the service held without an answer it has not taken, so nothing is repeated."""
+    copies.start(constants={"RESPONSE_TIMEOUT": 4, "MAX_RESPONSE_TIMEOUT": 4, "LONGEST_BATCH": 60.0})
+    feed(service, 40)
+    wait_until_delivered(service)  # so that a target has more than one put in the air
     with service.add_fault("PutLogs", hold=True, share=0.5) as fault:
         feed(service, 40)
-        copies.start(constants={"RESPONSE_TIMEOUT": 1, "MAX_RESPONSE_TIMEOUT": 1})
         wait_until_delivered(service)
         assert fault.hits >= 3
     assert_all_delivered_once(service)
@@ -225,7 +230,7 @@ def test_an_answer_that_trickles_in_byte_by_byte_counts_once(service, copies, ac
 def test_a_target_that_does_not_answer_holds_back_no_other(service, copies):
     with service.add_fault("PutLogs", logstore="click", hold=True) as fault:
         feed(service, 40)
-        copies.start(constants={"HOLD_SECONDS": 1.0})
+        copies.start(constants={"HOLD_SECONDS": 1.0, "LONGEST_BATCH": 60.0})
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a put that hangs")
         service.wait_for(
             lambda: logs_in(service, "nginx") == 20 * 5 and logs_in(service, "sql-audit") == 10 * 5,
@@ -241,7 +246,7 @@ def test_as_many_puts_are_in_the_air_for_a_target_as_its_writers_and_no_more(ser
     def log_groups(topic):
         return [make_log_group(topic, Source="10.0.0.%d" % number) for number in range(20)]
 
-    copy = copies.start(SLS_WRITERS="2")
+    copy = copies.start(constants={"RESPONSE_TIMEOUT": LIMIT}, SLS_WRITERS="2")  # else one may come again meanwhile
     service.put(PROJECT, SOURCE, log_groups("nginx"), shard=0)  # more puts at once come with those that were taken
     wait_until_delivered(service)
     with service.add_fault("PutLogs", logstore="nginx", hold=True) as fault:
@@ -391,6 +396,7 @@ def test_no_batch_begins_while_the_heartbeat_is_overdue(service, copies, tmp_pat
     before = puts_arrived(service)
     feed(service, 40)
     service.wait_for(lambda: copy.log().count("INFO consumer ") >= 2, LIMIT, "a consumer lost to silence, and another")
+    service.wait_for(lambda: "is lost, another joins" in copy.stderr(), LIMIT, "a word about it")
     assert copy.stderr().count("is lost, another joins") == 1  # that has no shards to lose
     assert puts_arrived(service) == before
     late.unlink()
@@ -428,6 +434,7 @@ TROUBLES = {
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=[name.replace(" ", "-") for name in TROUBLES])
 def test_copies_outlast_a_source_out_of_reach(service, copies, trouble):
     """For longer than the group's timeout, with logs coming in: they go on by themselves, and nothing is repeated."""
+    make_group(service, 5)
     started = [copies.start(), copies.start()]
     wait_until_joined(service, *started)
     feed(service, 40)
