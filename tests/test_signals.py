@@ -16,13 +16,20 @@ from harness import (
     SOURCE,
     SteadyFeed,
     feed,
+    make_group,
     pulled_at_once,
     wait_until_delivered,
     wait_until_forgotten,
 )
 
+import dispatch_data
+
 GRACEFUL = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 IN_TIME = 10.0  # seconds that supervisors give before they kill
+
+# Where a batch can't end, a stop takes what the program gives it: less here, so that a slow machine is in time as well.
+SHORT_STOP = {"GRACE": 4.0, "SHUTDOWN_TIMEOUT": 5.0}
+ONE_PULL = {"ShardConsumer.TARGET_BATCH_SECONDS": 1000.0}  # is a batch, however long the one before has taken
 
 each_graceful_signal = pytest.mark.parametrize("number", GRACEFUL, ids=lambda number: number.name)
 
@@ -41,12 +48,19 @@ def test_resumes_from_the_checkpoint_after_a_graceful_stop(service, copies):
     assert_all_delivered_once(service)
 
 
+@pytest.mark.quick
+def test_a_stop_may_take_less_than_supervisors_give():
+    assert dispatch_data.GRACE < dispatch_data.SHUTDOWN_TIMEOUT
+    assert dispatch_data.SHUTDOWN_TIMEOUT + dispatch_data.LAST_LINES_TIMEOUT < IN_TIME
+
+
 @each_graceful_signal
 def test_stop_waits_for_the_batch_in_flight(service, copies, number):
     """A put that is in the air when the signal comes is seen to its end and checkpointed, whatever comes after it."""
+    make_group(service, 5)
     with service.add_fault("PutLogs", hold=True) as fault:
         feed(service, 40)
-        copy = copies.start()
+        copy = copies.start(constants={"GRACE": 60.0, "SHUTDOWN_TIMEOUT": 61.0}, SLS_HEARTBEAT_INTERVAL="1")
         service.wait_for(lambda: fault.hits >= 3, LIMIT, "puts in the air")
         copy.send(number)
         pulls = service.calls("PullLogs")
@@ -79,7 +93,7 @@ def test_a_stop_while_every_put_fails_is_in_time(service, copies, number, failur
     """No put can be waited for then: it was not taken, so the next copy delivers it, once."""
     with service.add_fault("PutLogs", **failure) as fault:
         feed(service, 40)
-        copy = copies.start()
+        copy = copies.start(constants=SHORT_STOP)
         service.wait_for(lambda: fault.hits > 0, LIMIT, "puts that fail")
         assert copy.stop(number, IN_TIME) == 0
         assert service.lag(PROJECT, SOURCE, GROUP) == 40
@@ -91,7 +105,7 @@ def test_a_stop_while_every_put_fails_is_in_time(service, copies, number, failur
 def test_a_stop_while_one_target_takes_nothing_repeats_at_most_the_batch_in_flight(service, copies):
     """What the others have taken of that batch is delivered again, as the batch can't be checkpointed."""
     feed(service, 100)
-    copy = copies.start(constants={"HOLD_SECONDS": 1.0})
+    copy = copies.start(constants={"HOLD_SECONDS": 1.0, "LONGEST_BATCH": 60.0, **SHORT_STOP, **ONE_PULL})
     wait_until_delivered(service)
     with service.add_fault("PutLogs", logstore="click", code="WriteQuotaExceed"):
         with pulled_at_once(service):
@@ -176,7 +190,7 @@ def test_a_copy_started_with_nohup_outlives_its_terminal(service, copies):
 def test_kill_9_repeats_at_most_the_batch_in_flight(service, copies):
     """Each batch is checkpointed before the next begins, so a copy killed at any time repeats one batch a shard."""
     feed(service, 400)
-    copy = copies.start()
+    copy = copies.start(constants=ONE_PULL)
     wait_until_delivered(service)
     with service.add_fault("UpdateCheckPoint", cut="before"):
         with pulled_at_once(service):

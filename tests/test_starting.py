@@ -121,12 +121,19 @@ def test_a_signal_at_any_moment_of_the_start_is_a_plain_end(service, copies, num
     """From the program's first line on, through its imports, and on PyPy through its second start: by the signal or,
     once the settings are read, as asked. What comes before that line is the interpreter's."""
     statuses = set()
-    for moment in range(20):
+
+    def start_and_stop(moment):
         copy = copies.start()
         wait_for_first_line(copy)
         time.sleep(moment * 0.04)
         statuses.add(copy.stop(number))
         assert copy.stderr() == ""
+
+    for moment in range(20):
+        start_and_stop(moment)
+    end = time.monotonic() + LIMIT
+    while -number not in statuses and time.monotonic() < end:  # a busy machine may be late with the first, too
+        start_and_stop(0)
     assert -number in statuses <= {-number, 0}
 
 
