@@ -4,6 +4,7 @@ Skipped where they are not installed (Debian: squid tinyproxy privoxy apache2-bi
 """
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -200,7 +201,8 @@ def test_whatever_stands_before_the_service_costs_no_log(tmp_path, name, https):
             soon = {"RESPONSE_TIMEOUT": 2, "MAX_RESPONSE_TIMEOUT": 2}
             copy = copies.start(constants={**tell_all, **soon}, **proxy.settings(https))
             feed(service, 40)
-            service.put(PROJECT, SOURCE, [make_log_group("nginx", 10000) for _ in range(4)])
+            # Far more than any buffer on the way takes.
+            service.put(PROJECT, SOURCE, [make_log_group("nginx", Source=secrets.token_hex(200000)) for _ in range(4)])
             wait_until_delivered(service)
             assert_all_delivered_once(service)
             steady, most_repeated = SteadyFeed(service), 0
