@@ -7,7 +7,6 @@ import functools
 import os
 import random
 import re
-import signal
 import stat
 import threading
 import time
@@ -292,10 +291,18 @@ def test_of_what_a_target_refuses_mostly_nothing_is_set_aside(service, copies, r
     """It takes the small ones, and what came before; neither speaks against those that it refuses."""
     switch = tmp_path / "switch"
     sent = []
+    # What a shard has is one batch, however fast the machine is; and its small ones come last, so that at no time more
+    # of them are accepted than others are refused.
+    one_batch = {"INITIAL_COUNT": 40, "INITIAL_SIZE": 1000, "TARGET_BATCH_SECONDS": 1000.0}
     copy = copies.start(
         patch=functools.partial(something_that_refuses, str(switch), *refusal),
-        constants={"REJECTION_PATIENCE": 2.0},
+        constants={
+            "REJECTION_PATIENCE": 2.0,
+            "LONGEST_BATCH": LIMIT,
+            **{"ShardConsumer." + name: value for name, value in one_batch.items()},
+        },
         SLS_REJECTED_DIR=str(rejected_dir),
+        SLS_HEARTBEAT_INTERVAL="20",
     )
     wait_until_begun(service)
     if begins == "later":
@@ -305,10 +312,12 @@ def test_of_what_a_target_refuses_mostly_nothing_is_set_aside(service, copies, r
     large = [make_log_group("click", 20, Source="10.0.0.%d" % number) for number in range(120)]
     small = [make_log_group("click", 1) for _ in range(40)]
     assert min(map(len, large)) > 100 and 2 < max(map(len, small)) <= 40
-    log_groups = [each for number, each in enumerate(large) for each in [each, *small[number::120]]]
-    copy.send(signal.SIGSTOP)  # until all are there: of the first few alone, most might well be taken
-    service.put(PROJECT, SOURCE, log_groups)
-    copy.send(signal.SIGCONT)
+    log_groups = large + small
+    with service.add_fault("PullLogs", project=PROJECT, logstore=SOURCE, hold=True) as held:
+        service.wait_for(lambda: held.hits >= 4, LIMIT, "a pull of each shard held")
+        service.put(PROJECT, SOURCE, log_groups)
+    taken = sent + [each for each in small if len(each) <= refusal[0]]
+    service.wait_for(lambda: compare(taken, arrived_in_targets(service)).ok, LIMIT, "what it takes delivered")
     service.wait_for(lambda: switch.stat().st_size > 120 * 5, LIMIT, "all of them refused five times")
     assert files_in(rejected_dir) == []
     said = "RequestEntityTooLarge" if refusal[1:3] == (413, {"Content-Type": "text/html"}) else "seems to be wrong"
