@@ -40,6 +40,8 @@ from dispatch_data import REJECTION_CODES, DeadLetterDirectory, LogGroup, __vers
 
 IS_PYPY = platform.python_implementation() == "PyPy"
 
+LONG = 3 * LIMIT  # seconds that what takes a minute of a processor may take on a slow machine
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc here to look at")
 
 
@@ -68,6 +70,10 @@ def put_separately(service, topics, count, log_size=0, **options):
     service.put(PROJECT, SOURCE, log_groups, **options)
 
 
+def is_delivered(service):
+    return group_shards(service) and service.lag(PROJECT, SOURCE, GROUP) == 0
+
+
 def retries(copy):
     """Puts that failed, by the last summary."""
     return sum(int(count) for count in re.findall(r" retries=(\d+) ", copy.log())[-len(set(TARGETS.values())) :])
@@ -83,7 +89,7 @@ def test_a_backlog_of_large_log_groups_on_many_shards_fits_into_little_memory(se
     for shard in range(64):
         put_separately(service, ["nginx", "sql_audit", "click"], 24, 100 * 1000, shard=shard)
     copy = copies.start()
-    wait_until_delivered(service)
+    service.wait_for(lambda: is_delivered(service), LONG, "everything delivered")
     assert kernel_says(copy, "VmHWM") <= (450 if IS_PYPY else 200) * 1000  # KB
     assert_all_delivered_once(service)
     assert copy.stop() == 0
@@ -105,7 +111,8 @@ def test_no_pull_of_a_backlog_is_thrown_away_for_want_of_memory(service, copies)
     """Else one in five was: what it brings, compressed and not, is more than the share that a pull is asked for."""
     topics, size = ["nginx", "sql_audit", "click"], 15 * 1000
     # On a slow machine a batch would be cut, or wanted back, and then pulled again.
-    copy = copies.start(constants={"ShardConsumer.TARGET_BATCH_SECONDS": 60.0, "LONGEST_BATCH": 60.0})
+    constants = {"ShardConsumer.TARGET_BATCH_SECONDS": 60.0, "LONGEST_BATCH": 60.0}
+    copy = copies.start(constants=constants, SLS_HEARTBEAT_INTERVAL="20")
     put_separately(service, topics, 400, size)  # so that their size is known
     wait_until_delivered(service)
     pulled = CountsLogGroups()
@@ -140,10 +147,10 @@ def test_the_largest_log_groups_on_many_shards_fit_into_a_container(service, cop
     with service.add_fault("PutLogs", logstore="click", code="ServerBusy", status=503) as fault:
         with pulled_at_once(service):
             put_huge(service, ["nginx", "click"], [*range(40), 0, 0, 0, 0])
-        service.wait_for(lambda: fault.hits >= 4, LIMIT, "puts refused")
-        service.wait_for(lambda: puts_arrived(service) >= arrived + 6, LIMIT, "others accepted")
-    service.wait_for(lambda: puts_arrived(service) >= arrived + 24, LIMIT, "most of them accepted")
-    wait_until_delivered(service)
+        service.wait_for(lambda: fault.hits >= 4, LONG, "puts refused")
+        service.wait_for(lambda: puts_arrived(service) >= arrived + 6, LONG, "others accepted")
+    service.wait_for(lambda: puts_arrived(service) >= arrived + 24, LONG, "most of them accepted")
+    service.wait_for(lambda: is_delivered(service), LONG, "everything delivered")
     assert kernel_says(copy, "VmHWM") <= (450 if IS_PYPY else 300) * 1000  # KB
     assert_all_delivered_once(service)
     assert copy.stop() == 0
@@ -194,7 +201,7 @@ def test_a_program_that_is_no_file_starts_too():
 
 def test_a_copy_is_one_process_and_shares_nothing(service, copies):
     """The SDK's locks are made for several: each is a file in /dev/shm, and Python 3.14 adds a process to clean up."""
-    copy = copies.start()
+    copy = copies.start(SLS_HEARTBEAT_INTERVAL="20")
     wait_until_begun(service)
     process = Path("/proc/%d" % copy.process.pid)
     assert "/dev/shm/" not in (process / "maps").read_text()
@@ -248,19 +255,18 @@ def test_two_hundred_targets_need_few_files(service, copies, limit, most):
     put_separately(service, names, 3000 if limit > 64 else 1000)
     seen = []
     with service.add_fault("PutLogs", delay=0.3 if limit > 64 else 0.01):
-        copy = copies.start(patch=functools.partial(few_files, limit), **settings)
+        copy = copies.start(patch=functools.partial(few_files, limit), SLS_HEARTBEAT_INTERVAL="20", **settings)
 
-        def is_delivered():
+        def has_delivered():
             seen.append(open_files(copy))
-            return group_shards(service) and service.lag(PROJECT, SOURCE, GROUP) == 0
+            return is_delivered(service)
 
-        service.wait_for(is_delivered, LIMIT, "everything delivered")
+        service.wait_for(has_delivered, LONG, "everything delivered")
     assert max(seen) <= most
     assert_all_delivered_once(service, {name: name for name in names})
     assert copy.stop() == 0
     assert "TooManyOpenFiles" not in copy.stderr()
-    # Heartbeats may be late on a machine that is busy otherwise.
-    assert not [line for line in copy.stderr().splitlines() if " failed" in line and "heartbeat" not in line]
+    assert not [line for line in copy.stderr().splitlines() if " failed" in line]
 
 
 def no_file_while_it_exists(program, full):
@@ -377,8 +383,10 @@ def test_shards_that_wait_for_memory_wait_without_a_thread(service, copies):
 
 # ---- slow lines -------------------------------------------------------------------------------------------------
 
+# What a shard has is one batch, however slow the machine is.
+ONE_BATCH = {"ShardConsumer.TARGET_BATCH_SECONDS": 1000.0, "LONGEST_BATCH": LIMIT}
 # A tenth of the time, for a tenth of the bytes.
-TENTH = {"RESPONSE_TIMEOUT": 3.0, "SLOW_PUT_SECONDS": 0.5}
+TENTH = {"RESPONSE_TIMEOUT": 3.0, "SLOW_PUT_SECONDS": 0.5, **ONE_BATCH}
 
 
 def warm_up(service, relay):
@@ -392,10 +400,11 @@ def warm_up(service, relay):
 def test_puts_that_a_slow_line_takes_long_to_carry_are_not_cut_off(service, copies):
     """Eight at once, which take longer than an answer may: cut off, they would arrive all the same, and again."""
     with Relay(service) as relay:
-        copy = copies.start(constants=TENTH, **relay.settings())
+        copy = copies.start(constants=TENTH, SLS_HEARTBEAT_INTERVAL="20", **relay.settings())
         warm_up(service, relay)
         relay.rate, relay.puts_at_once = 125 * 1000, 0
-        put_separately(service, ["click"], 8, 70 * 1000, shard=0)
+        with pulled_at_once(service):
+            put_separately(service, ["click"], 8, 70 * 1000, shard=0)
         wait_until_delivered(service)
         assert relay.puts_at_once > 4
         assert_all_delivered_once(service)
@@ -405,10 +414,13 @@ def test_puts_that_a_slow_line_takes_long_to_carry_are_not_cut_off(service, copi
 
 def test_a_line_that_is_slow_from_the_start_gets_no_company_for_its_puts(service, copies):
     """One for each target, and each is given its time: 30 KB/s, shared by three, is as slow as may be."""
+    topics = ["nginx", "sql_audit", "click"]
+    put_separately(service, topics, 3, 60 * 1000, shard=0)  # they take 6 s
+    put_separately(service, topics, 6, 15 * 1000, shard=0)
     with Relay(service) as relay:
         relay.rate = 30 * 1000
-        copy = copies.start(constants={"RESPONSE_TIMEOUT": 1.0, "SLOW_PUT_SECONDS": 0.1}, **relay.settings())
-        put_separately(service, ["nginx", "sql_audit", "click"], 12, 15 * 1000, shard=0)
+        constants = {"RESPONSE_TIMEOUT": 4.0, "SLOW_PUT_SECONDS": 0.1, **ONE_BATCH}
+        copy = copies.start(constants=constants, SLS_HEARTBEAT_INTERVAL="20", **relay.settings())
         wait_until_delivered(service)
         assert relay.puts_at_once == 3
         assert_all_delivered_once(service)
@@ -419,14 +431,17 @@ def test_a_line_that_is_slow_from_the_start_gets_no_company_for_its_puts(service
 def test_a_line_that_becomes_too_slow_for_many_puts_gets_fewer(service, copies):
     """Eight of them take longer than any may, so they fail; then it is one at a time, and none is repeated."""
     with Relay(service) as relay:
-        copy = copies.start(constants={"RESPONSE_TIMEOUT": 1.0, "SLOW_PUT_SECONDS": 0.1}, **relay.settings())
+        constants = {"RESPONSE_TIMEOUT": 2.0, "SLOW_PUT_SECONDS": 0.1, **ONE_BATCH}
+        copy = copies.start(constants=constants, SLS_HEARTBEAT_INTERVAL="20", **relay.settings())
         warm_up(service, relay)
-        relay.rate, relay.puts_at_once = 30 * 1000, 0
-        put_separately(service, ["click"], 8, 12 * 1000, shard=0)
+        relay.rate, relay.puts_at_once = 20 * 1000, 0
+        with pulled_at_once(service):
+            put_separately(service, ["click"], 8, 12 * 1000, shard=0)
         wait_until_delivered(service)
         assert relay.puts_at_once > 4
         arrived, relay.puts_at_once = puts_arrived(service), 0
-        put_separately(service, ["click"], 4, 12 * 1000, shard=0)
+        with pulled_at_once(service):
+            put_separately(service, ["click"], 4, 12 * 1000, shard=0)
         wait_until_delivered(service)
         assert (puts_arrived(service) - arrived, relay.puts_at_once) == (4, 1)
         assert copy.stop() == 0
@@ -439,9 +454,10 @@ def test_a_line_that_becomes_too_slow_for_many_puts_gets_fewer(service, copies):
 @pytest.mark.parametrize("event", ["stop", "another copy"])
 def test_with_far_targets_a_stop_or_another_copy_repeats_nothing(service, copies, event):
     """They take every put, but one at a time and slowly: a batch must still end within the time of a stop."""
-    shards = 1 if event == "stop" else 4
+    # Until another copy has joined, the first one must not have delivered all: on PyPy that takes a while.
+    shards, puts = (1, 1000) if event == "stop" else (4, 3000)
     for shard in range(shards):
-        put_separately(service, ["nginx", "sql_audit", "click"], 1000 // shards, shard=shard)
+        put_separately(service, ["nginx", "sql_audit", "click"], puts // shards, shard=shard)
     with service.add_fault("PutLogs", delay=0.05):
         first = copies.start(SLS_WRITERS="1")
         service.wait_for(lambda: puts_arrived(service) >= 150, LIMIT, "a part delivered")
@@ -449,7 +465,7 @@ def test_with_far_targets_a_stop_or_another_copy_repeats_nothing(service, copies
         if second:
             service.wait_for(lambda: is_shared(service, [first, second]), LIMIT, "two shards handed over")
         assert first.stop() == 0
-    assert puts_arrived(service) < 1000
+    assert puts_arrived(service) < puts
     if not second:
         assert logs_in_flight(service) == 0
         second = copies.start()
@@ -506,13 +522,13 @@ def test_connections_that_the_service_has_closed_are_closed_here_too(service, co
 def test_rare_logs_do_not_meet_connections_that_a_nat_has_forgotten(service, copies):
     """What is sent on one gets lost without a word, and would be missed only when its time is over."""
     with Relay(service) as relay:
-        relay.forgets_after = 1.5
-        copy = copies.start(constants={"RESPONSE_TIMEOUT": 3.0, "MAX_IDLE": 0.5}, **relay.settings())
+        relay.forgets_after = 5.0
+        copy = copies.start(constants={"MAX_IDLE": 1.0}, SLS_HEARTBEAT_INTERVAL="20", **relay.settings())
         wait_until_begun(service)
-        for _ in range(3):
+        for _ in range(2):
             feed(service, 4, topics=["nginx"])
             wait_until_delivered(service)
-            quiet_until = time.monotonic() + 2 * relay.forgets_after
+            quiet_until = time.monotonic() + 1.2 * relay.forgets_after
             service.wait_for(lambda end=quiet_until: time.monotonic() > end, LIMIT, "time in which a NAT forgets")
         feed(service, 4, topics=["nginx"])
         wait_until_delivered(service)
