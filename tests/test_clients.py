@@ -22,7 +22,7 @@ import trustme
 import urllib3
 from aliyun.log.proto import LogGroup
 from conftest import logstore_config, speak_tls
-from harness import GROUP, PROJECT, SOURCE, make_log_group, settings_for
+from harness import GROUP, LIMIT, PROJECT, SOURCE, make_log_group, settings_for
 from local_log_service import ForeignAnswer, LocalLogService
 
 import dispatch_data
@@ -474,7 +474,7 @@ def test_as_many_connections_are_kept_as_calls_were_in_the_air(service, clean_en
         threads = [threading.Thread(target=put, args=(client,)) for _ in range(20)]
         for thread in threads:
             thread.start()
-        service.wait_for(lambda: fault.hits == 20, 10, "twenty puts in the air")
+        service.wait_for(lambda: fault.hits == 20, LIMIT, "twenty puts in the air")
     for thread in threads:
         thread.join()
     assert len(taken(service)) == 22 and len(client.idle_connections) == 20
@@ -828,11 +828,14 @@ def test_silence_counts_from_when_a_heartbeat_was_sent(service, clean_environmen
     member = GroupMember(read_settings(settings_for(service)), delivery=None, credential_sources=CredentialSources())
     service.client().create_consumer_group(PROJECT, SOURCE, GROUP, 20)
     consumer = Consumer(member, 20)
-    with service.add_fault("HeartBeat", delay=0.3):
+    sending = threading.Thread(target=consumer.heart_beat.send)
+    with service.add_fault("HeartBeat", hold=True) as held:
         before = consumer.lease.now()
-        consumer.heart_beat.send()
-        assert consumer.lease.now() >= before + 0.3
-    assert before + 20 <= consumer.lease.expires < before + 20.3
+        sending.start()
+        service.wait_for(lambda: held.hits == 1, LIMIT, "a heartbeat that waits for its answer")
+        heard = consumer.lease.now()
+    sending.join()
+    assert before + 20 <= consumer.lease.expires <= heard + 20
 
 
 def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, clean_environment):
@@ -866,7 +869,7 @@ def test_a_checkpoint_of_a_copy_that_does_not_hold_the_shard_is_refused(service,
     use_environment(clean_environment, service)
     source = LogstoreApi(read_settings(settings_for(service)).source)
     holder = service.client()
-    holder.create_consumer_group(PROJECT, SOURCE, GROUP, 2)
+    holder.create_consumer_group(PROJECT, SOURCE, GROUP, 20)
     assert holder.heart_beat(PROJECT, SOURCE, GROUP, "holder", []).get_shards() == [0, 1, 2, 3]
     service.put(PROJECT, SOURCE, [make_log_group("nginx")], shard=2)
     end = source.get_cursor(2, "end")

@@ -898,16 +898,16 @@ def test_a_shard_moves_once_its_holder_has_let_go_of_it(log_service, client, two
 
 
 def test_a_silent_consumer_loses_its_shards(log_service, client, two_shards):
-    client.create_consumer_group(PROJECT, two_shards, "group", 1)
+    client.create_consumer_group(PROJECT, two_shards, "group", 3)
     assert heart_beat(client, two_shards, "one") == [0, 1]
     assert list(log_service.consumer_group(PROJECT, two_shards, "group")["consumers"]) == ["one"]
     log_service.wait_for(lambda: heart_beat(client, two_shards, "two") == [0, 1], what="failover")
     group = log_service.consumer_group(PROJECT, two_shards, "group")
-    assert list(group["consumers"]) == ["two"] and group["timeout"] == 1 and group["in_order"] is False
+    assert list(group["consumers"]) == ["two"] and group["timeout"] == 3 and group["in_order"] is False
 
 
 def test_a_consumer_that_is_not_known_has_to_let_go_of_its_shards_to_join_anew(log_service, client, two_shards):
-    client.create_consumer_group(PROJECT, two_shards, "group", 1)
+    client.create_consumer_group(PROJECT, two_shards, "group", 3)
     assert refusal(heart_beat, client, two_shards, "one", [0, 1]) == (400, "NotExistConsumerWithBody")
     assert heart_beat(client, two_shards, "one") == [0, 1]
     log_service.wait_for(
