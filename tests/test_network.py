@@ -123,8 +123,9 @@ def test_a_network_that_fails_loses_nothing(service, tmp_path, trouble, until):
     """And repeats the batches in flight at the most. What a copy has given up is not sent later by its kernel."""
     begin, end = TROUBLES[trouble]
     with Link() as link, Relay(service, link.near_address) as relay, Copies(service, tmp_path) as copies:
-        constants = {"RESPONSE_TIMEOUT": 1, "MAX_RESPONSE_TIMEOUT": 1, "CONNECT_TIMEOUT": 1}
-        copy = copies.start(patch=link.entering(), constants=constants, **relay.settings())
+        # Half of the group's timeout: what hangs is given up before the lease is.
+        constants = {"RESPONSE_TIMEOUT": 2, "MAX_RESPONSE_TIMEOUT": 2, "CONNECT_TIMEOUT": 1}
+        copy = copies.start(patch=link.entering(), constants=constants, SLS_HEARTBEAT_INTERVAL="2", **relay.settings())
         feed = SteadyFeed(service)
         service.add_fault("PutLogs", delay=0.1)  # so that some are in the air
         feed.wait_for(lambda: logs_arrived(service) > 500, "logs that flow")

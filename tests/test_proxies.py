@@ -198,7 +198,7 @@ def test_whatever_stands_before_the_service_costs_no_log(tmp_path, name, https):
         create_logstores(service)
         with Proxy(name, service, directory) as proxy, Copies(service, tmp_path) as copies:
             tell_all = {"LogThrottle.FIRST": 0.0, "LogThrottle.LONGEST": 0.0}
-            soon = {"RESPONSE_TIMEOUT": 2, "MAX_RESPONSE_TIMEOUT": 2}
+            soon = {"RESPONSE_TIMEOUT": 5, "MAX_RESPONSE_TIMEOUT": 5}
             copy = copies.start(constants={**tell_all, **soon}, **proxy.settings(https))
             feed(service, 40)
             # Far more than any buffer on the way takes.
@@ -239,6 +239,7 @@ def test_tls_that_is_not_python_s_keeps_connections_and_ends_them_now_and_then(s
                 patch=every_name_is_local,
                 SLS_ENDPOINT="https://%s:%d" % (host, proxy.values["port"]),
                 REQUESTS_CA_BUNDLE=directory + "/authority",
+                SLS_HEARTBEAT_INTERVAL="20",
                 **dict.fromkeys(service.environment()),
             )
             for _ in range(10):
