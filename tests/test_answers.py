@@ -276,7 +276,7 @@ def test_a_saved_checkpoint_that_is_no_cursor_is_named_and_blames_no_logstore(se
     wait_until_delivered(service)
     assert first.stop() == 0
     with service.add_fault("GetCheckPoint", mangle=mangling.checkpoints(checkpoint=text, consumer="other")):
-        copy = copies.start()
+        copy = copies.start(constants={"LogThrottle.FIRST": 1e4})  # one line of each kind
         feed(service, 40)
         service.wait_for(
             lambda: [shard["next"] for shard in group_shards(service).values()] == [10, 20, 20, 20], LIMIT, "the others"

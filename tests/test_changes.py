@@ -222,7 +222,7 @@ def test_a_name_that_gets_another_address_is_followed_though_the_old_one_answers
 @pytest.mark.parametrize("way", [lambda path: path.rename(path.with_suffix(".1")), os.unlink], ids=["moved", "deleted"])
 def test_a_log_file_that_was_taken_away_is_begun_anew(service, copies, way):
     """As logrotate does it, or somebody who wants room."""
-    copy = copies.start(constants={"SUMMARY_INTERVAL": 0.2})
+    copy = copies.start(constants={"SUMMARY_INTERVAL": 0.2}, SLS_HEARTBEAT_INTERVAL="20")
     wait_until_begun(service)
     (path,) = copy.directory.glob("dispatch_data_*.log")
     service.wait_for(lambda: "summary source=" in path.read_text(), LIMIT, "lines")

@@ -135,7 +135,7 @@ def test_a_terminal_shows_bars_and_the_same_end():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demonstration_leaves_no_process_behind(start_demo, number):
-    demo = start_demo(COMMAND)
+    demo = start_demo(COMMAND[:-1] + ["60"])  # so that it isn't over before
     demo.read_until("the copies have shared the shards")
     demo.process.send_signal(number)
     assert demo.read_all() == 1

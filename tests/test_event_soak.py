@@ -3,6 +3,7 @@
 import os
 
 import event_ledger
+import event_soak
 import pytest
 from event_ledger import Checkpoint, Event, Handover, Ledger, LogGroup, Pull, Put, judge
 from event_soak import EFFECTS, GENTLE_EFFECTS, UNHEARD, Feed, schedule, soak
@@ -226,7 +227,8 @@ def test_every_event_has_its_turn_and_copies_are_there_when_it_comes(is_gentle):
     assert not set(GENTLE_EFFECTS) & set(UNHEARD)
 
 
-def test_a_short_and_gentle_soak_repeats_nothing(tmp_path):
+def test_a_short_and_gentle_soak_repeats_nothing(monkeypatch, tmp_path):
     """SEED=<number> in the environment makes other events of it."""
+    monkeypatch.setattr(event_soak, "HEARTBEAT_INTERVAL", 4)
     seed = int(os.environ.get("SEED", "231"))
     assert soak(6, seed, tmp_path, print, copies=2, is_gentle=True) == [], "SEED=%d" % seed

@@ -10,14 +10,14 @@ from test_bounds import kernel_says
 TROUBLES = {
     "hangs": lambda service: service.add_fault("PutLogs", logstore="click", hold=True),
     "refuses everything": lambda service: service.add_fault("PutLogs", logstore="click", code="WriteQuotaExceed"),
-    "is slow": lambda service: service.add_fault("PutLogs", logstore="click", delay=2.0),
+    "is slow": lambda service: service.add_fault("PutLogs", logstore="click", delay=6.0),
 }
 
 
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=list(TROUBLES))
 def test_a_target_in_trouble_costs_another_nothing(service, copies, trouble):
     """Not a put of the other fails, waits in vain or is made twice, and its shard is checkpointed all the while."""
-    copy = copies.start()
+    copy = copies.start(SLS_HEARTBEAT_INTERVAL="20")
     wait_until_begun(service)
     with trouble(service):
         service.put(PROJECT, SOURCE, [make_log_group("click", Source="10.0.0.%d" % n) for n in range(40)], shard=0)
@@ -51,6 +51,7 @@ def test_many_targets_need_few_threads(service, copies):
     with service.add_fault("PutLogs", delay=0.05):  # so that many are in the air
         copy = copies.start(**settings)
         wait_until_delivered(service)
+    service.wait_for(lambda: service.calls("ListShards") >= 301, LIMIT, "each logstore looked at")
     assert kernel_says(copy, "Threads") <= 60
     arrived = [entry.log_group for n in range(1, 301) for entry in service.ledger(PROJECT, "many-%d" % n)]
     assert_delivered_once(sent, arrived)

@@ -43,9 +43,9 @@ import dispatch_data
 from dispatch_data import PROBE_CONCURRENCY
 
 
-def run(service, *arguments, **changes):
+def run(service, *arguments, program=PROGRAM, **changes):
     """Runs the program to its end; its exit status and the lines of both streams."""
-    ended = run_program(settings_for(service, **changes), *arguments)
+    ended = run_program(settings_for(service, **changes), *arguments, program=program)
     assert "Traceback" not in ended.stderr + ended.stdout
     assert "local-secret" not in ended.stderr + ended.stdout
     return ended.returncode, ended.stdout.splitlines(), ended.stderr.splitlines()
@@ -292,8 +292,11 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("changes, code, advice, places", REFUSALS, ids=[" ".join(row[0]) for row in REFUSALS])
-def test_what_is_certainly_wrong_is_said_in_one_line_and_nothing_starts(service, changes, code, advice, places):
-    status, stdout, stderr = run(service, SLS_LOG_DIR="", **changes)
+def test_what_is_certainly_wrong_is_said_in_one_line_and_nothing_starts(
+    service, tmp_path, changes, code, advice, places
+):
+    program = program_with(tmp_path, constants={"START_PATIENCE": LIMIT})
+    status, stdout, stderr = run(service, program=program, SLS_LOG_DIR="", **changes)
     assert (status, stdout) == (1, [])
     (line,) = stderr
     assert code in line and advice in line and "wrong-secret" not in line
@@ -341,7 +344,7 @@ def test_a_machine_that_forbids_md5_is_told_what_does_without(service, copies, t
         assert "SLS_REGION must be set: OpenSSL forbids MD5" in line
     ended = run_program(settings_for(service, SLS_REGION_TO=service.region), program=program)
     assert ended.returncode == 2  # for the source's sake
-    copy = copies.start(patch=no_md5, SLS_REGION=service.region)
+    copy = copies.start(patch=no_md5, SLS_REGION=service.region, SLS_HEARTBEAT_INTERVAL="20")
     feed(service, 40)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
@@ -395,7 +398,10 @@ def test_what_fails_within_the_program_is_told_as_such_and_tried_again(service, 
     is_start = method in OF_A_START
     if is_start:
         switch.touch()
-    copy = copies.start(patch=functools.partial(failing_calls, method, error, str(switch)))
+    copy = copies.start(
+        patch=functools.partial(failing_calls, method, error, str(switch)),
+        SLS_HEARTBEAT_INTERVAL="5" if method == "heart_beat" else "20",
+    )
     if not is_start:
         wait_until_begun(service)
         switch.touch()
@@ -554,12 +560,13 @@ def test_a_group_that_has_not_begun_is_of_unknown_lag_where_there_are_logs(servi
     assert status == 1 and stdout[3].split()[2:5] == ["-", "none", "-"] and "unknown" in stdout[-1]
 
 
-def test_many_shards_are_asked_at_a_time(service):
+def test_many_shards_are_asked_at_a_time(service, tmp_path):
+    program = program_with(tmp_path, constants={"CHECK_TIMEOUT": LIMIT})
     service.create_logstore(PROJECT, "wide", 128)
     service.client().create_consumer_group(PROJECT, "wide", GROUP, 20)
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         with service.add_fault("GetCursor", hold=True):
-            running = thread.submit(run, service, "--status", SLS_LOGSTORE="wide")
+            running = thread.submit(run, service, "--status", program=program, SLS_LOGSTORE="wide")
             service.wait_for(lambda: service.calls("GetCursor") == PROBE_CONCURRENCY, LIMIT, "calls at a time")
         status, stdout, _ = running.result()
     assert status == 0
@@ -609,6 +616,8 @@ def test_status_changes_nothing(service, copies):
     copy = copies.start()
     wait_until_delivered(service)
     assert copy.stop() == 0
+    for _ in range(2):  # once these are answered, none of its own is left unread
+        service.client().list_shards(PROJECT, SOURCE)
     before = calls_that_change_something(service)
     run(service, "--status")
     assert calls_that_change_something(service) == before
@@ -667,7 +676,7 @@ def pairs(line):
 
 def test_the_summary_is_key_value_pairs(service, copies):
     feed(service, 30, topics=("nginx", "sql_audit", 'debug "x"'))
-    copy = copies.start()
+    copy = copies.start(constants={"SUMMARY_INTERVAL": 1e9}, SLS_HEARTBEAT_INTERVAL="20")  # there is but the last
     wait_until_delivered(service)
     wait_until_shared(service, copy)
     assert copy.stop() == 0
@@ -720,7 +729,7 @@ def test_without_a_log_directory_everything_goes_to_stderr(service, copies):
 
 def test_with_a_log_file_a_shared_nohup_out_gets_only_warnings(service, copies):
     feed(service, 20)
-    copy = copies.start()
+    copy = copies.start(SLS_HEARTBEAT_INTERVAL="20")
     wait_until_delivered(service)
     assert copy.stop() == 0
     assert copy.stderr() == ""
@@ -857,6 +866,7 @@ def consumers(service):
 # ---- all of it
 
 
+@pytest.mark.slow
 def test_three_targets_in_two_accounts_five_copies_from_start_to_stop(service, copies):
     """As the README has it: checked, started, watched from outside, stopped; every log once where it belongs."""
     service.access_keys["their-id"] = "their-secret"
@@ -864,7 +874,7 @@ def test_three_targets_in_two_accounts_five_copies_from_start_to_stop(service, c
     changes = {"SLS_PROJECT_TO3": "their-project", "SLS_AK_ID_TO3": "their-id", "SLS_AK_KEY_TO3": "their-secret"}
     status, stdout, _ = run(service, "--check", **changes)
     assert status == 0 and "TO3 their-project/click" in stdout[3]
-    started = [copies.start(**changes) for _ in range(5)]
+    started = [copies.start(SLS_HEARTBEAT_INTERVAL="3", **changes) for _ in range(5)]
     service.wait_for(
         lambda: sorted(len(copy.held_shards(service)) for copy in started) == [0, 1, 1, 1, 1],
         LIMIT,

@@ -292,8 +292,9 @@ def run_shell(script, installation, service, **changes):
     )
 
 
+@pytest.mark.slow
 def test_nohup_starts_copies_and_kill_stops_them(service, installation):
-    started = run_shell(recipe("nohup"), installation, service)
+    started = run_shell(recipe("nohup"), installation, service, SLS_HEARTBEAT_INTERVAL="3")
     assert started.returncode == 0
     process_ids = [int(line) for line in (installation / "dispatch_data.pids").read_text().split()]
     try:

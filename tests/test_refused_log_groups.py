@@ -67,7 +67,7 @@ def test_by_default_the_shard_waits_and_says_so_and_no_other_does(service, copie
     batch nothing of the shard is."""
     first = feed(service, 8, shard=0)
     service.put(PROJECT, SOURCE, [POISON], shard=0)
-    copy = copies.start()
+    copy = copies.start(SLS_HEARTBEAT_INTERVAL="20")
     service.wait_for(lambda: "PostBodyInvalid" in copy.stderr(), LIMIT, "a word about the refusal")
     others = feed(service, 40, shard=1)
     service.wait_for(lambda: next_indexes(service).get(1) == 40, LIMIT, "the other shard delivered")
@@ -154,7 +154,7 @@ def test_set_aside_again_after_a_crash_it_is_the_same_file(service, copies, reje
     with pulled_at_once(service):
         service.put(PROJECT, SOURCE, [POISON, make_log_group("click")], shard=0)
     with service.add_fault("UpdateCheckPoint", cut="before") as fault:
-        first = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+        first = copies.start(constants={"LONGEST_BATCH": LIMIT}, SLS_REJECTED_DIR=str(rejected_dir))
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a checkpoint that can't be saved")
         before = files_in(rejected_dir)
         first.process.kill()
@@ -423,7 +423,7 @@ def test_set_aside_again_from_a_pull_that_is_cut_in_another_way_it_is_the_same_f
         client.update_check_point(PROJECT, SOURCE, GROUP, shard, begin)
     service.put(PROJECT, SOURCE, [*good[:3], POISON, *good[3:]], shard=0)
     with service.add_fault("UpdateCheckPoint", cut="before") as fault:
-        first = copies.start(SLS_REJECTED_DIR=str(rejected_dir))
+        first = copies.start(constants={"LONGEST_BATCH": LIMIT}, SLS_REJECTED_DIR=str(rejected_dir))
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a checkpoint that can't be saved")
         before = files_in(rejected_dir)
         first.process.kill()

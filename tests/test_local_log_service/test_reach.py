@@ -142,7 +142,7 @@ def test_clients_may_leave_at_any_point(log_service, caplog):
         for part in parts:
             with socket.create_connection(("127.0.0.1", log_service.port), LIMIT) as connection:
                 connection.sendall(part.encode("ascii"))
-    with log_service.add_fault("PutLogs", delay=0.2) as fault:
+    with log_service.add_fault("PutLogs", delay=1.0) as fault:
         process = subprocess.Popen(
             [sys.executable, "-c", PUTTER, log_service.endpoint, PROJECT, TARGET, "leaves"],
             env=process_environment(log_service),
@@ -153,7 +153,9 @@ def test_clients_may_leave_at_any_point(log_service, caplog):
         log_service.wait_for(lambda: taken_values(log_service), LIMIT, "the put taken although nobody waits for it")
     log_service.client().put_log_raw(PROJECT, TARGET, log_group("value"))
     assert taken_values(log_service) == ["leaves-0", "value"]
-    assert caplog.text == ""
+    # Of asyncio, the exceptions only: what is left of other tests may be complained of at any time.
+    loggers = [(record.name.partition(".")[0], record.exc_info) for record in caplog.records]
+    assert not [name for name, error in loggers if name != "asyncio" or error], caplog.text
 
 
 def test_state_outlives_a_restart_on_the_same_port(log_service):
@@ -178,12 +180,12 @@ def test_starting_twice_is_refused(log_service):
 @pytest.mark.parametrize("https", [False, True])
 def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_behind(https, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0)) as other:
         service = LocalLogService(https=https, port=other.getsockname()[1])
         with pytest.raises(OSError):
             service.start()
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads  # of others some may have ended
     assert list(tmp_path.iterdir()) == []
     with service:
         service.create_logstore(PROJECT, TARGET)
