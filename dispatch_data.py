@@ -25,8 +25,8 @@ service answers renews it. Who calls whom:
               ShardCheckpoint.save    then the checkpoint, and only then the next batch
         Heartbeat                     renews the lease, and learns which shards are assigned and which are revoked
 
-A consumer whose lease has run out saves nothing more. The copy then joins as a new consumer, which begins each shard
-where the one before it had delivered to, unless the service has a later checkpoint.
+A consumer that has lost its lease saves nothing more. The copy then joins as a new consumer, which begins each shard
+where the one before it had delivered to, unless somebody else has saved or set a checkpoint since.
 Read on in order: topics, settings, log groups, failures, credentials, the service, check and status, delivery,
 consumer, monitoring, command line. Each section needs only those before it, with one exception: the Watchdog, in
 failures, calls Deadline.abort, in the service. The CancelTokens that delivery is given stand in a table at the head of
@@ -50,7 +50,7 @@ Threads, by the names that a stack dump shows. None is waited for: the process e
     writes stderr             LogWriter.run: no other thread waits for whoever reads that
     writes the log file       the same, and for the file's disk
     writes progress           the same, for the line on a terminal that says how far it is
-    puts again_<n>            `put_rejected`, with --put-rejected alone: beside them run then `MainThread`, `ends silent
+    puts again TO<n>_<n>      `put_rejected`, with --put-rejected alone: beside them run then `MainThread`, `ends silent
                               connections`, `refreshes credentials` and `writes ...`, no others
 
 A lock stands above the fields that it guards. Whoever writes them holds it, and so does who reads two that must fit
@@ -278,6 +278,12 @@ class TopicPattern:
         between = [r"(?=(?P<s%d>.*?%s))(?P=s%d)" % (n, part, n) for n, part in enumerate(others[:-1])]
         return re.compile(r"(?s:%s)\Z" % "".join([first, *between, *last]))
 
+    @property
+    def meaning(self) -> str | re.Pattern[str]:
+        """Equal for those that take the same topics by other brackets, as a-b and a[-]b do, a-* and a[-]*."""
+        plain = ESCAPED_CHAR.sub(lambda found: found[0] if found[1] in "*?[" else found[1], self.spelling)
+        return TopicPattern(plain).compile() if self.exact_topic is None else self.exact_topic
+
 
 ALL_TOPICS = TopicPattern("*")
 
@@ -445,18 +451,23 @@ def local_time_warnings(name: str, text: str, unix_seconds: int) -> Iterator[str
         yield (words + "2018-12-26T00:00:00+08:00") % (name, text, offset, by)
 
 
+def hashed_cas(directory: str) -> list[str]:
+    """The paths of CAs in a directory that OpenSSL finds there, by their hashes. Raises OSError."""
+    names = [name for name in os.listdir(directory) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)]
+    return [os.path.join(directory, name) for name in names]
+
+
 def load_cas(path: str) -> ssl.SSLContext:
     """A TLS context that trusts the CAs of this file or directory alone, or with "" those of the system.
 
-    Raises ValueError, with the reason, where no CA can be read.
+    Raises ValueError, with the reason, where no CA can be read from the path.
     """
     context: ssl.SSLContext | None = None
     try:
         if os.path.isdir(path):
             # Read here, as far as `openssl rehash` has named it: OpenSSL (`capath`) would do so when it verifies a
             # certificate, too late to say that there are none.
-            names = [name for name in os.listdir(path) if re.fullmatch(r"[0-9a-f]{8}\.\d+", name)]
-            for file in (os.path.join(path, name) for name in names):
+            for file in hashed_cas(path):
                 with contextlib.suppress(OSError):  # one that can't be read is passed over, as OpenSSL does
                     if context:
                         context.load_verify_locations(file)
@@ -785,7 +796,8 @@ class SettingsParser:
             words = "%s must be set: OpenSSL forbids MD5 here, as in FIPS mode; signatures v1 need it, v4 do not"
             self.errors.append(words % variables["SLS_REGION"])
         named = REGION_PATTERN.search(values["endpoint"].lower())
-        if named and values["region"] not in ("", named.group(2)):
+        # Some endpoints leave out the end of a region's name: cn-shenzhen-finance is that of cn-shenzhen-finance-1.
+        if named and values["region"] and not (values["region"] + "-").startswith(named.group(2) + "-"):
             words = "%s: %r is not the region that %s names: signatures for it may be refused; set %s=%s"
             region, endpoint = variables["SLS_REGION"], variables["SLS_ENDPOINT"]
             mended = max(region, endpoint.replace("ENDPOINT", "REGION"), key=len)
@@ -804,7 +816,7 @@ class SettingsParser:
         numbers = {int(name.group(1)) for name in numbered if name}
         if not numbers:
             self.errors.append("SLS_LOGSTORE_TO1 is missing: at least one target logstore is needed")
-        routed: dict[str | TopicPattern, int] = {}  # a-b and a[-]b are one topic
+        routed: dict[str | re.Pattern[str], int] = {}  # what the topics mean -> the number of their target
         for number in sorted(numbers):
             suffix = "_TO%d" % number
             config = self.read_logstore(TARGET_LOGSTORE, [suffix, "_TO", ""])
@@ -818,13 +830,12 @@ class SettingsParser:
                     words = "SLS_TOPIC_TO%d: %r is a pattern, its brackets stand for one of the characters in them; "
                     words += "the topic spelt like that is written %r"
                     self.warnings.append(words % (number, topic.spelling, topic.literal_spelling))
-                taken = topic if topic.exact_topic is None else topic.exact_topic
-                if routed.setdefault(taken, number) != number:
+                if routed.setdefault(topic.meaning, number) != number:
                     words = "SLS_TOPIC_TO%d: %r is routed by SLS_TOPIC_TO%d already; name each topic once"
-                    self.errors.append(words % (number, topic.spelling, routed[taken]))
-                elif routed.get(ALL_TOPICS, number) != number and topic.exact_topic is None:
+                    self.errors.append(words % (number, topic.spelling, routed[topic.meaning]))
+                elif routed.get(ALL_TOPICS.meaning, number) != number and topic.exact_topic is None:
                     words = "SLS_TOPIC_TO%d: %r takes nothing: the * of SLS_TOPIC_TO%d comes first, and takes all"
-                    self.warnings.append(words % (number, topic.spelling, routed[ALL_TOPICS]))
+                    self.warnings.append(words % (number, topic.spelling, routed[ALL_TOPICS.meaning]))
             yield TargetSettings(number, config, topics)
 
     def warn_of_unknown_variables(self) -> None:
@@ -907,7 +918,7 @@ class PutRequest:
         "began", "envelope", "failures", "first_rejection", "log_count", "log_groups", "rejections", "size", "target",
         "timeout",
     )  # fmt: skip
-    target: Target  # set by Delivery.route
+    target: Target  # set by whoever makes it
     began: float  # when it was tried last, by the monotonic clock
 
     def __init__(self, envelope: bytes) -> None:
@@ -1095,14 +1106,16 @@ class Redactor:
 
     def pattern_of(self, secret: str) -> str:
         """Of all its spellings."""
-        spelt = ""
+        spelt, most = "", "15"  # backslashes before a character; without a limit at the first, rows take quadratic time
         for char in secret:
             if re.fullmatch("[A-Za-z0-9_.~-]", char):
                 spelt += re.escape(char)
             else:
                 encoded = char.encode("utf-8", "surrogateescape")
-                codes = "".join(r"(?:%%(?:25)*|\\{1,15}x)%02x" % byte for byte in encoded)
-                spelt += r"(?:(?i:%s|\\{1,15}u%04x)|&#?\w+;|\\{0,15}%s)" % (codes, ord(char), re.escape(char))
+                codes = "".join(r"(?:%%(?:25)*|\\{1,%s}x)%02x" % (most, byte) for byte in encoded)
+                words = most, ord(char), most, re.escape(char)
+                spelt += r"(?:(?i:%s|\\{1,%s}u%04x)|&#?\w+;|\\{0,%s}%s)" % (codes, *words)
+            most = ""
         # Such as Password, max_size, TOKEN or 10.0.0.1; and what is short.
         may_be_word = re.fullmatch("[A-Za-z]?[a-z_-]*|[A-Z_-]*|[0-9.:-]*", secret) and len(secret) < 20
         stands_alone = may_be_word or len(secret) < 8
@@ -1244,7 +1257,7 @@ ERROR_BY_CODE = {
     for code in codes.split()
 }  # fmt: skip
 REJECTION_CODES = [code for code, (kind, _) in ERROR_BY_CODE.items() if kind is ErrorKind.REJECTED]
-# The service answers Unauthorized for an unknown key, too, and for more. The first of these in the message decides.
+# The service answers Unauthorized for an unknown key, too, and for more. What stands first in this table counts.
 UNAUTHORIZED = {
     "denied": (ErrorKind.CONFIG, PERMISSION_HINT),  # such messages name the logstore, which may be expired-tokens
     "accesskeyid not found": (ErrorKind.CREDENTIALS, "{SLS_AK_ID} must be a key that exists"),
@@ -1364,13 +1377,13 @@ class Watchdog:
     def run(self) -> None:
         with self.watching(self.thread.name, is_permanent=True):
             while True:
-                self.beat()
                 time.sleep(self.CHECK_INTERVAL)
                 with contextlib.suppress(Exception):  # any, such as MemoryError: they are looked at again in a moment
-                    over = [one for one in list(self.deadlines) if one.is_over()]
-                    for one in over:
+                    self.beat()
+                    for one in list(self.deadlines):
                         with contextlib.suppress(Exception):  # what others wait for is ended all the same
-                            one.abort()
+                            if one.is_over():
+                                one.abort()
 
 
 watchdog = Watchdog()
@@ -1437,8 +1450,8 @@ class Lease(CancelToken):
 
     def renew(self, sent: float) -> bool:
         """Extends it, for a heartbeat that was `sent` then, by the lease's clock, and is answered now. Returns whether
-        the lease holds: one that has expired is not renewed, and an answer that took longer than the group's timeout
-        renews nothing."""
+        that answer renews it: none renews a lease that has expired, nor does one that took longer than the group's
+        timeout."""
         expires = sent + self.seconds
         if self.now() > min(self.expires, expires):
             return False
@@ -1865,8 +1878,10 @@ class TrustedCAs:
     def __init__(self, path: str) -> None:
         """Without a path they are those of the system or, where it has none, as in some containers and for a Python
         that was built elsewhere, those that requests brings."""
-        system = ssl.get_default_verify_paths()
-        of_system = [one for one in (system.cafile, system.capath) if one]
+        system, of_system = ssl.get_default_verify_paths(), []
+        with contextlib.suppress(OSError):
+            of_system = [system.cafile] if system.cafile else []
+            of_system += [system.capath] if system.capath and hashed_cas(system.capath) else []
         self.path = path or ("" if of_system else requests.utils.DEFAULT_CA_BUNDLE_PATH)
         self.watched = [self.path] if self.path else of_system
         self.lock = threading.Lock()  # guards:
@@ -1913,8 +1928,10 @@ class ConnectionFactory:
         self.is_blocking = self.uses_tunnel and pool.proxy.scheme == "https"
         self.trusted_cas = TrustedCAs(pool.ca_certs or pool.ca_cert_dir or "") if pool.scheme == "https" else None
         pool.conn_kw.pop("ssl_context", None)  # some releases of requests share one among all pools, see `load_cas`
-        if self.trusted_cas and not self.is_blocking:  # else urllib3 makes one of pool.ca_certs for each connection
+        if self.trusted_cas and not self.is_blocking:
             pool.ca_certs = pool.ca_cert_dir = None
+        elif self.trusted_cas and not pool.ca_cert_dir:  # urllib3 makes a TLS context of them for each connection
+            pool.ca_certs = self.trusted_cas.path or None
         # An HTTP proxy without a tunnel is told the whole URL, and who asks, with each request.
         sends_absolute_url = pool.proxy and not self.uses_tunnel
         self.url_prefix = origin if sends_absolute_url else ""
@@ -2164,7 +2181,7 @@ class PooledLogClient(LogClient):
         self.response_timeout = response_timeout or RESPONSE_TIMEOUT
         self.max_response_timeout = response_timeout or MAX_RESPONSE_TIMEOUT
         self.connect_timeout = min(CONNECT_TIMEOUT, self.response_timeout)
-        self.longer_timeouts: dict[tuple[object, ...], float] = {}  # of calls that ran out of time: for the next
+        self.longer_timeouts: dict[tuple[object, ...], float] = {}  # of calls that ran out of time: for the same call
         self.keep_alive = keep_alive
         # The pool: each connection and since when it is idle, the last used last.
         self.idle_connections: deque[tuple[Any, float]] = deque()
@@ -2565,7 +2582,7 @@ class LogstoreApi:
             texts = [headers.get(name, "") for name in ("x-log-bodyrawsize", "content-length", "x-log-count")]
             size, length, announced = [int(text) if re.fullmatch("[0-9]{1,9}", text) else 0 for text in texts]
             if make_room:
-                make_room(min(size, MAX_PULL_BYTES) + length, max(1, announced))
+                make_room(min(size, MAX_PULL_BYTES + 1) + length, max(1, announced))
 
         self.client.of_thread.before_body = before_body
         try:
@@ -2742,6 +2759,13 @@ class Drain:
         end: str | int = "end" if self.until is None else self.until
         self.ends = {shard["shardID"]: logstore.get_cursor(shard["shardID"], end) for shard in logstore.list_shards()}
 
+    def check_start(self, start: str | int) -> None:
+        """For a group that begins where SLS_CURSOR_START says. Raises StartupError where that is after all that is to
+        be drained: each shard would have a checkpoint there then, and a later run go on from it."""
+        if self.until is not None and (start == "end" or (isinstance(start, int) and self.until <= start)):
+            words = "SLS_CURSOR_START: the group begins at %s, after all that --until asks for; set an earlier time"
+            raise StartupError(words % (format_with_utc(start) if isinstance(start, int) else start))
+
     def end_of_pulls(self, shard: int, cursor: str) -> str:
         """The cursor at which pulls of a shard end, "" for none. A shard that a split has made since the start has
         nothing that arrived before `until`."""
@@ -2806,7 +2830,7 @@ class CheckResult:
     subject: str
     verdict: Verdict
     text: str
-    cause: str = ""  # equal where the same thing is wrong: then it is shown once
+    cause: str = ""  # equal where the same thing is wrong: a start then tells it once
     group_has_begun: bool = True  # unless a check of the source has shown that no shard has a checkpoint
 
     def __str__(self) -> str:
@@ -4034,8 +4058,9 @@ class Delivery:
 # its checkpoint, as long as the lease holds:
 #
 #   revoked           Consumer.revoke, by an answer     the batch ends with what has begun, or is given up GRACE seconds
-#                     without the shard                 after the last put accepted; hard_stop does not follow. Its
-#                                                       checkpoint has GRACE seconds more; then the shard moves
+#                     without the shard                 after this or, if that is later, after the last put accepted
+#                                                       since; hard_stop does not follow. Its checkpoint has GRACE
+#                                                       seconds more; then the shard moves
 #   member.soft_stop  GroupMember.stop                  the same, but the batch has GRACE seconds in all; heartbeats go
 #                                                       on until the process ends
 #   consumer.lease    whoever finds it lost, and so     the batch has GRACE seconds, no checkpoint is saved; another
@@ -4081,7 +4106,7 @@ class ShardCheckpoint:
         SLS_CURSOR_START=end it begins where the shard ended when the group began, at GroupMember.group_start. Another
         copy's checkpoint may tell that this was earlier than this copy thought: see GroupMember.
 
-        What the consumer before this one has delivered, but could not save, is saved if nobody has been further since.
+        What the consumer before this one has delivered, but could not save, is saved if nobody else has saved since.
         """
         shard, member = self.shard, self.member
         while True:
@@ -4907,6 +4932,7 @@ class GroupMember(threading.Thread):
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
         self.is_older_than_group = False  # whether that look certainly came before the group was made
+        self.had_checkpoints = False  # the group, when this copy joined first
         # Of whoever held a shard last: what was delivered without being saved, and which checkpoints may come late.
         self.former: dict[int, ShardCheckpoint] = {}
         # When the group's entries, of LogstoreApi.get_checkpoints, were asked for, by the monotonic clock, and these.
@@ -4990,10 +5016,12 @@ class GroupMember(threading.Thread):
 
     def find_group_start(self, group: Any) -> None:
         """Finds when the group began, and tells what there is to say of it. `group` is the SDK's ConsumerGroupEntity,
-        or None. Raises CallError, Cancelled."""
+        or None. Raises CallError, Cancelled, StartupError."""
         checkpoints = self.source.get_checkpoints(self.group)
         for line in group_warnings(group, checkpoints, self.settings.heartbeat_interval) if group else ():
             log.warning("%s: %s", self.subject, line)
+        if self.drain and not has_checkpoints(checkpoints):
+            self.drain.check_start(self.settings.cursor_start)
         if self.is_older_than_group:
             self.take_older_start(checkpoints)
             return
@@ -5003,6 +5031,7 @@ class GroupMember(threading.Thread):
         if has_checkpoints(checkpoints):
             log.info("%s: " + HAS_BEGUN, self.subject, self.group)
             self.group_start, self.end_cursors_at_start = self.start_by_names(checkpoints), {}
+            self.had_checkpoints = True
         elif not self.end_cursors_at_start:
             self.group_start = int(self.source.client.server_time())
 
@@ -5059,10 +5088,11 @@ class GroupMember(threading.Thread):
     def first_cursor(self, shard: int) -> str:
         """Where a shard without a checkpoint begins. Raises CallError."""
         start: str | int = self.settings.cursor_start
-        if start != "begin":
-            # No later than when the group began, for which it was set; a split's shard holds later logs only.
-            latest = self.group_start or "begin"
-            start = min(start, latest) if isinstance(start, int) and isinstance(latest, int) else latest
+        if start == "end":
+            # That of when the group began; a shard that a split has made since holds later logs only.
+            start = self.group_start or "begin"
+        elif isinstance(start, int) and self.had_checkpoints and start > self.group_start:
+            start = "begin"  # it was set since, and may mean anything: nothing of this shard was ever delivered
         return self.end_cursors_at_start.get(shard) or self.source.get_cursor(shard, start)
 
     def stop(self, seconds: float) -> dict[int, int]:
@@ -5287,7 +5317,7 @@ def secret_values(settings: Settings) -> list[str]:
     """All that must never be shown: secrets, tokens, and the passwords of proxies, as written and decoded."""
     secrets = [text for config in settings.logstores() for text in (config.access_key, config.security_token)]
     for name in PROXY_VARIABLES:  # with a scheme or without; those that aren't used may be no URLs at all
-        place = re.sub("^[A-Za-z0-9]*://", "", os.environ.get(name, ""))
+        place = re.sub("^.*?://", "", os.environ.get(name, ""))
         passwords = [place.rpartition("@")[0].partition(":")[2]]
         with contextlib.suppress(ValueError):
             passwords.append(urlsplit("//" + place).password or "")
@@ -5541,9 +5571,9 @@ def report_loop(member: GroupMember, progress: LogWriter | None) -> None:
     next_look, drain, news = 0.0, member.drain, News(member)
     with watchdog.watching("tells", is_permanent=True):
         while True:
-            watchdog.beat()
             time.sleep(REPORT_LOOP_INTERVAL)
             with contextlib.suppress(Exception):  # any, such as MemoryError: it goes on telling
+                watchdog.beat()
                 member.report_recoveries()
                 news.tell()
                 client = member.source.client
@@ -5652,7 +5682,7 @@ def put_rejected(settings: Settings, directory: str) -> int:
         sources, progress = CredentialSources(), progress_line()
         putters = {target: PutAgain(target, sources.of(target.config)) for target in {target for target, _ in files}}
         # One for each, lest a target that is down holds up the others.
-        pools = {target: ThreadPool(settings.writers, "puts again") for target in putters}
+        pools = {target: ThreadPool(settings.writers, "puts again TO%d" % target.number) for target in putters}
     except (OSError, RuntimeError, StartupError) as error:
         for line in str(error).splitlines():
             log.error("%s", line)
@@ -5764,9 +5794,6 @@ def settings_for(parsed: argparse.Namespace) -> Settings:
     if not parsed.until:
         return settings
     text, until = parsed.until
-    if isinstance(settings.cursor_start, int) and until <= settings.cursor_start:
-        words = "--until: %r is wrong; right would be a time after SLS_CURSOR_START, %s"
-        raise SettingsError(words % (text, format_with_utc(settings.cursor_start)))
     warnings = *settings.warnings, *local_time_warnings("--until", text, until)
     notes = *settings.notes, "--until, before which a log must have arrived: %s" % format_with_utc(until)
     return replace(settings, warnings=warnings, notes=notes)

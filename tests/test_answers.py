@@ -3,6 +3,7 @@
 What stands between a copy and the service is played by tests/local_log_service/faults.py.
 """
 
+import contextlib
 import re
 import secrets
 
@@ -24,6 +25,7 @@ from harness import (
     feed,
     group_shards,
     make_log_group,
+    pulled_at_once,
     run_program,
     settings_for,
     wait_until_begun,
@@ -189,15 +191,28 @@ def test_a_pull_without_its_count_delivers_nothing_and_skips_nothing(service, co
     assert_all_delivered_once(service)
 
 
-def test_a_pull_too_large_to_be_believed_is_asked_for_less(service, copies):
-    """The service has limits of its own, but nowhere says how many bytes a pull may bring."""
+def in_chunks(answer, _):
+    headers = {name: text for name, text in answer.headers.items() if name.lower() != "content-length"}
+    chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (len(answer.body), answer.body)
+    return answer._replace(headers={**headers, "Transfer-Encoding": "chunked"}, body=chunk) if answer.body else answer
+
+
+@pytest.mark.parametrize("mangle", [None, in_chunks], ids=["", "in chunks"])
+def test_a_pull_too_large_to_be_believed_is_asked_for_less(service, copies, mangle):
+    """The service has limits of its own, but nowhere says how many bytes a pull may bring. What can be compressed to
+    little is known by the header of its raw size alone, where a proxy sends it in chunks."""
+    source = secrets.token_hex(150000) if not mangle else ""
     copy = copies.start(constants={"MAX_PULL_BYTES": 10**6, "ShardConsumer.PULL_BYTES": 5 * 10**5})
     wait_until_begun(service)
-    # Five at a time, by what LogGroups are taken to have.
-    service.put(PROJECT, SOURCE, [make_log_group("click", 1, Source=secrets.token_hex(150000)) for _ in range(20)])
-    wait_until_delivered(service)
+    log_groups = [make_log_group("click", 1, Source=source or "x" * 300000 + str(number)) for number in range(20)]
+    with contextlib.ExitStack() as faults:
+        if mangle:
+            faults.enter_context(service.add_fault("PullLogs", mangle=mangle))
+        with pulled_at_once(service):  # five of each shard, by what LogGroups are taken to have
+            service.put(PROJECT, SOURCE, log_groups)
+        wait_until_delivered(service)
     assert_all_delivered_once(service)
-    assert "UnreadablePull" not in copy.stderr()
+    assert "UnreadablePull" not in copy.stderr() and "NotTheService" not in copy.stderr()
 
 
 def test_a_pull_of_nothing_may_be_the_lz4_of_nothing(service, copies):

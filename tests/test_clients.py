@@ -126,6 +126,18 @@ def test_where_the_system_has_no_cas_those_of_requests_are_trusted(clean_environ
         assert [put(client_for(service))] == taken(service)
 
 
+@pytest.mark.parametrize("is_there", [True, False], ids=["an empty directory", "nothing"])
+def test_a_proxy_over_tls_is_trusted_by_the_same_cas(clean_environment, tmp_path, is_there):
+    """It is urllib3 that opens those connections, and the empty directory is what some packages of OpenSSL leave."""
+    clean_environment.setenv("SSL_CERT_FILE", str(tmp_path / "nothing"))
+    clean_environment.setenv("SSL_CERT_DIR", str(tmp_path if is_there else tmp_path / "nothing"))
+    clean_environment.setenv("https_proxy", "https://proxy.test:3128")
+    clean_environment.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    factory = dispatch_data.ConnectionFactory("https://project.service.test")
+    assert factory.is_blocking
+    assert factory.pool.ca_certs == factory.trusted_cas.path == requests.utils.DEFAULT_CA_BUNDLE_PATH
+
+
 def test_what_threads_share_of_tls_is_set_before_they_do(clean_environment):
     """urllib3 sets the protocols of a TLS context for each connection. In PyPy other threads run meanwhile, and two
     that set them free the same memory: copies died of it (PyPy 7.3.11, urllib3 2.6.3, "double free or corruption").

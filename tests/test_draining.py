@@ -147,21 +147,26 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is(service, tmp_path):
 
 
 def test_what_a_time_without_an_offset_has_come_to_is_told(service, copies):
-    copy = drain(copies, "--until", "2018-12-26", TZ="Asia/Shanghai")
+    copy = drain(copies, "--until", "2018-12-26", TZ="CST-8")
     assert copy.process.wait(LIMIT) == 0
     (line,) = [line for line in copy.stderr().splitlines() if "no offset" in line]
     assert " WARNING --until: '2018-12-26' has no offset, and is taken for local time, +0800" in line
     assert "--until, before which a log must have arrived: 2018-12-26 00:00:00 +0800 (2018-12-25 16:" in copy.log()
 
 
-def test_a_time_before_the_start_is_refused(service):
-    """As when the two are swapped: each shard would have a checkpoint at the start then, which the next run keeps."""
-    times = {"SLS_CURSOR_START": "2018-12-26T00:00:00Z", "SLS_LOG_DIR": ""}
-    ended = run_program(settings_for(service, **times), "--drain", "--until", "2018-12-25T00:00:00Z")
-    (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 2 and line.startswith("dispatch_data.py: --until: '2018-12-25T00:00:00Z' is wrong; ")
-    assert "a time after SLS_CURSOR_START, 2018-12-2" in line
-    assert service.calls("CreateConsumerGroup") == 0
+@pytest.mark.parametrize("start", ["end", "2018-12-26T00:00:00Z"])
+def test_what_a_new_group_would_begin_after_is_not_drained(service, copies, start):
+    """As when two times are swapped: each shard would have a checkpoint there then, from which the next run goes on."""
+    feed(service, 40)
+    until = "--until", "2018-12-25T00:00:00Z"
+    ended = drain(copies, *until, SLS_CURSOR_START=start)
+    assert ended.process.wait(LIMIT) == 1
+    (line,) = [line for line in ended.stderr().splitlines() if " ERROR " in line]
+    assert "SLS_CURSOR_START: the group begins at " + start[:9] in line and "set an earlier time" in line
+    assert not any(shard["checkpoint"] for shard in group_shards(service).values())
+    assert drain(copies).process.wait(LIMIT) == 0
+    assert_all_delivered_once(service)
+    assert drain(copies, *until, SLS_CURSOR_START=start).process.wait(LIMIT) == 0, "it means nothing to this group"
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,10 @@ MISTAKES = [
         r"SLS_TOPIC_TO2: 'my\[-\]app' is routed by SLS_TOPIC_TO1",
     ),
     (
+        {"SLS_TOPIC_TO1": "my-*", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "my[-]*"},
+        r"SLS_TOPIC_TO2: 'my\[-\]\*' is routed by SLS_TOPIC_TO1",
+    ),
+    (
         {"SLS_TOPIC_TO1": "my[-]*", "SLS_LOGSTORE_TO2": "b", "SLS_TOPIC_TO2": "my[-]**"},
         r"SLS_TOPIC_TO2: 'my\[-\]\*' is routed by SLS_TOPIC_TO1",
     ),
@@ -518,6 +522,7 @@ def test_no_warning_without_need():
          "SLS_REGION_TO=cn-beijing"),
         ({"SLS_REGION_TO": "cn-beijing", "SLS_PROJECT_TO": "xyz"}, "SLS_REGION_TO", "SLS_REGION_TO=cn-hangzhou"),
         ({"SLS_REGION": "cn-hangzhou", "SLS_ENDPOINT_TO": "logs.example.com"}, "", ""),
+        ({"SLS_REGION": "cn-hangzhou-finance-1", "SLS_ENDPOINT": "cn-hangzhou-finance.log.aliyuncs.com"}, "", ""),
     ],
 )  # fmt: skip
 def test_a_region_other_than_the_endpoint_s_is_told(changes, variable, mended):
