@@ -1232,6 +1232,7 @@ ERROR_CATALOGUE = {
         "OutOfMemory": "this process gets no more memory: raise its limit",
         "TooManyOpenFiles": "this process may open no more files: raise `ulimit -n` (LimitNOFILE in systemd)",
         "UnreadablePull": "nothing of it is delivered or skipped; it is pulled again",
+        "MissingCheckPoint": "it is looked for again; if it stays away, the shard begins as in a new group",
         "NotTheService": "something else answers for {SLS_ENDPOINT}: look at its name, at gateways and portals on the "
                          "way, at the proxy variables (http_proxy, https_proxy, no_proxy)",
     },
@@ -4085,6 +4086,8 @@ class ShardCheckpoint:
     """How far one shard is, by the service and by what was delivered, from when it is assigned to a consumer until that
     lets go of it. One task at a time finds it, looks at it or saves it."""
 
+    GONE_PATIENCE = 10.0  # seconds of answers without a checkpoint that was there, before that is believed
+
     def __init__(self, consumer: Consumer, shard: int, revoked: CancelToken) -> None:
         self.consumer, self.shard, self.revoked = consumer, shard, revoked
         self.member, self.source = consumer.member, consumer.member.source
@@ -4096,6 +4099,7 @@ class ShardCheckpoint:
         self.may_come_late: deque[str] = consumer.may_come_late.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
         self.next_look = time.monotonic() + consumer.heart_beat.interval
+        self.gone_since = float("inf")  # see `doubt_that_it_is_gone`; by the monotonic clock
         # Entries asked for earlier are stale: they may show the former holder's checkpoint, or an earlier one.
         self.entry_since = consumer.heart_beat.assigned_at
 
@@ -4117,6 +4121,8 @@ class ShardCheckpoint:
             found = entry.get("checkpoint") or ""
             self.seen = entry.get("updateTime") or 0, found
             member.take_older_start(entries)
+            if not found and shard in member.begun_shards:
+                self.doubt_that_it_is_gone()
             # What the first round has made the second reads back, and makes it anew if another copy's checkpoint says
             # by then that the group is older (rule 4 of GroupMember): nothing was pulled yet.
             if found and (found != self.made or self.made_by_start == member.group_start):
@@ -4134,6 +4140,20 @@ class ShardCheckpoint:
         else:
             self.saved = self.delivered = found
         member.former.pop(shard, None)
+
+    def doubt_that_it_is_gone(self) -> None:
+        """For a shard that had a checkpoint when this process last looked, and has none by an answer now: begun anew it
+        would be delivered again from where the group began. Raises CallError for some time; then somebody has made the
+        group anew."""
+        now = time.monotonic()
+        self.gone_since = min(self.gone_since, now)
+        if now - self.gone_since < self.GONE_PATIENCE:
+            raise CallError("MissingCheckPoint", "shard %d had a checkpoint, and has none by this answer" % self.shard)
+        log.warning(
+            "%s: shard %s: its checkpoint is gone, as where a group is made anew: it begins as in a new group, by "
+            "SLS_CURSOR_START", self.member.subject, self.shard,
+        )  # fmt: skip
+        self.member.begun_shards.discard(self.shard)
 
     def was_last_to_save(self, entry: Mapping[str, Any]) -> bool:
         """Whether nobody has saved or set a checkpoint since this consumer did: by an entry of
@@ -4232,6 +4252,7 @@ class ShardCheckpoint:
                 self.consumer.lease.cancel("the checkpoint of shard %d was refused: %s" % (self.shard, error))
                 raise
         self.saved = self.delivered = cursor
+        self.member.begun_shards.add(self.shard)
         self.entry_since = time.monotonic()
 
     def was_saved(self, cursor: str) -> bool:
@@ -4257,6 +4278,7 @@ class ShardConsumer:
     FEW_SHARDS = 8  # more than these, and their first pulls bring one LogGroup each
     INITIAL_COUNT, MAX_COUNT = 20, 1000  # LogGroups asked of a pull; 1000 is the service's limit
     TARGET_BATCH_SECONDS = 1.0  # that a batch should take: it holds up a stop, and is repeated after a crash
+    BEYOND_PATIENCE = 60.0  # seconds that a cursor has to lie beyond the shard's end before that is believed
 
     def __init__(self, consumer: Consumer, shard: int) -> None:
         self.consumer, self.shard = consumer, shard
@@ -4265,11 +4287,13 @@ class ShardConsumer:
         # After soft_stop nothing begins any more, after hard_stop a batch in flight is given up: see the table above.
         self.soft_stop = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)
         self.hard_stop = CancelToken(consumer.lease, consumer.member.soft_stop, grace=GRACE)
+        self.batch_ended = 0.0  # when the last batch did, by the monotonic clock; inf while one is delivered
         self.checkpoint = ShardCheckpoint(consumer, shard, self.revoked)
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
         # Written by the task that pulls, and where a checkpoint was loaded or set by hand, or memory was given back:
         self.cursor = ""  # where to pull next; "" until the checkpoint is loaded
         self.mean_log_group_size = 0.0  # bytes, by the last pull; 0 before the first
+        self.beyond_since = float("inf")  # since when its cursor lies beyond the shard's end, by the monotonic clock
         self.needed = 0  # bytes that the next pull takes, by the last; 0 where that brought nothing
         self.next_pull = 0.0  # by the monotonic clock
         self.interval = consumer.member.settings.fetch_interval  # seconds between pulls
@@ -4386,8 +4410,9 @@ class ShardConsumer:
             self.release()
 
     def pull_once(self, count: int) -> PullResult:
-        """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is. Raises
-        CallError."""
+        """One pull. Where the service no longer knows the cursor, it is one from the oldest log there is: the logs at
+        the cursor have expired or, where it stays beyond the shard's end, it is another logstore's. Raises CallError.
+        """
         cursor = self.cursor
         try:
             return self.pull_from(cursor, count)
@@ -4398,9 +4423,19 @@ class ShardConsumer:
                 raise
             oldest = self.source.get_cursor(self.shard, "begin")
             newest = self.source.get_cursor(self.shard, "end")
-            if cursor_position(oldest) <= cursor_position(cursor) <= cursor_position(newest):
-                raise  # the cursor is fine, and so will be the next answer
+            is_beyond = cursor_position(cursor) > cursor_position(newest)
+            self.beyond_since = min(self.beyond_since, time.monotonic()) if is_beyond else float("inf")
+            has_expired = cursor_position(cursor) < cursor_position(oldest)
+            if not has_expired and time.monotonic() - self.beyond_since < self.BEYOND_PATIENCE:
+                raise  # the cursor is fine, or beyond an end of a moment ago: so will be the next answer
         pull = self.pull_from(oldest, count)
+        if is_beyond:
+            self.beyond_since = float("inf")
+            log.error(
+                "%s: shard %s: cursor %s, the checkpoint, lies beyond the shard's end, as where a logstore was made "
+                "anew: all logs that it holds now are delivered", self.member.subject, self.shard, cursor,
+            )  # fmt: skip
+            return pull
         saved, arrived = "an unknown time", "now"
         with contextlib.suppress(CallError, KeyError, TypeError):  # it may not be known
             saved = format_local(self.source.get_checkpoints(self.member.group)[self.shard]["updateTime"] / 1e6)
@@ -4440,8 +4475,11 @@ class ShardConsumer:
     def deliver_to_targets(self, batch: PullResult) -> PullResult:
         """Delivers the first batch. Returns what is to be saved now: all of it, or its beginning, if that alone was
         delivered. Raises Cancelled where there is nothing to save."""
-        self.batch_began, self.wanted_back = time.monotonic(), CancelToken()
-        done, beyond = self.member.delivery.deliver(batch, self.soft_stop, self.hard_stop, self.wanted_back)
+        self.batch_began, self.wanted_back, self.batch_ended = time.monotonic(), CancelToken(), float("inf")
+        try:
+            done, beyond = self.member.delivery.deliver(batch, self.soft_stop, self.hard_stop, self.wanted_back)
+        finally:
+            self.batch_ended = time.monotonic()
         if not (done or beyond) and self.wanted_back.is_cancelled():
             self.soft_stop.check()
             self.given_back += 1
@@ -4532,11 +4570,13 @@ class ShardConsumer:
 
     def is_shutdown(self) -> bool:
         """Called by the SDK's loop in each turn: whether the shard may move, for nothing of it is in flight, but for a
-        pull perhaps, which is dropped."""
+        pull perhaps, which is dropped, or a call that has got no answer for long after its batch has ended: what that
+        saves when the shard has moved is refused."""
         if not self.revoked.is_cancelled():
             return False
         with self.lock:
-            return not self.is_busy() and not self.owes_last_save()
+            is_late = time.monotonic() > max(self.revoked.cancelled_at(), self.batch_ended) + 2 * GRACE
+            return is_late or not (self.is_busy() or self.owes_last_save())
 
     def hand_over(self) -> None:
         """To be called when it is shut down: whoever of this copy holds the shard next pulls anew, but is told of the
@@ -4544,6 +4584,8 @@ class ShardConsumer:
         if self.checkpoint.saved:  # else it is not known yet, and the former one is still the last
             self.member.former[self.shard] = self.checkpoint
         with self.lock:
+            if self.is_busy():  # with what may be saving this
+                self.checkpoint.may_come_late.append(self.checkpoint.delivered)
             self.batches.clear()
             self.count_memory()
 
@@ -4717,8 +4759,10 @@ class Heartbeat(threading.Thread):
             raise
         self.take_in(answer, client.of_thread.sent)
         client.close_stale(all_idle=False)
+        watchdog.excuse()  # to find a host's name may take longer than any loop may stand still
         with contextlib.suppress(Exception):  # any: then the next one opens its own
             client.open_ahead(2 * self.interval)
+        watchdog.beat()
 
     def take_in(self, answer: list[int], sent: float) -> None:
         """For an answer, the shards that may be held, to a heartbeat that was sent then, by the lease's clock."""
@@ -4927,7 +4971,7 @@ class GroupMember(threading.Thread):
         self.last_heartbeat: float | None = None  # unix seconds
         self.lag: float | None = None  # seconds, as last measured
         self.fingerprint = routes_fingerprint(settings)
-        self.differing: list[str] = []  # consumers with other routes than this copy, as last looked
+        self.differing: list[str] | None = []  # consumers with other routes than this copy; None: unknown by now
         self.differing_told, self.differing_throttle = False, LogThrottle()
         self.group_start = 0  # unix seconds, the service's; 0 when nobody can tell any more
         self.end_cursors_at_start: dict[int, str] = {}  # shard -> its end at `group_start`, if this copy looked then
@@ -4935,6 +4979,7 @@ class GroupMember(threading.Thread):
         self.had_checkpoints = False  # the group, when this copy joined first
         # Of whoever held a shard last: what was delivered without being saved, and which checkpoints may come late.
         self.former: dict[int, ShardCheckpoint] = {}
+        self.begun_shards: set[int] = set()  # that had a checkpoint when this copy joined, or got one from it since
         # When the group's entries, of LogstoreApi.get_checkpoints, were asked for, by the monotonic clock, and these.
         self.entries: tuple[float, dict[int, dict[str, Any]]] = -1.0, {}
         self.begin_lock, self.look_lock = threading.Lock(), threading.Lock()  # one call at a time
@@ -5018,6 +5063,7 @@ class GroupMember(threading.Thread):
         """Finds when the group began, and tells what there is to say of it. `group` is the SDK's ConsumerGroupEntity,
         or None. Raises CallError, Cancelled, StartupError."""
         checkpoints = self.source.get_checkpoints(self.group)
+        self.begun_shards = {shard for shard, entry in checkpoints.items() if entry["checkpoint"]}
         for line in group_warnings(group, checkpoints, self.settings.heartbeat_interval) if group else ():
             log.warning("%s: %s", self.subject, line)
         if self.drain and not has_checkpoints(checkpoints):
@@ -5102,7 +5148,9 @@ class GroupMember(threading.Thread):
         return self.consumer.finish_batches(seconds) if self.consumer else {}
 
     def held_shards(self) -> list[int]:
-        return sorted(self.consumer.heart_beat.owned) if self.consumer else []
+        """None from when the lease is lost until another consumer has joined, and was assigned some."""
+        consumer = self.consumer
+        return sorted(consumer.heart_beat.owned) if consumer and not consumer.lease.is_cancelled() else []
 
     def report_recoveries(self) -> None:
         """Has each RetryLog tell what is over."""
@@ -5127,7 +5175,11 @@ class GroupMember(threading.Thread):
         consumer, held = self.consumer, self.held_shards()
         if not consumer:
             return
-        entries = self.source.get_checkpoints(self.group)
+        try:
+            entries = self.source.get_checkpoints(self.group)
+        except CallError:
+            self.differing = None
+            raise
         recent = self.source.client.server_time() - max(consumer.heart_beat.group_timeout, self.RECENT_SAVE)
         others = [entry for shard, entry in entries.items() if shard not in held]
         names = {entry.get("consumer") or "" for entry in others if (entry.get("updateTime") or 0) / 1e6 > recent}
@@ -5186,7 +5238,7 @@ METRICS = (
     Metric("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
            lambda it: it.lag if it.held_shards() else None),
     Metric("copy", "routes_differ", "Consumers of the group that have other routes than this copy.",
-           lambda it: len(it.differing)),
+           lambda it: None if it.differing is None else len(it.differing)),
     Metric("copy", "last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.",
            lambda it: it.last_heartbeat),
     Metric("key", "credentials_expire_timestamp_seconds", "When the key ends.", lambda it: it.key and it.key.end),

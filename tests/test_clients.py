@@ -850,6 +850,20 @@ def test_silence_counts_from_when_a_heartbeat_was_sent(service, clean_environmen
     assert before + 20 <= consumer.lease.expires <= heard + 20
 
 
+def test_a_connection_that_takes_long_to_open_ahead_is_no_loop_that_stands_still(service, monkeypatch):
+    """Nor is a name server that doesn't answer this process's fault."""
+    settings = read_settings(settings_for(service))
+    consumer = Consumer(GroupMember(settings, delivery=None, credential_sources=CredentialSources()), 20)
+    heart_beat, beats = consumer.heart_beat, []
+    monkeypatch.setattr(heart_beat.source, "heartbeat", lambda *_: [])
+    heart_beat.source.client.of_thread.sent = consumer.lease.now()
+    beat_of = dispatch_data.watchdog.beats
+    client = heart_beat.source.client
+    monkeypatch.setattr(client, "open_ahead", lambda _: beats.append(beat_of[threading.current_thread()]))
+    heart_beat.send()
+    assert beats == [float("inf")] and beat_of[threading.current_thread()] <= time.monotonic()
+
+
 def test_lag_counts_from_the_arrival_of_the_oldest_log_not_delivered(service, clean_environment):
     use_environment(clean_environment, service)
     member = GroupMember(read_settings(settings_for(service)), delivery=None, credential_sources=CredentialSources())

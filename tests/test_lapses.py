@@ -330,6 +330,60 @@ def test_of_copies_that_find_a_group_made_by_hand_the_first_to_write_decides(ser
     assert (outcome.lost, outcome.duplicated) == (0, 0), str(outcome)
 
 
+def without_checkpoints(answer, _):
+    return answer._replace(body=b"[]")
+
+
+def test_an_answer_without_the_checkpoints_that_were_there_begins_no_shard_anew(service, copies):
+    """It would deliver everything again; whoever has made the group anew is told what comes of that."""
+    first = copies.start()
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert first.stop() == 0
+    switch = []
+    mangle = lambda answer, call: without_checkpoints(answer, call) if switch else answer  # noqa: E731
+    with service.add_fault("GetCheckPoint", mangle=mangle), service.add_fault("HeartBeat", hold=True) as held:
+        copy = copies.start(constants={"ShardCheckpoint.GONE_PATIENCE": LIMIT})
+        service.wait_for(lambda: held.hits > 0, LIMIT, "a copy that has seen the checkpoints")
+        switch.append(True)
+        held.remove()
+        service.wait_for(lambda: "MissingCheckPoint" in copy.stderr(), LIMIT, "a word about it")
+    feed(service, 40)
+    wait_until_delivered(service)
+    assert_all_delivered_once(service)
+    assert copy.stop() == 0
+
+
+def test_a_group_that_was_made_anew_under_a_copy_begins_anew_and_that_is_said(service, copies):
+    copy = copies.start(constants={"ShardCheckpoint.GONE_PATIENCE": 0.5})
+    feed(service, 40)
+    wait_until_delivered(service)
+    service.client().delete_consumer_group(PROJECT, SOURCE, GROUP)
+    make_group(service, 10)
+    service.wait_for(lambda: copy.stderr().count("its checkpoint is gone") == 4, LIMIT, "a word of each shard")
+    wait_until_delivered(service)
+    outcome = verdict(service)
+    assert (outcome.lost, outcome.duplicated) == (0, 200)
+    assert copy.stop() == 0
+
+
+def test_a_revoked_shard_whose_checkpoint_gets_no_answer_moves_all_the_same(service, copies):
+    """What is saved then is refused, or is what was delivered: no more than the batch comes twice."""
+    patient = {"RESPONSE_TIMEOUT": 10.0**4, "MAX_RESPONSE_TIMEOUT": 10.0**4, "GRACE": 1.0}
+    first = copies.start(constants=patient)
+    wait_until_begun(service)
+    with service.add_fault("UpdateCheckPoint", hold=True) as held:
+        feed(service, 40)
+        service.wait_for(lambda: held.hits == 4, LIMIT, "checkpoints of all shards without an answer")
+        second = copies.start(constants=patient)
+        service.wait_for(lambda: second.held_shards(service), LIMIT, "shards that have moved")
+    flow = SteadyFeed(service)
+    flow.wait_until_shared(first, second)
+    wait_until_delivered(service)
+    assert_nothing_lost(service, most_repeated=200)
+    assert [first.stop(), second.stop()] == [0, 0]
+
+
 # ---- checkpoints that somebody sets by hand ---------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from harness import (
     free_port,
     get,
     make_log_group,
+    wait_until_begun,
     wait_until_delivered,
     wait_until_joined,
 )
@@ -199,6 +200,20 @@ def test_a_loop_that_stands_still_is_told(service, copies, port, loop, method):
     wait_for_health(service, port, 200)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
+
+
+def test_a_copy_that_has_lost_its_lease_holds_nothing(service, copies):
+    """Others hold its shards by then: summed over copies they would count twice."""
+    port = free_port()
+    copy = copies.start(SLS_METRICS_PORT=str(port))
+    wait_until_begun(service)
+    service.wait_for(lambda: "dispatch_data_shards_held 4\n" in get(port, "/metrics")[1], LIMIT, "all shards")
+    with service.add_fault("HeartBeat", status=503, code="ServerBusy"):
+        with service.add_fault("ListConsumerGroup", status=503, code="ServerBusy"):
+            service.wait_for(lambda: "dispatch_data_shards_held 0\n" in get(port, "/metrics")[1], LIMIT, "none")
+            service.wait_for(lambda: "holds shards none, before: 0,1,2,3" in copy.log(), LIMIT, "a word about it")
+    service.wait_for(lambda: "dispatch_data_shards_held 4\n" in get(port, "/metrics")[1], LIMIT, "all shards again")
+    assert copy.stop() == 0
 
 
 @pytest.mark.slow

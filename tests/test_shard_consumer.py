@@ -83,7 +83,7 @@ class World:
         self.member = types.SimpleNamespace(
             source=self.source, soft_stop=CancelToken(), group="group", group_start=1, former={}, drain=None,
             settings=types.SimpleNamespace(fetch_interval=1.0, cursor_start="begin"), expired_sts_tokens=list,
-            subject="source",
+            subject="source", begun_shards=set(),
             pull_retries=Retries(), checkpoint_retries=Retries(), begin_retries=Retries(),
             entries_since=lambda *_, **__: dict(self.source.entries), take_older_start=lambda _: None,
             first_cursor=lambda _: cursor(self.member.group_start),
@@ -212,6 +212,64 @@ def test_logs_that_retention_took_are_told_whether_or_not_it_is_known_when_the_c
     assert shard.pull_once(5).log_groups == LOG_GROUPS[20:25]
     assert "SKIPPED" in caplog.text
     assert ("an unknown time" in caplog.text) == (not entry.get("updateTime"))
+
+
+def test_a_cursor_beyond_the_end_is_believed_to_be_of_another_logstore_only_after_a_while(world, caplog, monkeypatch):
+    """An answer may be of a moment ago; and nothing has expired where a logstore was made anew."""
+    shard = world.shard_consumer(30)
+    pull_logs, ends = world.source.pull_logs, {"begin": 0, "end": 29}
+
+    def pull_what_is_there(shard_number, begin, *rest):
+        if begin == cursor(30):
+            raise CallError("InvalidCursor", "", 400)
+        return pull_logs(shard_number, begin, *rest)
+
+    world.source.pull_logs = pull_what_is_there
+    world.source.get_cursor = lambda _, where: cursor(ends[where])
+    now = time.monotonic()
+    monkeypatch.setattr(dispatch_data.time, "monotonic", lambda: now)
+    for seconds, end in ((0, 29), (59, 29), (61, 30), (62, 29), (121, 29)):  # it is fine between
+        monkeypatch.setattr(dispatch_data.time, "monotonic", lambda seconds=seconds: now + seconds)
+        ends["end"] = end
+        with pytest.raises(CallError):
+            shard.pull_once(5)
+    assert world.source.pulls == [] and caplog.text == ""
+    ends["end"] = 29
+    monkeypatch.setattr(dispatch_data.time, "monotonic", lambda: now + 123)
+    assert shard.pull_once(5).log_groups == LOG_GROUPS[:5]
+    assert "made anew" in caplog.text and "SKIPPED" not in caplog.text
+
+
+def test_a_revoked_shard_whose_call_gets_no_answer_moves_all_the_same(world, monkeypatch):
+    shard = world.shard_consumer(0)
+    shard.running.add(shard.save_again)
+    assert not shard.is_shutdown()
+    shard.revoked.cancel()
+    later = time.monotonic() + 2 * dispatch_data.GRACE
+    assert not shard.is_shutdown()
+    shard.batch_ended = float("inf")  # a batch that is delivered: it has time as long as puts are accepted
+    monkeypatch.setattr(dispatch_data.time, "monotonic", lambda: later + 100)
+    assert not shard.is_shutdown()
+    shard.batch_ended = later + 90
+    assert not shard.is_shutdown()
+    monkeypatch.setattr(dispatch_data.time, "monotonic", lambda: later + 91 + 2 * dispatch_data.GRACE)
+    assert shard.is_shutdown()
+    shard.checkpoint.delivered = cursor(7)
+    shard.hand_over()
+    assert cursor(7) in world.shard_consumer(0).checkpoint.may_come_late, "it may be saved yet"
+
+
+def test_a_batch_that_is_delivered_has_no_end_until_then(world):
+    shard, ended = world.shard_consumer(0, [batch_of(0, 30)]), []
+
+    def deliver(*_):
+        ended.append(shard.batch_ended)
+        return 30, 0
+
+    world.member.delivery = types.SimpleNamespace(deliver=deliver)
+    before = time.monotonic()
+    shard.deliver()
+    assert ended == [float("inf")] and before <= shard.batch_ended <= time.monotonic()
 
 
 def test_a_batch_is_delivered_saved_and_forgotten(world):
