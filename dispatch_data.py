@@ -4086,7 +4086,7 @@ class ShardCheckpoint:
     """How far one shard is, by the service and by what was delivered, from when it is assigned to a consumer until that
     lets go of it. One task at a time finds it, looks at it or saves it."""
 
-    GONE_PATIENCE = 10.0  # seconds of answers without a checkpoint that was there, before that is believed
+    GONE_ANSWERS, GONE_PATIENCE = 3, 10.0  # answers, and seconds, without a checkpoint that was there: then it is gone
 
     def __init__(self, consumer: Consumer, shard: int, revoked: CancelToken) -> None:
         self.consumer, self.shard, self.revoked = consumer, shard, revoked
@@ -4099,7 +4099,8 @@ class ShardCheckpoint:
         self.may_come_late: deque[str] = consumer.may_come_late.setdefault(shard, deque(maxlen=4))
         self.seen = 0, ""  # updateTime and checkpoint of the service's entry, as last looked at
         self.next_look = time.monotonic() + consumer.heart_beat.interval
-        self.gone_since = float("inf")  # see `doubt_that_it_is_gone`; by the monotonic clock
+        # Since when, by the monotonic clock, and in how many answers it is gone: see `doubt_that_it_is_gone`.
+        self.gone_since, self.gone_answers = float("inf"), 0
         # Entries asked for earlier are stale: they may show the former holder's checkpoint, or an earlier one.
         self.entry_since = consumer.heart_beat.assigned_at
 
@@ -4121,7 +4122,9 @@ class ShardCheckpoint:
             found = entry.get("checkpoint") or ""
             self.seen = entry.get("updateTime") or 0, found
             member.take_older_start(entries)
-            if not found and shard in member.begun_shards:
+            if found:
+                self.gone_since, self.gone_answers = float("inf"), 0
+            elif shard in member.begun_shards:
                 self.doubt_that_it_is_gone()
             # What the first round has made the second reads back, and makes it anew if another copy's checkpoint says
             # by then that the group is older (rule 4 of GroupMember): nothing was pulled yet.
@@ -4146,14 +4149,15 @@ class ShardCheckpoint:
         would be delivered again from where the group began. Raises CallError for some time; then somebody has made the
         group anew."""
         now = time.monotonic()
-        self.gone_since = min(self.gone_since, now)
-        if now - self.gone_since < self.GONE_PATIENCE:
+        self.gone_since, self.gone_answers = min(self.gone_since, now), self.gone_answers + 1
+        if self.gone_answers < self.GONE_ANSWERS or now - self.gone_since < self.GONE_PATIENCE:
             raise CallError("MissingCheckPoint", "shard %d had a checkpoint, and has none by this answer" % self.shard)
         log.warning(
             "%s: shard %s: its checkpoint is gone, as where a group is made anew: it begins as in a new group, by "
             "SLS_CURSOR_START", self.member.subject, self.shard,
         )  # fmt: skip
         self.member.begun_shards.discard(self.shard)
+        self.gone_since, self.gone_answers = float("inf"), 0
 
     def was_last_to_save(self, entry: Mapping[str, Any]) -> bool:
         """Whether nobody has saved or set a checkpoint since this consumer did: by an entry of
@@ -4287,7 +4291,6 @@ class ShardConsumer:
         # After soft_stop nothing begins any more, after hard_stop a batch in flight is given up: see the table above.
         self.soft_stop = CancelToken(self.revoked, consumer.lease, consumer.member.soft_stop)
         self.hard_stop = CancelToken(consumer.lease, consumer.member.soft_stop, grace=GRACE)
-        self.batch_ended = 0.0  # when the last batch did, by the monotonic clock; inf while one is delivered
         self.checkpoint = ShardCheckpoint(consumer, shard, self.revoked)
         self.count_for_target_time = float(self.INITIAL_COUNT)  # LogGroups, by the last batch
         # Written by the task that pulls, and where a checkpoint was loaded or set by hand, or memory was given back:
@@ -4415,7 +4418,9 @@ class ShardConsumer:
         """
         cursor = self.cursor
         try:
-            return self.pull_from(cursor, count)
+            pull = self.pull_from(cursor, count)
+            self.beyond_since = float("inf")
+            return pull
         except CallError as error:
             self.release()  # for there may be many tries
             # By this code the SDK would go on at the newest log and skip what lies between.
@@ -4475,11 +4480,8 @@ class ShardConsumer:
     def deliver_to_targets(self, batch: PullResult) -> PullResult:
         """Delivers the first batch. Returns what is to be saved now: all of it, or its beginning, if that alone was
         delivered. Raises Cancelled where there is nothing to save."""
-        self.batch_began, self.wanted_back, self.batch_ended = time.monotonic(), CancelToken(), float("inf")
-        try:
-            done, beyond = self.member.delivery.deliver(batch, self.soft_stop, self.hard_stop, self.wanted_back)
-        finally:
-            self.batch_ended = time.monotonic()
+        self.batch_began, self.wanted_back = time.monotonic(), CancelToken()
+        done, beyond = self.member.delivery.deliver(batch, self.soft_stop, self.hard_stop, self.wanted_back)
         if not (done or beyond) and self.wanted_back.is_cancelled():
             self.soft_stop.check()
             self.given_back += 1
@@ -4570,13 +4572,11 @@ class ShardConsumer:
 
     def is_shutdown(self) -> bool:
         """Called by the SDK's loop in each turn: whether the shard may move, for nothing of it is in flight, but for a
-        pull perhaps, which is dropped, or a call that has got no answer for long after its batch has ended: what that
-        saves when the shard has moved is refused."""
+        pull perhaps, which is dropped."""
         if not self.revoked.is_cancelled():
             return False
         with self.lock:
-            is_late = time.monotonic() > max(self.revoked.cancelled_at(), self.batch_ended) + 2 * GRACE
-            return is_late or not (self.is_busy() or self.owes_last_save())
+            return not self.is_busy() and not self.owes_last_save()
 
     def hand_over(self) -> None:
         """To be called when it is shut down: whoever of this copy holds the shard next pulls anew, but is told of the
@@ -4584,8 +4584,6 @@ class ShardConsumer:
         if self.checkpoint.saved:  # else it is not known yet, and the former one is still the last
             self.member.former[self.shard] = self.checkpoint
         with self.lock:
-            if self.is_busy():  # with what may be saving this
-                self.checkpoint.may_come_late.append(self.checkpoint.delivered)
             self.batches.clear()
             self.count_memory()
 
@@ -4979,7 +4977,7 @@ class GroupMember(threading.Thread):
         self.had_checkpoints = False  # the group, when this copy joined first
         # Of whoever held a shard last: what was delivered without being saved, and which checkpoints may come late.
         self.former: dict[int, ShardCheckpoint] = {}
-        self.begun_shards: set[int] = set()  # that had a checkpoint when this copy joined, or got one from it since
+        self.begun_shards: set[int] = set()  # those that were seen with a checkpoint, or got one from this copy
         # When the group's entries, of LogstoreApi.get_checkpoints, were asked for, by the monotonic clock, and these.
         self.entries: tuple[float, dict[int, dict[str, Any]]] = -1.0, {}
         self.begin_lock, self.look_lock = threading.Lock(), threading.Lock()  # one call at a time
@@ -5127,6 +5125,7 @@ class GroupMember(threading.Thread):
                 latest = self.entries  # of whoever has asked while this one waited
                 if latest[0] < moment:
                     latest = self.entries = time.monotonic(), self.source.get_checkpoints(self.group)
+                    self.begun_shards.update(shard for shard, entry in latest[1].items() if entry["checkpoint"])
             finally:
                 lock.release()
         return latest[1]
@@ -5165,7 +5164,9 @@ class GroupMember(threading.Thread):
     def measure_lag(self) -> None:
         """Asks for the lag of the shards held; None where it is unknown."""
         try:
-            self.lag = largest_lag(read_shard_status(self.source, self.group, self.held_shards()))
+            consumer, held = self.consumer, self.held_shards()
+            has_lapsed = consumer and consumer.lease.is_cancelled()
+            self.lag = None if has_lapsed else largest_lag(read_shard_status(self.source, self.group, held))
         except Exception:  # any: the thread that tells must go on telling
             self.lag = None
 
@@ -5238,7 +5239,7 @@ METRICS = (
     Metric("copy", "lag_seconds", "Age of the oldest log of these shards that is not yet delivered.",
            lambda it: it.lag if it.held_shards() else None),
     Metric("copy", "routes_differ", "Consumers of the group that have other routes than this copy.",
-           lambda it: None if it.differing is None else len(it.differing)),
+           lambda it: None if (differing := it.differing) is None else len(differing)),
     Metric("copy", "last_heartbeat_timestamp_seconds", "When the service took the last heartbeat.",
            lambda it: it.last_heartbeat),
     Metric("key", "credentials_expire_timestamp_seconds", "When the key ends.", lambda it: it.key and it.key.end),

@@ -367,23 +367,6 @@ def test_a_group_that_was_made_anew_under_a_copy_begins_anew_and_that_is_said(se
     assert copy.stop() == 0
 
 
-def test_a_revoked_shard_whose_checkpoint_gets_no_answer_moves_all_the_same(service, copies):
-    """What is saved then is refused, or is what was delivered: no more than the batch comes twice."""
-    patient = {"RESPONSE_TIMEOUT": 10.0**4, "MAX_RESPONSE_TIMEOUT": 10.0**4, "GRACE": 1.0}
-    first = copies.start(constants=patient)
-    wait_until_begun(service)
-    with service.add_fault("UpdateCheckPoint", hold=True) as held:
-        feed(service, 40)
-        service.wait_for(lambda: held.hits == 4, LIMIT, "checkpoints of all shards without an answer")
-        second = copies.start(constants=patient)
-        service.wait_for(lambda: second.held_shards(service), LIMIT, "shards that have moved")
-    flow = SteadyFeed(service)
-    flow.wait_until_shared(first, second)
-    wait_until_delivered(service)
-    assert_nothing_lost(service, most_repeated=200)
-    assert [first.stop(), second.stop()] == [0, 0]
-
-
 # ---- checkpoints that somebody sets by hand ---------------------------------------------------------------------
 
 

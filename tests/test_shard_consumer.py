@@ -234,42 +234,40 @@ def test_a_cursor_beyond_the_end_is_believed_to_be_of_another_logstore_only_afte
         with pytest.raises(CallError):
             shard.pull_once(5)
     assert world.source.pulls == [] and caplog.text == ""
-    ends["end"] = 29
-    monkeypatch.setattr(dispatch_data.time, "monotonic", lambda: now + 123)
+    shard.cursor = cursor(20)  # a pull that succeeds
+    assert shard.pull_once(5).log_groups == LOG_GROUPS[20:25]
+    shard.cursor, ends["end"] = cursor(30), 29
+    monkeypatch.setattr(dispatch_data.time, "monotonic", lambda: now + 3600)
+    with pytest.raises(CallError):
+        shard.pull_once(5)
+    world.source.pulls.clear()
+    monkeypatch.setattr(dispatch_data.time, "monotonic", lambda: now + 3661)
     assert shard.pull_once(5).log_groups == LOG_GROUPS[:5]
     assert "made anew" in caplog.text and "SKIPPED" not in caplog.text
 
 
-def test_a_revoked_shard_whose_call_gets_no_answer_moves_all_the_same(world, monkeypatch):
-    shard = world.shard_consumer(0)
-    shard.running.add(shard.save_again)
-    assert not shard.is_shutdown()
-    shard.revoked.cancel()
-    later = time.monotonic() + 2 * dispatch_data.GRACE
-    assert not shard.is_shutdown()
-    shard.batch_ended = float("inf")  # a batch that is delivered: it has time as long as puts are accepted
-    monkeypatch.setattr(dispatch_data.time, "monotonic", lambda: later + 100)
-    assert not shard.is_shutdown()
-    shard.batch_ended = later + 90
-    assert not shard.is_shutdown()
-    monkeypatch.setattr(dispatch_data.time, "monotonic", lambda: later + 91 + 2 * dispatch_data.GRACE)
-    assert shard.is_shutdown()
-    shard.checkpoint.delivered = cursor(7)
-    shard.hand_over()
-    assert cursor(7) in world.shard_consumer(0).checkpoint.may_come_late, "it may be saved yet"
-
-
-def test_a_batch_that_is_delivered_has_no_end_until_then(world):
-    shard, ended = world.shard_consumer(0, [batch_of(0, 30)]), []
-
-    def deliver(*_):
-        ended.append(shard.batch_ended)
-        return 30, 0
-
-    world.member.delivery = types.SimpleNamespace(deliver=deliver)
-    before = time.monotonic()
-    shard.deliver()
-    assert ended == [float("inf")] and before <= shard.batch_ended <= time.monotonic()
+def test_a_checkpoint_that_was_there_is_missed_for_a_while_each_time_it_is_gone(world, caplog, monkeypatch):
+    """By three answers at the least; from whoever has saved it."""
+    now = time.monotonic()
+    shard, entries = world.shard_consumer(9), dict(world.source.entries)
+    checkpoint = shard.checkpoint
+    world.member.begun_shards.add(0)
+    for seconds in (0, 1, 9.9):
+        monkeypatch.setattr(dispatch_data.time, "monotonic", lambda seconds=seconds: now + seconds)
+        world.source.entries.clear()
+        with pytest.raises(CallError, match="MissingCheckPoint"):
+            checkpoint.find()
+    world.source.entries.update(entries)
+    checkpoint.find()
+    assert checkpoint.saved == cursor(9) and world.source.saved == []
+    world.source.entries.clear()
+    for seconds in (11, 31):
+        monkeypatch.setattr(dispatch_data.time, "monotonic", lambda seconds=seconds: now + seconds)
+        with pytest.raises(CallError, match="MissingCheckPoint"):
+            checkpoint.find()
+    assert caplog.text == ""
+    checkpoint.find()
+    assert world.source.saved == [cursor(1)] and "its checkpoint is gone" in caplog.text
 
 
 def test_a_batch_is_delivered_saved_and_forgotten(world):
@@ -347,6 +345,7 @@ def member_that_asks(get_checkpoints):
     member.entries, member.group = (-1.0, {}), "group"
     member.begin_lock, member.look_lock = threading.Lock(), threading.Lock()
     member.source = types.SimpleNamespace(get_checkpoints=get_checkpoints)
+    member.begun_shards = set()
     return member
 
 
@@ -358,7 +357,7 @@ def test_whoever_looks_or_begins_waits_for_no_look_that_is_not_answered():
         if len(asked) == 1:
             is_asked.set()
             is_answered.wait(30)
-        return {"asked": asked[-1]}
+        return {asked[-1]: {"checkpoint": cursor(1) if asked[-1] else ""}}
 
     member = member_that_asks(get_checkpoints)
     now, found = time.monotonic(), []
@@ -366,12 +365,13 @@ def test_whoever_looks_or_begins_waits_for_no_look_that_is_not_answered():
     thread.start()
     assert is_asked.wait(10)
     assert member.entries_since(now, is_look=True) is None
-    assert member.entries_since(now) == {"asked": 1}
+    assert list(member.entries_since(now)) == [1]
     is_answered.set()
     thread.join()
     assert len(asked) == 2
     assert member.entries_since(now, is_look=True) is not None
     assert len(asked) == 2, "those that are there will do"
+    assert member.begun_shards == {1}, "whoever has saved their checkpoints"
 
 
 def test_a_failed_look_stands_in_the_way_of_none():
