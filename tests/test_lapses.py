@@ -583,7 +583,8 @@ def test_a_batch_that_is_given_up_calls_its_other_puts_off(service, copies):
         service.wait_for(lambda: fault.hits > 0, LIMIT, "a put in the air")
         service.wait_for(lambda: "a batch failed and is tried again" in copy.stderr(), LIMIT, "a batch given up")
     wait_until_delivered(service)
-    assert_nothing_lost(service, most_repeated=5)
+    # One in the air each time that the batch was given up: on a slow machine that may be more than once by then.
+    assert_nothing_lost(service, most_repeated=5 * fault.hits)
 
 
 def no_threads_while_it_exists(program, switch):
