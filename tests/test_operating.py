@@ -739,6 +739,21 @@ def test_with_a_log_file_a_shared_nohup_out_gets_only_warnings(service, copies):
     assert all(line.startswith(time.strftime("%Y-")) for line in copy.log().splitlines())
 
 
+def test_an_entry_of_a_shard_without_its_checkpoint_is_one_of_a_shard_that_has_none(service, copies):
+    """The service's pages don't say that it is there before there is one."""
+    copy = copies.start()
+    wait_until_begun(service)
+    assert copy.stop() == 0
+
+    def without_its_checkpoint(answer, _):
+        entries = [{"shard": entry["shard"], "updateTime": 0} for entry in json.loads(answer.body)]
+        return answer._replace(body=json.dumps(entries).encode())
+
+    with service.add_fault("GetCheckPoint", mangle=without_its_checkpoint):
+        for action in ("--check", "--status"):
+            assert run(service, action)[0] == 0
+
+
 def test_directories_of_the_machine_that_runs_copies_are_no_business_of_those_that_only_look(service, copies):
     """--status from anywhere, and settings that are tried in CI."""
     copy = copies.start()

@@ -374,6 +374,20 @@ def test_whoever_looks_or_begins_waits_for_no_look_that_is_not_answered():
     assert member.begun_shards == {1}, "whoever has saved their checkpoints"
 
 
+def test_whether_others_have_other_routes_is_unknown_where_the_service_does_not_tell():
+    def get_checkpoints(_):
+        raise REFUSED
+
+    member = member_that_asks(get_checkpoints)
+    member.consumer = types.SimpleNamespace(lease=Lease(60), heart_beat=types.SimpleNamespace(owned={0}))
+    (metric,) = [metric for metric in dispatch_data.METRICS if metric.name == "routes_differ"]
+    member.differing = ["another"]
+    assert metric.read(member) == 1
+    with pytest.raises(CallError):
+        member.compare_routes()
+    assert metric.read(member) is None
+
+
 def test_a_failed_look_stands_in_the_way_of_none():
     def get_checkpoints(_):
         raise REFUSED
