@@ -54,8 +54,8 @@ class Relay:
     def __enter__(self) -> "Relay":
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         listening = asyncio.start_server(self._serve, self.address, 0, limit=self.PIECE)
-        server = asyncio.run_coroutine_threadsafe(listening, self._loop).result()
-        self._port = server.sockets[0].getsockname()[1]
+        self._server = asyncio.run_coroutine_threadsafe(listening, self._loop).result()
+        self._port = self._server.sockets[0].getsockname()[1]
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -63,6 +63,8 @@ class Relay:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _end(self) -> None:
+        self._server.close()  # else who comes now is left half way
+        await asyncio.sleep(0)  # for those that have come
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
