@@ -525,6 +525,12 @@ REGION_PATTERN = re.compile(
     r"(^|/)([a-z]{2}-[a-z0-9-]+?)(-intranet|-internal|-share|-vpc)*\.(log|sls)\.aliyuncs\.com([:/]|$)")
 
 
+def region_in(endpoint: str) -> str:
+    """The region that an endpoint names, "" where it names none."""
+    named = REGION_PATTERN.search(endpoint.lower())
+    return named.group(2) if named else ""
+
+
 @dataclass(frozen=True)
 class LogstoreConfig:
     """One logstore. A target's endpoint, key, region and project are the source's, unless set with _TO for all targets,
@@ -560,8 +566,7 @@ class LogstoreConfig:
     @property
     def known_region(self) -> str:
         """The region in the endpoint's name, else SLS_REGION, else ""."""
-        named = REGION_PATTERN.search(self.endpoint.lower())
-        return named.group(2) if named else self.region
+        return region_in(self.endpoint) or self.region
 
     def may_be_same_as(self, other: LogstoreConfig) -> bool:
         """Whether this may be the same logstore, however the endpoints are written: a project's name is unique within a
@@ -795,13 +800,13 @@ class SettingsParser:
         if not values["region"] and not is_md5_allowed():
             words = "%s must be set: OpenSSL forbids MD5 here, as in FIPS mode; signatures v1 need it, v4 do not"
             self.errors.append(words % variables["SLS_REGION"])
-        named = REGION_PATTERN.search(values["endpoint"].lower())
+        named = region_in(values["endpoint"])
         # Some endpoints leave out the end of a region's name: cn-shenzhen-finance is that of cn-shenzhen-finance-1.
-        if named and values["region"] and not (values["region"] + "-").startswith(named.group(2) + "-"):
+        if named and values["region"] and not (values["region"] + "-").startswith(named + "-"):
             words = "%s: %r is not the region that %s names: signatures for it may be refused; set %s=%s"
             region, endpoint = variables["SLS_REGION"], variables["SLS_ENDPOINT"]
             mended = max(region, endpoint.replace("ENDPOINT", "REGION"), key=len)
-            self.warnings.append(words % (region, values["region"], endpoint, mended, named.group(2)))
+            self.warnings.append(words % (region, values["region"], endpoint, mended, named))
         meaning = "%s=%s takes it" % (credentials_variable, values["credentials"])
         if values["credentials"] == "oidc":
             for name in OIDC_VARIABLES:

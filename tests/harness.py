@@ -316,13 +316,14 @@ def make_group(service: LocalLogService, timeout: int, in_order: bool = False) -
     service.client().create_consumer_group(PROJECT, SOURCE, GROUP, timeout, in_order)
 
 
-def wait_until_delivered(service: LocalLogService) -> None:
-    """Waits until the group's checkpoints have reached the end of the source."""
-    service.wait_for(
-        lambda: group_shards(service) and service.lag(PROJECT, SOURCE, GROUP) == 0,
-        LIMIT,
-        "everything delivered and checkpointed",
-    )
+def is_delivered(service: LocalLogService) -> bool:
+    """Whether the group's checkpoints have reached the end of the source."""
+    return bool(group_shards(service)) and service.lag(PROJECT, SOURCE, GROUP) == 0
+
+
+def wait_until_delivered(service: LocalLogService, limit: float = LIMIT) -> None:
+    """Waits until the group's checkpoints have reached the end of the source, so many seconds at the most."""
+    service.wait_for(lambda: is_delivered(service), limit, "everything delivered and checkpointed")
 
 
 def wait_until_forgotten(service: LocalLogService) -> None:

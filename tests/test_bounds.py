@@ -19,14 +19,13 @@ from aliyun.log.proto import LogGroup as LogGroupMessage
 from assertions import assert_all_delivered_once, assert_nothing_lost, logs_in_flight, puts_arrived
 from conftest import logstore_config
 from harness import (
-    GROUP,
     LIMIT,
     PROGRAM,
     PROJECT,
     SOURCE,
     TARGETS,
     feed,
-    group_shards,
+    is_delivered,
     is_shared,
     make_log_group,
     pulled_at_once,
@@ -70,10 +69,6 @@ def put_separately(service, topics, count, log_size=0, **options):
     service.put(PROJECT, SOURCE, log_groups, **options)
 
 
-def is_delivered(service):
-    return group_shards(service) and service.lag(PROJECT, SOURCE, GROUP) == 0
-
-
 def retries(copy):
     """Puts that failed, by the last summary."""
     return sum(int(count) for count in re.findall(r" retries=(\d+) ", copy.log())[-len(set(TARGETS.values())) :])
@@ -89,7 +84,7 @@ def test_a_backlog_of_large_log_groups_on_many_shards_fits_into_little_memory(se
     for shard in range(64):
         put_separately(service, ["nginx", "sql_audit", "click"], 24, 100 * 1000, shard=shard)
     copy = copies.start()
-    service.wait_for(lambda: is_delivered(service), LONG, "everything delivered")
+    wait_until_delivered(service, LONG)
     assert kernel_says(copy, "VmHWM") <= (450 if IS_PYPY else 200) * 1000  # KB
     assert_all_delivered_once(service)
     assert copy.stop() == 0
@@ -150,7 +145,7 @@ def test_the_largest_log_groups_on_many_shards_fit_into_a_container(service, cop
         service.wait_for(lambda: fault.hits >= 4, LONG, "puts refused")
         service.wait_for(lambda: puts_arrived(service) >= arrived + 6, LONG, "others accepted")
     service.wait_for(lambda: puts_arrived(service) >= arrived + 24, LONG, "most of them accepted")
-    service.wait_for(lambda: is_delivered(service), LONG, "everything delivered")
+    wait_until_delivered(service, LONG)
     assert kernel_says(copy, "VmHWM") <= (450 if IS_PYPY else 300) * 1000  # KB
     assert_all_delivered_once(service)
     assert copy.stop() == 0

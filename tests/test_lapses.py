@@ -330,24 +330,18 @@ def test_of_copies_that_find_a_group_made_by_hand_the_first_to_write_decides(ser
     assert (outcome.lost, outcome.duplicated) == (0, 0), str(outcome)
 
 
-def without_checkpoints(answer, _):
-    return answer._replace(body=b"[]")
-
-
 def test_an_answer_without_the_checkpoints_that_were_there_begins_no_shard_anew(service, copies):
     """It would deliver everything again; whoever has made the group anew is told what comes of that."""
     first = copies.start()
     feed(service, 40)
     wait_until_delivered(service)
     assert first.stop() == 0
-    switch = []
-    mangle = lambda answer, call: without_checkpoints(answer, call) if switch else answer  # noqa: E731
-    with service.add_fault("GetCheckPoint", mangle=mangle), service.add_fault("HeartBeat", hold=True) as held:
+    with service.add_fault("HeartBeat", hold=True) as held:
         copy = copies.start(constants={"ShardCheckpoint.GONE_PATIENCE": LIMIT})
         service.wait_for(lambda: held.hits > 0, LIMIT, "a copy that has seen the checkpoints")
-        switch.append(True)
-        held.remove()
-        service.wait_for(lambda: "MissingCheckPoint" in copy.stderr(), LIMIT, "a word about it")
+        with service.add_fault("GetCheckPoint", mangle=lambda answer, _: answer._replace(body=b"[]")):
+            held.remove()
+            service.wait_for(lambda: "MissingCheckPoint" in copy.stderr(), LIMIT, "a word about it")
     feed(service, 40)
     wait_until_delivered(service)
     assert_all_delivered_once(service)
